@@ -1,0 +1,19 @@
+"""HyperAttention (Han et al., ICLR 2024): attention in near-linear time, forward and backward."""
+
+from hyperattn_core.exact import exact_attention
+from hyperattn_core.functional import hyper_attention
+from hyperattn_core.merge import merge_attention
+from hyperattn_core.oracle import oracle_attention
+from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.plan import AttentionPlan, LevelPlan, make_plan
+
+__all__ = [
+    "AttentionPlan",
+    "HyperAttentionParams",
+    "LevelPlan",
+    "exact_attention",
+    "hyper_attention",
+    "make_plan",
+    "merge_attention",
+    "oracle_attention",
+]

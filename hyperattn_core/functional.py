@@ -1,0 +1,99 @@
+"""The public call: hyper_attention(q, k, v, ...)."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Literal, overload
+
+from torch import Tensor
+
+from hyperattn_core.checks import check_inputs
+from hyperattn_core.exact import default_scale
+from hyperattn_core.oracle import oracle_attention
+from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.plan import AttentionPlan, make_plan
+from hyperattn_core.torch_backend import torch_attention
+
+Backend = Literal["auto", "torch", "oracle"]
+BACKENDS = ("auto", "torch", "oracle")
+
+
+@overload
+def hyper_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = ..., scale: float | None = ..., params: HyperAttentionParams | None = ...,
+    seed: int = ..., plan: AttentionPlan | None = ..., return_lse: Literal[False] = ..., enable_gqa: bool = ..., backend: str = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def hyper_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = ..., scale: float | None = ..., params: HyperAttentionParams | None = ...,
+    seed: int = ..., plan: AttentionPlan | None = ..., return_lse: Literal[True], enable_gqa: bool = ..., backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+def hyper_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    params: HyperAttentionParams | None = None,
+    seed: int = 0,
+    plan: AttentionPlan | None = None,
+    return_lse: bool = False,
+    enable_gqa: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """HyperAttention in near-linear time (Algorithm 3; Algorithm 4 under a causal mask).
+
+    The gradient is the true gradient of the estimator at its plan. Deterministic: the same seed gives the same output.
+
+    Args:
+        q: queries (B, H, Nq, D), float16, bfloat16, float32 or float64.
+        k: keys (B, Hkv, Nk, D).
+        v: values (B, Hkv, Nk, Dv).
+        is_causal: row t sees keys 0..t; needs Nq == Nk.
+        scale: factor of the logits, 1 / sqrt(D) if None.
+        params: the estimator's parameters, HyperAttentionParams() if None.
+        seed: seed of the projections and samples.
+        plan: a plan made before by make_plan; params and seed are then the plan's.
+        return_lse: also return the log-sum-exp (B, H, Nq), differentiable, float32 (float64 for float64 inputs).
+        enable_gqa: allow H to be a multiple of Hkv.
+        backend: "torch" (any device), "oracle" (dense, float64, for tests), or "auto" for the fastest one that fits.
+
+    Returns:
+        out (B, H, Nq, Dv) in the dtype of q; (out, lse) with return_lse.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together, the plan was made for another call, or the backend
+            is unknown.
+    """
+    check_inputs(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
+    if backend not in BACKENDS:
+        near = difflib.get_close_matches(str(backend), BACKENDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}{hint}")
+    if plan is None:
+        plan = make_plan(q, k, params, seed, is_causal=is_causal)
+    else:
+        _check_plan(plan, q, k, is_causal, params)
+    if backend == "oracle":
+        out, lse = oracle_attention(q, k, v, plan, scale)
+        out = out.to(q.dtype)
+    else:
+        out, lse = torch_attention(q, k, v, plan, default_scale(q, scale))
+    return (out, lse) if return_lse else out
+
+
+def _check_plan(plan: AttentionPlan, q: Tensor, k: Tensor, is_causal: bool, params: HyperAttentionParams | None) -> None:
+    shape = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2])
+    if plan.shape != shape:
+        raise ValueError(f"plan was made for (batch, heads, kv_heads, queries, keys) = {plan.shape}, got {shape}")
+    if plan.is_causal != is_causal:
+        raise ValueError(f"plan was made for is_causal={plan.is_causal}, got is_causal={is_causal}")
+    if params is not None and params != plan.params:
+        raise ValueError(f"plan was made with {plan.params}, got {params}; pass one of the two")
+    if plan.levels and plan.levels[0].key_order.device != k.device:
+        raise ValueError(f"plan is on {plan.levels[0].key_order.device}, the inputs are on {k.device}")

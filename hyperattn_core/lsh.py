@@ -1,0 +1,65 @@
+"""Angular locality-sensitive hashing (Algorithm 1): sign projections, bucket codes, their rank along the Gray code."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def bucket_codes(x: Tensor, projections: Tensor) -> Tensor:
+    """Bucket code of every row: bit i is set where the projection on direction i is positive.
+
+    Args:
+        x: rows (..., D), any floating dtype; float16 and bfloat16 are projected in float32.
+        projections: directions (D, r).
+
+    Returns:
+        Codes (...), int32, in [0, 2**r). A projection of zero or NaN leaves its bit unset.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    bits = ((x.to(dtype) @ projections.to(dtype)) > 0).to(dtype)
+    # Weights up to 2**14 are exact in every floating dtype used here, and a product is faster than integer arithmetic.
+    weights = 2.0 ** torch.arange(projections.shape[1], device=x.device, dtype=dtype)
+    return (bits @ weights).to(torch.int32)
+
+
+def gray_rank(codes: Tensor, num_projections: int) -> Tensor:
+    """Rank of each code along the reflected Gray code: the inverse of rank -> rank ^ (rank >> 1).
+
+    Consecutive ranks have codes that differ in exactly one bit, so neighbouring buckets differ in one projection.
+    """
+    rank = codes
+    shift = 1
+    while shift < num_projections:
+        rank = rank ^ (rank >> shift)
+        shift *= 2
+    return rank
+
+
+def hash_ranks(x: Tensor, projections: Tensor) -> Tensor:
+    """Hash rank of every row of x (..., D) under projections (D, r): int32 (...), in [0, 2**r)."""
+    return gray_rank(bucket_codes(x, projections), projections.shape[1])
+
+
+def sort_by_rank(ranks: Tensor, num_ranks: int) -> tuple[Tensor, Tensor]:
+    """Stable sort of every row by hash rank, as one sort over (row, rank) pairs.
+
+    Args:
+        ranks: int32 (R, N), values in [0, num_ranks].  The value num_ranks stands for "no row" and sorts last.
+        num_ranks: 2**r.
+
+    Returns:
+        order: int32 (R, N), a permutation of 0..N-1 per row.
+        starts: int32 (R, num_ranks + 1), where each rank begins in the row's order; the last entry is the number
+            of entries that are not "no row".
+    """
+    num_rows, length = ranks.shape
+    stride = num_ranks + 1
+    dtype = torch.int32 if num_rows * stride < 2**31 else torch.int64
+    row_base = torch.arange(num_rows, device=ranks.device, dtype=dtype).unsqueeze(1)
+    pairs = (ranks.to(dtype) + row_base * stride).view(-1)
+    sorted_pairs, flat_order = torch.sort(pairs, stable=True)
+    wanted = torch.arange(num_rows * stride, device=ranks.device, dtype=dtype)
+    starts = torch.searchsorted(sorted_pairs, wanted, out_int32=True).view(num_rows, stride)
+    order = flat_order.view(num_rows, length).to(torch.int32) - (row_base * length).to(torch.int32)
+    return order, starts - (row_base * length).to(torch.int32)

@@ -1,0 +1,83 @@
+"""HyperAttentionParams: the parameters of the estimator, checked when they are made."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+Sampling = Literal["iid", "stratified"]
+Pairing = Literal["rank", "bucket"]
+
+MAX_NUM_PROJECTIONS = 15
+
+
+@dataclass(frozen=True)
+class HyperAttentionParams:
+    """Parameters of HyperAttention (Han et al., ICLR 2024, Algorithms 1 to 4).
+
+    Attributes:
+        block_size: b, keys per block of the block-diagonal part.
+        sample_size: m, sampled keys shared by all queries of a head (of a node, in the causal recursion).
+            0 leaves the block-diagonal part alone, which is then no unbiased estimate.
+        num_projections: r, hyperplanes of the angular LSH; 2**r buckets.
+        min_seq_len: number of keys up to which attention is exact; the leaf length of the causal recursion.
+        sampling: "iid" draws m keys independently (the paper); "stratified" draws one key from each of m equal
+            slices of the sorted keys: unbiased too, with lower variance, and exact at m = Nk.
+        pairing: "rank" pairs the i-th slice of sorted queries with the i-th block of sorted keys (the paper; under
+            a causal mask not causal in q); "bucket" sends a query to the block that holds the keys of its own hash
+            rank (strictly causal).
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    block_size: int = 256
+    sample_size: int = 256
+    num_projections: int = 7
+    min_seq_len: int = 1024
+    sampling: Sampling = "stratified"
+    pairing: Pairing = "bucket"
+
+    def __post_init__(self) -> None:
+        _check_int("block_size", self.block_size, low=1)
+        _check_int("sample_size", self.sample_size, low=0)
+        _check_int("num_projections", self.num_projections, low=1, high=MAX_NUM_PROJECTIONS)
+        _check_int("min_seq_len", self.min_seq_len, low=1)
+        _check_choice("sampling", self.sampling, get_args(Sampling))
+        _check_choice("pairing", self.pairing, get_args(Pairing))
+
+    @classmethod
+    def paper(cls) -> HyperAttentionParams:
+        """The settings of the paper's speed figure: b = m = 256, 7 projections, leaves of 4,096, uniform samples, rank pairing."""
+        return cls(
+            block_size=256, sample_size=256, num_projections=7, min_seq_len=4096, sampling="iid", pairing="rank"
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> HyperAttentionParams:
+        """Parameters from plain data; a missing key takes its default.
+
+        Raises:
+            ValueError: an unknown key (the nearest known one is named) or a value out of its range.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"unknown parameter {key!r}; allowed: {', '.join(known)}{hint}")
+        return cls(**values)
+
+
+def _check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:
+    allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), allowed, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{hint}")

@@ -1,0 +1,117 @@
+"""HyperAttention in PyTorch for any device: the estimator at a plan and its exact gradient, in linear memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperattn_core.exact import exact_backward, exact_forward, lse_dtype
+from hyperattn_core.plan import AttentionPlan
+from hyperattn_core.torch_tiles import Buffers, LevelTiles, level_backward, level_forward
+
+
+def torch_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> tuple[Tensor, Tensor]:
+    """HyperAttention at a plan (Algorithm 3; Algorithm 4 if the plan is causal), differentiable through both results.
+
+    Args:
+        q: queries (B, H, Nq, D).
+        k: keys (B, Hkv, Nk, D).
+        v: values (B, Hkv, Nk, Dv).
+        plan: made for inputs of these shapes.
+        scale: factor of the logits.
+
+    Returns:
+        out (B, H, Nq, Dv) in the dtype of q, lse (B, H, Nq) in float32 (float64 for float64 inputs).
+    """
+    out, lse = _HyperAttention.apply(q, k, v, plan, scale)
+    return out, lse
+
+
+class _HyperAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> tuple[Tensor, Tensor]:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        out, lse = _forward(q, k, v, plan, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.plan, ctx.scale = plan, scale
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out.contiguous()
+        return (*_backward(grad_out, grad_lse, q, k, v, out, lse, ctx.plan, ctx.scale), None, None)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> tuple[Tensor, Tensor]:
+    if plan.is_exact:
+        return exact_forward(q, k, v, plan.is_causal, scale)
+    batch, heads, num_queries, _ = q.shape
+    dtype, rows = lse_dtype(q), batch * heads * num_queries
+    out = torch.empty(rows + 1, v.shape[3], dtype=dtype, device=q.device)
+    lse = torch.zeros(rows + 1, dtype=dtype, device=q.device)
+    out[-1] = 0.0
+    out_view, lse_view = out[:-1].view(batch, heads, num_queries, -1), lse[:-1].view(batch, heads, num_queries)
+    if plan.leaf_len is not None:
+        for part in leaf_slices(num_queries, plan.leaf_len):
+            leaf_out, leaf_lse = exact_forward(*(as_leaves(x, part, plan.leaf_len) for x in (q, k, v)), True, scale)
+            out_view[:, :, part].unflatten(2, (-1, leaf_out.shape[2])).copy_(from_leaves(leaf_out, batch))
+            lse_view[:, :, part].unflatten(2, (-1, leaf_out.shape[2])).copy_(from_leaves(leaf_lse, batch))
+    scratch = Buffers(dtype, q.device)
+    for level in plan.levels:
+        tiles = LevelTiles(level, k, v, heads, num_queries, scale, dtype)
+        level_forward(tiles, q.view(rows, -1), out, lse, plan.leaf_len is not None, scratch)
+    return out_view.to(q.dtype), lse_view
+
+
+def _backward(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: AttentionPlan, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    if plan.is_exact:
+        return exact_backward(grad_out, q, k, v, out, lse, plan.is_causal, scale, grad_lse)
+    batch, heads, num_queries, _ = q.shape
+    dtype, rows = lse_dtype(q), batch * heads * num_queries
+    dq = torch.zeros(rows + 1, q.shape[3], dtype=dtype, device=q.device)
+    dk, dv = torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)
+    if plan.leaf_len is not None:
+        dq_view = dq[:-1].view(q.shape)
+        for part in leaf_slices(num_queries, plan.leaf_len):
+            leaves = [as_leaves(x, part, plan.leaf_len) for x in (grad_out, q, k, v, out)]
+            flat_lse = [None if x is None else as_leaves(x.unsqueeze(3), part, plan.leaf_len).squeeze(3) for x in (lse, grad_lse)]
+            assert flat_lse[0] is not None
+            grads = exact_backward(*leaves, flat_lse[0], True, scale, flat_lse[1])
+            for whole, leaf in zip((dq_view, dk, dv), grads, strict=True):
+                whole[:, :, part].unflatten(2, (-1, leaf.shape[2])).copy_(from_leaves(leaf, batch))
+    delta = (grad_out.to(dtype) * out.to(dtype)).sum(3)
+    if grad_lse is not None:
+        delta = delta - grad_lse
+    flat_delta = torch.nn.functional.pad(delta.view(-1), (0, 1))
+    flat_lse_inf = torch.nn.functional.pad(lse.reshape(-1), (0, 1), value=torch.inf)
+    scratch = Buffers(dtype, q.device)
+    for level in plan.levels:
+        tiles = LevelTiles(level, k, v, heads, num_queries, scale, dtype)
+        level_backward(
+            tiles, q.view(rows, -1), grad_out.view(rows, -1), flat_lse_inf, flat_delta,
+            dq, dk.view(-1, k.shape[3]), dv.view(-1, v.shape[3]), scratch,
+        )  # fmt: skip
+    return dq[:-1].view(q.shape).to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def leaf_slices(seq_len: int, leaf_len: int) -> list[slice]:
+    """The positions of all full leaves together, then those of the shorter last leaf, if any."""
+    full = seq_len - seq_len % leaf_len
+    return [part for part in (slice(0, full), slice(full, seq_len)) if part.stop > part.start]
+
+
+def as_leaves(x: Tensor, part: slice, leaf_len: int) -> Tensor:
+    """Positions `part` of x (B, H, N, D) as independent leaves (B * leaves, H, length, D), a view where B is 1."""
+    length = min(leaf_len, part.stop - part.start)
+    return x[:, :, part].unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
+
+
+def from_leaves(leaves: Tensor, batch: int) -> Tensor:
+    """The inverse of as_leaves: (B * leaves, H, length, D) to (B, H, leaves, length, D)."""
+    return leaves.unflatten(0, (batch, -1)).transpose(1, 2)

@@ -1,0 +1,3 @@
+"""hyperbench: time and error of approximate attention beside exact attention."""
+
+__version__ = "0.1.0"
