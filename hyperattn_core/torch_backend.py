@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperattn_core.exact import exact_backward, exact_forward, lse_dtype
+from hyperattn_core.merge import merge_into
 from hyperattn_core.plan import AttentionPlan
 from hyperattn_core.torch_tiles import Buffers, LevelTiles, level_backward, level_forward
 
@@ -51,20 +52,29 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float)
         return exact_forward(q, k, v, plan.is_causal, scale)
     batch, heads, num_queries, _ = q.shape
     dtype, rows = lse_dtype(q), batch * heads * num_queries
-    out = torch.empty(rows + 1, v.shape[3], dtype=dtype, device=q.device)
-    lse = torch.zeros(rows + 1, dtype=dtype, device=q.device)
-    out[-1] = 0.0
-    out_view, lse_view = out[:-1].view(batch, heads, num_queries, -1), lse[:-1].view(batch, heads, num_queries)
-    if plan.leaf_len is not None:
-        for part in leaf_slices(num_queries, plan.leaf_len):
-            leaf_out, leaf_lse = exact_forward(*(as_leaves(x, part, plan.leaf_len) for x in (q, k, v)), True, scale)
-            out_view[:, :, part].unflatten(2, (-1, leaf_out.shape[2])).copy_(from_leaves(leaf_out, batch))
-            lse_view[:, :, part].unflatten(2, (-1, leaf_out.shape[2])).copy_(from_leaves(leaf_lse, batch))
     scratch = Buffers(dtype, q.device)
+    if plan.leaf_len is None:
+        tiles = LevelTiles(plan.levels[0], k, v, heads, num_queries, scale, dtype)
+        slot_out, slot_lse = level_forward(tiles, q.view(rows, -1), v.shape[3], scratch)
+        slots = tiles.slot_of_query()
+        out = slot_out.index_select(0, slots).view(batch, heads, num_queries, -1)
+        return out.to(q.dtype), slot_lse.index_select(0, slots).view(batch, heads, num_queries)
+    out = torch.empty(batch, heads, num_queries, v.shape[3], dtype=dtype, device=q.device)
+    lse = torch.empty(batch, heads, num_queries, dtype=dtype, device=q.device)
+    for part in leaf_slices(num_queries, plan.leaf_len):
+        leaf_out, leaf_lse = exact_forward(*(as_leaves(x, part, plan.leaf_len) for x in (q, k, v)), True, scale)
+        out[:, :, part].unflatten(2, (-1, leaf_out.shape[2])).copy_(from_leaves(leaf_out, batch))
+        lse[:, :, part].unflatten(2, (-1, leaf_out.shape[2])).copy_(from_leaves(leaf_lse, batch))
     for level in plan.levels:
         tiles = LevelTiles(level, k, v, heads, num_queries, scale, dtype)
-        level_forward(tiles, q.view(rows, -1), out, lse, plan.leaf_len is not None, scratch)
-    return out_view.to(q.dtype), lse_view
+        slot_out, slot_lse = level_forward(tiles, q.view(rows, -1), v.shape[3], scratch)
+        slots = tiles.slot_of_query().view(batch, heads, num_queries)
+        for part in query_slices(num_queries, level.node_len):
+            for b in range(batch):
+                for h in range(heads):
+                    found = slots[b, h, part]
+                    merge_into(out[b, h, part], lse[b, h, part], slot_out.index_select(0, found), slot_lse.index_select(0, found))
+    return out.to(q.dtype), lse
 
 
 def _backward(
@@ -115,3 +125,8 @@ def as_leaves(x: Tensor, part: slice, leaf_len: int) -> Tensor:
 def from_leaves(leaves: Tensor, batch: int) -> Tensor:
     """The inverse of as_leaves: (B * leaves, H, length, D) to (B, H, leaves, length, D)."""
     return leaves.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def query_slices(seq_len: int, node_len: int) -> list[slice]:
+    """The positions of the queries of each node of a causal level: every second run of node_len positions."""
+    return [slice(i, min(i + node_len, seq_len)) for i in range(node_len, seq_len, 2 * node_len)]

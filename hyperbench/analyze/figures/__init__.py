@@ -1,1 +1,39 @@
-"""One file a figure; each is found by its name."""
+"""One file a figure; each is found by its name.
+
+A figure is a module of this package with a docstring, whose first line says what it shows, and a function
+`build(view: View) -> plotly.graph_objects.Figure` that raises DoesNotFitError where the run does not fit it.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def available() -> dict[str, str]:
+    """The name of every figure with one line on what it shows; no figure is imported."""
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        spec = importlib.util.find_spec(f"{__name__}.{module.name}")
+        if module.name.startswith("_") or spec is None or spec.origin is None:
+            continue
+        doc = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+        found[module.name] = doc.partition("\n")[0].strip()
+    return found
+
+
+def builder(name: str) -> Callable[[Any], Any]:
+    """The `build` function of a figure. Raises ValueError on an unknown name, with the nearest one."""
+    names = available()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown figure {name!r}; allowed: {', '.join(names)}{hint}")
+    build: Callable[[Any], Any] = importlib.import_module(f"{__name__}.{name}").build
+    return build

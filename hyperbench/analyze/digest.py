@@ -1,0 +1,119 @@
+"""A run in a few compact tables, one per masking: what is printed in the terminal and exported as LaTeX or Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hyperbench.analyze.style import passes_in
+from hyperbench.analyze.tables import HYPER_DIMS, records, varying
+from hyperbench.analyze.text import MASK_LABELS, is_null, milliseconds, pass_label, plain, ratio, significant
+from hyperbench.analyze.view import MAIN_ERROR, View
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Digest:
+    """One table of texts: a title, named columns and rows of as many cells; `is_number` columns are aligned right."""
+
+    title: str
+    columns: tuple[str, ...]
+    is_number: tuple[bool, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def digests(view: View, methods_per_table: int | None = None) -> list[Digest]:
+    """A table per masking: a row per length, pass and other varying dimension; time, speedup and error per method.
+
+    With `methods_per_table` the methods are spread over several tables, each with the baseline.
+    """
+    frame = view.timings
+    dims = ["seq_len", *(d for d in varying(frame) if d not in ("seq_len", "method", "is_causal", "pass"))]
+    if frame.duplicated([*dims, "method", "is_causal", "pass"]).any():
+        dims.append("point_id")
+    step = methods_per_table or max(len(view.methods), 1)
+    groups = [view.methods[i : i + step] for i in range(0, len(view.methods), step)] or [[]]
+    tables = []
+    for is_causal in sorted(bool(m) for m in frame["is_causal"].unique()):
+        for methods in groups:
+            title = MASK_LABELS[is_causal] + (f": {', '.join(methods)}" if len(groups) > 1 else "")
+            part = frame[(frame["is_causal"] == is_causal) & frame["method"].isin([*methods, view.baseline])]
+            tables.append(_digest(view, part, methods, dims, title))
+    return tables
+
+
+def _digest(view: View, frame: pd.DataFrame, methods: list[str], dims: list[str], title: str) -> Digest:
+    ranks = {name: index for index, name in enumerate(passes_in(frame["pass"].unique()))}
+    listed = records(frame)
+    has_base = bool((frame["method"] == view.baseline).any())
+    cells: dict[Key, dict[str, Mapping[str, Any]]] = {}
+    base: dict[Key, str] = {}
+    for row in listed:
+        if row["method"] != view.baseline:
+            key = _key(row, dims)
+            cells.setdefault(key, {})[row["method"]] = row
+            base[key] = _time(row, "baseline_")
+    met = {_shape(key, dims) for key in cells}
+    for row in listed:
+        key = _key(row, dims)
+        if row["method"] == view.baseline and _shape(key, dims) not in met:
+            cells.setdefault(key, {})
+            base[key] = _time(row)
+    names = ["n" if d == "seq_len" else d for d in dims] + ["pass"]
+    numeric = [d == "seq_len" or d in _numbers(frame, dims) for d in dims] + [False]
+    if has_base:
+        names.append(view.baseline)
+        numeric.append(True)
+    for method in methods:
+        prefix = f"{method} " if len(methods) > 1 else ""
+        extra = [f"{prefix}error"] if MAIN_ERROR in frame else []
+        names += [method, f"{prefix}speedup", *extra]
+        numeric += [True] * (2 + len(extra))
+    rows = []
+    for key in sorted(cells, key=lambda k: _order(k, ranks)):
+        row_cells = [*key[:-1], pass_label(key[-1])]
+        if has_base:
+            row_cells.append(base[key])
+        for method in methods:
+            row_cells += _method_cells(cells[key].get(method), MAIN_ERROR in frame)
+        rows.append(tuple(row_cells))
+    return Digest(title, tuple(names), tuple(numeric), tuple(rows))
+
+
+def _order(key: Key, ranks: Mapping[str, int]) -> tuple[list[tuple[bool, float, str]], int]:
+    digits = [cell.replace(",", "") for cell in key[:-1]]
+    return [(not d.isdigit(), float(d) if d.isdigit() else 0.0, d) for d in digits], ranks[key[-1]]
+
+
+def _numbers(frame: pd.DataFrame, dims: list[str]) -> set[str]:
+    return {d for d in dims if not any(isinstance(v, str) for v in frame[d].dropna().unique())}
+
+
+def _key(row: Mapping[str, Any], dims: list[str]) -> Key:
+    return (*(f"{int(row[d]):,}" if d == "seq_len" else plain(row[d]) for d in dims), str(row["pass"]))
+
+
+def _shape(key: Key, dims: list[str]) -> Key:
+    """A row's key without parameters of methods, which the baseline lacks."""
+    return (*(cell for cell, dim in zip(key[:-1], dims, strict=True) if dim not in (*HYPER_DIMS, "point_id")), key[-1])
+
+
+def _time(row: Mapping[str, Any], side: str = "") -> str:
+    status = plain(row[f"{side}status"])
+    if is_null(row[f"{side}median_ms"]):
+        return status
+    median, low, high = (float(row[f"{side}{name}"]) for name in ("median_ms", "ci_low_ms", "ci_high_ms"))
+    width = max(median - low, high - median) / median if median > 0 else 0.0
+    text = f"{milliseconds(median)} ±{100 * width:.1f}%"
+    return text if status == "ok" else f"{text} ({status})"
+
+
+def _method_cells(row: Mapping[str, Any] | None, with_error: bool) -> list[str]:
+    if row is None:
+        return [""] * (3 if with_error else 2)
+    return [_time(row), ratio(row["speedup"]), *([significant(row[MAIN_ERROR])] if with_error else [])]

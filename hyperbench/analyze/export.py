@@ -1,0 +1,125 @@
+"""A run for other programs and for papers: tidy tables as CSV or Parquet, compact ones as LaTeX or Markdown."""
+
+from __future__ import annotations
+
+import difflib
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hyperbench.analyze.digest import Digest, digests
+from hyperbench.analyze.tables import add_speedup
+from hyperbench.analyze.view import View, make_view, provenance
+from hyperbench.store import Run, atomic_write, atomic_write_text, load_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = ("csv", "parquet", "latex", "markdown")
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "×": r"$\times$", "µ": r"$\mu$", "±": r"$\pm$", "·": r"$\cdot$", '"': r"\textquotedbl{}",
+}  # fmt: skip
+_MARKDOWN = "\\`*_{}[]<>#|~"
+
+
+def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "flash2") -> list[Path]:
+    """Write a run's tables to `out_dir` (default: the run's folder, export/), each by temporary file and rename.
+
+    csv and parquet give timings (with the speedups over `baseline`), errors and stages; latex and markdown give one
+    file of compact tables. Raises ValueError on an unknown format, a damaged or empty run or a folder that cannot be
+    written.
+    """
+    if fmt not in FORMATS:
+        near = difflib.get_close_matches(fmt, FORMATS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown export format {fmt!r}; allowed: {', '.join(FORMATS)}{hint}")
+    run = load_run(Path(run_dir))
+    if run.timings.empty:
+        raise ValueError(f"{run.path} holds no measurement yet: there is nothing to export")
+    folder = Path(out_dir) if out_dir is not None else run.path / "export"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fmt in ("csv", "parquet"):
+            return _write_tables(run, folder, fmt, baseline)
+        view = make_view(run, baseline)
+        path = folder / ("summary.tex" if fmt == "latex" else "summary.md")
+        atomic_write_text(path, latex(view) if fmt == "latex" else markdown(view))
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from None
+    return [path]
+
+
+def _write_tables(run: Run, folder: Path, fmt: str, baseline: str) -> list[Path]:
+    frames = {"timings": add_speedup(run.timings, baseline), "errors": run.errors, "stages": run.stages}
+    paths = []
+    for name, frame in frames.items():
+        path = folder / f"{name}.{fmt}"
+        atomic_write(path, partial(_write_frame, frame, fmt))
+        paths.append(path)
+    return paths
+
+
+def _write_frame(frame: pd.DataFrame, fmt: str, path: Path) -> None:
+    if fmt == "csv":
+        frame.to_csv(path, index=False)
+        return
+    # A text column that is all null would otherwise lose its type.
+    texts = {name: "string" for name in frame.columns if frame[name].dtype == object}
+    frame.astype(texts).to_parquet(path, index=False)
+
+
+def latex(view: View) -> str:
+    """A LaTeX table per masking; needs no package beyond LaTeX itself."""
+    note = latex_escape("; ".join(provenance(view)))
+    return "\n".join(_latex_table(digest, view.baseline, note) for digest in digests(view))
+
+
+def _latex_table(digest: Digest, baseline: str, note: str) -> str:
+    columns = "".join("r" if is_number else "l" for is_number in digest.is_number)
+    lines = [" & ".join(latex_escape(cell) for cell in row) + r" \\" for row in digest.rows]
+    caption = (
+        f"Attention {latex_escape(digest.title)}: medians, $\\pm$ the wider side of the 95\\,\\% interval; "
+        f"speedup over {latex_escape(baseline)}; error: relative Frobenius. {note}."
+    )
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\hline",
+            " & ".join(latex_escape(name) for name in digest.columns) + r" \\",
+            r"\hline",
+            *lines,
+            r"\hline",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def markdown(view: View) -> str:
+    """A Markdown table per masking, with where it was measured."""
+    blocks = []
+    for digest in digests(view):
+        rule = ["---:" if is_number else ":---" for is_number in digest.is_number]
+        head = [[markdown_escape(name) for name in digest.columns], rule]
+        rows = [[markdown_escape(cell) for cell in row] for row in digest.rows]
+        table = "\n".join("| " + " | ".join(cells) + " |" for cells in [*head, *rows])
+        blocks.append(f"### {markdown_escape(digest.title)}\n\n{table}\n")
+    note = markdown_escape("; ".join(provenance(view)))
+    return "\n".join(
+        [*blocks, f"Medians, ± the wider side of the 95 % interval; error: relative Frobenius. {note}.", ""]
+    )
+
+
+def latex_escape(text: str) -> str:
+    """A text that LaTeX prints letter by letter."""
+    return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
+
+
+def markdown_escape(text: str) -> str:
+    """A text that Markdown prints letter by letter, on one line."""
+    return "".join(f"\\{c}" if c in _MARKDOWN else c for c in " ".join(text.split()))

@@ -1,0 +1,140 @@
+"""Time in ms against sequence length on logarithmic axes, a panel per masking and pass, with fitted slopes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hyperbench.analyze import style
+from hyperbench.analyze.marks import Panel, curve, error_lines, failure_notes, failures, throttled_notes, timing_text
+from hyperbench.analyze.tables import DoesNotFitError, check_single, records
+from hyperbench.analyze.text import MASK_LABELS, escape, pass_label, plain
+from hyperbench.analyze.view import View, provenance, require_timings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+SHOWN = ("method", "is_causal", "pass", "seq_len")
+_PANEL_PX = 290
+
+
+def build(view: View) -> go.Figure:
+    """The figure of a run. Raises DoesNotFitError where nothing was timed or a dimension varies that is not shown."""
+    require_timings(view)
+    check_single(view.timings, SHOWN)
+    from plotly.subplots import make_subplots
+
+    rows = view.timings.sort_values("seq_len", kind="stable")
+    if rows["seq_len"].nunique() < 2:
+        raise DoesNotFitError(f"seq_len has one value, {plain(rows['seq_len'].iloc[0])}: there is no curve to draw")
+    masks = sorted(bool(m) for m in rows["is_causal"].unique())
+    passes = style.passes_in(rows["pass"].unique())
+    fig = make_subplots(
+        rows=len(masks),
+        cols=len(passes),
+        shared_xaxes="all",
+        shared_yaxes="all",
+        vertical_spacing=0.05,
+        horizontal_spacing=0.02,
+        column_titles=[f"<b>{pass_label(p)}</b>" for p in passes],
+    )
+    lengths = [int(n) for n in rows["seq_len"].unique()]
+    y_axis = style.log_axis([*rows["ci_low_ms"].dropna(), *rows["ci_high_ms"].dropna()], pad=0.1)
+    low, high = y_axis["range"]
+    # Head room for the legends inside the panels: curves rise to the right, so the upper left is free.
+    y_axis["range"] = [low, high + 0.2 * (high - low)]
+    for i, is_causal in enumerate(masks):
+        for j, name in enumerate(passes):
+            legend = "legend" if i + j == 0 else f"legend{i * len(passes) + j + 1}"
+            panel = Panel(fig, i + 1, j + 1, set(), legend)
+            part = rows[(rows["is_causal"] == is_causal) & (rows["pass"] == name)]
+            _curves(panel, part, view)
+            failures(panel, part[part["median_ms"].isna()], style.foot(y_axis))
+            fig.update_xaxes(style.seq_len_axis(lengths), row=i + 1, col=j + 1)
+            fig.update_yaxes(y_axis, row=i + 1, col=j + 1)
+            _place_legend(fig, panel, legend)
+        fig.update_yaxes(title_text=f"time in ms<br>{MASK_LABELS[is_causal]}", row=i + 1, col=1)
+    for j in range(len(passes)):
+        fig.update_xaxes(title_text="sequence length n", row=len(masks), col=j + 1)
+    missing = rows[rows["median_ms"].isna()]
+    style.finish(
+        fig,
+        title=f"Time of {', '.join(str(m) for m in rows['method'].unique())} over sequence length",
+        subtitle=f"{view.environment.get('machine') or 'machine not recorded'}; medians with 95 % intervals",
+        provenance=provenance(view),
+        notes=[
+            "Slopes: time grows as n to that power; least squares of log time over the larger half of the lengths.",
+            *throttled_notes(rows[rows["status"] == "throttled"]),
+            *failure_notes(missing),
+        ],
+        plot_height=_PANEL_PX * len(masks),
+    )
+    fig.update_layout(margin={"r": 40})
+    return fig
+
+
+def fitted_slope(lengths: Sequence[int], times_ms: Sequence[float]) -> float | None:
+    """The exponent p of time ~ n^p by least squares in log-log over the larger half of the lengths; None below two."""
+    pairs = sorted(zip(lengths, times_ms, strict=True))
+    pairs = pairs[-max(2, math.ceil(len(pairs) / 2)) :]
+    xs = [math.log(n) for n, _ in pairs]
+    if len(set(xs)) < 2:
+        return None
+    ys = [math.log(ms) for _, ms in pairs]
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    over = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
+    return over / sum((x - mean_x) ** 2 for x in xs)
+
+
+def _curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
+    methods = list(view.timings["method"].unique())
+    colors = style.method_colors(methods, view.baseline)
+    for index, method in enumerate(methods):
+        line = part[part["method"] == method]
+        timed = line[line["median_ms"] > 0]
+        if timed.empty:
+            continue
+        slope = fitted_slope([int(n) for n in timed["seq_len"]], [float(v) for v in timed["median_ms"]])
+        power = f"  ∝ n<sup>{slope:.2f}</sup>" if slope is not None else ""
+        curve(
+            panel,
+            [int(n) for n in line["seq_len"]],
+            list(line["median_ms"]),
+            low=list(line["ci_low_ms"]),
+            high=list(line["ci_high_ms"]),
+            name=f"{escape(method)}{power}",
+            group=str(method),
+            color=colors[method],
+            symbol=("square", "circle", "diamond", "triangle-up", "cross", "star")[index % 6],
+            size=7,
+            hollow=[s == "throttled" for s in line["status"]],
+            hover=[
+                "<br>".join(
+                    [
+                        f"<b>{escape(r['method'])}, {pass_label(r['pass'])}, n = {int(r['seq_len']):,}</b>",
+                        timing_text(r),
+                        *([] if method == view.baseline else error_lines(r, view.timings)),
+                    ]
+                )
+                for r in records(line)
+            ],
+        )
+
+
+def _place_legend(fig: go.Figure, panel: Panel, legend: str) -> None:
+    subplot = fig.get_subplot(panel.row, panel.col)
+    fig.update_layout(
+        {
+            legend: {
+                "x": subplot.xaxis.domain[0] + 0.006,
+                "xanchor": "left",
+                "y": subplot.yaxis.domain[1] - 0.005,
+                "yanchor": "top",
+                "bgcolor": "rgba(255,255,255,0.75)",
+                "font": {"size": 11},
+                "tracegroupgap": 0,
+            }
+        }
+    )

@@ -1,0 +1,71 @@
+"""Figures of a run as files: HTML that opens offline, and images where an exporter and a browser are present."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hyperbench.analyze.tables import DoesNotFitError, parse_filters
+
+FORMATS = ("html", "png", "svg", "pdf")
+
+
+@dataclass(frozen=True)
+class PlotResult:
+    """The files that were written, and one line for each thing the user should know (what did not fit, and why)."""
+
+    paths: list[Path] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+
+
+def plot_run(
+    run_dir: Path,
+    figures: list[str] | None,
+    formats: list[str],
+    out_dir: Path | None,
+    baseline: str = "flash2",
+) -> PlotResult:
+    """Write figures of a run to `out_dir` (default: the run's folder, figures/), each by temporary file and rename.
+
+    `figures` holds names, and filters such as `input=gaussian` that choose part of the run; without a name every
+    figure that fits is made and the others are messages. Raises ValueError on an unknown name, format or filter, on a
+    damaged run, and where a figure that was asked for by name does not fit the run.
+    """
+    from hyperbench.analyze.figures import available, builder
+    from hyperbench.analyze.render import write_figures
+    from hyperbench.analyze.view import make_view
+    from hyperbench.store import load_run
+
+    asked = figures or []
+    names = [text for text in asked if "=" not in text]
+    where = parse_filters(text for text in asked if "=" in text)
+    builders = {name: builder(name) for name in (dict.fromkeys(names) or available())}
+    kinds = _check_formats(formats)
+    view = make_view(load_run(Path(run_dir)), baseline, where)
+
+    result = PlotResult()
+    made = {}
+    for name, build in builders.items():
+        try:
+            made[name] = build(view)
+        except DoesNotFitError as error:
+            if name in names:
+                raise ValueError(f"figure {name!r} does not fit this run: {error}") from None
+            result.messages.append(f"{name} left out: {error}")
+    folder = Path(out_dir) if out_dir is not None else Path(run_dir) / "figures"
+    if made:
+        paths, messages = write_figures(made, folder, kinds)
+        result.paths.extend(paths)
+        result.messages.extend(messages)
+    return result
+
+
+def _check_formats(formats: list[str]) -> list[str]:
+    wanted = [part.strip().lower() for text in formats for part in text.split(",") if part.strip()]
+    for kind in wanted:
+        if kind not in FORMATS:
+            near = difflib.get_close_matches(kind, FORMATS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown figure format {kind!r}; allowed: {', '.join(FORMATS)}{hint}")
+    return list(dict.fromkeys(wanted)) or ["html"]

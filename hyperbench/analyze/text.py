@@ -1,0 +1,79 @@
+"""Numbers and names as a reader sees them: the same in figures, tables and exports."""
+
+from __future__ import annotations
+
+import html
+import math
+import numbers
+from typing import Any
+
+PASS_LABELS = {"forward": "forward", "forward_backward": "forward+backward", "backward": "backward"}
+MASK_LABELS = {False: "without causal masking", True: "with causal masking"}
+
+
+def is_null(value: Any) -> bool:
+    """Whether a table's cell holds no value (None, NaN or pandas' NA)."""
+    if value is None:
+        return True
+    if isinstance(value, float):
+        return math.isnan(value)
+    return type(value).__name__ in ("NAType", "NaTType")
+
+
+def escape(value: Any) -> str:
+    """A text of a run made safe for HTML and for plotly's markup: shown letter by letter, never interpreted."""
+    return html.escape(str(value), quote=True)
+
+
+def plain(value: Any) -> str:
+    """A cell as text: 256.0 is "256", True is "true", null is ""."""
+    if is_null(value):
+        return ""
+    if type(value).__name__ in ("bool", "bool_"):
+        return "true" if value else "false"
+    if isinstance(value, numbers.Real) and float(value).is_integer():
+        return str(int(float(value)))
+    return str(value)
+
+
+def significant(value: Any, digits: int = 3) -> str:
+    """A number with so many significant digits, thousands separated, never in exponent form from 1e-4 on."""
+    if is_null(value):
+        return ""
+    number = float(value)
+    if not math.isfinite(number):
+        return str(number)
+    if number == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(number)))
+    if magnitude < -4:
+        return f"{number:.{digits - 1}e}"
+    return f"{number:,.{max(0, digits - 1 - magnitude)}f}"
+
+
+def milliseconds(value: Any) -> str:
+    """A duration given in ms with its unit: µs, ms or s, whichever reads best."""
+    if is_null(value):
+        return ""
+    number = float(value)
+    if 0 < number < 0.1:
+        return f"{significant(number * 1e3)} µs"
+    if number >= 10_000:
+        return f"{significant(number / 1e3)} s"
+    return f"{significant(number)} ms"
+
+
+def ratio(value: Any) -> str:
+    """A speedup with its sign: 54.3×."""
+    return "" if is_null(value) else f"{significant(value)}×"
+
+
+def thousands(value: Any) -> str:
+    """A length as the field writes it on an axis: 512, 4k, 65k, 131k."""
+    number = int(value)
+    return f"{number // 1000}k" if number >= 1000 else str(number)
+
+
+def pass_label(name: str) -> str:
+    """The name of a pass in words; an unknown one stands as it is."""
+    return PASS_LABELS.get(name, name)

@@ -1,0 +1,190 @@
+"""The points of a run in the order they are measured, what each of them still needs, and what it is likely to cost.
+
+No torch: this is the parent's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hyperbench.config import PointConfig, RunConfig
+from hyperbench.measure.flops import exact_flops, hyper_flops
+from hyperbench.schema import ErrorRow, Pass, Point, Record, Status, Timing
+from hyperbench.validate import ErrorConfig
+
+Key = tuple[str, str, int] | tuple[str, int, str]
+#: Every point's error rows, in the order they are written; lse_mean_abs comes first where a method has a log-sum-exp.
+_OUTPUT_METRICS = ("out_rel_fro", "out_max_abs", "out_row_rel_p50", "out_row_rel_p90", "out_row_rel_p99")
+_GRAD_METRICS = ("dq_rel_fro", "dk_rel_fro", "dv_rel_fro")
+_CONTEXT_METRICS = ("mean_v_rel_fro", "zero_rel_fro")
+#: Parts of a call that count no operations, relative to exact attention's rate; for the estimate of time only.
+_OVERHEAD_S = 2e-3
+_APPROXIMATE_RATE = 0.5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A point of the grid, and whether its method claims to be exact."""
+
+    point: Point
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What a cell still needs in one round: passes to time, seeds whose error is to be measured."""
+
+    cell: Cell
+    passes: tuple[Pass, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells on the same input of the same shape and masking: one reference serves them all."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def key(self) -> str:
+        """What tells the group from others of the run: the id of its first point."""
+        return self.cells[0].point.point_id
+
+    @property
+    def label(self) -> str:
+        """The group in a few words, for progress and logs."""
+        point = self.cells[0].point
+        masking = "causal" if point.is_causal else "non-causal"
+        return f"{point.input} n={point.seq_len:,} heads={point.heads} {masking} {point.dtype}"
+
+
+def resolve(config: RunConfig, defaults: Mapping[str, Mapping[str, Any]]) -> tuple[Cell, ...]:
+    """The cells of a configuration, null parameters filled in from `defaults` (target -> parameter -> value)."""
+    cells: dict[str, Cell] = {}
+    for configured in config.points:
+        known = defaults.get(configured.target, {})
+        hyper = {name: known.get(name) if value is None else value for name, value in configured.hyper.items()}
+        point = _point(configured, hyper, config.device.name)
+        cells.setdefault(point.point_id, Cell(point, configured.exact))
+    return tuple(cells.values())
+
+
+def group(cells: Sequence[Cell]) -> tuple[Group, ...]:
+    """Cells grouped by input, shape and masking, the cheap groups first."""
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        p = cell.point
+        params = tuple(sorted(p.input_params.items()))
+        shape = (p.batch, p.heads, p.kv_heads, p.seq_len, p.head_dim)
+        groups.setdefault((shape, p.is_causal, p.dtype, p.input, params, p.seed), []).append(cell)
+    return tuple(Group(tuple(found)) for found in sorted(groups.values(), key=lambda found: _work(found[0].point)))
+
+
+def todo(cell: Cell, passes: Iterable[str], error: ErrorConfig, round_: int, finished: set[Key]) -> Todo:
+    """What a cell needs in a round, given the keys of the records that are there; errors belong to the first round."""
+    point = cell.point
+    timed = tuple(Pass(p) for p in passes if (point.point_id, str(p), round_) not in finished)
+    seeds: tuple[int, ...] = ()
+    if round_ == 0:
+        wanted = expected_metrics(point, passes, error)
+        seeds = tuple(
+            seed
+            for seed in draw_seeds(point, error)
+            if any((point.point_id, seed, metric) not in finished for metric in wanted)
+        )
+    return Todo(cell, timed, seeds)
+
+
+def draw_seeds(point: Point, error: ErrorConfig) -> tuple[int, ...]:
+    """The seeds of the draw whose error is measured; a method without a seed has one answer, under the input's seed."""
+    return error.seeds if point.hyper.get("seed") is not None else (point.seed,)
+
+
+def wants_grads(point: Point, passes: Iterable[str], error: ErrorConfig) -> bool:
+    """Whether gradients are compared at a point: a backward pass is asked for and the length is within the limit."""
+    limit = error.grad_max_seq_len
+    return any(p != Pass.FORWARD for p in passes) and (limit is None or point.seq_len <= limit)
+
+
+def expected_metrics(point: Point, passes: Iterable[str], error: ErrorConfig) -> tuple[str, ...]:
+    """The metrics that every method has at a point."""
+    metrics = list(_OUTPUT_METRICS)
+    if point.seq_len <= error.operator_norm_max_seq_len:
+        metrics.append("out_rel_op")
+    if wants_grads(point, passes, error):
+        metrics.extend(_GRAD_METRICS)
+    return (*metrics, *_CONTEXT_METRICS)
+
+
+def failed_records(
+    wanted: Todo, passes: Iterable[str], error: ErrorConfig, protocol: str, round_: int, status: Status, message: str
+) -> Iterator[Record]:
+    """A row of the given status for everything that a cell still needs."""
+    point = wanted.cell.point
+    for pass_ in wanted.passes:
+        yield Timing(point, pass_, protocol, round_, status, message=message)
+    for seed in wanted.seeds:
+        for metric in expected_metrics(point, passes, error):
+            yield ErrorRow(point, seed, metric, None, status, message)
+
+
+def estimate_s(wanted: Todo, config: RunConfig, flops_per_s: float) -> dict[str, float]:
+    """Seconds that the parts of a cell are likely to take: its `check` (errors too), and each pass to be timed."""
+    if not wanted.passes and not wanted.seeds:
+        return {}
+    protocol = config.protocol
+    call_s = {pass_: _call_s(wanted.cell, pass_, flops_per_s) for pass_ in Pass}
+    parts = {"check": call_s[Pass.FORWARD] + call_s[Pass.FORWARD_BACKWARD] * max(1, len(wanted.seeds))}
+    for pass_ in wanted.passes:
+        fitting = min(protocol.max_samples, protocol.budget_s[pass_] / call_s[pass_])
+        # Steady calls reach their precision well before the budget.
+        samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
+        parts[str(pass_)] = samples * call_s[pass_]
+        if call_s[pass_] < protocol.skip_warmup_above_s:
+            parts[str(pass_)] += protocol.warmup_min_calls * call_s[pass_] + protocol.warmup_min_s
+    return parts
+
+
+def expects_skip(point: Point, oom: Iterable[Point]) -> Point | None:
+    """A shorter or equal point of the same method and configuration that ran out of memory, or None."""
+    for other in oom:
+        if _but_length(other) == _but_length(point) and point.seq_len >= other.seq_len and point != other:
+            return other
+    return None
+
+
+def _but_length(point: Point) -> dict[str, Any]:
+    return {name: value for name, value in point.as_dict().items() if name != "seq_len"}
+
+
+def _call_s(cell: Cell, pass_: Pass, flops_per_s: float) -> float:
+    p = cell.point
+    sizes = {name: p.hyper.get(name) for name in ("block_size", "sample_size", "min_seq_len")}
+    if all(isinstance(size, int) for size in sizes.values()):
+        flops = hyper_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_, **sizes) / _APPROXIMATE_RATE
+    elif cell.exact:
+        flops = exact_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_)
+    else:
+        flops = 0.0
+    return flops / flops_per_s + _OVERHEAD_S
+
+
+def _work(point: Point) -> tuple[float, bool]:
+    return (float(point.batch * point.heads * point.head_dim) * point.seq_len**2, point.is_causal)
+
+
+def _point(configured: PointConfig, hyper: dict[str, Any], device: str) -> Point:
+    return Point(
+        method=configured.method,
+        target=configured.target,
+        device=device,
+        dtype=configured.dtype,
+        is_causal=configured.is_causal,
+        input=configured.input,
+        seed=configured.seed,
+        hyper=hyper,
+        input_params=dict(configured.input_params),
+        **configured.shape,
+    )

@@ -1,0 +1,290 @@
+"""Measures one group of cells in this process: reference, checks and errors of each cell, then the passes in turns."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperbench.measure import accuracy, grid
+from hyperbench.measure.clock import Clock
+from hyperbench.measure.failures import classify, poisons_device
+from hyperbench.measure.inputs import make_grad_output, make_inputs
+from hyperbench.measure.memory import Gauge
+from hyperbench.measure.methods import registry
+from hyperbench.measure.reference import Reference, make_reference
+from hyperbench.measure.sampler import Sampler, interleave
+from hyperbench.measure.wire import Task
+from hyperbench.schema import ErrorRow, Pass, Point, Record, Status, Timing, to_json
+
+Emit = Callable[[dict[str, Any]], object]
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass
+class Candidate:
+    """A cell under measurement: its method, the peak memory of each pass, and the passes that failed their check."""
+
+    wanted: grid.Todo
+    method: registry.Method
+    peaks: dict[Pass, int] = field(default_factory=dict)
+    failed: dict[Pass, tuple[Status, str]] = field(default_factory=dict)
+
+    @property
+    def point(self) -> Point:
+        """The cell's point."""
+        return self.wanted.cell.point
+
+    def call(self, q: Tensor, k: Tensor, v: Tensor, seed: int | None = None) -> Tensor:
+        """The method on these inputs, under another seed of the draw if one is given."""
+        return self.method.function(q, k, v, is_causal=self.point.is_causal, **self.hyper(seed))
+
+    def hyper(self, seed: int | None) -> dict[str, Any]:
+        """The method's parameters, the seed of the draw replaced where there is one."""
+        replaced = seed is not None and self.point.hyper.get("seed") is not None
+        return {**self.point.hyper, "seed": seed} if replaced else dict(self.point.hyper)
+
+
+class GroupMeasurement:
+    """One task; `run` writes its records through `emit` as they are finished.
+
+    `poisoned` tells that an error left the device unusable in this process: `run` ended early, the rest is still to do.
+    """
+
+    def __init__(self, task: Task, emit: Emit, clock: Clock, gauge: Gauge) -> None:
+        self._task = task
+        self._emit = emit
+        self._clock = clock
+        self._gauge = gauge
+        self._reference: Reference | None = None
+        self._context: dict[str, float] = {}
+        self.poisoned = False
+
+    def run(self) -> None:
+        """Measure everything the task asks for; whatever the measured code raises becomes rows."""
+        candidates = [c for c in map(self._candidate, self._task.todos) if c is not None]
+        if not candidates:
+            return
+        point = candidates[0].point
+        self._begin("inputs", point)
+        inputs, grad_output = make_inputs(point), make_grad_output(point)
+        if any(c.wanted.seeds for c in candidates) and not self._task.no_reference:
+            self._begin("reference", point)
+            self._make_reference(point, inputs, grad_output)
+        passing = []
+        for candidate in candidates:
+            self._begin("check", candidate.point)
+            try:
+                self._check(candidate, inputs, grad_output)
+                passing.append(candidate)
+            except Exception as error:  # of the measured code
+                self._fail(candidate.wanted, *self._classify(error, candidate))
+            _release()
+            if self.poisoned:
+                return
+        for pass_ in map(Pass, self._task.passes):
+            if self.poisoned:
+                return
+            self._time(pass_, [c for c in passing if pass_ in c.wanted.passes], inputs, grad_output)
+            _release()
+
+    def _candidate(self, wanted: grid.Todo) -> Candidate | None:
+        point = wanted.cell.point
+        method = registry.find(point.target)
+        reason = method.why_unsupported(point.device, point.dtype)
+        if reason is None:
+            return Candidate(wanted, method)
+        self._fail(wanted, Status.UNSUPPORTED, reason)
+        return None
+
+    def _make_reference(self, point: Point, inputs: Inputs, grad_output: Tensor) -> None:
+        error = self._task.error
+        in_float64 = point.dtype == "float64" or point.seq_len <= error.float64_max_seq_len
+        self._reference = make_reference(
+            *inputs,
+            grad_output if grid.wants_grads(point, self._task.passes, error) else None,
+            is_causal=point.is_causal,
+            num_rows=error.rows,
+            dtype=torch.float64 if in_float64 else torch.float32,
+            operator_norm=point.seq_len <= error.operator_norm_max_seq_len,
+            seed=point.seed,
+        )
+        self._context = accuracy.trivial_errors(*inputs, self._reference, point.is_causal)
+        _release()
+
+    def _check(self, candidate: Candidate, inputs: Inputs, grad_output: Tensor) -> None:
+        """Run each pass once, gauge its memory and refuse a wrong answer; then write the errors of every seed."""
+        with torch.no_grad():
+            level = self._gauge.reset()
+            out = candidate.call(*inputs)
+            high = self._gauge.high_bytes()
+        accuracy.check_output(out, inputs[0], inputs[2])
+        if high is not None:
+            candidate.peaks[Pass.FORWARD] = max(0, high - level)
+        errors = accuracy.output_errors(out, self._reference) if self._reference else {}
+        del out
+        if candidate.wanted.cell.exact:
+            accuracy.check_exact(errors, candidate.point.dtype)
+        if any(p != Pass.FORWARD for p in self._task.passes):
+            try:
+                errors |= self._check_grads(candidate, inputs, grad_output)
+            except Exception as error:  # of the measured code; the forward pass is sound and stays
+                candidate.failed = dict.fromkeys((Pass.BACKWARD, Pass.FORWARD_BACKWARD), self._classify(error, candidate))
+        if self._reference is None:
+            reason = self._task.no_reference or "no reference was made"
+            self._fail(grid.Todo(candidate.wanted.cell, (), candidate.wanted.seeds), Status.ERROR, reason)
+            return
+        own_seed = candidate.point.hyper.get("seed", candidate.point.seed)
+        for seed in candidate.wanted.seeds:
+            self._errors_of_seed(candidate, seed, inputs, grad_output, errors if seed == own_seed else None)
+
+    def _check_grads(self, candidate: Candidate, inputs: Inputs, grad_output: Tensor) -> dict[str, float]:
+        """One forward and backward pass: its peaks, its gate, and the gradients' errors where they are compared."""
+        leaves = _as_leaves(inputs)
+        start = self._gauge.reset()
+        out = candidate.call(*leaves)
+        forward_high = self._gauge.high_bytes()
+        middle = self._gauge.reset()
+        raw = _gradients(out, leaves, grad_output)
+        backward_high = self._gauge.high_bytes()
+        del out
+        grads = accuracy.check_grads(raw, inputs)
+        if forward_high is not None and backward_high is not None:
+            candidate.peaks[Pass.BACKWARD] = max(0, backward_high - middle)
+            candidate.peaks[Pass.FORWARD_BACKWARD] = max(0, max(forward_high, backward_high) - start)
+        if self._reference is None or self._reference.grads is None:
+            return {}
+        errors = accuracy.grad_errors(grads, self._reference)
+        if candidate.wanted.cell.exact:
+            accuracy.check_exact(errors, candidate.point.dtype)
+        return errors
+
+    def _errors_of_seed(
+        self, candidate: Candidate, seed: int, inputs: Inputs, grad_output: Tensor, known: dict[str, float] | None
+    ) -> None:
+        """Write the error rows of one seed of the draw; `known` are those of the check, if it ran under this seed."""
+        assert self._reference is not None
+        errors = dict(known or {})
+        with torch.no_grad():
+            if candidate.method.with_lse is not None:
+                out, lse = candidate.method.with_lse(*inputs, is_causal=candidate.point.is_causal, **candidate.hyper(seed))
+                errors = {**accuracy.lse_errors(lse, self._reference), **errors}
+            elif known is None:
+                out = candidate.call(*inputs, seed)
+            if known is None:
+                errors |= accuracy.output_errors(accuracy.check_output(out, inputs[0], inputs[2]), self._reference)
+        if known is None and self._reference.grads is not None and not candidate.failed:
+            leaves = _as_leaves(inputs)
+            raw = _gradients(candidate.call(*leaves, seed), leaves, grad_output)
+            errors |= accuracy.grad_errors(accuracy.check_grads(raw, inputs), self._reference)
+        errors |= self._context
+        for metric, value in errors.items():
+            self._write(ErrorRow(candidate.point, seed, metric, value))
+        for metric in grid.expected_metrics(candidate.point, self._task.passes, self._task.error):
+            if metric not in errors:
+                status, message = candidate.failed[Pass.BACKWARD]
+                self._write(ErrorRow(candidate.point, seed, metric, None, status, message))
+
+    def _time(self, pass_: Pass, candidates: list[Candidate], inputs: Inputs, grad_output: Tensor) -> None:
+        """Time one pass of all cells in turns and write a row for each."""
+        timed: list[tuple[Candidate, Sampler]] = []
+        budget_s = self._task.protocol.budget_s[pass_]
+        for candidate in candidates:
+            if pass_ in candidate.failed:
+                self._write(self._failed_timing(candidate, pass_, *candidate.failed[pass_]))
+                continue
+            self._begin("prepare", candidate.point, pass_)
+            try:
+                call = _timed_call(candidate, pass_, inputs, grad_output)
+            except Exception as error:  # of the measured code
+                self._write(self._failed_timing(candidate, pass_, *self._classify(error, candidate)))
+                continue
+            timed.append((candidate, Sampler(call, self._clock, self._task.protocol, budget_s)))
+        interleave(
+            [sampler for _, sampler in timed],
+            budget_s / self._task.protocol.slices,
+            lambda index: self._begin("time", timed[index][0].point, pass_),
+        )
+        for candidate, sampler in timed:
+            if sampler.failure is not None:
+                self._write(self._failed_timing(candidate, pass_, *self._classify(sampler.failure, candidate)))
+            else:
+                self._write(self._timing(candidate, pass_, sampler))
+
+    def _timing(self, candidate: Candidate, pass_: Pass, sampler: Sampler) -> Timing:
+        point = candidate.point
+        return Timing(
+            point=point,
+            pass_=pass_,
+            protocol=self._task.protocol.name,
+            round=self._task.round,
+            status=Status.OK,
+            implementation=candidate.method.implementation(point.device),
+            stop_reason=sampler.stop_reason,
+            samples_ms=tuple(sampler.samples_ms),
+            warmup_ms=tuple(sampler.warmup_ms),
+            peak_memory_bytes=candidate.peaks.get(pass_),
+            exact_equivalent_flops=registry.exact_equivalent_flops(point, pass_),
+            executed_flops=candidate.method.executed_flops(point, pass_, candidate.wanted.cell.exact),
+            message=sampler.note,
+        )
+
+    def _failed_timing(self, candidate: Candidate, pass_: Pass, status: Status, message: str) -> Timing:
+        implementation = candidate.method.implementation(candidate.point.device)
+        task = self._task
+        return Timing(candidate.point, pass_, task.protocol.name, task.round, status, implementation, message=message)
+
+    def _fail(self, wanted: grid.Todo, status: Status, message: str) -> None:
+        task = self._task
+        for record in grid.failed_records(
+            wanted, task.passes, task.error, task.protocol.name, task.round, status, message
+        ):
+            self._write(record)
+
+    def _classify(self, error: Exception, candidate: Candidate) -> tuple[Status, str]:
+        status, message = classify(error)
+        self.poisoned = self.poisoned or poisons_device(status, candidate.point.device)
+        return status, message
+
+    def _write(self, record: Record) -> None:
+        self._emit({"event": "record", "record": to_json(record)})
+
+    def _begin(self, unit: str, point: Point, pass_: Pass | None = None) -> None:
+        self._emit({"event": "begin", "unit": unit, "point_id": point.point_id, "pass": pass_ and str(pass_)})
+
+
+def _timed_call(candidate: Candidate, pass_: Pass, inputs: Inputs, grad_output: Tensor) -> Callable[[], object]:
+    if pass_ is Pass.FORWARD:
+
+        def forward() -> object:
+            with torch.no_grad():
+                return candidate.call(*inputs)
+
+        return forward
+    leaves = _as_leaves(inputs)
+    if pass_ is Pass.FORWARD_BACKWARD:
+        return lambda: _gradients(candidate.call(*leaves), leaves, grad_output)
+    # One graph serves all samples: building it anew would cost a forward pass per sample.
+    out = candidate.call(*leaves)
+    return lambda: torch.autograd.grad(out, leaves, grad_output, retain_graph=True)
+
+
+def _as_leaves(inputs: Inputs) -> Inputs:
+    q, k, v = (x.detach().requires_grad_() for x in inputs)
+    return q, k, v
+
+
+def _gradients(out: Tensor, leaves: Inputs, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    if not out.requires_grad:
+        raise accuracy.IncorrectError("the output has no gradient with respect to q, k and v")
+    return torch.autograd.grad(out, leaves, grad_output, allow_unused=True)
+
+
+def _release() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,105 @@
+"""From a dotted name to a method, and what a method may tell about itself.
+
+A method is any callable f(q, k, v, *, is_causal, **hyper). It may have further attributes, each optional:
+implementation(device) -> str, why_unsupported(device, dtype) -> str | None, defaults() -> dict, check(hyper) raising
+ValueError, executed_flops(point, pass) -> float, with_lse(...) -> (out, lse).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hyperbench.catalog import nearest
+from hyperbench.measure.flops import exact_flops
+from hyperbench.schema import Pass, Point
+
+_TENSOR_ARGUMENTS = 3
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as found: its function and what it says about itself, with the answers of one that says nothing."""
+
+    target: str
+    function: Callable[..., Tensor]
+
+    def defaults(self) -> dict[str, Any]:
+        """Parameter -> value where none is given, for the parameters that have one."""
+        own = getattr(self.function, "defaults", None)
+        if own is not None:
+            return dict(own())
+        return {p.name: p.default for p in self._keywords() if p.default is not inspect.Parameter.empty}
+
+    def check(self, hyper: dict[str, Any]) -> None:
+        """Raise ValueError, one line, on an unknown, missing or invalid parameter."""
+        keywords = self._keywords()
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters())
+        known = sorted({p.name for p in keywords} | set(self.defaults()))
+        for name in hyper:
+            if name not in known and not (takes_any and not self.defaults()):
+                allowed = ", ".join(known) or "none"
+                raise ValueError(f"{self.target} has no parameter {name!r}; allowed: {allowed}{nearest(name, known)}")
+        for parameter in keywords:
+            if parameter.default is inspect.Parameter.empty and hyper.get(parameter.name) is None:
+                raise ValueError(f"{self.target} needs a value for its parameter {parameter.name!r}")
+        own = getattr(self.function, "check", None)
+        if own is not None:
+            own(hyper)
+
+    def implementation(self, device: str) -> str:
+        """The name of what runs, for the table."""
+        own = getattr(self.function, "implementation", None)
+        return str(own(device)) if own is not None else f"{self.target}-{device}"
+
+    def why_unsupported(self, device: str, dtype: str) -> str | None:
+        """Why the method cannot run there, or None."""
+        own = getattr(self.function, "why_unsupported", None)
+        return own(device, dtype) if own is not None else None
+
+    def executed_flops(self, point: Point, pass_: Pass, exact: bool) -> float | None:
+        """Operations executed at a point; None where the method does not say."""
+        own = getattr(self.function, "executed_flops", None)
+        if own is not None:
+            return float(own(point, pass_))
+        return exact_equivalent_flops(point, pass_) if exact else None
+
+    @property
+    def with_lse(self) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        """The method's variant that also returns the log-sum-exp, if it has one."""
+        return getattr(self.function, "with_lse", None)
+
+    def _parameters(self) -> list[inspect.Parameter]:
+        try:
+            return list(inspect.signature(self.function).parameters.values())
+        except (TypeError, ValueError):
+            raise ValueError(f"{self.target} is no function with a readable signature") from None
+
+    def _keywords(self) -> list[inspect.Parameter]:
+        named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return [p for p in self._parameters()[_TENSOR_ARGUMENTS:] if p.kind in named and p.name != "is_causal"]
+
+
+def find(target: str) -> Method:
+    """The method of a dotted name. Raises ValueError, one line, if it cannot be imported or called."""
+    from hydra.errors import HydraException
+    from hydra.utils import get_object
+
+    try:
+        function = get_object(target)
+    # An import runs code of others, which may raise anything; all of it is the user's to read as one line.
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+        raise ValueError(f"_target_={target} cannot be imported: {' '.join(str(cause).split())}") from None
+    if not callable(function):
+        raise ValueError(f"_target_={target} is a {type(function).__name__}, not a function")
+    return Method(target, function)
+
+
+def exact_equivalent_flops(point: Point, pass_: Pass) -> float:
+    """Operations that exact attention needs at a point."""
+    return exact_flops(point.batch, point.heads, point.seq_len, point.head_dim, point.is_causal, pass_)

@@ -1,0 +1,110 @@
+"""A short child process that knows what only torch can tell: devices, versions, and whether methods can be imported.
+
+Reads one JSON request from stdin and answers with one JSON object on stdout; used as `python -m hyperbench.measure.probe`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+_RATE_SEQ_LEN = 2048
+_RATE_HEAD_DIM = 64
+_RATE_CALLS = 3
+
+
+def main() -> None:
+    """Answer the request on stdin."""
+    # What imported code prints must not mix with the answer.
+    answer_fd = os.dup(1)
+    os.dup2(2, 1)
+    request = json.load(sys.stdin)
+    answer = {**facts(), "methods": {}, "problems": []}
+    for item in request["methods"]:
+        _examine(item, answer)
+    answer["problems"] += _input_problems(request["inputs"])
+    if request.get("measure_rate"):
+        answer["flops_per_s"] = {device: attention_rate(device) for device in _devices(answer)}
+    with os.fdopen(answer_fd, "w") as out:
+        json.dump(answer, out)
+
+
+def facts() -> dict[str, Any]:
+    """What torch says about itself and the devices."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cuda_available": cuda,
+        "gpu_name": torch.cuda.get_device_name(0) if cuda else None,
+        "gpu_count": torch.cuda.device_count() if cuda else 0,
+        "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory if cuda else None,
+        "cuda_bfloat16": torch.cuda.is_bf16_supported() if cuda else False,
+        "threads": torch.get_num_threads(),
+    }
+    return found
+
+
+def attention_rate(device: str) -> float:
+    """Operations per second of exact attention on a small problem: the base of the estimate of a run's time."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    heads = 16 if device == "cuda" else 1
+    x = torch.randn(1, heads, _RATE_SEQ_LEN, _RATE_HEAD_DIM, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(_RATE_CALLS):
+        start = time.perf_counter()
+        scaled_dot_product_attention(x, x, x)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 4.0 * heads * _RATE_SEQ_LEN**2 * _RATE_HEAD_DIM / best
+
+
+def _devices(answer: dict[str, Any]) -> list[str]:
+    return ["cpu", "cuda"] if answer["cuda_available"] else ["cpu"]
+
+
+def _examine(item: dict[str, Any], answer: dict[str, Any]) -> None:
+    """Add a method's defaults and why it cannot run where, or a problem with it, to the answer."""
+    from hyperbench.measure.methods import registry
+
+    target = item["target"]
+    try:
+        method = registry.find(target)
+        defaults = method.defaults()
+        for hyper in item["hypers"]:
+            filled = {name: defaults.get(name) if value is None else value for name, value in hyper.items()}
+            method.check({name: value for name, value in filled.items() if value is not None})
+        answer["methods"][target] = {
+            "defaults": defaults,
+            "unsupported": {
+                device: method.why_unsupported(device, "bfloat16" if device == "cuda" else "float32")
+                for device in ("cpu", "cuda")
+            },
+        }
+    except ValueError as error:
+        answer["problems"].append(f"method {item['name']}: {' '.join(str(error).split())}")
+
+
+def _input_problems(inputs: list[dict[str, Any]]) -> list[str]:
+    from hyperbench.measure.inputs import check_params
+
+    problems = []
+    for item in inputs:
+        try:
+            check_params(item["family"], item["params"])
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
+
+
+if __name__ == "__main__":
+    main()

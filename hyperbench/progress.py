@@ -1,0 +1,116 @@
+"""How a run shows what it is doing: a bar with the time left on a terminal, a line per result elsewhere, or nothing."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hyperbench.schema import Record, Timing
+from hyperbench.stats import median
+
+_LABEL_CHARS = 60
+
+
+class Quiet:
+    """Shows nothing; for --json."""
+
+    def __enter__(self) -> Quiet:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def start(self, total_s: float) -> None:
+        """The run begins; it is likely to take this long."""
+
+    def begin(self, label: str) -> None:
+        """A new piece of work begins."""
+
+    def finished(self, cost_s: float) -> None:
+        """A part of this estimated cost is done."""
+
+    def row(self, record: Record) -> None:
+        """A record has been written."""
+
+
+class Lines(Quiet):
+    """A plain line for every timing; for pipes and logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def start(self, total_s: float) -> None:
+        """Say how long the run is likely to take."""
+        self._console.print(f"estimated time: {duration(total_s)}", highlight=False)
+
+    def row(self, record: Record) -> None:
+        """Print a timing."""
+        if isinstance(record, Timing):
+            self._console.print(describe(record), highlight=False, soft_wrap=True, markup=False)
+
+
+class Bar(Quiet):
+    """A progress bar with the time left and the current point; failures are printed above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def start(self, total_s: float) -> None:
+        """Make a bar as long as the run is likely to take."""
+        self._task = self._progress.add_task("starting", total=total_s)
+
+    def begin(self, label: str) -> None:
+        """Show what is measured now."""
+        if self._task is not None:
+            self._progress.update(self._task, description=label[:_LABEL_CHARS])
+
+    def finished(self, cost_s: float) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._progress.advance(self._task, cost_s)
+
+    def row(self, record: Record) -> None:
+        """Print a timing that failed."""
+        if isinstance(record, Timing) and not record.status.has_timing:
+            self._progress.console.print(describe(record), highlight=False, markup=False)
+
+
+def describe(timing: Timing) -> str:
+    """A timing in one line: point, pass, and the median or what went wrong."""
+    point = timing.point
+    masking = "causal" if point.is_causal else "non-causal"
+    head = f"{point.method} {point.input} n={point.seq_len:,} heads={point.heads} {masking} {timing.pass_}"
+    if not timing.status.has_timing:
+        return f"{head}: {timing.status}: {timing.message}"
+    note = f" ({timing.message})" if timing.message else ""
+    return f"{head}: {median(timing.samples_ms):.4g} ms, {len(timing.samples_ms)} samples{note}"
+
+
+def duration(seconds: float) -> str:
+    """A span of time for people: 45 s, 3 min, 1 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

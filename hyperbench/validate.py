@@ -1,0 +1,135 @@
+"""Typed parts of a run's configuration and the checks of their values; every refusal names key, value and what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from hyperbench.catalog import ConfigError, check_name
+from hyperbench.schema import Pass
+
+_POSITIVE_PARAMETERS = ("block_size", "sample_size", "num_projections", "min_seq_len")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """How a pass is timed: warm-up, when sampling stops, and the budgets in seconds."""
+
+    name: str
+    description: str
+    rounds: int
+    target_half_width: float
+    min_samples: int
+    max_samples: int
+    budget_s: dict[str, float]
+    slow_min_samples: int
+    warmup_min_calls: int
+    warmup_min_s: float
+    warmup_max_s: float
+    skip_warmup_above_s: float
+    slices: int
+    timeout_s: float
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "min_samples", "max_samples", "slow_min_samples", "slices"):
+            check_int(f"protocol.{name}", getattr(self, name), low=1)
+        check_int("protocol.warmup_min_calls", self.warmup_min_calls, low=0)
+        for name in ("warmup_min_s", "warmup_max_s", "skip_warmup_above_s"):
+            check_number(f"protocol.{name}", getattr(self, name), positive=False)
+        check_number("protocol.target_half_width", self.target_half_width)
+        check_number("protocol.timeout_s", self.timeout_s)
+        if not isinstance(self.budget_s, dict):
+            raise ConfigError(f"protocol.budget_s={self.budget_s} must give seconds for each of {_pass_names()}")
+        for key, value in self.budget_s.items():
+            check_name("protocol.budget_s key", key, list(Pass))
+            check_number(f"protocol.budget_s.{key}", value)
+        if self.max_samples < self.min_samples:
+            raise ConfigError(
+                f"protocol.max_samples={self.max_samples} must be at least protocol.min_samples={self.min_samples}"
+            )
+
+
+@dataclass(frozen=True)
+class ErrorConfig:
+    """How the error is measured: for which seeds, on how many rows, and up to which lengths."""
+
+    seeds: tuple[int, ...]
+    rows: int
+    grad_max_seq_len: int | None
+    operator_norm_max_seq_len: int
+    float64_max_seq_len: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seeds, (list, tuple)) or not self.seeds:
+            raise ConfigError(f"error.seeds={self.seeds} must be a list of at least one seed")
+        object.__setattr__(self, "seeds", tuple(self.seeds))
+        for seed in self.seeds:
+            check_int("error.seeds", seed, low=0)
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(f"error.seeds={list(self.seeds)} names a seed twice")
+        check_int("error.rows", self.rows, low=1)
+        if self.grad_max_seq_len is not None:
+            check_int("error.grad_max_seq_len", self.grad_max_seq_len, low=0)
+        check_int("error.operator_norm_max_seq_len", self.operator_norm_max_seq_len, low=0)
+        check_int("error.float64_max_seq_len", self.float64_max_seq_len, low=0)
+
+
+def typed(cls: type[T], data: Any, key: str) -> T:
+    """Build one of the dataclasses above from plain data. Raises ConfigError on a missing, unknown or wrong value."""
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    if not isinstance(data, dict):
+        raise ConfigError(f"{key}={data} must be a mapping with {', '.join(names)}")
+    for name in data:
+        check_name(f"{key} key", name, names)
+    missing = [name for name in names if name not in data]
+    if missing:
+        raise ConfigError(f"{key}.{missing[0]} is missing")
+    return cls(**data)
+
+
+def passes_of(value: Any, protocol: ProtocolConfig) -> tuple[str, ...]:
+    """The passes to time, in the order of the schema. Raises ConfigError on an unknown pass or one without a budget."""
+    chosen = [value] if isinstance(value, str) else value
+    if not isinstance(chosen, list) or not chosen:
+        raise ConfigError(f"passes={value} must name at least one of {_pass_names()}")
+    for name in chosen:
+        check_name("passes", name, [str(p) for p in Pass])
+        if name not in protocol.budget_s:
+            raise ConfigError(f"protocol.budget_s has no budget for {name}; set +protocol.budget_s.{name}=SECONDS")
+    return tuple(str(p) for p in Pass if str(p) in chosen)
+
+
+def check_shape(shape: dict[str, Any], is_causal: Any, seed: Any, method: str, hyper: dict[str, Any]) -> None:
+    """Raise ConfigError unless sizes are positive, heads fit, and the method's known sizes are positive or null."""
+    for name, value in shape.items():
+        check_int(f"shape.{name}", value, low=1)
+    if shape["heads"] % shape["kv_heads"]:
+        raise ConfigError(f"shape.kv_heads={shape['kv_heads']} must divide shape.heads={shape['heads']}")
+    if not isinstance(is_causal, bool):
+        raise ConfigError(f"is_causal={is_causal} must be true or false")
+    check_int("seed", seed, low=0)
+    for name in _POSITIVE_PARAMETERS:
+        if hyper.get(name) is not None:
+            check_int(f"method.{method}.{name}", hyper[name], low=1)
+    if hyper.get("seed") is not None:
+        check_int(f"method.{method}.seed", hyper["seed"], low=0)
+
+
+def check_int(key: str, value: Any, *, low: int) -> None:
+    """Raise ConfigError unless value is an integer of at least low."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{key}={value} must be an integer of at least {low}")
+
+
+def check_number(key: str, value: Any, *, positive: bool = True) -> None:
+    """Raise ConfigError unless value is a finite number, positive or at least zero."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value < 0 or (positive and value == 0):
+        raise ConfigError(f"{key}={value} must be a {'positive' if positive else 'non-negative'} number")
+
+
+def _pass_names() -> str:
+    return ", ".join(str(p) for p in Pass)
