@@ -18,11 +18,15 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor | None, *, is_causal: bool, ena
         if not x.dtype.is_floating_point or x.dtype.itemsize == 1:
             raise ValueError(f"{name} must be float16, bfloat16, float32 or float64, got {_name(x.dtype)}")
         if x.dtype != q.dtype:
-            raise ValueError(f"q, k and v must share a dtype, got {_name(q.dtype)} for q and {_name(x.dtype)} for {name}")
+            raise ValueError(
+                f"q, k and v must share a dtype, got {_name(q.dtype)} for q and {_name(x.dtype)} for {name}"
+            )
         if x.device != q.device:
             raise ValueError(f"q, k and v must be on one device, got {q.device} for q and {x.device} for {name}")
         if x.shape[0] != q.shape[0]:
-            raise ValueError(f"q, k and v must share the batch size, got {q.shape[0]} for q and {x.shape[0]} for {name}")
+            raise ValueError(
+                f"q, k and v must share the batch size, got {q.shape[0]} for q and {x.shape[0]} for {name}"
+            )
     if k.shape[3] != q.shape[3]:
         raise ValueError(f"q and k must share head_dim, got {q.shape[3]} and {k.shape[3]}")
     if q.shape[3] == 0 or (v is not None and v.shape[3] == 0):

@@ -114,13 +114,23 @@ def exact_backward(
     dqs: list[Tensor] = []
     dk: Tensor | None = None
     dv: Tensor | None = None
-    parts = zip(_groups(grad_out, kv_heads), _groups(q, kv_heads), _groups(out, kv_heads), _groups(lse, kv_heads), grads_lse, strict=True)
+    parts = zip(
+        _groups(grad_out, kv_heads),
+        _groups(q, kv_heads),
+        _groups(out, kv_heads),
+        _groups(lse, kv_heads),
+        grads_lse,
+        strict=True,
+    )
     for g_group, q_group, out_group, lse_group, grad_lse_group in parts:
-        dq, dk_group, dv_group = _kernel_backward(g_group, q_group, k, v, out_group, lse_group, is_causal, scale, grad_lse_group)
+        dq, dk_group, dv_group = _kernel_backward(
+            g_group, q_group, k, v, out_group, lse_group, is_causal, scale, grad_lse_group
+        )
         dqs.append(dq)
         dk = dk_group if dk is None else dk + dk_group
         dv = dv_group if dv is None else dv + dv_group
-    assert dk is not None and dv is not None
+    assert dk is not None
+    assert dv is not None
     return _ungroup(dqs), dk, dv
 
 
@@ -169,7 +179,15 @@ def _kernel_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: flo
 
 
 def _kernel_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float, grad_lse: Tensor | None
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float,
+    grad_lse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not _has_fused_kernel(q, v):
         return _math_backward(grad_out, q, k, v, out, lse, is_causal, scale, grad_lse)
@@ -200,7 +218,9 @@ def _query_chunks(q: Tensor, num_keys: int) -> list[slice]:
 def _logits(q: Tensor, k: Tensor, rows: slice, is_causal: bool, scale: float) -> Tensor:
     logits = (q[:, :, rows].to(lse_dtype(q)) * scale) @ k.to(lse_dtype(k)).transpose(2, 3)
     if is_causal:
-        hidden = torch.arange(k.shape[2], device=q.device) > torch.arange(rows.start, rows.stop, device=q.device).unsqueeze(1)
+        hidden = torch.arange(k.shape[2], device=q.device) > torch.arange(
+            rows.start, rows.stop, device=q.device
+        ).unsqueeze(1)
         logits.masked_fill_(hidden, -math.inf)
     return logits
 
@@ -216,7 +236,15 @@ def _math_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float
 
 
 def _math_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float, grad_lse: Tensor | None
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float,
+    grad_lse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = lse_dtype(q)
     dq = torch.empty_like(q)

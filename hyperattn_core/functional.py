@@ -20,15 +20,17 @@ BACKENDS = ("auto", "torch", "oracle")
 
 @overload
 def hyper_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = ..., scale: float | None = ..., params: HyperAttentionParams | None = ...,
-    seed: int = ..., plan: AttentionPlan | None = ..., return_lse: Literal[False] = ..., enable_gqa: bool = ..., backend: str = ...,
+    q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = ..., scale: float | None = ...,
+    params: HyperAttentionParams | None = ..., seed: int = ..., plan: AttentionPlan | None = ...,
+    return_lse: Literal[False] = ..., enable_gqa: bool = ..., backend: str = ...,
 ) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def hyper_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = ..., scale: float | None = ..., params: HyperAttentionParams | None = ...,
-    seed: int = ..., plan: AttentionPlan | None = ..., return_lse: Literal[True], enable_gqa: bool = ..., backend: str = ...,
+    q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = ..., scale: float | None = ...,
+    params: HyperAttentionParams | None = ..., seed: int = ..., plan: AttentionPlan | None = ...,
+    return_lse: Literal[True], enable_gqa: bool = ..., backend: str = ...,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -87,7 +89,9 @@ def hyper_attention(
     return (out, lse) if return_lse else out
 
 
-def _check_plan(plan: AttentionPlan, q: Tensor, k: Tensor, is_causal: bool, params: HyperAttentionParams | None) -> None:
+def _check_plan(
+    plan: AttentionPlan, q: Tensor, k: Tensor, is_causal: bool, params: HyperAttentionParams | None
+) -> None:
     shape = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2])
     if plan.shape != shape:
         raise ValueError(f"plan was made for (batch, heads, kv_heads, queries, keys) = {plan.shape}, got {shape}")

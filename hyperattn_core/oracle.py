@@ -36,7 +36,9 @@ def weight_matrix(plan: AttentionPlan) -> Tensor:
     return weights
 
 
-def _add_node(weights: Tensor, level: LevelPlan, query_row: tuple[int, int, int], key_row: tuple[int, int, int]) -> None:
+def _add_node(
+    weights: Tensor, level: LevelPlan, query_row: tuple[int, int, int], key_row: tuple[int, int, int]
+) -> None:
     """Add one node's blocks and samples to weights (Nq, Nk)."""
     key_order = level.key_order[key_row].long().cpu()
     query_order = level.query_order[query_row].long().cpu()
@@ -51,7 +53,9 @@ def _add_node(weights: Tensor, level: LevelPlan, query_row: tuple[int, int, int]
             weights[query].index_add_(0, key_order[samples[outside]], sample_weight[outside])
 
 
-def oracle_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float | None = None) -> tuple[Tensor, Tensor]:
+def oracle_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
     """The estimator at a plan: num = W exp(s q.k) v, den = W exp(s q.k), out = num / den, lse = log(den).
 
     Args:

@@ -49,10 +49,8 @@ class HyperAttentionParams:
 
     @classmethod
     def paper(cls) -> HyperAttentionParams:
-        """The settings of the paper's speed figure: b = m = 256, 7 projections, leaves of 4,096, uniform samples, rank pairing."""
-        return cls(
-            block_size=256, sample_size=256, num_projections=7, min_seq_len=4096, sampling="iid", pairing="rank"
-        )
+        """The paper's speed figure: b = m = 256, 7 projections, leaves of 4,096, uniform samples, rank pairing."""
+        return cls(block_size=256, sample_size=256, num_projections=7, min_seq_len=4096, sampling="iid", pairing="rank")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> HyperAttentionParams:

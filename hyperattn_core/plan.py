@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hyperattn_core.checks import check_inputs
 from hyperattn_core.lsh import hash_ranks, sort_by_rank
+from hyperattn_core.pairing import block_of_rank, cut_tiles, row_arange
 from hyperattn_core.params import HyperAttentionParams, Sampling
 
 DEFAULT_TILE_SIZE = 64
@@ -130,7 +131,9 @@ def make_plan(
     num_ranks = 2**params.num_projections
     query_ranks, key_ranks = hash_ranks(q, projections), hash_ranks(k, projections)
     if not is_causal:
-        level = _plan_level(query_ranks.unsqueeze(2), key_ranks.unsqueeze(2), [0], [0], [num_queries], params, seed, 0, tile_size)
+        level = _plan_level(
+            query_ranks.unsqueeze(2), key_ranks.unsqueeze(2), [0], [0], [num_queries], params, seed, 0, tile_size
+        )
         return AttentionPlan(params, seed, False, shape, (level,), None)
     levels = []
     padded_len = _padded_len(num_keys, params.min_seq_len)
@@ -146,7 +149,13 @@ def make_plan(
             _plan_level(
                 query_ranks[..., :span].reshape(halves)[..., 1, :],
                 key_ranks[..., :span].reshape(halves)[..., 0, :],
-                query_starts, key_starts, counts, params, seed, index, tile_size,
+                query_starts,
+                key_starts,
+                counts,
+                params,
+                seed,
+                index,
+                tile_size,
             )
         )
     return AttentionPlan(params, seed, True, shape, tuple(levels), params.min_seq_len)
@@ -201,9 +210,9 @@ def _plan_level(
     key_order, key_rank_starts = sort_by_rank(key_ranks.reshape(-1, node_len), num_ranks)
     query_order, query_rank_starts = sort_by_rank(query_ranks.reshape(-1, query_len), num_ranks)
     if params.pairing == "bucket":
-        target = _block_of_rank(key_rank_starts, block_size, num_blocks).view(batch, kv_heads, num_nodes, num_ranks)
+        target = block_of_rank(key_rank_starts, block_size, num_blocks).view(batch, kv_heads, num_nodes, num_ranks)
         target = target.repeat_interleave(heads // kv_heads, dim=1).view(-1, num_ranks)
-        first_rank = torch.searchsorted(target, _row_arange(target.shape[0], num_blocks + 1, device))
+        first_rank = torch.searchsorted(target, row_arange(target.shape[0], num_blocks + 1, device))
         block_first = query_rank_starts.gather(1, first_rank)
     else:
         counts = torch.tensor(query_counts, device=device, dtype=torch.int64).view(1, 1, -1, 1)
@@ -211,10 +220,17 @@ def _plan_level(
         # Sorted query p meets the block of sorted key floor(p * S / count): the i-th slice with the i-th block.
         block_first = -(-(edges.clamp(max=node_len) * counts) // node_len)
         block_first = block_first.expand(batch, heads, -1, -1).reshape(-1, num_blocks + 1).to(torch.int32)
-    tile_first, tile_count, tile_block = _tiles(block_first, tile_size, -(-query_len // tile_size) + num_blocks - 1)
+    tile_first, tile_count, tile_block = cut_tiles(block_first, tile_size, -(-query_len // tile_size) + num_blocks - 1)
 
     sample_index, sample_weight = _samples(
-        seed, level_index, (batch, kv_heads, num_nodes), node_len, params.sample_size, params.sampling, num_blocks, str(device)
+        seed,
+        level_index,
+        (batch, kv_heads, num_nodes),
+        node_len,
+        params.sample_size,
+        params.sampling,
+        num_blocks,
+        str(device),
     )
     rows = (batch, heads, num_nodes, -1)
     return LevelPlan(
@@ -228,34 +244,6 @@ def _plan_level(
         sample_index=sample_index,
         sample_weight=sample_weight,
     )
-
-
-def _block_of_rank(rank_starts: Tensor, block_size: int, num_blocks: int) -> Tensor:
-    """The key block in the middle of each rank's range of sorted keys: int32 (R, num_ranks), ascending."""
-    middle = (rank_starts[:, :-1] + rank_starts[:, 1:]) // 2
-    return (middle // block_size).clamp(max=num_blocks - 1)
-
-
-def _tiles(block_first: Tensor, tile_size: int, num_tiles: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut each block's run of sorted queries into tiles; block_first (R, nb + 1) says where the runs begin and end.
-
-    Returns first, count and block of every tile, int32 (R, num_tiles); unused tiles come last with count 0. The bound
-    ceil(Nq / tile_size) + nb - 1 on num_tiles holds for every distribution, so no device is asked.
-    """
-    num_rows, num_blocks = block_first.shape[0], block_first.shape[1] - 1
-    run = block_first[:, 1:] - block_first[:, :-1]
-    last_tile = ((run + tile_size - 1) // tile_size).cumsum(1).to(torch.int32)
-    tile = _row_arange(num_rows, num_tiles, block_first.device)
-    block = torch.searchsorted(last_tile, tile, right=True).clamp(max=num_blocks - 1)
-    tiles_before = torch.nn.functional.pad(last_tile, (1, 0)).gather(1, block)
-    first = block_first.gather(1, block) + (tile - tiles_before) * tile_size
-    count = (block_first.gather(1, block + 1) - first).clamp(min=0, max=tile_size)
-    count = torch.where(tile < last_tile[:, -1:], count, 0)
-    return torch.where(count > 0, first, 0), count, block.to(torch.int32)
-
-
-def _row_arange(num_rows: int, length: int, device: torch.device) -> Tensor:
-    return torch.arange(length, device=device, dtype=torch.int32).expand(num_rows, length).contiguous()
 
 
 def _to_positions(order: Tensor, starts: list[int]) -> Tensor:
@@ -295,7 +283,13 @@ def _samples(
 
 
 def _draw_samples(
-    seed: int, level_index: int, rows: tuple[int, int, int], node_len: int, sample_size: int, sampling: Sampling, device: str
+    seed: int,
+    level_index: int,
+    rows: tuple[int, int, int],
+    node_len: int,
+    sample_size: int,
+    sampling: Sampling,
+    device: str,
 ) -> tuple[Tensor, Tensor]:
     generator = _generator(seed, f"samples/{level_index}")
     if sampling == "stratified":

@@ -62,7 +62,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float)
     out = torch.empty(batch, heads, num_queries, v.shape[3], dtype=dtype, device=q.device)
     lse = torch.empty(batch, heads, num_queries, dtype=dtype, device=q.device)
     for part in leaf_slices(num_queries, plan.leaf_len):
-        leaf_out, leaf_lse = exact_forward(*(as_leaves(x, part, plan.leaf_len) for x in (q, k, v)), True, scale)
+        q_leaf, k_leaf, v_leaf = (as_leaves(x, part, plan.leaf_len) for x in (q, k, v))
+        leaf_out, leaf_lse = exact_forward(q_leaf, k_leaf, v_leaf, True, scale)
         out[:, :, part].unflatten(2, (-1, leaf_out.shape[2])).copy_(from_leaves(leaf_out, batch))
         lse[:, :, part].unflatten(2, (-1, leaf_out.shape[2])).copy_(from_leaves(leaf_lse, batch))
     for level in plan.levels:
@@ -73,12 +74,25 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float)
             for b in range(batch):
                 for h in range(heads):
                     found = slots[b, h, part]
-                    merge_into(out[b, h, part], lse[b, h, part], slot_out.index_select(0, found), slot_lse.index_select(0, found))
+                    merge_into(
+                        out[b, h, part],
+                        lse[b, h, part],
+                        slot_out.index_select(0, found),
+                        slot_lse.index_select(0, found),
+                    )
     return out.to(q.dtype), lse
 
 
 def _backward(
-    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: AttentionPlan, scale: float
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: AttentionPlan,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if plan.is_exact:
         return exact_backward(grad_out, q, k, v, out, lse, plan.is_causal, scale, grad_lse)
@@ -89,10 +103,14 @@ def _backward(
     if plan.leaf_len is not None:
         dq_view = dq[:-1].view(q.shape)
         for part in leaf_slices(num_queries, plan.leaf_len):
-            leaves = [as_leaves(x, part, plan.leaf_len) for x in (grad_out, q, k, v, out)]
-            flat_lse = [None if x is None else as_leaves(x.unsqueeze(3), part, plan.leaf_len).squeeze(3) for x in (lse, grad_lse)]
-            assert flat_lse[0] is not None
-            grads = exact_backward(*leaves, flat_lse[0], True, scale, flat_lse[1])
+            g_leaf, q_leaf, k_leaf, v_leaf, out_leaf = (
+                as_leaves(x, part, plan.leaf_len) for x in (grad_out, q, k, v, out)
+            )
+            lse_leaf = as_leaves(lse.unsqueeze(3), part, plan.leaf_len).squeeze(3)
+            grad_lse_leaf = (
+                None if grad_lse is None else as_leaves(grad_lse.unsqueeze(3), part, plan.leaf_len).squeeze(3)
+            )
+            grads = exact_backward(g_leaf, q_leaf, k_leaf, v_leaf, out_leaf, lse_leaf, True, scale, grad_lse_leaf)
             for whole, leaf in zip((dq_view, dk, dv), grads, strict=True):
                 whole[:, :, part].unflatten(2, (-1, leaf.shape[2])).copy_(from_leaves(leaf, batch))
     delta = (grad_out.to(dtype) * out.to(dtype)).sum(3)

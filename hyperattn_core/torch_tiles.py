@@ -125,7 +125,9 @@ class LevelTiles:
         rows = self._gather(x, self.key_rows)
         padded = self.num_blocks * self.block_size
         if padded > self.node_len:
-            rows = torch.nn.functional.pad(rows.view(self.num_kv_rows, self.node_len, -1), (0, 0, 0, padded - self.node_len))
+            rows = torch.nn.functional.pad(
+                rows.view(self.num_kv_rows, self.node_len, -1), (0, 0, 0, padded - self.node_len)
+            )
         return rows.view(-1, self.block_size, x.shape[3])
 
     def unsorted(self, blocks: Tensor, into: Tensor) -> None:
@@ -189,7 +191,7 @@ class Buffers:
 
 
 def level_forward(tiles: LevelTiles, q: Tensor, value_dim: int, scratch: Buffers) -> tuple[Tensor, Tensor]:
-    """Estimate one level for queries q (B * H * Nq, D): out (slots, Dv) and lse (slots,) in the order of tiles.targets."""
+    """Estimate one level for queries q (B * H * Nq, D): out (slots, Dv), lse (slots,) in the order of tiles.targets."""
     b, m, t = tiles.block_size, tiles.num_samples, tiles.tile_size
     out = torch.empty(tiles.queries.numel(), value_dim, dtype=tiles.dtype, device=q.device)
     lse = torch.empty(tiles.queries.numel(), 1, dtype=tiles.dtype, device=q.device)
@@ -222,7 +224,15 @@ def level_forward(tiles: LevelTiles, q: Tensor, value_dim: int, scratch: Buffers
 
 
 def level_backward(
-    tiles: LevelTiles, q: Tensor, grad_out: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, scratch: Buffers
+    tiles: LevelTiles,
+    q: Tensor,
+    grad_out: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    scratch: Buffers,
 ) -> None:
     """Add one level's gradients to dq (B * H * Nq + 1, D), dk (B * Hkv * Nk, D) and dv (B * Hkv * Nk, Dv).
 

@@ -1,4 +1,4 @@
-"""From the words of a command line to a RunConfig: Hydra composes, this module expands the axes and types the result."""
+"""From the words of a command line to a RunConfig: Hydra composes, this module expands the axes and types it."""
 
 from __future__ import annotations
 
@@ -223,7 +223,9 @@ def _expand(bases: list[DictConfig], axes: dict[str, list[Any]], device: DeviceC
 def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> PointConfig:
     node = data["method"][method]
     if not isinstance(node, dict) or not node.get("_target_"):
-        raise ConfigError(f"method.{method} has no _target_; name its function: +method.{method}._target_=package.function")
+        raise ConfigError(
+            f"method.{method} has no _target_; name its function: +method.{method}._target_=package.function"
+        )
     shape = {key: data["shape"][key] for key in _SHAPE_KEYS}
     hyper = {str(key): value for key, value in node.items() if key not in _METHOD_KEYS}
     check_shape(shape, data["is_causal"], data["seed"], method, hyper)

@@ -1,4 +1,4 @@
-"""What produced a number: machine, driver, libraries, commit and settings. Works without torch; its facts are passed in."""
+"""What produced a number: machine, driver, libraries, commit and settings. No torch; its facts are passed in."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def collect(torch_facts: Mapping[str, Any], settings: Mapping[str, Any], env: Ma
 
 
 def checked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, if each is null or of its key's type and allowed. Raises ValueError naming key and value otherwise."""
+    """The values, if each is null or of its key's type and allowed; else ValueError, naming key and value."""
     for name, value in values.items():
         key = KEYS.get(name)
         if key is None:

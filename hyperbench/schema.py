@@ -154,7 +154,11 @@ def to_json(record: Record) -> dict[str, Any]:
     """A record as plain JSON data with its kind; enumerations become their values, infinities and NaN their names."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(record, cls))
     data = {"kind": kind, **dataclasses.asdict(record)}
-    if isinstance(data.get("value"), float) and data["value"] not in (float("inf"), float("-inf")) and data["value"] != data["value"]:
+    if (
+        isinstance(data.get("value"), float)
+        and data["value"] not in (float("inf"), float("-inf"))
+        and data["value"] != data["value"]
+    ):
         data["value"] = "nan"
     elif data.get("value") in (float("inf"), float("-inf")):
         data["value"] = str(data["value"])

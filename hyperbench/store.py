@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -118,8 +119,8 @@ def write_tables(run_dir: Path) -> None:
 
     for name in tables.TABLES:
         frame: DataFrame = getattr(run, name)
-        atomic_write(run.path / f"{name}.parquet", lambda path, f=frame, n=name: tables.to_parquet(f, n, path))
-        atomic_write(run.path / f"{name}.csv", lambda path, f=frame: f.to_csv(path, index=False))
+        atomic_write(run.path / f"{name}.parquet", partial(tables.to_parquet, frame, name))
+        atomic_write(run.path / f"{name}.csv", partial(frame.to_csv, index=False))
 
 
 def load_run(run_dir: Path) -> Run:
@@ -159,7 +160,9 @@ def latest_run(root: Path = RUNS_ROOT) -> Path:
     """The run's folder under root whose journal was written last. Raises StoreError if there is none."""
     runs = [journal.parent for journal in Path(root).glob(f"*/{JOURNAL}") if is_run_folder(journal.parent)]
     if not runs:
-        raise StoreError(f"there is no run under {root}; make one with `hyperbench run sweep=smoke`, or name it: --run DIR")
+        raise StoreError(
+            f"there is no run under {root}; make one with `hyperbench run sweep=smoke`, or name it: --run DIR"
+        )
     return max(runs, key=lambda run: ((run / JOURNAL).stat().st_mtime_ns, run.name))
 
 

@@ -65,7 +65,9 @@ def print_dry_run(prepared: Prepared, console: Console) -> None:
         shape = (str(p.batch), str(p.heads), str(p.kv_heads), f"{p.seq_len:,}", str(p.head_dim))
         table.add_row(p.method, p.input, "yes" if p.is_causal else "no", *shape, p.dtype, hyper, duration(seconds))
     console.print(table)
-    console.print(f"{len(prepared.cells)} points, estimated time {duration(sum(prepared.estimates_s()))}", highlight=False)
+    console.print(
+        f"{len(prepared.cells)} points, estimated time {duration(sum(prepared.estimates_s()))}", highlight=False
+    )
 
 
 def outcome_data(folder: Path, outcome: Outcome) -> dict[str, Any]:
@@ -91,7 +93,9 @@ def print_outcome(folder: Path, console: Console) -> None:
         first = rows.iloc[0]
         cells = [_cell(rows[rows["pass"] == name]) for name in _PASSES]
         causal = "yes" if first["is_causal"] else "no"
-        table.add_row(f"{first['seq_len']:,}", causal, first["method"], first["input"], *cells, errors.get(point_id, ""))
+        table.add_row(
+            f"{first['seq_len']:,}", causal, first["method"], first["input"], *cells, errors.get(point_id, "")
+        )
     console.print(table)
     for status, count in run.timings["status"].value_counts().items():
         if status != "ok":

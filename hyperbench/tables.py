@@ -22,7 +22,7 @@ HYPER_COLUMNS = {
     "sampling": "text",
     "pairing": "text",
 }
-_SHAPE = {name: "int64" for name in ("batch", "heads", "kv_heads", "seq_len", "head_dim")}
+_SHAPE = dict.fromkeys(("batch", "heads", "kv_heads", "seq_len", "head_dim"), "int64")
 _POINT_HEAD = {
     "run_id": "text",
     "point_id": "text",

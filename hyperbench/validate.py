@@ -1,4 +1,4 @@
-"""Typed parts of a run's configuration and the checks of their values; every refusal names key, value and what is allowed."""
+"""Typed parts of a run's configuration and the checks of their values; a refusal names key, value and the allowed."""
 
 from __future__ import annotations
 

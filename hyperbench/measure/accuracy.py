@@ -18,11 +18,16 @@ class IncorrectError(Exception):
 
 
 def check_output(out: object, q: Tensor, v: Tensor) -> Tensor:
-    """The answer as a tensor (B, H, N, Dv). Raises IncorrectError on a wrong type, shape, dtype, device or a non-finite value."""
+    """The answer as a tensor (B, H, N, Dv).
+
+    Raises IncorrectError on a wrong type, shape, dtype, device or a non-finite value.
+    """
     return _check_tensor("the output", out, (*q.shape[:3], v.shape[3]), q)
 
 
-def check_grads(grads: tuple[Tensor | None, ...], inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def check_grads(
+    grads: tuple[Tensor | None, ...], inputs: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v. Raises IncorrectError if one is None, of the wrong shape or dtype, or not finite."""
     checked = [
         _check_tensor(f"the gradient of {name}", grad, tuple(x.shape), x)
@@ -42,7 +47,7 @@ def check_exact(errors: dict[str, float], dtype: str) -> None:
 
 
 def output_errors(out: Tensor, reference: Reference) -> dict[str, float]:
-    """Error metrics of an output (B, H, N, Dv): relative Frobenius, quantiles over rows, largest entry, operator norm."""
+    """Errors of an output (B, H, N, Dv): relative Frobenius, quantiles over rows, largest entry, operator norm."""
     picked = out[:, :, reference.rows].to(reference.out.dtype)
     difference = picked - reference.out
     row_errors = difference.norm(dim=3) / reference.out.norm(dim=3)

@@ -1,4 +1,4 @@
-"""The parent's end of a worker process: start it, send tasks, wait for its messages without polling, end it. No torch."""
+"""The parent's end of a worker process: start it, send tasks, wait for messages without polling, end it. No torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from hyperbench.measure import wire
 _READ_BYTES = 1 << 16
 
 
-class WorkerTimeout(Exception):  # noqa: N818 - an event, not a defect
+class WorkerTimeout(Exception):
     """Nothing came from the worker within the limit."""
 
 
-class WorkerGone(Exception):  # noqa: N818 - an event, not a defect
+class WorkerGone(Exception):
     """The worker process has ended; `returncode` says how."""
 
     def __init__(self, returncode: int) -> None:

@@ -161,8 +161,9 @@ def _but_length(point: Point) -> dict[str, Any]:
 
 def _call_s(cell: Cell, pass_: Pass, flops_per_s: float) -> float:
     p = cell.point
-    sizes = {name: p.hyper.get(name) for name in ("block_size", "sample_size", "min_seq_len")}
-    if all(isinstance(size, int) for size in sizes.values()):
+    named = {name: p.hyper.get(name) for name in ("block_size", "sample_size", "min_seq_len")}
+    sizes = {name: size for name, size in named.items() if isinstance(size, int)}
+    if len(sizes) == len(named):
         flops = hyper_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_, **sizes) / _APPROXIMATE_RATE
     elif cell.exact:
         flops = exact_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_)

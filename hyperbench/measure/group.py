@@ -133,7 +133,9 @@ class GroupMeasurement:
             try:
                 errors |= self._check_grads(candidate, inputs, grad_output)
             except Exception as error:  # of the measured code; the forward pass is sound and stays
-                candidate.failed = dict.fromkeys((Pass.BACKWARD, Pass.FORWARD_BACKWARD), self._classify(error, candidate))
+                candidate.failed = dict.fromkeys(
+                    (Pass.BACKWARD, Pass.FORWARD_BACKWARD), self._classify(error, candidate)
+                )
         if self._reference is None:
             reason = self._task.no_reference or "no reference was made"
             self._fail(grid.Todo(candidate.wanted.cell, (), candidate.wanted.seeds), Status.ERROR, reason)
@@ -171,7 +173,9 @@ class GroupMeasurement:
         errors = dict(known or {})
         with torch.no_grad():
             if candidate.method.with_lse is not None:
-                out, lse = candidate.method.with_lse(*inputs, is_causal=candidate.point.is_causal, **candidate.hyper(seed))
+                out, lse = candidate.method.with_lse(
+                    *inputs, is_causal=candidate.point.is_causal, **candidate.hyper(seed)
+                )
                 errors = {**accuracy.lse_errors(lse, self._reference), **errors}
             elif known is None:
                 out = candidate.call(*inputs, seed)

@@ -21,7 +21,7 @@ Shape = tuple[int, int, int, int, int]
 
 
 def make_inputs(point: Point) -> Draw:
-    """q (B, H, N, D), k and v (B, Hkv, N, D) of a point, on its device and in its dtype. Raises ValueError if unknown."""
+    """q (B, H, N, D), k and v (B, Hkv, N, D) of a point, on its device, in its dtype. Raises ValueError if unknown."""
     check_name("input", point.input, FAMILIES)
     shape = (point.batch, point.heads, point.kv_heads, point.seq_len, point.head_dim)
     drawn = FAMILIES[point.input](_generator(point.seed, point.input), shape, **point.input_params)
@@ -42,11 +42,15 @@ def check_params(family: str, params: dict[str, Any]) -> None:
     known = list(inspect.signature(FAMILIES[family]).parameters)[2:]
     for name, value in params.items():
         if name not in known:
-            raise ValueError(f"input.{name} is no parameter of {family}; allowed: {', '.join(known)}{nearest(name, known)}")
+            raise ValueError(
+                f"input.{name} is no parameter of {family}; allowed: {', '.join(known)}{nearest(name, known)}"
+            )
         whole = name.startswith("num_")
         good = isinstance(value, int) if whole else isinstance(value, (int, float))
         if isinstance(value, bool) or not good or value < (1 if whole else 0):
-            raise ValueError(f"input.{name}={value} must be {'a positive integer' if whole else 'a number of at least 0'}")
+            raise ValueError(
+                f"input.{name}={value} must be {'a positive integer' if whole else 'a number of at least 0'}"
+            )
 
 
 def gaussian(generator: torch.Generator, shape: Shape, std: float = 1.0) -> Draw:
@@ -80,9 +84,9 @@ def clustered_values(
 
 
 def heavy_keys(generator: torch.Generator, shape: Shape, num_heavy: int = 4, strength: float = 3.0) -> Draw:
-    """A quarter of the queries lean towards one of a few keys (at random positions), which draw most of their attention."""
+    """A quarter of the queries lean towards one of a few keys (at random positions), which draw most attention."""
     q, k, v = gaussian(generator, shape)
-    batch, heads, kv_heads, seq_len, head_dim = shape
+    batch, heads, _kv_heads, seq_len, head_dim = shape
     count = min(num_heavy, seq_len)
     position = torch.randperm(seq_len, generator=generator)[:count]
     direction = torch.nn.functional.normalize(torch.randn(count, head_dim, generator=generator), dim=1)

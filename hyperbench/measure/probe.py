@@ -1,6 +1,7 @@
 """A short child process that knows what only torch can tell: devices, versions, and whether methods can be imported.
 
-Reads one JSON request from stdin and answers with one JSON object on stdout; used as `python -m hyperbench.measure.probe`.
+Reads one JSON request from stdin and answers with one JSON object on stdout; run as
+`python -m hyperbench.measure.probe`.
 """
 
 from __future__ import annotations

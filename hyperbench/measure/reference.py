@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from hyperattn_core import exact_attention
 from torch import Tensor
+
+from hyperattn_core import exact_attention
 
 _CHUNK_ELEMENTS = 2**22
 _POWER_ITERATIONS = 40
@@ -52,7 +53,7 @@ def make_reference(
     operator_norm: bool,
     seed: int,
 ) -> Reference:
-    """The reference of q (B, H, N, D), k and v (B, Hkv, N, D), computed in `dtype`; gradients unless grad_output is None.
+    """The reference of q (B, H, N, D), k and v (B, Hkv, N, D), computed in `dtype`; no gradients without grad_output.
 
     Rows are all N, or num_rows drawn with the seed where there are more. Raises ValueError if shapes do not fit.
     """
@@ -118,7 +119,7 @@ def _key_gradients(
 
 
 def _operator_scale(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, seed: int) -> Tensor:
-    """|D^-1 A|_op |V|_op of every head, the first by block power iteration on the dense matrix of one head at a time."""
+    """|D^-1 A|_op |V|_op of every head, the first by block power iteration on one dense matrix at a time."""
     group = q.shape[1] // k.shape[1]
     norms = operator_norms(v).repeat_interleave(group, dim=1)
     positions = torch.arange(q.shape[2], device=q.device)

@@ -221,7 +221,9 @@ class Runner:
                 child.receive(_START_LIMIT_S)
             except (WorkerGone, WorkerTimeout) as error:
                 reason = str(error) or f"it was not ready within {_START_LIMIT_S:g} s"
-                raise MeasureError(f"a worker process did not start: {reason}; see worker.log in the run's folder") from None
+                raise MeasureError(
+                    f"a worker process did not start: {reason}; see worker.log in the run's folder"
+                ) from None
         return self._child
 
     def _end_child(self) -> None:

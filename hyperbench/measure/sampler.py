@@ -77,7 +77,9 @@ class Sampler:
         if self.stop_reason is None or got >= wanted:
             return ""
         typical_s = median(self.samples_ms) / 1e3
-        return f"{got} of {wanted} samples: a call takes {typical_s:.2g} s and the budget is {self._budget_ms / 1e3:g} s"
+        return (
+            f"{got} of {wanted} samples: a call takes {typical_s:.2g} s and the budget is {self._budget_ms / 1e3:g} s"
+        )
 
     def _timed(self) -> float | None:
         try:

@@ -127,7 +127,12 @@ def open_folder(prepared: Prepared, out: Path | None, *, resume: bool, fresh: bo
 
 
 def measure(
-    prepared: Prepared, folder: Path, listener: Listener, *, retry_failed: bool, start: Callable[[float], object] = float
+    prepared: Prepared,
+    folder: Path,
+    listener: Listener,
+    *,
+    retry_failed: bool,
+    start: Callable[[float], object] = float,
 ) -> Outcome:
     """Measure what the folder's journal lacks, then write the tables. Raises StoreError or MeasureError.
 

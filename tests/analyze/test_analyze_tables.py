@@ -40,7 +40,9 @@ def test_the_join_keeps_every_row_whatever_is_missing(data: st.DataObject) -> No
     everything = [r for r in grid(lengths=(1024, 2048)) if hasattr(r, "pass_")]
     kept = data.draw(st.lists(st.sampled_from(range(len(everything))), unique=True, min_size=1))
     lost = data.draw(st.sets(st.sampled_from(kept)))
-    records: list[Any] = [failed(everything[i].point, everything[i].pass_) if i in lost else everything[i] for i in kept]
+    records: list[Any] = [
+        failed(everything[i].point, everything[i].pass_) if i in lost else everything[i] for i in kept
+    ]
     before = timings(records)
     after = add_speedup(before)
     keys = ["point_id", "pass", "round", "status"]
@@ -91,9 +93,7 @@ def test_other_shapes_inputs_and_passes_never_serve_as_baseline() -> None:
 
 
 def test_an_ambiguous_baseline_is_refused() -> None:
-    records = [
-        timing(point("hyper", 1024, hyper={**HYPER, "block_size": b}), Pass.FORWARD, 1.0) for b in (64, 128)
-    ]
+    records = [timing(point("hyper", 1024, hyper={**HYPER, "block_size": b}), Pass.FORWARD, 1.0) for b in (64, 128)]
     with pytest.raises(ValueError, match="'hyper' has several rows"):
         add_speedup(timings(records), "hyper")
 
@@ -146,9 +146,7 @@ def test_a_figure_refuses_a_dimension_it_does_not_show(dim: str, values: tuple[A
 @pytest.mark.parametrize("dim", ["block_size", "sample_size", "num_projections", "min_seq_len", "pairing"])
 def test_a_figure_refuses_two_values_of_a_parameter_of_one_method(dim: str) -> None:
     other: Any = "rank" if dim == "pairing" else 3
-    records = [
-        timing(point("hyper", 1024, hyper=h), Pass.FORWARD, 1.0) for h in (HYPER, {**HYPER, dim: other})
-    ]
+    records = [timing(point("hyper", 1024, hyper=h), Pass.FORWARD, 1.0) for h in (HYPER, {**HYPER, dim: other})]
     with pytest.raises(ValueError, match=f"{dim} varies"):
         check_single(timings(records), SHOWN)
 

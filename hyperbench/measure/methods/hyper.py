@@ -6,9 +6,9 @@ import dataclasses
 import importlib.metadata
 from typing import Any
 
-from hyperattn_core import HyperAttentionParams, hyper_attention
 from torch import Tensor
 
+from hyperattn_core import HyperAttentionParams, hyper_attention
 from hyperbench import __version__
 from hyperbench.measure.flops import hyper_flops
 from hyperbench.schema import Pass, Point
@@ -49,9 +49,7 @@ class Hyper:
     def executed_flops(self, point: Point, pass_: Pass) -> float:
         """Operations executed at a point, from its configuration."""
         sizes = {name: int(point.hyper[name]) for name in ("block_size", "sample_size", "min_seq_len")}
-        return hyper_flops(
-            point.batch, point.heads, point.seq_len, point.head_dim, point.is_causal, pass_, **sizes
-        )
+        return hyper_flops(point.batch, point.heads, point.seq_len, point.head_dim, point.is_causal, pass_, **sizes)
 
     def implementation(self, device: str) -> str:
         """The name of the code that ran, with the versions of this library and of PyTorch."""
