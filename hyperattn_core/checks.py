@@ -13,6 +13,8 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor | None, *, is_causal: bool, ena
     """
     named = [("q", q), ("k", k)] + ([("v", v)] if v is not None else [])
     for name, x in named:
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(x).__name__}")
         if x.dim() != 4:
             raise ValueError(f"{name} must be (batch, heads, seq_len, head_dim), got shape {tuple(x.shape)}")
         if not x.dtype.is_floating_point or x.dtype.itemsize == 1:
@@ -27,6 +29,8 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor | None, *, is_causal: bool, ena
             raise ValueError(
                 f"q, k and v must share the batch size, got {q.shape[0]} for q and {x.shape[0]} for {name}"
             )
+    if q.shape[0] == 0:
+        raise ValueError("batch must be at least 1, got 0")
     if k.shape[3] != q.shape[3]:
         raise ValueError(f"q and k must share head_dim, got {q.shape[3]} and {k.shape[3]}")
     if q.shape[3] == 0 or (v is not None and v.shape[3] == 0):
@@ -36,7 +40,9 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor | None, *, is_causal: bool, ena
     if k.shape[2] == 0:
         raise ValueError("k has no rows: attention over zero keys is not defined")
     heads, kv_heads = q.shape[1], k.shape[1]
-    if heads == 0 or kv_heads == 0 or heads % kv_heads:
+    if heads == 0 or kv_heads == 0:
+        raise ValueError(f"heads must be at least 1, got {heads} for q and {kv_heads} for k")
+    if heads % kv_heads:
         raise ValueError(f"heads of q must be a multiple of kv_heads, got {heads} and {kv_heads}")
     if heads != kv_heads and not enable_gqa:
         raise ValueError(f"q has {heads} heads and k has {kv_heads}: pass enable_gqa=True for grouped-query attention")

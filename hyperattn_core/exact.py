@@ -8,15 +8,20 @@ chunks of queries by plain matrix products, in linear memory too.
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hyperattn_core.checks import check_inputs
 
 Attended = tuple[Tensor, Tensor]
 _CHUNK_ELEMENTS = 2**22
+# PyTorch's CPU kernel takes a row whose logits are all NaN for a fully masked one, and gives zeros, where the keys do
+# not fill one vector register: fewer keys than this go through plain matrix products, which hide no NaN.
+_CPU_KERNEL_MIN_KEYS = 32
 
 
 def exact_attention(
@@ -43,7 +48,7 @@ def exact_attention(
         return_lse: also return the log-sum-exp (B, H, Nq) in float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together.
+        ValueError: shapes, dtypes or devices do not fit together, or scale is not a finite number.
     """
     check_inputs(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
     out, lse = _ExactAttention.apply(q, k, v, is_causal, default_scale(q, scale))
@@ -51,8 +56,16 @@ def exact_attention(
 
 
 def default_scale(q: Tensor, scale: float | None) -> float:
-    """The factor of the logits: 1 / sqrt(head_dim) unless given."""
-    return 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    """The factor of the logits: 1 / sqrt(head_dim) unless given.
+
+    Raises:
+        ValueError: scale is not a finite number.
+    """
+    if scale is None:
+        return 1.0 / math.sqrt(q.shape[-1])
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number or None, got {scale!r}")
+    return float(scale)
 
 
 class _ExactAttention(torch.autograd.Function):
@@ -65,6 +78,7 @@ class _ExactAttention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         if grad_out is None:
@@ -152,13 +166,14 @@ def _ungroup(groups: list[Tensor]) -> Tensor:
 
 def _has_fused_kernel(q: Tensor, v: Tensor) -> bool:
     if q.device.type == "cpu":
-        return True
+        return v.shape[2] >= _CPU_KERNEL_MIN_KEYS
     return q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and max(q.shape[3], v.shape[3]) < 256
 
 
 def _padded(width: int, *tensors: Tensor) -> list[Tensor]:
-    """Zero columns up to a common head size, which the fused kernels ask for; they change no logit."""
-    return [x if x.shape[3] == width else torch.nn.functional.pad(x, (0, width - x.shape[3])) for x in tensors]
+    """Rows as the fused kernels ask for: dense, with zero columns up to a common head size that change no logit."""
+    dense = (x if x.stride(3) == 1 else x.contiguous() for x in tensors)
+    return [x if x.shape[3] == width else torch.nn.functional.pad(x, (0, width - x.shape[3])) for x in dense]
 
 
 def _kernel_width(q: Tensor, *widths: int) -> int:

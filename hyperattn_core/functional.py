@@ -8,7 +8,7 @@ from typing import Literal, overload
 from torch import Tensor
 
 from hyperattn_core.checks import check_inputs
-from hyperattn_core.exact import default_scale
+from hyperattn_core.exact import default_scale, lse_dtype
 from hyperattn_core.oracle import oracle_attention
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.plan import AttentionPlan, make_plan
@@ -69,29 +69,32 @@ def hyper_attention(
         out (B, H, Nq, Dv) in the dtype of q; (out, lse) with return_lse.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together, the plan was made for another call, or the backend
-            is unknown.
+        ValueError: shapes, dtypes or devices do not fit together, scale is not a finite number, the plan was made for
+            another call, or the backend is unknown.
     """
     check_inputs(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
     if backend not in BACKENDS:
         near = difflib.get_close_matches(str(backend), BACKENDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}{hint}")
+    factor = default_scale(q, scale)
     if plan is None:
         plan = make_plan(q, k, params, seed, is_causal=is_causal)
     else:
         _check_plan(plan, q, k, is_causal, params)
     if backend == "oracle":
-        out, lse = oracle_attention(q, k, v, plan, scale)
-        out = out.to(q.dtype)
+        out, lse = oracle_attention(q, k, v, plan, factor)
+        out, lse = out.to(q.dtype), lse.to(lse_dtype(q))
     else:
-        out, lse = torch_attention(q, k, v, plan, default_scale(q, scale))
+        out, lse = torch_attention(q, k, v, plan, factor)
     return (out, lse) if return_lse else out
 
 
 def _check_plan(
     plan: AttentionPlan, q: Tensor, k: Tensor, is_causal: bool, params: HyperAttentionParams | None
 ) -> None:
+    if not isinstance(plan, AttentionPlan):
+        raise ValueError(f"plan must be an AttentionPlan or None, got {type(plan).__name__}")
     shape = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2])
     if plan.shape != shape:
         raise ValueError(f"plan was made for (batch, heads, kv_heads, queries, keys) = {plan.shape}, got {shape}")

@@ -66,7 +66,8 @@ def oracle_attention(
         scale: factor of the logits, 1 / sqrt(D) if None.
 
     Returns:
-        out (B, H, Nq, Dv) and lse (B, H, Nq), float64, differentiable by autograd; memory grows with Nq * Nk.
+        out (B, H, Nq, Dv) and lse (B, H, Nq), float64, differentiable by autograd; memory grows with Nq * Nk. A NaN in
+        v reaches every row here, as 0 * NaN; weight_matrix says which rows meet it.
     """
     weights = weight_matrix(plan).to(q.device)
     group = q.shape[1] // k.shape[1]

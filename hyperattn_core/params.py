@@ -40,10 +40,10 @@ class HyperAttentionParams:
     pairing: Pairing = "bucket"
 
     def __post_init__(self) -> None:
-        _check_int("block_size", self.block_size, low=1)
-        _check_int("sample_size", self.sample_size, low=0)
-        _check_int("num_projections", self.num_projections, low=1, high=MAX_NUM_PROJECTIONS)
-        _check_int("min_seq_len", self.min_seq_len, low=1)
+        check_int("block_size", self.block_size, low=1)
+        check_int("sample_size", self.sample_size, low=0)
+        check_int("num_projections", self.num_projections, low=1, high=MAX_NUM_PROJECTIONS)
+        check_int("min_seq_len", self.min_seq_len, low=1)
         _check_choice("sampling", self.sampling, get_args(Sampling))
         _check_choice("pairing", self.pairing, get_args(Pairing))
 
@@ -68,7 +68,8 @@ class HyperAttentionParams:
         return cls(**values)
 
 
-def _check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:
+def check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:
+    """Raise ValueError, naming the key, the value and what is allowed, unless value is an integer in range."""
     allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         raise ValueError(f"{name} must be {allowed}, got {value!r}")

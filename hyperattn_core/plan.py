@@ -17,7 +17,7 @@ from torch import Tensor
 from hyperattn_core.checks import check_inputs
 from hyperattn_core.lsh import hash_ranks, sort_by_rank
 from hyperattn_core.pairing import block_of_rank, cut_tiles, row_arange
-from hyperattn_core.params import HyperAttentionParams, Sampling
+from hyperattn_core.params import HyperAttentionParams, Sampling, check_int
 
 DEFAULT_TILE_SIZE = 64
 
@@ -116,11 +116,15 @@ def make_plan(
         ValueError: shapes, dtypes or devices do not fit together, or seed or tile_size is out of range.
     """
     params = params if params is not None else HyperAttentionParams()
+    if not isinstance(params, HyperAttentionParams):
+        raise ValueError(
+            f"params must be HyperAttentionParams or None, got {type(params).__name__}; "
+            "HyperAttentionParams.from_dict makes them from plain data"
+        )
     check_inputs(q, k, None, is_causal=is_causal, enable_gqa=True)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be an integer, got {seed!r}")
-    if tile_size < 1:
-        raise ValueError(f"tile_size must be at least 1, got {tile_size}")
+    check_int("tile_size", tile_size, low=1)
     batch, heads, num_queries, _ = q.shape
     kv_heads, num_keys = k.shape[1], k.shape[2]
     shape = (batch, heads, kv_heads, num_queries, num_keys)

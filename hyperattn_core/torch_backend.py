@@ -6,11 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hyperattn_core.exact import exact_backward, exact_forward, lse_dtype
 from hyperattn_core.merge import merge_into
 from hyperattn_core.plan import AttentionPlan
 from hyperattn_core.torch_tiles import Buffers, LevelTiles, level_backward, level_forward
+
+# Rows of whole vectors: with others, a matrix product may round a row differently by where in the matrix it lies, and
+# an output would depend, in its last bit, on later queries that sort before it.
+_COLUMNS = 16
 
 
 def torch_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> tuple[Tensor, Tensor]:
@@ -26,8 +31,18 @@ def torch_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale:
     Returns:
         out (B, H, Nq, Dv) in the dtype of q, lse (B, H, Nq) in float32 (float64 for float64 inputs).
     """
-    out, lse = _HyperAttention.apply(q, k, v, plan, scale)
-    return out, lse
+    if plan.is_exact:
+        out, lse = _HyperAttention.apply(q, k, v, plan, scale)
+        return out, lse
+    value_dim = v.shape[3]
+    out, lse = _HyperAttention.apply(*(_whole_columns(x) for x in (q, k, v)), plan, scale)
+    return out if out.shape[3] == value_dim else out[..., :value_dim].contiguous(), lse
+
+
+def _whole_columns(x: Tensor) -> Tensor:
+    """Zero columns up to a multiple of 16; they change no logit and no other value."""
+    missing = -x.shape[3] % _COLUMNS
+    return torch.nn.functional.pad(x, (0, missing)) if missing else x
 
 
 class _HyperAttention(torch.autograd.Function):
@@ -41,6 +56,7 @@ class _HyperAttention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out.contiguous()

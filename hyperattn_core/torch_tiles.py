@@ -105,6 +105,8 @@ class LevelTiles:
         self.queries = queries.view(self.num_rows, -1, tile)
         self.targets = torch.where(slots < count, self.queries, nowhere)
         self.nowhere = nowhere
+        # An empty tile repeats the first query, so it meets the first query's block: nothing else can see a NaN in it.
+        block = torch.where(count > 0, block, block[:, :1])
         self.blocks = (self.kv_rows.unsqueeze(1) * self.num_blocks + block.squeeze(2)).contiguous()
         sample_block = (level.sample_index // self.block_size).view(self.num_kv_rows, 1, -1)[self.kv_rows]
         weight = torch.where(sample_block == block, 0.0, level.sample_weight.to(self.dtype))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbench import catalog
 from hyperbench.catalog import ConfigError, check_name, nearest
-from hyperbench.overrides import Overrides, check_keys, flat_keys, parse
-from hyperbench.validate import ErrorConfig, ProtocolConfig, check_shape, passes_of, typed
+from hyperbench.overrides import Overrides, check_keys, check_mappings, flat_keys, parse
+from hyperbench.validate import ErrorConfig, ProtocolConfig, check_dtypes, check_shape, passes_of, typed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -103,7 +103,7 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
     resolved.pop("out")
     device_config = DeviceConfig(
         name=device,
-        dtypes=tuple(resolved["device"]["dtypes"]),
+        dtypes=check_dtypes(resolved["device"]["dtypes"]),
         threads=_threads(resolved["device"]["threads"]),
         env={str(key): str(value) for key, value in resolved["device"]["env"].items()},
         reason=reason,
@@ -142,7 +142,9 @@ def _compose(words: list[str], overrides: Overrides) -> DictConfig:
 
             bare = OmegaConf.to_container(compose("config", groups), resolve=False)
             check_keys(words, flat_keys(bare))
-            return compose("config", words)
+            cfg = compose("config", words)
+            check_mappings(bare, OmegaConf.to_container(cfg, resolve=False))
+            return cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split())) from None
 
@@ -191,7 +193,9 @@ def _check_axis_key(key: str, composed: dict[str, Any]) -> None:
     if key in _AXIS_KEYS or (parts[0] == "input" and len(parts) == 2):
         return
     if parts[0] == "method" and len(parts) == 3:
-        check_name("method", parts[1], composed["method"])
+        if parts[1] not in composed["method"]:
+            chosen = ", ".join(composed["method"])
+            raise ConfigError(f"{key} is swept, but {parts[1]} is none of the methods of this run ({chosen})")
         return
     raise ConfigError(
         f"{key} takes one value for a run; axes of a grid are {', '.join(_AXIS_KEYS)}, input.KEY and method.NAME.KEY"
@@ -217,6 +221,8 @@ def _expand(bases: list[DictConfig], axes: dict[str, list[Any]], device: DeviceC
                         OmegaConf.update(cfg, key, value)
                     point = _point(_resolve(cfg), str(method), device)
                     found.setdefault(repr(point), point)
+    if not found:
+        raise ConfigError("no method is left; choose some by method=NAME,NAME")
     return tuple(found.values())
 
 
@@ -228,12 +234,14 @@ def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> PointConf
         )
     shape = {key: data["shape"][key] for key in _SHAPE_KEYS}
     hyper = {str(key): value for key, value in node.items() if key not in _METHOD_KEYS}
+    if not isinstance(node.get("exact", False), bool):
+        raise ConfigError(f"method.{method}.exact={node['exact']} must be true or false")
     check_shape(shape, data["is_causal"], data["seed"], method, hyper)
     check_name("dtype", data["dtype"], device.dtypes)
     return PointConfig(
         method=method,
         target=str(node["_target_"]),
-        exact=bool(node.get("exact", False)),
+        exact=node.get("exact", False),
         hyper=hyper,
         input=str(data["input"]["name"]),
         input_params={k: v for k, v in data["input"].items() if k not in ("name", "description")},

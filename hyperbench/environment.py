@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -61,6 +63,7 @@ KEYS: dict[str, Key] = {
     "hyperbench": Key(str, _filled),
     "commit": Key(str, lambda value: all(c in "0123456789abcdef" for c in value)),
     "dirty": Key(bool),
+    "code": Key(str, _filled),
     "env_vars": Key(dict, show=lambda value: " ".join(f"{name}={text}" for name, text in value.items())),
     "device": Key(str, _filled),
     "device_reason": Key(str),
@@ -76,7 +79,7 @@ def collect(torch_facts: Mapping[str, Any], settings: Mapping[str, Any], env: Ma
 
     `env` is what the workers' environment adds to this one. Raises ValueError on a value that its key does not allow.
     """
-    known = {**_machine(), **_libraries(), **_repository(Path(__file__).parent)}
+    known = {**_machine(), **_libraries(), **_repository(Path(__file__).parent), "code": code_fingerprint()}
     known.update({name: value for name, value in torch_facts.items() if name in KEYS})
     known.update(settings)
     known["driver"] = _driver() if known.get("gpu_name") else None
@@ -110,10 +113,10 @@ def relevant_env(env: Mapping[str, str]) -> dict[str, str]:
 
 def cpu_label(model: str | None, count: int | None) -> str:
     """A short name of a CPU for figures: vendor marks and clock rates left out, the cores counted."""
-    name = model or platform.machine() or "unknown CPU"
+    name = model or platform.machine()
     for noise in ("(R)", "(TM)", "(r)", "(tm)", " CPU", " Processor"):
         name = name.replace(noise, "")
-    name = " ".join(name.partition("@")[0].split())
+    name = " ".join(name.partition("@")[0].split()) or "unknown CPU"
     return f"{name}, {count} core{'' if count == 1 else 's'}" if count else name
 
 
@@ -124,6 +127,17 @@ def cpu_model(cpuinfo: str) -> str | None:
         if name.strip() in ("model name", "Model") and value.strip():
             return value.strip()
     return None
+
+
+def code_fingerprint() -> str:
+    """Twelve hexadecimal digits of the SHA-256 of the code that is measured and that measures, committed or not."""
+    core = importlib.util.find_spec("hyperattn_core")
+    folders = [Path(__file__).parent / "measure", *map(Path, (core and core.submodule_search_locations) or [])]
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{folder.name}/{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def available_cpus() -> int:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _ADD = "+"
 #: Keys that hold a list by themselves; a comma makes a longer list of them and no axis.
 _LIST_KEYS = ("passes", "error.seeds")
+#: Below these a key may be added that no file has.
+_OPEN = ("method.", "input.", "protocol.", "error.", "sweep.axes.", "device.env.")
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,17 @@ def parse(words: Sequence[str]) -> Overrides:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{word!r} is no override (KEY=VALUE or KEY=A,B): {reason}") from None
         key = override.key_or_group
+        if override.package is not None:
+            raise ConfigError(f"{word!r}: @{override.package} has no meaning here; leave it out")
+        if override.is_delete() and not (key.startswith("method.") and key.count(".") == 1):
+            raise ConfigError(f"{word!r}: only a method can be left out, by ~method.NAME")
         values = _values(override, word)
         if key in catalog.GROUPS:
-            if override.is_delete() or override.is_add():
+            if override.is_add() or override.is_force_add():
                 raise ConfigError(f"{word!r}: choose a {key} by {key}=NAME")
             chosen = _flatten(values)
+            if not chosen:
+                raise ConfigError(f"{word!r} names no {key}; allowed: {', '.join(catalog.names(key))}")
             for name in chosen:
                 check_name(key, name, catalog.names(key))
             if key == "method":
@@ -93,12 +101,30 @@ def check_keys(overrides: Sequence[str], known: Sequence[str]) -> None:
     """Raise ConfigError on an override of a key that the composed configuration does not have."""
     for word in overrides:
         key = word.split("=", 1)[0]
-        if key.startswith((_ADD, "~")) or key in catalog.GROUPS:
+        if key.startswith("~") or key in catalog.GROUPS:
             continue
-        if key not in known:
-            raise ConfigError(
-                f"unknown key {key!r}{nearest(key, known) or '; `hyperbench run --dry-run` lists what there is'}"
-            )
+        if key.startswith(_ADD):
+            key = key.lstrip(_ADD)
+            if key not in known and not key.startswith(_OPEN):
+                raise ConfigError(f"{word!r}: nothing reads the key {key!r}{nearest(key, known)}")
+        elif key not in known:
+            group, _, rest = key.partition(".")
+            method = rest.partition(".")[0]
+            if group == "method" and method in catalog.names("method") and f"method.{method}" not in known:
+                raise ConfigError(f"{key}: method {method} is not chosen; choose it by method=[...,{method}]")
+            raise ConfigError(f"unknown key {key!r}{nearest(key, known) or '; `hyperbench list keys` shows all'}")
+
+
+def check_mappings(before: Any, after: Any, prefix: str = "") -> None:
+    """Raise ConfigError where an override put something else in the place of a mapping of the configuration."""
+    for name, value in before.items():
+        if isinstance(value, dict) and name in after:
+            if not isinstance(after[name], dict):
+                raise ConfigError(
+                    f"{prefix}{name}={_text(after[name])} must be a mapping; set its keys"
+                    f" ({', '.join(f'{prefix}{name}.{key}' for key in value) or 'none'}) one by one"
+                )
+            check_mappings(value, after[name], f"{prefix}{name}.")
 
 
 def flat_keys(data: Any, prefix: str = "") -> list[str]:
@@ -112,8 +138,11 @@ def flat_keys(data: Any, prefix: str = "") -> list[str]:
 
 
 def _values(override: Override, word: str) -> list[Any]:
+    from hydra.core.override_parser.types import ValueType
+
     if override.is_sweep_override():
-        if not override.is_discrete_sweep():
+        # Hydra calls its glob a choice too; there is nothing here for it to match.
+        if not override.is_choice_sweep() or override.value_type is ValueType.GLOB_CHOICE_SWEEP:
             raise ConfigError(f"{word!r}: a grid needs listed values, such as {override.key_or_group}=1,2,4")
         # The types of the two parsers' values differ; repr-free element strings keep quoting out of the messages.
         return [_plain(value) for value in override.sweep_iterator()]

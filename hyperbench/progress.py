@@ -105,6 +105,13 @@ class Bar(Quiet):
             self._progress.console.print(describe(record), highlight=False, markup=False)
 
 
+def listener(console: Console, *, quiet: bool) -> Quiet:
+    """What fits the console: nothing, a bar on a terminal, lines elsewhere."""
+    if quiet:
+        return Quiet()
+    return Bar(console) if console.is_terminal else Lines(console)
+
+
 def describe(timing: Timing) -> str:
     """A timing in one line: point, pass, and the median or what went wrong."""
     point = timing.point

@@ -8,11 +8,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import types
+import typing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 SCHEMA_VERSION = 1
+#: Parameters of methods that have a column of their own in the tables, and their types there.
+PARAMETER_TYPES: dict[str, type[Any]] = {
+    "block_size": int,
+    "sample_size": int,
+    "num_projections": int,
+    "min_seq_len": int,
+    "sampling": str,
+    "pairing": str,
+}
+#: The largest integer that a column of the tables holds.
+MAX_INT = 2**63 - 1
 
 
 class Status(StrEnum):
@@ -55,6 +69,7 @@ class Point:
 
     `hyper` holds every parameter of the method as configured (the method's own, `_target_` left out); the columns
     block_size, sample_size, num_projections, min_seq_len, sampling and pairing of the tables are read from it.
+    Raises ValueError on a value of the wrong type or out of its range.
     """
 
     method: str
@@ -71,6 +86,20 @@ class Point:
     seed: int
     hyper: dict[str, Any] = field(default_factory=dict)
     input_params: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if not (_is_plain(self.hyper) and _is_plain(self.input_params)):
+            raise ValueError("the parameters of a point must be plain data, not nested deeply")
+        for name in ("batch", "heads", "kv_heads", "seq_len", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} of a point must be positive")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads={self.kv_heads} of a point must divide heads={self.heads}")
+        for name, kind in PARAMETER_TYPES.items():
+            value = self.hyper.get(name)
+            if value is not None and not _fits(value, kind):
+                raise ValueError(f"{name}={_short(value)} of a point must be of type {kind.__name__}")
 
     @property
     def point_id(self) -> str:
@@ -107,12 +136,16 @@ class Timing:
     message: str = ""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.samples_ms and not self.status.has_timing:
             raise ValueError(f"a timing of status {self.status} cannot carry samples")
         if self.status.has_timing and not self.samples_ms:
             raise ValueError(f"a timing of status {self.status} needs samples")
-        if any(not (s >= 0) for s in self.samples_ms):
-            raise ValueError("samples_ms must be non-negative numbers")
+        for name in ("samples_ms", "warmup_ms"):
+            if not all(0.0 <= sample < math.inf for sample in getattr(self, name)):
+                raise ValueError(f"{name} must be non-negative numbers")
+        if self.round < 0 or (self.peak_memory_bytes or 0) < 0:
+            raise ValueError(f"round={self.round} and peak_memory_bytes={self.peak_memory_bytes} cannot be negative")
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -131,6 +164,11 @@ class ErrorRow:
     status: Status = Status.OK
     message: str = ""
 
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if self.status.has_timing != (self.value is not None):
+            raise ValueError(f"an error row of status {self.status} cannot have value={self.value}")
+
     @property
     def key(self) -> tuple[str, int, str]:
         """What makes an error row unique within a run: (point_id, seed, metric)."""
@@ -145,54 +183,110 @@ class Stage:
     stage: str
     median_ms: float
 
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if not 0.0 <= self.median_ms < math.inf:
+            raise ValueError(f"median_ms={self.median_ms} must be a non-negative number")
+
 
 Record = Timing | ErrorRow | Stage
 _KINDS: dict[str, type[Any]] = {"timing": Timing, "error": ErrorRow, "stage": Stage}
+_CLASSES: list[type[Any]] = [Point, *_KINDS.values()]
+_HINTS: dict[type[Any], dict[str, Any]] = {cls: typing.get_type_hints(cls) for cls in _CLASSES}
+_NON_FINITE = ("inf", "-inf", "nan")
+_SHOWN_CHARS = 60
+_MAX_LEVELS = 8
 
 
 def to_json(record: Record) -> dict[str, Any]:
     """A record as plain JSON data with its kind; enumerations become their values, infinities and NaN their names."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(record, cls))
     data = {"kind": kind, **dataclasses.asdict(record)}
-    if (
-        isinstance(data.get("value"), float)
-        and data["value"] not in (float("inf"), float("-inf"))
-        and data["value"] != data["value"]
-    ):
-        data["value"] = "nan"
-    elif data.get("value") in (float("inf"), float("-inf")):
-        data["value"] = str(data["value"])
+    for name, value in data.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            data[name] = str(value)
     return data
 
 
-def from_json(data: dict[str, Any]) -> Record:
-    """The inverse of `to_json`. Raises ValueError on an unknown kind, an unknown key or an impossible state."""
+def from_json(data: Any) -> Record:
+    """The inverse of `to_json`. Raises ValueError on anything that is no record in a possible state."""
+    if not isinstance(data, dict):
+        raise ValueError(f"a record is a mapping, not {_short(data)}")
     fields = dict(data)
     kind = fields.pop("kind", None)
-    if kind not in _KINDS:
-        raise ValueError(f"unknown record kind {kind!r}; allowed: {', '.join(_KINDS)}")
-    try:
-        fields["point"] = Point.from_dict(fields["point"])
-        if kind == "timing":
-            fields["pass_"] = Pass(fields["pass_"])
-            fields["stop_reason"] = StopReason(fields["stop_reason"]) if fields.get("stop_reason") else None
-            fields["samples_ms"] = tuple(float(s) for s in fields.get("samples_ms", ()))
-            fields["warmup_ms"] = tuple(float(s) for s in fields.get("warmup_ms", ()))
-        if "status" in fields:
-            fields["status"] = Status(fields["status"])
-        if isinstance(fields.get("value"), str):
-            fields["value"] = float(fields["value"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"a {kind} record is malformed: {error}") from None
-    return _from_dict(_KINDS[kind], fields)
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ValueError(f"unknown record kind {_short(kind)}; allowed: {', '.join(_KINDS)}")
+    cls = _KINDS[kind]
+    hints = _HINTS[cls]
+    for name, value in fields.items():
+        hint = hints.get(name)
+        if hint is Point:
+            fields[name] = Point.from_dict(value)
+        elif isinstance(value, list):
+            fields[name] = tuple(value)
+        elif isinstance(value, str) and float in _options(hint) and value in _NON_FINITE:
+            fields[name] = float(value)
+        elif value is not None:
+            enum = next((option for option in _options(hint) if issubclass(option, StrEnum)), None)
+            fields[name] = enum(value) if enum else value
+    return _from_dict(cls, fields)
 
 
-def _from_dict(cls: type[Any], data: dict[str, Any]) -> Any:
-    names = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - names)
+def _from_dict(cls: type[Any], data: Any) -> Any:
+    if not isinstance(data, dict):
+        raise ValueError(f"a {cls.__name__} record is a mapping, not {_short(data)}")
+    names = [f.name for f in dataclasses.fields(cls)]
+    unknown = sorted(set(data) - set(names))
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r} in a {cls.__name__} record; allowed: {', '.join(sorted(names))}")
     try:
         return cls(**data)
     except TypeError as error:
         raise ValueError(f"a {cls.__name__} record is malformed: {error}") from None
+
+
+def _check_types(record: Any) -> None:
+    for name, hint in _HINTS[type(record)].items():
+        value = getattr(record, name)
+        if not _fits(value, hint):
+            wanted = getattr(hint, "__name__", str(hint))
+            raise ValueError(f"{name}={_short(value)} of a {type(record).__name__} record must be of type {wanted}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; an integer is a number too, a truth value is neither."""
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if hint in (int, float):
+        allowed = (int, float) if hint is float else int
+        small = not isinstance(value, int) or -MAX_INT <= value <= MAX_INT
+        return isinstance(value, allowed) and not isinstance(value, bool) and small
+    if hint is str:
+        # Half of a surrogate pair is a str that no file can hold.
+        return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+    return isinstance(value, hint)
+
+
+def _is_plain(value: Any, levels: int = _MAX_LEVELS) -> bool:
+    """Whether JSON gives the value back as it is, and it is nested at most so many levels."""
+    if isinstance(value, dict):
+        return levels > 0 and all(isinstance(k, str) and _is_plain(v, levels - 1) for k, v in value.items())
+    if isinstance(value, list):
+        return levels > 0 and all(_is_plain(item, levels - 1) for item in value)
+    return value is None or isinstance(value, str | int | float)
+
+
+def _options(hint: Any) -> tuple[type[Any], ...]:
+    """The plain types that an annotation allows."""
+    found = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(option for option in found if isinstance(option, type) and not typing.get_origin(option))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."

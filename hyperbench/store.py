@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from hyperbench import environment
 from hyperbench.schema import Record, from_json, to_json
 
 if TYPE_CHECKING:
@@ -65,12 +66,20 @@ class Journal:
         _fsync_folder(path.parent)
 
     def append(self, record: Record) -> None:
-        """Write one record as one line and wait until the disk has it."""
+        """Write one record as one line and wait until the disk has it.
+
+        Raises StoreError if that fails; the journal is then as it was.
+        """
         line = json.dumps(to_json(record), separators=(",", ":")) + "\n"
         view = memoryview(line.encode())
-        while view:
-            view = view[os.write(self._fd, view) :]
-        os.fsync(self._fd)
+        size = os.fstat(self._fd).st_size
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+            os.fsync(self._fd)
+        except OSError as error:
+            os.ftruncate(self._fd, size)
+            raise StoreError(f"cannot write the journal {self.path}: {error.strerror}") from None
 
     def close(self) -> None:
         """Give the journal back; closing twice is harmless."""
@@ -107,8 +116,8 @@ def read_journal(path: Path) -> list[Record]:
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         try:
             records.append(from_json(json.loads(line)))
-        except (ValueError, AttributeError, TypeError) as error:
-            raise StoreError(f"{path}, line {number}: damaged record: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{path}, line {number}: damaged record: {' '.join(str(error).split())}") from None
     return records
 
 
@@ -129,26 +138,39 @@ def load_run(run_dir: Path) -> Run:
     Raises StoreError (one line) if the folder is missing, is no run's folder, or holds a damaged file.
     """
     path = Path(run_dir)
-    if not path.is_dir():
+    # os.path answers where Path.is_dir raises: a name too long, a folder above that cannot be entered.
+    if not os.path.isdir(path):
         raise StoreError(f"there is no run folder at {path}")
     missing = [name for name in (CONFIG, ENVIRONMENT, JOURNAL) if not (path / name).is_file()]
     if missing:
         raise StoreError(f"{path} is not a run folder: it has no {', '.join(missing)}")
     config = read_config(path)
-    environment = _read_mapping(path / ENVIRONMENT, json.loads)
+    origin = read_environment(path)
     records = read_journal(path / JOURNAL)
-    run_id = str(environment.get("run_id", path.resolve().name))
+    run_id = str(origin.get("run_id") or path.resolve().name)
     from hyperbench import tables
 
     frames = tables.build(records, run_id)
-    return Run(path, config, environment, frames["timings"], frames["errors"], frames["stages"])
+    return Run(path, config, origin, frames["timings"], frames["errors"], frames["stages"])
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
     """The resolved configuration of a run. Raises StoreError if it is missing or damaged."""
     import yaml
 
-    return _read_mapping(Path(run_dir) / CONFIG, lambda text: yaml.load(text, Loader=yaml.CSafeLoader))
+    # The loader in C is quicker, but ends the process where a file is nested deeply.
+    return _read_mapping(Path(run_dir) / CONFIG, yaml.safe_load)
+
+
+def read_environment(run_dir: Path) -> dict[str, Any]:
+    """What produced a run's numbers. Raises StoreError if it is missing or damaged."""
+    path = Path(run_dir) / ENVIRONMENT
+    found = _read_mapping(path, json.loads)
+    try:
+        environment.checked({name: value for name, value in found.items() if name in environment.KEYS})
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged: {error}") from None
+    return found
 
 
 def is_run_folder(path: Path) -> bool:
@@ -185,13 +207,11 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 def _read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    import yaml
-
     try:
         data = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except Exception as error:  # a YAML parser raises whatever its constructors of numbers and dates raise
         raise StoreError(f"{path} is damaged: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise StoreError(f"{path} is damaged: it holds no mapping")

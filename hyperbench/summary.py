@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from hyperbench.measure.runner import Outcome
+from hyperbench.analyze.show import show_run
+from hyperbench.measure.runner import GOOD_STATUSES, Outcome
 from hyperbench.measure.session import Prepared
 from hyperbench.progress import duration
 from hyperbench.store import load_run
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-_PASSES = ("forward", "backward", "forward_backward")
 
 
 def print_grid(prepared: Prepared, console: Console) -> None:
@@ -74,50 +71,23 @@ def outcome_data(folder: Path, outcome: Outcome) -> dict[str, Any]:
     """How a run ended, as plain data."""
     return {
         "run": str(folder),
-        "rows": dict(load_run(folder).timings["status"].value_counts()),
+        "rows": {str(k): int(v) for k, v in load_run(folder).timings["status"].value_counts().items()},
         "measured_now": {str(status): count for status, count in outcome.statuses.items()},
         "interrupted": outcome.interrupted,
     }
 
 
-def print_outcome(folder: Path, console: Console) -> None:
-    """Medians of each pass and the error of each point, failures, and what to do next."""
+def has_failures(folder: Path) -> bool:
+    """Whether a run holds rows that should have worked; `unsupported` is an answer, not a failure."""
     run = load_run(folder)
-    table = Table(box=None, header_style="bold")
-    for name in ("n", "causal", "method", "input", "forward ms", "backward ms", "both ms", "error of out"):
-        table.add_column(name, justify="left" if name in ("causal", "method", "input") else "right")
-    errors = _first_errors(run.errors)
-    ids = run.timings.sort_values(["is_causal", "heads", "seq_len"], kind="stable")["point_id"].drop_duplicates()
-    for point_id in ids:
-        rows = run.timings[run.timings["point_id"] == point_id]
-        first = rows.iloc[0]
-        cells = [_cell(rows[rows["pass"] == name]) for name in _PASSES]
-        causal = "yes" if first["is_causal"] else "no"
-        table.add_row(
-            f"{first['seq_len']:,}", causal, first["method"], first["input"], *cells, errors.get(point_id, "")
-        )
-    console.print(table)
-    for status, count in run.timings["status"].value_counts().items():
-        if status != "ok":
-            message = run.timings[run.timings["status"] == status]["message"].iloc[0]
-            console.print(f"{count} rows {status}: {message}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"run folder: {folder}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"next: hyperbench plot --run {_quoted(folder)}", highlight=False, markup=False, soft_wrap=True)
+    return not {*run.timings["status"], *run.errors["status"]} <= {str(s) for s in GOOD_STATUSES}
 
 
-def _cell(rows: DataFrame) -> str:
-    if rows.empty:
-        return ""
-    last = rows.iloc[-1]
-    return f"{last['median_ms']:.4g}" if last["status"] in ("ok", "throttled") else str(last["status"])
-
-
-def _first_errors(errors: DataFrame) -> dict[str, str]:
-    outputs = errors[(errors["metric"] == "out_rel_fro") & errors["value"].notna()].drop_duplicates("point_id")
-    return {row["point_id"]: f"{row['value']:.3g}" for _, row in outputs.iterrows()}
-
-
-def _quoted(path: Path) -> str:
-    import shlex
-
-    return shlex.quote(str(path))
+def print_outcome(folder: Path, outcome: Outcome, console: Console) -> None:
+    """The run's tables, and what to do next."""
+    show_run(folder, console)
+    if outcome.interrupted:
+        console.print("interrupted; what was finished is kept: the same command with --resume goes on", soft_wrap=True)
+    console.print(
+        f"next: hyperbench plot --run {shlex.quote(str(folder))}", highlight=False, markup=False, soft_wrap=True
+    )

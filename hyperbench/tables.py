@@ -7,21 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.schema import ErrorRow, Point, Record, Stage, Timing
+from hyperbench.schema import PARAMETER_TYPES, ErrorRow, Point, Record, Stage, Timing
 from hyperbench.stats import Summary, summarise
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 #: Parameters of methods that have a column of their own; null for a method that lacks them.
-HYPER_COLUMNS = {
-    "block_size": "Int64",
-    "sample_size": "Int64",
-    "num_projections": "Int64",
-    "min_seq_len": "Int64",
-    "sampling": "text",
-    "pairing": "text",
-}
+HYPER_COLUMNS = {name: "Int64" if kind is int else "text" for name, kind in PARAMETER_TYPES.items()}
 _SHAPE = dict.fromkeys(("batch", "heads", "kv_heads", "seq_len", "head_dim"), "int64")
 _POINT_HEAD = {
     "run_id": "text",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hyperbench.catalog import ConfigError, check_name
-from hyperbench.schema import Pass
+from hyperbench.schema import MAX_INT, PARAMETER_TYPES, Pass
 
-_POSITIVE_PARAMETERS = ("block_size", "sample_size", "num_projections", "min_seq_len")
+_ENDLESS = 1e300
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 T = TypeVar("T")
 
 
@@ -34,6 +34,7 @@ class ProtocolConfig:
     timeout_s: float
 
     def __post_init__(self) -> None:
+        check_text("protocol.name", self.name)
         for name in ("rounds", "min_samples", "max_samples", "slow_min_samples", "slices"):
             check_int(f"protocol.{name}", getattr(self, name), low=1)
         check_int("protocol.warmup_min_calls", self.warmup_min_calls, low=0)
@@ -111,9 +112,10 @@ def check_shape(shape: dict[str, Any], is_causal: Any, seed: Any, method: str, h
     if not isinstance(is_causal, bool):
         raise ConfigError(f"is_causal={is_causal} must be true or false")
     check_int("seed", seed, low=0)
-    for name in _POSITIVE_PARAMETERS:
+    for name, kind in PARAMETER_TYPES.items():
         if hyper.get(name) is not None:
-            check_int(f"method.{method}.{name}", hyper[name], low=1)
+            key = f"method.{method}.{name}"
+            check_int(key, hyper[name], low=1) if kind is int else check_text(key, hyper[name])
     if hyper.get("seed") is not None:
         check_int(f"method.{method}.seed", hyper["seed"], low=0)
 
@@ -122,12 +124,29 @@ def check_int(key: str, value: Any, *, low: int) -> None:
     """Raise ConfigError unless value is an integer of at least low."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ConfigError(f"{key}={value} must be an integer of at least {low}")
+    if value > MAX_INT:
+        raise ConfigError(f"{key}={value} must be an integer of at most {MAX_INT}")
+
+
+def check_text(key: str, value: Any) -> None:
+    """Raise ConfigError unless value is a name: text that is not blank."""
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{key}={value} must be text")
+
+
+def check_dtypes(value: Any) -> tuple[str, ...]:
+    """The dtypes of a device. Raises ConfigError unless they are a list of known ones."""
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"device.dtypes={value} must be a list of {', '.join(DTYPES)}")
+    for name in value:
+        check_name("device.dtypes", name, DTYPES)
+    return tuple(value)
 
 
 def check_number(key: str, value: Any, *, positive: bool = True) -> None:
     """Raise ConfigError unless value is a finite number, positive or at least zero."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value < 0 or (positive and value == 0):
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _ENDLESS
+    if not good or (positive and value == 0):
         raise ConfigError(f"{key}={value} must be a {'positive' if positive else 'non-negative'} number")
 
 

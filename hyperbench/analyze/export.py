@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +20,9 @@ FORMATS = ("csv", "parquet", "latex", "markdown")
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "×": r"$\times$", "µ": r"$\mu$", "±": r"$\pm$", "·": r"$\cdot$", '"': r"\textquotedbl{}",
+    "|": r"\textbar{}", "×": r"$\times$", "µ": r"$\mu$", "±": r"$\pm$", "·": r"$\cdot$", '"': r"{\char34}", "[": "{[}",
 }  # fmt: skip
-_MARKDOWN = "\\`*_{}[]<>#|~"
+_MARKDOWN = "\\`*_{}[]<>#|~&$"
 
 
 def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "flash2") -> list[Path]:
@@ -117,9 +118,15 @@ def markdown(view: View) -> str:
 
 def latex_escape(text: str) -> str:
     """A text that LaTeX prints letter by letter."""
-    return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
+    # Neither a ligature (-- is a dash) nor an optional argument (a line that begins with [) may come of it.
+    escaped = "".join(_LATEX.get(c, c) for c in _line(text))
+    return re.sub("-(?=-)", "-{}", escaped)
 
 
 def markdown_escape(text: str) -> str:
     """A text that Markdown prints letter by letter, on one line."""
-    return "".join(f"\\{c}" if c in _MARKDOWN else c for c in " ".join(text.split()))
+    return "".join(f"\\{c}" if c in _MARKDOWN else c for c in _line(text))
+
+
+def _line(text: str) -> str:
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.style import FAILED_COLOR, rgba
+from hyperbench.analyze.style import FAILED_COLOR, passes_in, rgba
 from hyperbench.analyze.tables import records
-from hyperbench.analyze.text import escape, is_null, milliseconds, pass_label, plain, significant, thousands
-from hyperbench.analyze.view import MAIN_ERROR, error_columns, reason
+from hyperbench.analyze.text import at, escape, is_null, milliseconds, pass_label, short
+from hyperbench.analyze.view import reason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +58,8 @@ def curve(
 ) -> None:
     """A line through points with a band from `low` to `high`; null values leave a gap in both.
 
-    `hollow` points (throttled ones) are drawn empty. `name` and `hover` are escaped by the caller.
+    The interval of a point without neighbours is a bar. `hollow` points (throttled ones) are drawn empty. `name` and
+    `hover` are escaped by the caller.
     """
     import plotly.graph_objects as go
 
@@ -82,18 +82,19 @@ def curve(
     if low is None or high is None:
         return
     for part in _runs(low, high):
+        alone = len(part) == 1
+        shape = {"line": {"width": 7, "color": rgba(color, 0.3)}} if alone else {"line": {"width": 0}, "fill": "toself"}
         panel.add(
             go.Scatter(
                 x=[x[i] for i in part] + [x[i] for i in reversed(part)],
                 y=[float(high[i]) for i in part] + [float(low[i]) for i in reversed(part)],
                 mode="lines",
-                line={"width": 0},
-                fill="toself",
                 fillcolor=rgba(color, 0.18),
                 hoverinfo="skip",
                 showlegend=False,
                 name=f"{name} interval",
-                visible=True if visible is True else visible,
+                visible=visible,
+                **shape,
             ),
             group,
         )
@@ -101,17 +102,23 @@ def curve(
 
 def failures(panel: Panel, rows: pd.DataFrame, y: float, x: str = "seq_len") -> None:
     """Crosses at height y where a row has no value, one per x; the hover lists every row with its reason."""
+    causes: dict[Any, list[str]] = {}
+    for row in records(rows.sort_values(x, kind="stable")):
+        causes.setdefault(row[x], []).append(f"{row['method']} {pass_label(row['pass'])}: {reason(row) or 'no value'}")
+    crosses(panel, causes, y, x)
+
+
+def crosses(panel: Panel, causes: Mapping[Any, Sequence[str]], y: float, x: str) -> None:
+    """A cross at height y for each place on the axis `x`; its hover holds the place's causes, escaped here."""
     import plotly.graph_objects as go
 
-    if rows.empty:
+    if not causes:
         return
-    places, hovers = [], []
-    for place, group in rows.groupby(x, sort=True):
-        lines = [
-            f"{escape(r['method'])} {pass_label(r['pass'])}: {escape(reason(r)) or 'no value'}" for r in records(group)
-        ]
-        places.append(place)
-        hovers.append("<br>".join([f"<b>no value at {x} = {plain(place)}</b>", *lines]))
+    places = [place_of(place) for place in causes]
+    hovers = [
+        "<br>".join([f"<b>no value at {escape(at(x, place))}</b>", *(escape(short(line)) for line in lines)])
+        for place, lines in causes.items()
+    ]
     panel.add(
         go.Scatter(
             x=places,
@@ -127,17 +134,22 @@ def failures(panel: Panel, rows: pd.DataFrame, y: float, x: str = "seq_len") -> 
     )
 
 
+def place_of(value: Any) -> Any:
+    """A value as a place on an axis: a number, or the escaped name of a category."""
+    return escape(value) if isinstance(value, str) else float(value)
+
+
 def failure_notes(rows: pd.DataFrame, limit: int = 4) -> list[str]:
     """Footnotes on rows without a value, one per method and reason: which passes and lengths are missing."""
     notes: dict[tuple[str, str], dict[str, set[Any]]] = {}
     for row in records(rows):
         why = reason(row) or "no value"
         entry = notes.setdefault((row["method"], why), {"pass": set(), "seq_len": set()})
-        entry["pass"].add(pass_label(row["pass"]))
+        entry["pass"].add(row["pass"])
         entry["seq_len"].add(int(row["seq_len"]))
     texts = [
-        f"No value: {method} {', '.join(sorted(entry['pass']))} at n = "
-        f"{', '.join(f'{n:,}' for n in sorted(entry['seq_len']))} ({why[:160]})."
+        f"No value: {method} {', '.join(map(pass_label, passes_in(entry['pass'])))} at n = "
+        f"{', '.join(f'{n:,}' for n in sorted(entry['seq_len']))} ({short(why)})."
         for (method, why), entry in notes.items()
     ]
     if len(texts) > limit:
@@ -145,13 +157,20 @@ def failure_notes(rows: pd.DataFrame, limit: int = 4) -> list[str]:
     return texts
 
 
-def throttled_notes(frame: pd.DataFrame) -> list[str]:
-    """A footnote where clocks throttled while something shown was timed."""
-    slow = frame[(frame["status"] == "throttled") | (frame["baseline_status"] == "throttled")]
+def is_throttled(frame: pd.DataFrame, or_baseline: bool = False) -> pd.Series:
+    """Which rows (or their baselines) were timed while clocks were throttled."""
+    slow = frame["status"] == "throttled"
+    return slow | (frame["baseline_status"] == "throttled") if or_baseline else slow
+
+
+def throttled_notes(frame: pd.DataFrame, or_baseline: bool = False) -> list[str]:
+    """A footnote where clocks were throttled while something shown was timed."""
+    slow = frame[is_throttled(frame, or_baseline)]
     if slow.empty:
         return []
-    lengths = ", ".join(thousands(n) for n in sorted(slow["seq_len"].unique()))
-    return [f"Hollow points: clocks were throttled while they, or their baseline, were timed (n = {lengths})."]
+    who = "they, or their baseline," if or_baseline else "they"
+    lengths = ", ".join(f"{int(n):,}" for n in sorted(slow["seq_len"].unique()))
+    return [f"Hollow points: clocks were throttled while {who} were timed (n = {lengths})."]
 
 
 def timing_text(row: Mapping[str, Any], side: str = "") -> str:
@@ -164,27 +183,6 @@ def timing_text(row: Mapping[str, Any], side: str = "") -> str:
     return f"{milliseconds(row[f'{side}median_ms'])}{interval}{count}"
 
 
-def error_lines(row: Mapping[str, Any], frame: pd.DataFrame) -> list[str]:
-    """Every error metric of a row, the main one first, with the range over the seeds of the draw."""
-    metrics = error_columns(frame)
-    ordered = [m for m in (MAIN_ERROR, *metrics) if m in metrics]
-    lines = []
-    for metric in dict.fromkeys(ordered):
-        if is_null(row[metric]):
-            continue
-        low, high = significant(row[f"{metric}_low"]), significant(row[f"{metric}_high"])
-        spread = f" ({low} to {high} over seeds)" if low != high else ""
-        lines.append(f"{escape(metric)} {significant(row[metric])}{spread}")
-    return lines or ["error not measured"]
-
-
-def largest(rows: pd.DataFrame, metrics: Iterable[str]) -> float:
-    """The largest finite value that the error metrics reach over all draws; 1 where none has a value above zero."""
-    columns = [f"{metric}_high" for metric in metrics if f"{metric}_high" in rows]
-    values = [float(v) for column in columns for v in rows[column] if not is_null(v) and math.isfinite(v)]
-    return max(values, default=1.0) or 1.0
-
-
 def _runs(low: Sequence[Any], high: Sequence[Any]) -> list[list[int]]:
     """The stretches of neighbouring indices at which both bounds have a value."""
     parts: list[list[int]] = [[]]
@@ -193,4 +191,4 @@ def _runs(low: Sequence[Any], high: Sequence[Any]) -> list[list[int]]:
             parts.append([])
         else:
             parts[-1].append(index)
-    return [part for part in parts if len(part) > 1]
+    return [part for part in parts if part]

@@ -5,14 +5,11 @@ kaleido drives a browser, which may hang; it therefore runs in a process of its 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hyperbench.analyze.limited import run_limited
 from hyperbench.store import atomic_write, atomic_write_text
 
 if TYPE_CHECKING:
@@ -29,14 +27,24 @@ START_TIMEOUT_S = 45.0
 IMAGE_TIMEOUT_S = 15.0
 IMAGE_SCALE = 2
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
-# Each image appears under its name only when it is whole, so that what was finished before a time-out counts.
+# One browser draws all images. Each appears under its name only when it is whole, so that what was finished before a
+# time-out counts. MathJax is left out: it would be fetched from the network, and no text here is mathematics.
 _EXPORT = """
-import json, os, sys
-import plotly.io as pio
-for job in json.load(open(sys.argv[1], encoding="utf-8")):
-    figure = pio.from_json(open(job["source"], encoding="utf-8").read())
-    pio.write_image(figure, job["target"] + ".part", format=job["kind"], scale=job["scale"])
-    os.replace(job["target"] + ".part", job["target"])
+import asyncio, json, os, sys
+import kaleido
+
+async def export(jobs):
+    async with kaleido.Kaleido(n=1, mathjax=False) as browser:
+        for job in jobs:
+            with open(job["source"], encoding="utf-8") as file:
+                figure = json.load(file)
+            image = await browser.calc_fig(figure, opts={"format": job["kind"], "scale": job["scale"]})
+            with open(job["target"] + ".part", "wb") as file:
+                file.write(image)
+            os.replace(job["target"] + ".part", job["target"])
+
+with open(sys.argv[1], encoding="utf-8") as file:
+    asyncio.run(export(json.load(file)))
 """
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -148,40 +156,3 @@ def _write_images(
                 atomic_write(folder / made.name, partial(shutil.copyfile, made))
                 paths.append(folder / made.name)
     return paths, failure
-
-
-def run_limited(command: Sequence[str], timeout_s: float, environment: Mapping[str, str]) -> str | None:
-    """Run a command for at most `timeout_s`, then end all it started; returns its failure as one line, or None."""
-    with tempfile.TemporaryFile() as stderr:
-        process = subprocess.Popen(
-            list(command), env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr
-        )
-        try:
-            code = process.wait(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            for pid in [process.pid, *_descendants(process.pid)]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
-            return f"the exporter did not finish within {timeout_s:g} s"
-        if code == 0:
-            return None
-        stderr.seek(0)
-        lines = [line.strip() for line in stderr.read().decode(errors="replace").splitlines() if line.strip()]
-    return f"the exporter failed: {lines[-1] if lines else f'exit code {code}'}"
-
-
-def _descendants(pid: int) -> list[int]:
-    """Every process that descends from `pid`; a browser starts sessions of its own, so its group would miss some."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # The name in parentheses may hold anything; the state and the parent follow its last bracket.
-            parent = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
-            parents.setdefault(parent, []).append(int(stat.parent.name))
-    found, queue = [], [pid]
-    while queue:
-        children = parents.get(queue.pop(), [])
-        found += children
-        queue += children
-    return found

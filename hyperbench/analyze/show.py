@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.digest import digests
+from hyperbench.analyze.digest import Digest, digests
 from hyperbench.analyze.tables import records
-from hyperbench.analyze.text import is_null
+from hyperbench.analyze.text import is_null, short
 from hyperbench.analyze.view import View, error_columns, make_view, provenance, reason
 from hyperbench.store import load_run
 
@@ -28,8 +28,6 @@ def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
 
     Raises ValueError on a missing or damaged run.
     """
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     run = load_run(Path(run_dir))
@@ -40,12 +38,7 @@ def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
         return
     console.print(Text("  ·  ".join(provenance(view)), style="dim"))
     for digest in digests(view, methods_per_table=max(1, (console.width - 40) // 42)):
-        table = Table(title=Text(digest.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-        for name, is_number in zip(digest.columns, digest.is_number, strict=True):
-            table.add_column(Text(name), justify="right" if is_number else "left", no_wrap=True)
-        for row in digest.rows:
-            table.add_row(*(Text(cell) for cell in row))
-        console.print(table)
+        _print_digest(digest, console)
     for line in _missing(view):
         console.print(Text(line, style="yellow"))
     console.print(
@@ -72,7 +65,7 @@ def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
         rows.append({**row, "errors": {metric: _json(record[metric]) for metric in errors}})
     return {
         "run": str(run.path),
-        "environment": run.environment,
+        "environment": _json(run.environment),
         "baseline": baseline,
         "methods": [str(m) for m in frame["method"].unique()],
         "points": int(frame["point_id"].nunique()),
@@ -81,17 +74,43 @@ def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
     }
 
 
+def _print_digest(digest: Digest, console: Console) -> None:
+    """A table where it fits the terminal; else a paragraph for each of its rows, so that no cell is cut."""
+    from rich import box
+    from rich.measure import Measurement
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for name, is_number in zip(digest.columns, digest.is_number, strict=True):
+        table.add_column(Text(name), justify="right" if is_number else "left", no_wrap=True)
+    for row in digest.rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(Text(f"\n{digest.title}", style="bold"))
+    unlimited = console.options.update(max_width=10_000)
+    if Measurement.get(console, unlimited, table).maximum <= console.width:
+        console.print(table)
+        return
+    for row in digest.rows:
+        cells = [f"{name} {cell}" for name, cell in zip(digest.columns, row, strict=True) if cell]
+        console.print(Text(" · ".join(cells)), overflow="fold")
+
+
 def _missing(view: View) -> list[str]:
     lines: dict[str, int] = {}
     for row in records(view.timings):
         if is_null(row["median_ms"]):
-            line = f"{row['method']}: {reason(row)}"
+            line = f"{row['method']}: {short(reason(row))}"
             lines[line] = lines.get(line, 0) + 1
     return [f"{line} ({count} {'row' if count == 1 else 'rows'})" for line, count in lines.items()]
 
 
 def _json(value: Any) -> Any:
-    """A cell as JSON holds it: null for a missing value, the name of an infinity."""
+    """A value as JSON holds it, containers too: null for a missing value, the name of an infinity."""
+    if isinstance(value, dict):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
     if is_null(value):
         return None
     item = value.item() if hasattr(value, "item") else value

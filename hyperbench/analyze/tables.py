@@ -117,6 +117,15 @@ def error_table(errors: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, axis=1).rename_axis(columns=None)
 
 
+def missing_errors(errors: pd.DataFrame, metric: str) -> dict[str, str]:
+    """Why draws have no value of an error metric: point_id -> status and message of its last draw without one."""
+    reasons = {}
+    for row in records(errors[(errors["metric"] == metric) & errors["value"].isna()]):
+        status = "not a number" if row["status"] == "ok" else plain(row["status"])
+        reasons[row["point_id"]] = f"{status}: {row['message']}" if row["message"] else status
+    return reasons
+
+
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as dictionaries by column name."""
     return [{str(name): cell for name, cell in row.items()} for row in frame.to_dict("records")]

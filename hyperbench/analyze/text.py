@@ -21,8 +21,12 @@ def is_null(value: Any) -> bool:
 
 
 def escape(value: Any) -> str:
-    """A text of a run made safe for HTML and for plotly's markup: shown letter by letter, never interpreted."""
-    return html.escape(str(value), quote=True)
+    """A text of a run made safe for HTML, plotly's markup and MathJax: shown letter by letter, never interpreted."""
+    text = html.escape(str(value), quote=False)
+    # By number: plotly knows the names of few entities.
+    for char in "\"'$":
+        text = text.replace(char, f"&#{ord(char)};")
+    return text
 
 
 def plain(value: Any) -> str:
@@ -36,6 +40,12 @@ def plain(value: Any) -> str:
     return str(value)
 
 
+def short(text: str, limit: int = 160) -> str:
+    """A text on one line, cut where it is too long for a hover or a note."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 2]} …"
+
+
 def significant(value: Any, digits: int = 3) -> str:
     """A number with so many significant digits, thousands separated, never in exponent form from 1e-4 on."""
     if is_null(value):
@@ -45,7 +55,8 @@ def significant(value: Any, digits: int = 3) -> str:
         return str(number)
     if number == 0:
         return "0"
-    magnitude = math.floor(math.log10(abs(number)))
+    # The exponent after rounding: 9.996 with three digits is 10.0, not 10.00.
+    magnitude = int(f"{number:.{digits - 1}e}".partition("e")[2])
     if magnitude < -4:
         return f"{number:.{digits - 1}e}"
     return f"{number:,.{max(0, digits - 1 - magnitude)}f}"
@@ -69,9 +80,16 @@ def ratio(value: Any) -> str:
 
 
 def thousands(value: Any) -> str:
-    """A length as the field writes it on an axis: 512, 4k, 65k, 131k."""
+    """A power of two as the field writes it on an axis, rounded down: 512, 4k, 65k, 131k, 1M."""
     number = int(value)
+    if number >= 1_000_000:
+        return f"{number // 1_000_000}M"
     return f"{number // 1000}k" if number >= 1000 else str(number)
+
+
+def at(dim: str, value: Any) -> str:
+    """Where on an axis: "n = 1,024", "block_size = 256"."""
+    return f"n = {int(value):,}" if dim == "seq_len" else f"{dim} = {plain(value)}"
 
 
 def pass_label(name: str) -> str:

@@ -12,6 +12,7 @@ from hyperbench.analyze.tables import (
     add_speedup,
     combine_rounds,
     error_table,
+    missing_errors,
     select,
 )
 from hyperbench.analyze.text import is_null, plain
@@ -23,18 +24,31 @@ if TYPE_CHECKING:
 
 #: The error metric that stands beside every time, and the trivial answers that put it in proportion.
 MAIN_ERROR = "out_rel_fro"
-TRIVIAL_ERRORS = {"mean_v_rel_fro": "answer mean(v)", "zero_rel_fro": "answer zero"}
+TRIVIAL_ERRORS = {"mean_v_rel_fro": "answering mean(v)", "zero_rel_fro": "answering zero"}
 _SHORT = {"block_size": "b", "sample_size": "m", "num_projections": "r", "min_seq_len": "leaf"}
+_MEANINGS = {
+    "block_size": "b: keys in a query's block",
+    "sample_size": "m: sampled keys",
+    "num_projections": "r: projections of the hash",
+    "min_seq_len": "leaf: up to this length attention is exact",
+}
 
 
 @dataclass(frozen=True)
 class View:
-    """What is shown: `timings` has a row per point and pass with speedup and error columns beside the stored ones."""
+    """What is shown: `timings` has a row per point and pass with speedup and error columns beside the stored ones.
+
+    `descriptions` says what a method is, `exact_methods` which are known to be exact, `error_reasons` why a point (by
+    its id) has no error; all may lack some.
+    """
 
     timings: pd.DataFrame
     environment: dict[str, Any]
     baseline: str
     where: dict[str, list[str]] = field(default_factory=dict)
+    descriptions: dict[str, str] = field(default_factory=dict)
+    exact_methods: frozenset[str] = frozenset()
+    error_reasons: dict[str, str] = field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
@@ -46,13 +60,24 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
     """Select, combine rounds, join speedups and errors. Raises ValueError on a filter that matches nothing."""
     filters = {name: list(values) for name, values in (where or {}).items()}
     chosen = select(run.timings, filters, keep_method=baseline)
+    nodes = _method_nodes(run.config)
     joined = add_speedup(combine_rounds(chosen), baseline)
     return View(
         joined.merge(error_table(run.errors), how="left", left_on="point_id", right_index=True),
         run.environment,
         baseline,
         filters,
+        {m: str(node["description"]) for m, node in nodes.items() if node.get("description")},
+        frozenset(m for m, node in nodes.items() if node.get("exact")),
+        missing_errors(run.errors, MAIN_ERROR),
     )
+
+
+def _method_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the run's configuration says of its methods, by their names."""
+    methods = config.get("method")
+    nodes = methods.items() if isinstance(methods, dict) else ()
+    return {str(name): node for name, node in nodes if isinstance(node, dict)}
 
 
 def error_columns(frame: pd.DataFrame) -> list[str]:
@@ -75,15 +100,37 @@ def require_timings(view: View) -> None:
 
 
 def parameters(frame: pd.DataFrame, method: str, without: Sequence[str] = ()) -> str:
-    """A method's own parameters in short, "b=256 m=256 r=7 leaf=1,024"; several values are listed, none is "" ."""
+    """A method's own parameters in short, "b=256 m=256 leaf=1,024 iid sampling"; several are listed, none is ""."""
     rows = frame[frame["method"] == method]
     parts = []
     for dim in HYPER_DIMS:
         values = [] if dim in without else [v for v in rows[dim].unique() if not is_null(v)]
         if values:
             listed = "|".join(v if isinstance(v, str) else f"{int(v):,}" for v in sorted(values))
-            parts.append(f"{_SHORT[dim]}={listed}" if dim in _SHORT else listed)
+            parts.append(f"{_SHORT[dim]}={listed}" if dim in _SHORT else f"{listed} {dim}")
     return " ".join(parts)
+
+
+def meanings(view: View, without: Sequence[str] = ()) -> list[str]:
+    """Notes on what the methods are, where a title has no room for them, and what the letters of parameters stand for.
+
+    As far as they occur; parameters in `without` are on an axis. The texts are not escaped.
+    """
+    described = [f"{m}: {view.descriptions[m]}" for m in view.methods if m in view.descriptions]
+    used = [t for dim, t in _MEANINGS.items() if dim not in without and view.timings[dim].notna().any()]
+    return [f"{'; '.join(texts)}." for texts in (described if len(described) > 1 else [], used) if texts]
+
+
+def headline(view: View) -> list[str]:
+    """What is compared and where, in two lines to stand under a title. The texts are not escaped."""
+    frame = view.timings
+    kernels = _implementations(view)
+    methods = [f"{m}: {view.descriptions[m]}" for m in view.methods if m in view.descriptions]
+    exact = ["exact attention"] if view.baseline in view.exact_methods else []
+    base = [f"{view.baseline}: {', '.join([*exact, *kernels])}"] if kernels else []
+    inputs = ", ".join(plain(v) for v in frame["input"].unique())
+    dtypes = ", ".join(plain(v) for v in frame["dtype"].unique())
+    return ["; ".join([*methods, *base]) if len(methods) < 2 else "", f"{_machine(view)}; {dtypes}; {inputs} input"]
 
 
 def provenance(view: View, varying_dims: Sequence[str] = ()) -> list[str]:
@@ -96,16 +143,15 @@ def provenance(view: View, varying_dims: Sequence[str] = ()) -> list[str]:
         dim: ", ".join(plain(v) for v in frame[dim].dropna().unique())
         for dim in ("device", "dtype", "batch", "heads", "kv_heads", "head_dim", "protocol", "input", "seed")
     }
-    machine = str(env.get("machine") or env.get("gpu_name") or env.get("cpu_model") or "machine not recorded")
     shape = [f"{dim}={listed[dim]}" for dim in ("batch", "heads", "head_dim") if dim not in varying_dims]
     if listed["kv_heads"] != listed["heads"]:
         shape.append(f"kv_heads={listed['kv_heads']}")
-    kernels = [str(i) for i in frame.loc[frame["method"] == view.baseline, "implementation"].dropna().unique() if i]
+    kernels = _implementations(view)
     methods = [(m, parameters(frame, m, varying_dims)) for m in view.methods]
     threads = f", {env['threads']} threads" if env.get("threads") and listed["device"] == "cpu" else ""
     commit = str(env.get("commit") or "")
     return [
-        f"{machine} ({listed['device']}{threads})",
+        f"{_machine(view)} ({listed['device']}{threads})",
         f"{listed['dtype']}, {', '.join(shape)}" if shape else listed["dtype"],
         *(f"{m}: {text}" for m, text in methods if text),
         f"baseline {view.baseline}" + (f" = {', '.join(kernels)}" if kernels else " (not in this run)"),
@@ -115,14 +161,26 @@ def provenance(view: View, varying_dims: Sequence[str] = ()) -> list[str]:
     ]
 
 
+def _machine(view: View) -> str:
+    names = (view.environment.get(key) for key in ("machine", "gpu_name", "cpu_model"))
+    return next((str(name) for name in names if name), "machine not recorded")
+
+
+def _implementations(view: View) -> list[str]:
+    rows = view.timings[view.timings["method"] == view.baseline]
+    return [str(i) for i in rows["implementation"].dropna().unique() if i]
+
+
 def reason(row: Mapping[str, Any]) -> str:
     """Why a row has no speedup, or what is the matter with its time; "" where all is well. Not escaped."""
-    status = plain(row["status"])
-    message = f": {row['message']}" if not is_null(row["message"]) and row["message"] else ""
-    if status != "ok":
-        return f"{status}{message}"
-    base = plain(row["baseline_status"])
-    if is_null(row["speedup"]) and base != "ok":
-        why = f": {row['baseline_message']}" if not is_null(row["baseline_message"]) and row["baseline_message"] else ""
-        return f"baseline {base}{why}"
-    return ""
+    own, base = (_status(row, side) for side in ("", "baseline_"))
+    told = [own] if row["status"] != "ok" else []
+    # A row with a time of its own has no speedup for want of a baseline.
+    if is_null(row["speedup"]) and not is_null(row["median_ms"]) and row["baseline_status"] != "ok":
+        told.append(f"baseline {base}")
+    return "; ".join(told)
+
+
+def _status(row: Mapping[str, Any], side: str) -> str:
+    message = row[f"{side}message"]
+    return plain(row[f"{side}status"]) + (f": {message}" if not is_null(message) and message else "")

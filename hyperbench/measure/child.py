@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from hyperbench.measure import wire
 
 _READ_BYTES = 1 << 16
+#: select refuses a longer wait; it is then waited again.
+_LONGEST_WAIT_S = 1e6
 
 
 class WorkerTimeout(Exception):
@@ -78,9 +80,12 @@ class WorkerProcess:
         """The next message; blocks on the pipe. Raises WorkerTimeout or WorkerGone."""
         deadline = time.monotonic() + timeout_s
         while not self._pending:
-            ready, _, _ = select.select([self._message_read], [], [], max(0.0, deadline - time.monotonic()))
+            left_s = deadline - time.monotonic()
+            ready, _, _ = select.select([self._message_read], [], [], min(max(0.0, left_s), _LONGEST_WAIT_S))
             if not ready:
-                raise WorkerTimeout
+                if left_s <= _LONGEST_WAIT_S:
+                    raise WorkerTimeout
+                continue
             data = os.read(self._message_read, _READ_BYTES)
             if not data:
                 raise WorkerGone(self._process.wait())

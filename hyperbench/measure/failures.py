@@ -13,7 +13,8 @@ _MESSAGE_CHARS = 300
 
 def classify(error: Exception) -> tuple[Status, str]:
     """The status and the one-line message of a failed call."""
-    text = " ".join(str(error).split()) or "no message"
+    # Half of a surrogate pair, as in the name of a file that is no text, is nothing that a table can hold.
+    text = " ".join(str(error).encode(errors="replace").decode().split()) or "no message"
     if isinstance(error, IncorrectError):
         return Status.INCORRECT, text
     if isinstance(error, NotImplementedError):

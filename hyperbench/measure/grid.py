@@ -61,11 +61,14 @@ class Group:
 
 
 def resolve(config: RunConfig, defaults: Mapping[str, Mapping[str, Any]]) -> tuple[Cell, ...]:
-    """The cells of a configuration, null parameters filled in from `defaults` (target -> parameter -> value)."""
+    """The cells of a configuration; parameters that are null or not given are filled in from `defaults`.
+
+    `defaults` is target -> parameter -> value. Raises ValueError on a value that no point can hold.
+    """
     cells: dict[str, Cell] = {}
     for configured in config.points:
-        known = defaults.get(configured.target, {})
-        hyper = {name: known.get(name) if value is None else value for name, value in configured.hyper.items()}
+        given = {name: value for name, value in configured.hyper.items() if value is not None}
+        hyper = {**dict.fromkeys(configured.hyper), **defaults.get(configured.target, {}), **given}
         point = _point(configured, hyper, config.device.name)
         cells.setdefault(point.point_id, Cell(point, configured.exact))
     return tuple(cells.values())
@@ -164,7 +167,10 @@ def _call_s(cell: Cell, pass_: Pass, flops_per_s: float) -> float:
     named = {name: p.hyper.get(name) for name in ("block_size", "sample_size", "min_seq_len")}
     sizes = {name: size for name, size in named.items() if isinstance(size, int)}
     if len(sizes) == len(named):
-        flops = hyper_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_, **sizes) / _APPROXIMATE_RATE
+        sampling = str(p.hyper.get("sampling"))
+        flops = hyper_flops(
+            p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_, sampling=sampling, **sizes
+        ) / _APPROXIMATE_RATE  # fmt: skip
     elif cell.exact:
         flops = exact_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_)
     else:

@@ -61,6 +61,7 @@ class GroupMeasurement:
         self._clock = clock
         self._gauge = gauge
         self._reference: Reference | None = None
+        self._no_reference = task.no_reference
         self._context: dict[str, float] = {}
         self.poisoned = False
 
@@ -71,10 +72,21 @@ class GroupMeasurement:
             return
         point = candidates[0].point
         self._begin("inputs", point)
-        inputs, grad_output = make_inputs(point), make_grad_output(point)
-        if any(c.wanted.seeds for c in candidates) and not self._task.no_reference:
+        try:
+            inputs, grad_output = make_inputs(point), make_grad_output(point)
+        except Exception as error:  # most likely too large for the memory
+            for candidate in candidates:
+                self._fail(candidate.wanted, *self._classify(error, candidate))
+            return
+        if any(c.wanted.seeds for c in candidates) and not self._no_reference:
             self._begin("reference", point)
-            self._make_reference(point, inputs, grad_output)
+            try:
+                self._make_reference(point, inputs, grad_output)
+            except Exception as error:  # times can be taken without it
+                self._no_reference = f"no reference: {self._classify(error, candidates[0])[1]}"
+                if self.poisoned:
+                    raise
+            _release()
         passing = []
         for candidate in candidates:
             self._begin("check", candidate.point)
@@ -104,7 +116,7 @@ class GroupMeasurement:
     def _make_reference(self, point: Point, inputs: Inputs, grad_output: Tensor) -> None:
         error = self._task.error
         in_float64 = point.dtype == "float64" or point.seq_len <= error.float64_max_seq_len
-        self._reference = make_reference(
+        reference = make_reference(
             *inputs,
             grad_output if grid.wants_grads(point, self._task.passes, error) else None,
             is_causal=point.is_causal,
@@ -113,8 +125,8 @@ class GroupMeasurement:
             operator_norm=point.seq_len <= error.operator_norm_max_seq_len,
             seed=point.seed,
         )
-        self._context = accuracy.trivial_errors(*inputs, self._reference, point.is_causal)
-        _release()
+        self._context = accuracy.trivial_errors(*inputs, reference, point.is_causal)
+        self._reference = reference
 
     def _check(self, candidate: Candidate, inputs: Inputs, grad_output: Tensor) -> None:
         """Run each pass once, gauge its memory and refuse a wrong answer; then write the errors of every seed."""
@@ -137,7 +149,7 @@ class GroupMeasurement:
                     (Pass.BACKWARD, Pass.FORWARD_BACKWARD), self._classify(error, candidate)
                 )
         if self._reference is None:
-            reason = self._task.no_reference or "no reference was made"
+            reason = self._no_reference or "no reference was made"
             self._fail(grid.Todo(candidate.wanted.cell, (), candidate.wanted.seeds), Status.ERROR, reason)
             return
         own_seed = candidate.point.hyper.get("seed", candidate.point.seed)

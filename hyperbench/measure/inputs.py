@@ -6,6 +6,7 @@ Everything is drawn in float32 by a CPU generator and cast afterwards, so that t
 from __future__ import annotations
 
 import inspect
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +48,7 @@ def check_params(family: str, params: dict[str, Any]) -> None:
             )
         whole = name.startswith("num_")
         good = isinstance(value, int) if whole else isinstance(value, (int, float))
-        if isinstance(value, bool) or not good or value < (1 if whole else 0):
+        if isinstance(value, bool) or not good or not (1 if whole else 0) <= value < math.inf:
             raise ValueError(
                 f"input.{name}={value} must be {'a positive integer' if whole else 'a number of at least 0'}"
             )

@@ -29,6 +29,10 @@ def main() -> None:
     answer["problems"] += _input_problems(request["inputs"])
     if request.get("measure_rate"):
         answer["flops_per_s"] = {device: attention_rate(device) for device in _devices(answer)}
+    if request.get("diagnose"):
+        from hyperbench.measure.diagnose import timer_facts
+
+        answer["timer"] = timer_facts(_devices(answer)[-1])
     with os.fdopen(answer_fd, "w") as out:
         json.dump(answer, out)
 

@@ -19,6 +19,8 @@ from hyperbench.store import Journal
 
 _START_LIMIT_S = 300.0
 _SIGKILL = -9
+#: Rows that are no failure; `unsupported` is an answer.
+GOOD_STATUSES = (Status.OK, Status.THROTTLED, Status.UNSUPPORTED)
 
 
 class Listener(Protocol):
@@ -44,14 +46,8 @@ class Outcome:
     statuses: Counter[str] = field(default_factory=Counter)
     interrupted: bool = False
 
-    @property
-    def failed(self) -> int:
-        """Rows of points that should have worked; `unsupported` is an answer, not a failure."""
-        good = (Status.OK, Status.THROTTLED, Status.UNSUPPORTED)
-        return sum(count for status, count in self.statuses.items() if status not in good)
 
-
-class MeasureError(Exception):
+class MeasureError(ChildProcessError):
     """The run cannot go on at all: its workers do not start."""
 
 
@@ -128,8 +124,10 @@ class Runner:
                     skipped = True
             if skipped:
                 continue
+            with_reference = group.key not in self._no_reference
             self._run_worker(group, todos, round_, outcome)
-            if self._todos(group, round_) == todos and group.key not in self._no_reference:
+            gave_up_reference = with_reference and group.key in self._no_reference
+            if self._todos(group, round_) == todos and not gave_up_reference:
                 for wanted in todos:
                     self._give_up(wanted, round_, Status.ERROR, "the worker reported nothing for it", outcome)
         for part in list(self._costs):

@@ -27,6 +27,8 @@ Facts = dict[str, Any]
 _PROBE_LIMIT_S = 300.0
 _LOG = "worker.log"
 _FALLBACK_FLOPS_PER_S = 1e11
+#: Keys of the environment that must agree for a run to go on: numbers of two origins never stand in one table.
+_ORIGIN = ("machine", "threads", "torch", "triton", "flash_attn", "code")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ def prepare(words: Sequence[str], ask: Callable[[dict[str, Any], Mapping[str, st
     config = load(words, lambda asked: choose_device(asked, facts))
     _check_device(config, facts)
     defaults = {target: found["defaults"] for target, found in facts["methods"].items()}
-    return Prepared(config, grid.resolve(config, defaults), facts)
+    try:
+        return Prepared(config, grid.resolve(config, defaults), facts)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def choose_device(asked: str, facts: Mapping[str, Any]) -> tuple[str, str]:
@@ -104,6 +109,7 @@ def ask_probe(request: dict[str, Any], env: Mapping[str, str]) -> Facts:
 def open_folder(prepared: Prepared, out: Path | None, *, resume: bool, fresh: bool) -> Path:
     """The run's folder, made or continued, with its config.yaml and environment.json.
 
+    With `resume` a named folder that is not there is made, so that the same command starts a run and goes on with it.
     Raises StoreError if the folder is foreign, holds another configuration, or cannot be written.
     """
     config = prepared.config
@@ -113,15 +119,13 @@ def open_folder(prepared: Prepared, out: Path | None, *, resume: bool, fresh: bo
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"out={folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()):
-        if not store.is_run_folder(folder):
+        if not store.is_run_folder(folder) and not _was_begun(config, folder):
             raise StoreError(f"out={folder} is not empty and no run's folder; choose another out=DIR")
         if fresh:
             _remove_run(folder)
-        else:
-            _check_same(config, folder, resume)
+        elif store.is_run_folder(folder):
+            _check_same(prepared, folder, resume)
             return folder
-    elif resume:
-        raise StoreError(f"out={folder} holds no run to resume; leave out --resume to start one")
     _make(prepared, folder)
     return folder
 
@@ -174,6 +178,14 @@ def _check_device(config: RunConfig, facts: Facts) -> None:
                 raise ConfigError(f"dtype=bfloat16: {facts['gpu_name']} lacks it; allowed: float16, float32, float64")
 
 
+def _was_begun(config: RunConfig, folder: Path) -> bool:
+    """Whether a folder holds only what a run of this configuration leaves that was killed while making it."""
+    names = {path.name for path in folder.iterdir()}
+    begun = {name for name in names if name.startswith((f".{store.CONFIG}.", f".{store.ENVIRONMENT}."))}
+    written = names - begun
+    return written <= {store.CONFIG} and (not written or store.read_config(folder) == config.resolved)
+
+
 def _latest_of(config: RunConfig) -> Path:
     runs = [path.parent for path in store.RUNS_ROOT.glob(f"*/{store.CONFIG}") if store.is_run_folder(path.parent)]
     same = [run for run in runs if store.read_config(run) == config.resolved]
@@ -182,8 +194,8 @@ def _latest_of(config: RunConfig) -> Path:
     return max(same, key=lambda run: (run / store.CONFIG).stat().st_mtime_ns)
 
 
-def _check_same(config: RunConfig, folder: Path, resume: bool) -> None:
-    differing = differing_keys(store.read_config(folder), config.resolved)
+def _check_same(prepared: Prepared, folder: Path, resume: bool) -> None:
+    differing = differing_keys(store.read_config(folder), prepared.config.resolved)
     if differing:
         raise StoreError(
             f"out={folder} holds another configuration, which differs in {', '.join(differing)};"
@@ -191,11 +203,16 @@ def _check_same(config: RunConfig, folder: Path, resume: bool) -> None:
         )
     if not resume:
         raise StoreError(f"out={folder} holds a run of this configuration; --resume continues it, --fresh replaces it")
+    there, here = store.read_environment(folder), _environment(prepared)
+    changed = [f"{key} ({there.get(key)} there, {here[key]} here)" for key in _ORIGIN if there.get(key) != here[key]]
+    if changed:
+        raise StoreError(
+            f"out={folder} cannot go on: its numbers come from another {' and '.join(changed)};"
+            " choose another out=DIR, or --fresh to measure all again"
+        )
 
 
-def _make(prepared: Prepared, folder: Path) -> None:
-    import yaml
-
+def _environment(prepared: Prepared) -> dict[str, Any]:
     config = prepared.config
     settings = {
         "device": config.device.name,
@@ -207,7 +224,13 @@ def _make(prepared: Prepared, folder: Path) -> None:
     }
     if config.device.threads is not None:
         settings["threads"] = config.device.threads
-    found = environment.collect(prepared.facts, settings, config.device.env)
+    return environment.collect(prepared.facts, settings, config.device.env)
+
+
+def _make(prepared: Prepared, folder: Path) -> None:
+    import yaml
+
+    config, found = prepared.config, _environment(prepared)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         store.atomic_write_text(folder / store.CONFIG, yaml.safe_dump(config.resolved, sort_keys=False))

@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from synthetic_runs import grid, write_run
+from synthetic_runs import grid, view_from, write_run
 
-from hyperbench.analyze.view import View, make_view
+from hyperbench.analyze.view import View
 from hyperbench.schema import Record
-from hyperbench.store import load_run
 
 MakeRun = Callable[..., Path]
-MakeView = Callable[..., View]
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +30,7 @@ def make_run(tmp_path: Path) -> MakeRun:
     return make
 
 
-@pytest.fixture
-def view_of(make_run: MakeRun) -> MakeView:
-    """A function that gives the view of a run of given records."""
-
-    def view(records: Iterable[Record], **environment: object) -> View:
-        return make_view(load_run(make_run(records, **environment)))
-
-    return view
+@pytest.fixture(scope="session")
+def full_view() -> View:
+    """The view of the CPU grid, every point measured. Read only."""
+    return view_from(grid())

@@ -9,7 +9,10 @@ from typing import Any
 
 import yaml
 
+from hyperbench import tables
+from hyperbench.analyze.view import View, make_view
 from hyperbench.schema import ErrorRow, Pass, Point, Record, Stage, Status, StopReason, Timing, to_json
+from hyperbench.store import Run
 
 HYPER: dict[str, Any] = {
     "block_size": 256,
@@ -24,6 +27,21 @@ CPU_LENGTHS = tuple(2**e for e in range(10, 17))
 GPU_LENGTHS = tuple(2**e for e in range(12, 18))
 _EXACT_COST = {Pass.FORWARD: 1.0, Pass.BACKWARD: 2.5, Pass.FORWARD_BACKWARD: 3.5}
 _HYPER_COST = {Pass.FORWARD: 1.0, Pass.BACKWARD: 1.8, Pass.FORWARD_BACKWARD: 2.9}
+CONFIG: dict[str, Any] = {
+    "sweep": "synthetic",
+    "method": {
+        "flash2": {"description": "the fused kernel", "exact": True},
+        "hyper": {"description": "HyperAttention"},
+    },
+}
+# What a run may hold that must never reach a page, a table or a terminal as anything but letters.
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    '<a href="javascript:alert(1)">click</a>',
+    "<b>bold</b><br>&lt;i&gt; $x^2$",
+    "back\\slash 'single' \"double\" `grave`",
+    "<img src=x onerror=alert(1)>",
+)
 ENVIRONMENT: dict[str, Any] = {
     "machine": "Intel Xeon, 2 cores",
     "cpu_model": "Intel(R) Xeon(R)",
@@ -133,10 +151,41 @@ def grid(
     return records
 
 
+def sweep(
+    axis: str,
+    values: Sequence[Any],
+    methods: Sequence[str] = ("hyper",),
+    masks: Sequence[bool] = (False,),
+    n: int = 16_384,
+) -> list[Record]:
+    """A baseline beside methods that take these values of one parameter, or beside whom the shape takes them."""
+    records: list[Record] = []
+    for is_causal in masks:
+        shapes: list[dict[str, Any]] = [{}] if axis in HYPER else [{axis: value} for value in values]
+        points = [point("flash2", n, is_causal=is_causal, **shape) for shape in shapes]
+        for method in methods:
+            for value in values:
+                hyper = {**HYPER, axis: value} if axis in HYPER else HYPER
+                shape = {} if axis in HYPER else {axis: value}
+                points.append(point(method, n, is_causal=is_causal, hyper=hyper, **shape))
+        for p in points:
+            cost = exact_ms if p.method == "flash2" else hyper_ms
+            records += [timing(p, pass_, cost(p, pass_)) for pass_ in PASSES]
+            if p.method != "flash2":
+                records += errors(p)
+    return records
+
+
+def view_from(records: Iterable[Record], baseline: str = "flash2", **environment: Any) -> View:
+    """The view of a run of these records, without a folder."""
+    frames = tables.build(records, "synthetic")
+    return make_view(Run(Path("run"), CONFIG, {**ENVIRONMENT, **environment}, **frames), baseline)
+
+
 def write_run(folder: Path, records: Iterable[Record], environment: dict[str, Any] | None = None) -> Path:
     """A run's folder that holds these records."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"sweep": "synthetic"}), encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps({**ENVIRONMENT, **(environment or {})}), encoding="utf-8")
     lines = [json.dumps(to_json(record)) + "\n" for record in records]
     (folder / "journal.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze import style
+from hyperbench.analyze import errors, style
 from hyperbench.analyze.marks import (
     Panel,
     curve,
-    error_lines,
     failure_notes,
     failures,
-    largest,
+    is_throttled,
     throttled_notes,
     timing_text,
 )
 from hyperbench.analyze.paper import PublishedPoint, published_points
 from hyperbench.analyze.tables import DoesNotFitError, check_single, records, single_value
-from hyperbench.analyze.text import MASK_LABELS, escape, is_null, pass_label, plain, ratio
-from hyperbench.analyze.view import MAIN_ERROR, TRIVIAL_ERRORS, View, parameters, provenance, require_timings
+from hyperbench.analyze.text import MASK_LABELS, escape, is_null, pass_label, ratio, short
+from hyperbench.analyze.view import MAIN_ERROR, View, headline, meanings, provenance, require_timings
 from hyperbench.analyze.work import work_ratio
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def build(view: View) -> go.Figure:
     rows = view.timings[view.timings["method"] != view.baseline].sort_values("seq_len", kind="stable")
     if not rows["speedup"].notna().any():
         raise DoesNotFitError(
-            f"no speedup can be computed: no method has a time beside one of baseline {view.baseline!r}"
+            f"no speedup can be computed: no method has a time beside one of baseline {view.baseline!r}; "
+            f"this run holds {', '.join(view.timings['method'].unique())}"
         )
     from plotly.subplots import make_subplots
 
@@ -46,7 +47,7 @@ def build(view: View) -> go.Figure:
     fig = make_subplots(
         rows=2,
         cols=len(masks),
-        row_heights=[0.74, 0.26],
+        row_heights=[0.7, 0.3],
         shared_xaxes=True,
         shared_yaxes=True,
         vertical_spacing=0.045,
@@ -54,9 +55,11 @@ def build(view: View) -> go.Figure:
         column_titles=[f"<b>{MASK_LABELS[m]}</b>" for m in masks],
     )
     limits = _limits(rows)
-    heights = [*rows["speedup"].dropna(), *(p.speedup for p in stars), 1.0]
+    heights = [h for bound in ("speedup", "speedup_low", "speedup_high") for h in rows[bound].dropna()]
+    heights += [*(p.speedup for p in stars), 1.0]
     heights += [work_ratio(max(lengths), *key, is_causal=m) for key in limits for m in masks]
     y_axis = style.log_axis(heights, suffix="×", pad=0.07)
+    scale = errors.error_scale(view, (MAIN_ERROR,))
     named: set[str] = set()
     for col, is_causal in enumerate(masks, start=1):
         part = rows[rows["is_causal"] == is_causal]
@@ -66,23 +69,30 @@ def build(view: View) -> go.Figure:
         for point in stars:
             if point.is_causal == is_causal:
                 _star(top, point)
-        _limit_curves(top, limits, lengths, is_causal)
-        _error_strip(strip, part, view)
+        _limit_curves(top, limits, lengths, is_causal, view)
+        _error_strip(strip, scale, part, view)
         fig.update_yaxes(y_axis, row=1, col=col)
         fig.add_hline(1.0, line={"color": style.INK, "width": 1}, row=1, col=col)
-        fig.update_yaxes(range=[0, 1.12 * largest(rows, (MAIN_ERROR, *TRIVIAL_ERRORS))], nticks=5, row=2, col=col)
+        fig.update_yaxes(scale.axis, row=2, col=col)
         fig.update_xaxes(style.seq_len_axis(lengths), row=1, col=col)
         fig.update_xaxes(style.seq_len_axis(lengths), title_text="sequence length n", row=2, col=col)
-    fig.update_yaxes(title_text=f"speedup over {escape(view.baseline)}", row=1, col=1)
-    fig.update_yaxes(title_text="relative error", row=2, col=1)
+    fig.update_yaxes(title_text=f"speedup over {escape(short(view.baseline, 40))}", row=1, col=1)
+    fig.update_yaxes(title_text=errors.AXIS_TITLE, row=2, col=1)
     fig.update_layout(legend=style.side_legend())
+    compared = f"{style.listed(view.methods, 'methods')} over {short(view.baseline, 24)}"
     return style.finish(
         fig,
-        title=f"Speedup of {', '.join(view.methods)} over {view.baseline}, and the error it costs",
-        subtitle=_subtitle(view),
+        title=f"Speedup of {compared}, and the error it costs",
+        subtitle=headline(view),
         provenance=provenance(view),
-        notes=[*_notes(rows, stars, limits), *throttled_notes(rows), *failure_notes(rows[rows["speedup"].isna()])],
-        plot_height=560,
+        notes=[
+            *_notes(rows, stars, limits),
+            *errors.error_notes(view),
+            *throttled_notes(rows, or_baseline=True),
+            *failure_notes(rows[rows["speedup"].isna()]),
+            *meanings(view),
+        ],
+        plot_height=600,
     )
 
 
@@ -101,13 +111,13 @@ def _speedup_curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
                 list(line["speedup"]),
                 low=list(line["speedup_low"]),
                 high=list(line["speedup_high"]),
-                name=escape(label),
+                name=style.legend_name(label),
                 group=f"{method}/{name}",
                 color=colors[method] if several else style.PASS_COLOR.get(name, style.INK),
                 dash=style.PASS_DASH.get(name, "solid") if several or name == "backward" else "solid",
                 width=style.PASS_WIDTH.get(name, 2.0),
                 symbol=style.PASS_SYMBOL.get(name, "circle"),
-                hollow=list((line["status"] == "throttled") | (line["baseline_status"] == "throttled")),
+                hollow=list(is_throttled(line, or_baseline=True)),
                 hover=[_hover(row, view) for row in records(line)],
                 visible="legendonly" if several and name == "backward" else True,
             )
@@ -119,7 +129,7 @@ def _hover(row: dict[str, Any], view: View) -> str:
         f"speedup {ratio(row['speedup'])} [{ratio(row['speedup_low'])}, {ratio(row['speedup_high'])}]",
         f"{escape(row['method'])}: {timing_text(row)}",
         f"{escape(view.baseline)}: {timing_text(row, 'baseline_')}",
-        *error_lines(row, view.timings),
+        *errors.error_lines(row, view),
     ]
     if row["status"] != "ok":
         lines.append(f"status {escape(row['status'])}")
@@ -139,23 +149,30 @@ def _limits(rows: pd.DataFrame) -> Limits:
     return found
 
 
-def _limit_curves(panel: Panel, limits: Limits, lengths: list[int], is_causal: bool) -> None:
+def _limit_curves(panel: Panel, limits: Limits, lengths: list[int], is_causal: bool, view: View) -> None:
     import plotly.graph_objects as go
 
+    colors = style.method_colors(view.methods, view.baseline)
     low, high = min(lengths), max(lengths)
-    xs = [low, *(2**e for e in range(low.bit_length(), high.bit_length()) if 2**e < high), high]
-    xs = sorted(set(xs))
+    xs = sorted({low, *(2**e for e in range(low.bit_length(), high.bit_length()) if 2**e < high), high})
     for key, methods in limits.items():
-        label = "limit at equal rate" + (f" ({escape(', '.join(methods))})" if len(limits) > 1 else "")
+        several = len(limits) > 1
+        whose = f" of {', '.join(methods)}" if several else ""
+        color = colors[methods[0]] if several else style.LIMIT_COLOR
         ys = [work_ratio(x, *key, is_causal=is_causal) for x in xs]
         panel.add(
             go.Scatter(
                 x=xs,
                 y=ys,
-                mode="lines",
-                name=label,
-                line={"color": style.LIMIT_COLOR, "dash": "8px,4px", "width": 1.5},
-                hovertext=[f"limit at equal rate, n = {x:,}: {ratio(y)}" for x, y in zip(xs, ys, strict=True)],
+                mode="lines" if several else "lines+text",
+                name=style.legend_name(f"limit at equal rate{whose}, computed"),
+                text=["" for _ in xs[:-1]] + ["limit"],
+                textposition="top left",
+                textfont={"size": 13, "color": color},
+                line={"color": color, "dash": "8px,4px", "width": 1.5},
+                hovertext=[
+                    f"limit at equal rate{escape(whose)}, n = {x:,}: {ratio(y)}" for x, y in zip(xs, ys, strict=True)
+                ],
                 hoverinfo="text",
             ),
             f"limit/{key}",
@@ -166,23 +183,25 @@ def _star(panel: Panel, point: PublishedPoint) -> None:
     import plotly.graph_objects as go
 
     claim = point.claim
-    hover = [f"<b>the paper's {ratio(point.speedup)}</b>", escape(claim.label), escape(f"on {point.device}")]
+    caveat = [f"caveat: {claim.caveat}"] if claim.caveat else []
+    said = [claim.label, f"on {point.device}, not measured here", *caveat]
+    lines = [escape(line) for text in said for line in textwrap.wrap(text, 80)]
     panel.add(
         go.Scatter(
             x=[point.seq_len],
             y=[point.speedup],
             mode="markers+text",
-            name="published: the paper's Fig. 4" + (" [recalled]" if claim.recalled else ""),
+            name="published, not measured:<br>the paper's Fig. 4" + (" [recalled]" if claim.recalled else ""),
             text=[f"paper {point.speedup:g}×"],
             textposition="bottom center",
-            textfont={"size": 12, "color": style.PUBLISHED_COLOR},
+            textfont={"size": 13, "color": style.PUBLISHED_COLOR},
             marker={
                 "symbol": "star",
                 "size": 15,
                 "color": "#F2C14E",
                 "line": {"color": style.PUBLISHED_COLOR, "width": 1.4},
             },
-            hovertext=["<br>".join(hover)],
+            hovertext=["<br>".join([f"<b>published: {ratio(point.speedup)}</b>", *lines])],
             hoverinfo="text",
             cliponaxis=False,
         ),
@@ -190,67 +209,32 @@ def _star(panel: Panel, point: PublishedPoint) -> None:
     )
 
 
-def _error_strip(panel: Panel, part: pd.DataFrame, view: View) -> None:
+def _error_strip(panel: Panel, scale: errors.ErrorScale, part: pd.DataFrame, view: View) -> None:
     colors = style.method_colors(view.methods, view.baseline)
     points = part.drop_duplicates("point_id")
-    if MAIN_ERROR in points:
-        for method in view.methods:
-            line = points[points["method"] == method].dropna(subset=[MAIN_ERROR])
-            if line.empty:
-                continue
-            curve(
-                panel,
-                [int(n) for n in line["seq_len"]],
-                list(line[MAIN_ERROR]),
-                low=list(line[f"{MAIN_ERROR}_low"]),
-                high=list(line[f"{MAIN_ERROR}_high"]),
-                name=escape(f"error of {method}"),
-                group=f"error/{method}",
-                color=colors[method] if len(view.methods) > 1 else style.INK,
-                width=2.0,
-                symbol="diamond",
-                hover=[
-                    "<br>".join([f"<b>{escape(method)}, n = {int(r['seq_len']):,}</b>", *error_lines(r, view.timings)])
-                    for r in records(line)
-                ],
-            )
-    for metric, label in TRIVIAL_ERRORS.items():
-        if metric not in points or not points[metric].notna().any():
-            continue
-        line = points.dropna(subset=[metric]).drop_duplicates("seq_len")
-        curve(
-            panel,
-            [int(n) for n in line["seq_len"]],
-            list(line[metric]),
-            name=f"error of: {label}",
-            group=f"error/{metric}",
-            color=style.TRIVIAL_COLOR[metric],
-            dash=style.TRIVIAL_DASH[metric],
-            width=1.6,
-            size=4,
-            hover=[f"{label}, n = {int(n):,}: {v:.3g}" for n, v in zip(line["seq_len"], line[metric], strict=True)],
-        )
-
-
-def _subtitle(view: View) -> str:
-    machine = view.environment.get("machine") or "machine not recorded"
-    texts = [parameters(view.timings, view.methods[0])] if len(view.methods) == 1 else []
-    kind = ", ".join(plain(v) for v in view.timings["input"].unique())
-    return "; ".join([str(machine), *(t for t in texts if t), f"{kind} input"])
+    errors.trivial_curves(panel, points, "seq_len")
+    for method in errors.with_errors(view):
+        line = points[points["method"] == method]
+        if MAIN_ERROR in line and line[MAIN_ERROR].notna().any():
+            color = colors[method] if len(view.methods) > 1 else style.INK
+            errors.error_curve(panel, scale, line, "seq_len", view, name=f"error of {method}", color=color, width=2.2)
+    errors.missing_errors(panel, scale, points, "seq_len", view)
 
 
 def _notes(rows: pd.DataFrame, stars: list[PublishedPoint], limits: Limits) -> list[str]:
     notes = []
+    longest = int(rows["seq_len"].max())
     for device in dict.fromkeys(p.device for p in stars):
-        values = " and ".join(f"{p.speedup:g}×" for p in stars if p.device == device)
-        heads = stars[0].claim.setting.get("heads")
-        setting = f"{device}, {heads} heads, {stars[0].claim.setting.get('dtype')}"
-        text = f"Stars: the paper's {values} at n = {stars[0].seq_len:,} ({setting}), not measured here."
-        if int(rows["seq_len"].max()) < stars[0].seq_len:
-            text += f" This run ends at n = {int(rows['seq_len'].max()):,}."
-        notes.append(text)
+        group = [p for p in stars if p.device == device]
+        values = " and ".join(f"{p.speedup:g}×" for p in group)
+        where = group[0].claim.setting
+        setting = f"{device}, {where.get('heads')} heads, {where.get('dtype')}"
+        text = f"Stars: published, not measured here: the paper's {values} at n = {group[0].seq_len:,} ({setting})."
+        notes.append(text + (f" This run ends at n = {longest:,}." if longest < group[0].seq_len else ""))
     bands = "Bands: 95 % intervals of both medians."
     if limits:
-        bands += " Limit at equal rate: exact work over the method's work, in query-key pairs."
-    notes.append(bands + " Error: relative Frobenius against exact attention on the same input, median over draws.")
-    return notes
+        bands += (
+            " Limit: exact work over the method's work, in query-key pairs: the speedup if both did their work at an "
+            "equal rate; computed, not measured."
+        )
+    return [*notes, bands]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze import style
+from hyperbench.analyze import errors, style
 from hyperbench.analyze.marks import (
     Panel,
     curve,
-    error_lines,
     failure_notes,
     failures,
-    largest,
+    is_throttled,
+    place_of,
     throttled_notes,
     timing_text,
 )
 from hyperbench.analyze.tables import HYPER_DIMS, DoesNotFitError, check_single, records, varying
 from hyperbench.analyze.text import MASK_LABELS, escape, is_null, pass_label, plain, ratio
-from hyperbench.analyze.view import MAIN_ERROR, TRIVIAL_ERRORS, View, provenance, require_timings
+from hyperbench.analyze.view import MAIN_ERROR, View, headline, meanings, provenance, require_timings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 
 AXES = (*HYPER_DIMS, "heads", "kv_heads", "batch", "head_dim")
 _CATEGORIES = ("sampling", "pairing")
+_LABELS = {
+    "block_size": "block size b (keys in a query's block)",
+    "sample_size": "sample size m (sampled keys)",
+    "num_projections": "projections r of the hash",
+    "min_seq_len": "length up to which attention is exact",
+    "head_dim": "head dimension d",
+    "kv_heads": "key and value heads",
+}
 _ERRORS = {
     MAIN_ERROR: ("out", "solid"),
     "dq_rel_fro": ("dq", "dash"),
@@ -54,35 +62,38 @@ def build(view: View) -> go.Figure:
     )
     places = sorted(rows[axis].dropna().unique())
     y_axis = style.log_axis([*rows["ci_low_ms"].dropna(), *rows["ci_high_ms"].dropna()], pad=0.08)
+    scale = errors.error_scale(view, _ERRORS)
     named: set[str] = set()
     for col, is_causal in enumerate(masks, start=1):
         part = rows[rows["is_causal"] == is_causal]
         time, error = Panel(fig, 1, col, named), Panel(fig, 2, col, named)
         _time_curves(time, part, view, axis, places)
-        failed = part[part["median_ms"].isna() & part[axis].notna()]
+        failed = _across(part[part["median_ms"].isna()], axis, places)
         failures(time, failed, style.foot(y_axis), x=axis)
-        _error_curves(error, part, view, axis)
+        _error_curves(error, scale, _across(part, axis, places), view, axis)
         fig.update_yaxes(y_axis, row=1, col=col)
-        fig.update_yaxes(range=[0, 1.1 * largest(rows, (*_ERRORS, *TRIVIAL_ERRORS))], nticks=6, row=2, col=col)
+        fig.update_yaxes(scale.axis, row=2, col=col)
         for row in (1, 2):
             fig.update_xaxes(_x_axis(axis, places), row=row, col=col)
-        fig.update_xaxes(title_text=axis, row=2, col=col)
+        fig.update_xaxes(title_text=_LABELS.get(axis, axis), row=2, col=col)
     fig.update_yaxes(title_text="time in ms", row=1, col=1)
-    fig.update_yaxes(title_text="relative error", row=2, col=1)
+    fig.update_yaxes(title_text=errors.AXIS_TITLE, row=2, col=1)
     fig.update_layout(legend=style.side_legend())
     length = plain(rows["seq_len"].iloc[0])
     return style.finish(
         fig,
-        title=f"Time and error over {axis}, n = {int(length):,}",
-        subtitle=f"{view.environment.get('machine') or 'machine not recorded'}; medians with 95 % intervals",
+        title=f"Time and error over {_LABELS.get(axis, axis).partition(' (')[0]}, n = {int(length):,}",
+        subtitle=headline(view),
         provenance=[*provenance(view, (axis,)), f"seq_len={length}"],
         notes=[
-            "Error: relative Frobenius against exact attention on the same input; median over draws, band from least "
-            "to most.",
-            *throttled_notes(rows[rows["status"] == "throttled"]),
+            "Times: medians, bands: 95 % intervals."
+            + (f" Lines with small marks: methods without {axis}." if rows[axis].isna().any() else ""),
+            *errors.error_notes(view),
+            *throttled_notes(rows),
             *failure_notes(rows[rows["median_ms"].isna()]),
+            *meanings(view, (axis,)),
         ],
-        plot_height=540,
+        plot_height=580,
     )
 
 
@@ -91,8 +102,8 @@ def swept_axis(frame: pd.DataFrame) -> str:
     found = varying(frame, (*AXES, "seq_len"))
     axes = [dim for dim in found if dim != "seq_len"]
     if not axes:
-        also = "; seq_len does, which fig4 and times show" if "seq_len" in found else ""
-        raise DoesNotFitError(f"none of {', '.join(AXES)} varies in this run{also}")
+        but = " but seq_len, which fig4 and times show" if "seq_len" in found else ""
+        raise DoesNotFitError(f"no parameter varies in this run{but}; this figure shows one of {', '.join(AXES)}")
     if len(found) > 1:
         listed = "; ".join(f"{dim}: {', '.join(plain(v) for v in values)}" for dim, values in found.items())
         fixed = next(dim for dim in reversed(found) if dim != axes[0])
@@ -104,14 +115,20 @@ def swept_axis(frame: pd.DataFrame) -> str:
 
 def _x_axis(axis: str, places: list[Any]) -> dict[str, Any]:
     if axis in _CATEGORIES:
-        return {"type": "category", "categoryorder": "array", "categoryarray": places}
+        return {"type": "category", "categoryorder": "array", "categoryarray": [place_of(p) for p in places]}
     numbers = [float(p) for p in places]
     kind = "log" if min(numbers) > 0 and max(numbers) >= 4 * min(numbers) else "linear"
     return {"type": kind, "tickvals": numbers, "ticktext": [f"{n:,.10g}" for n in numbers], "minor": {"ticks": ""}}
 
 
-def _x(line: pd.DataFrame, axis: str) -> list[Any]:
-    return list(line[axis]) if axis in _CATEGORIES else [float(v) for v in line[axis]]
+def _across(frame: pd.DataFrame, axis: str, places: list[Any]) -> pd.DataFrame:
+    """The same rows, but one that lacks the swept parameter stands at every place, since it holds along the axis."""
+    import pandas as pd
+
+    constant = frame[frame[axis].isna()]
+    repeated = [constant.assign(**{axis: pd.Series(place, constant.index, frame[axis].dtype)}) for place in places]
+    parts = [part for part in (frame[frame[axis].notna()], *repeated) if len(part)]
+    return pd.concat(parts).sort_values(axis, kind="stable") if parts else frame
 
 
 def _time_curves(panel: Panel, part: pd.DataFrame, view: View, axis: str, places: list[Any]) -> None:
@@ -122,24 +139,23 @@ def _time_curves(panel: Panel, part: pd.DataFrame, view: View, axis: str, places
             line = part[(part["method"] == method) & (part["pass"] == name)]
             if line.empty or not line["median_ms"].notna().any():
                 continue
-            # A method without the parameter has one row, which holds along the whole axis.
             constant = is_null(line[axis].iloc[0])
-            across = line.loc[line.index.repeat(len(places))] if constant else line
+            across = _across(line, axis, places)
             curve(
                 panel,
-                _x(line, axis) if not constant else _x(across.assign(**{axis: places}), axis),
+                [place_of(x) for x in across[axis]],
                 list(across["median_ms"]),
                 low=list(across["ci_low_ms"]),
                 high=list(across["ci_high_ms"]),
-                name=escape(f"{method}, {pass_label(name)}"),
+                name=style.legend_name(f"{method}, {pass_label(name)}"),
                 group=f"{method}/{name}",
                 color=colors[method],
                 dash=style.PASS_DASH.get(name, "solid"),
                 width=style.PASS_WIDTH.get(name, 2.0),
                 symbol=style.PASS_SYMBOL.get(name, "circle"),
                 size=3 if constant else 8,
-                hollow=[s == "throttled" for s in across["status"]],
-                hover=[_hover(r, view, axis) for r in records(across)],
+                hollow=list(is_throttled(across)),
+                hover=[_hover(r, view, axis) for r in records(line.loc[across.index])],
             )
 
 
@@ -149,51 +165,31 @@ def _hover(row: dict[str, Any], view: View, axis: str) -> str:
     if row["method"] != view.baseline:
         if not is_null(row["speedup"]):
             lines.append(f"speedup over {escape(view.baseline)} {ratio(row['speedup'])}")
-        lines += error_lines(row, view.timings)
+        lines += errors.error_lines(row, view)
     return "<br>".join(lines)
 
 
-def _error_curves(panel: Panel, part: pd.DataFrame, view: View, axis: str) -> None:
+def _error_curves(panel: Panel, scale: errors.ErrorScale, part: pd.DataFrame, view: View, axis: str) -> None:
     colors = style.method_colors(list(view.timings["method"].unique()), view.baseline)
-    points = part.drop_duplicates("point_id").dropna(subset=[axis])
-    for method in view.methods:
+    points = part.drop_duplicates(["point_id", axis])
+    errors.trivial_curves(panel, points, axis)
+    for method in errors.with_errors(view):
+        line = points[points["method"] == method]
         for metric, (label, dash) in _ERRORS.items():
-            line = points[points["method"] == method]
             if metric not in line or not line[metric].notna().any():
                 continue
             main = metric == MAIN_ERROR
-            curve(
+            errors.error_curve(
                 panel,
-                _x(line, axis),
-                list(line[metric]),
-                low=list(line[f"{metric}_low"]),
-                high=list(line[f"{metric}_high"]),
-                name=escape(f"error of {label}, {method}"),
-                group=f"error/{method}/{metric}",
+                scale,
+                line,
+                axis,
+                view,
+                metric=metric,
+                name=f"error of {label}, {method}",
                 color=colors[method],
                 dash=dash,
                 width=2.4 if main else 1.3,
-                symbol="diamond",
                 size=8 if main else 4,
-                hover=[
-                    "<br>".join(
-                        [f"<b>{escape(method)}, {axis} = {escape(plain(r[axis]))}</b>", *error_lines(r, view.timings)]
-                    )
-                    for r in records(line)
-                ],
             )
-    for metric, label in TRIVIAL_ERRORS.items():
-        if metric in points and points[metric].notna().any():
-            line = points.dropna(subset=[metric]).drop_duplicates(axis)
-            curve(
-                panel,
-                _x(line, axis),
-                list(line[metric]),
-                name=f"error of: {label}",
-                group=f"error/{metric}",
-                color=style.TRIVIAL_COLOR[metric],
-                dash=style.TRIVIAL_DASH[metric],
-                width=1.6,
-                size=4,
-                hover=[f"{label}: {v:.3g}" for v in line[metric]],
-            )
+    errors.missing_errors(panel, scale, points, axis, view)

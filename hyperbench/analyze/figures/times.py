@@ -6,18 +6,28 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hyperbench.analyze import style
-from hyperbench.analyze.marks import Panel, curve, error_lines, failure_notes, failures, throttled_notes, timing_text
+from hyperbench.analyze import errors, style
+from hyperbench.analyze.marks import (
+    Panel,
+    curve,
+    failure_notes,
+    failures,
+    is_throttled,
+    throttled_notes,
+    timing_text,
+)
 from hyperbench.analyze.tables import DoesNotFitError, check_single, records
-from hyperbench.analyze.text import MASK_LABELS, escape, pass_label, plain
-from hyperbench.analyze.view import View, provenance, require_timings
+from hyperbench.analyze.text import MASK_LABELS, escape, pass_label, plain, short
+from hyperbench.analyze.view import View, headline, meanings, provenance, require_timings
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
 SHOWN = ("method", "is_causal", "pass", "seq_len")
-_PANEL_PX = 290
+_PANEL_PX = 300
+_LEGEND_ROW_PX = 19
+_SYMBOLS = ("square", "circle", "diamond", "triangle-up", "cross", "star")
 
 
 def build(view: View) -> go.Figure:
@@ -43,8 +53,11 @@ def build(view: View) -> go.Figure:
     lengths = [int(n) for n in rows["seq_len"].unique()]
     y_axis = style.log_axis([*rows["ci_low_ms"].dropna(), *rows["ci_high_ms"].dropna()], pad=0.1)
     low, high = y_axis["range"]
-    # Head room for the legends inside the panels: curves rise to the right, so the upper left is free.
-    y_axis["range"] = [low, high + 0.2 * (high - low)]
+    # Head room for the legends inside the panels; the larger part suffices, since curves rise to the right.
+    entries = rows["method"].nunique() + int(rows["median_ms"].isna().any())
+    panel_px = _PANEL_PX + _LEGEND_ROW_PX * max(0, entries - 3)
+    room = 0.8 * (_LEGEND_ROW_PX * entries + 12) / panel_px
+    y_axis["range"] = [low, high + room / (1 - room) * (high - low)]
     for i, is_causal in enumerate(masks):
         for j, name in enumerate(passes):
             legend = "legend" if i + j == 0 else f"legend{i * len(passes) + j + 1}"
@@ -59,19 +72,22 @@ def build(view: View) -> go.Figure:
     for j in range(len(passes)):
         fig.update_xaxes(title_text="sequence length n", row=len(masks), col=j + 1)
     missing = rows[rows["median_ms"].isna()]
+    names = [view.baseline] * bool((rows["method"] == view.baseline).any()) + view.methods
     style.finish(
         fig,
-        title=f"Time of {', '.join(str(m) for m in rows['method'].unique())} over sequence length",
-        subtitle=f"{view.environment.get('machine') or 'machine not recorded'}; medians with 95 % intervals",
+        title=f"Time of {style.listed(names, 'methods')} over sequence length",
+        subtitle=headline(view),
         provenance=provenance(view),
         notes=[
-            "Slopes: time grows as n to that power; least squares of log time over the larger half of the lengths.",
-            *throttled_notes(rows[rows["status"] == "throttled"]),
+            "Medians, bands: 95 % intervals. Slopes: time grows as n to that power, by least squares of log time over "
+            "the larger half of the lengths.",
+            *throttled_notes(rows),
             *failure_notes(missing),
+            *meanings(view),
         ],
-        plot_height=_PANEL_PX * len(masks),
+        plot_height=panel_px * len(masks),
     )
-    fig.update_layout(margin={"r": 40})
+    fig.update_layout(margin={"r": 36})
     return fig
 
 
@@ -104,18 +120,18 @@ def _curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
             list(line["median_ms"]),
             low=list(line["ci_low_ms"]),
             high=list(line["ci_high_ms"]),
-            name=f"{escape(method)}{power}",
+            name=f"{escape(short(method, 24))}{power}",
             group=str(method),
             color=colors[method],
-            symbol=("square", "circle", "diamond", "triangle-up", "cross", "star")[index % 6],
+            symbol=_SYMBOLS[index % len(_SYMBOLS)],
             size=7,
-            hollow=[s == "throttled" for s in line["status"]],
+            hollow=list(is_throttled(line)),
             hover=[
                 "<br>".join(
                     [
                         f"<b>{escape(r['method'])}, {pass_label(r['pass'])}, n = {int(r['seq_len']):,}</b>",
                         timing_text(r),
-                        *([] if method == view.baseline else error_lines(r, view.timings)),
+                        *([] if method == view.baseline else errors.error_lines(r, view)),
                     ]
                 )
                 for r in records(line)
@@ -125,16 +141,4 @@ def _curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
 
 def _place_legend(fig: go.Figure, panel: Panel, legend: str) -> None:
     subplot = fig.get_subplot(panel.row, panel.col)
-    fig.update_layout(
-        {
-            legend: {
-                "x": subplot.xaxis.domain[0] + 0.006,
-                "xanchor": "left",
-                "y": subplot.yaxis.domain[1] - 0.005,
-                "yanchor": "top",
-                "bgcolor": "rgba(255,255,255,0.75)",
-                "font": {"size": 11},
-                "tracegroupgap": 0,
-            }
-        }
-    )
+    fig.update_layout({legend: style.panel_legend(subplot.xaxis.domain[0], subplot.yaxis.domain[1])})

@@ -49,7 +49,10 @@ class Hyper:
     def executed_flops(self, point: Point, pass_: Pass) -> float:
         """Operations executed at a point, from its configuration."""
         sizes = {name: int(point.hyper[name]) for name in ("block_size", "sample_size", "min_seq_len")}
-        return hyper_flops(point.batch, point.heads, point.seq_len, point.head_dim, point.is_causal, pass_, **sizes)
+        return hyper_flops(
+            point.batch, point.heads, point.seq_len, point.head_dim, point.is_causal, pass_,
+            sampling=str(point.hyper["sampling"]), **sizes,
+        )  # fmt: skip
 
     def implementation(self, device: str) -> str:
         """The name of the code that ran, with the versions of this library and of PyTorch."""

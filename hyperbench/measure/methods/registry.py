@@ -29,11 +29,11 @@ class Method:
     function: Callable[..., Tensor]
 
     def defaults(self) -> dict[str, Any]:
-        """Parameter -> value where none is given, for the parameters that have one."""
+        """Parameter -> value where none is given, for the parameters that have one which is plain data."""
         own = getattr(self.function, "defaults", None)
         if own is not None:
             return dict(own())
-        return {p.name: p.default for p in self._keywords() if p.default is not inspect.Parameter.empty}
+        return {p.name: p.default for p in self._keywords() if isinstance(p.default, str | int | float | None)}
 
     def check(self, hyper: dict[str, Any]) -> None:
         """Raise ValueError, one line, on an unknown, missing or invalid parameter."""
@@ -92,7 +92,7 @@ def find(target: str) -> Method:
     try:
         function = get_object(target)
     # An import runs code of others, which may raise anything; all of it is the user's to read as one line.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
         raise ValueError(f"_target_={target} cannot be imported: {' '.join(str(cause).split())}") from None
     if not callable(function):

@@ -1,0 +1,50 @@
+# `make test` and `make reproduce-fig4` each do their own set-up: a virtual environment in .venv from pinned versions.
+# A second run installs nothing, unless pyproject.toml or constraints.txt has changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# The folder of the run behind Fig. 4. It goes on where it was stopped; RESUME=--fresh measures everything again.
+RUN ?= results/runs/fig4
+RESUME ?= --resume
+# More words for `hyperbench run`, such as ARGS="shape.heads=4 is_causal=false".
+ARGS ?=
+
+.PHONY: help setup test lint format reproduce-fig4 clean
+
+help:
+	@echo "make reproduce-fig4  measure this machine and draw the paper's Fig. 4 (about ten minutes on two cores)"
+	@echo "make test            run the tests (a few minutes)"
+	@echo "make lint            ruff, mypy and import-linter"
+	@echo "make format          let ruff format the code"
+	@echo "make setup           only make the virtual environment .venv"
+	@echo "make clean           remove .venv and what was built; results stay"
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("hyperbench needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+reproduce-fig4: $(INSTALLED)
+	$(BIN)/hyperbench run sweep=fig4 "out=$(RUN)" $(RESUME) $(ARGS)
+	$(BIN)/hyperbench plot fig4 times --run "$(RUN)"
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

@@ -1,0 +1,5 @@
+"""`python -m hyperbench`: the same as the command `hyperbench`."""
+
+from hyperbench.cli import main
+
+main()

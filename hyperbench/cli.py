@@ -1,0 +1,259 @@
+"""The command line: each command reads its options, calls one room of the house, and prints what comes back.
+
+Nothing heavy is imported before a command runs, so that `--help` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hyperbench import __version__, listing
+
+_TRACEBACK_VARIABLE = "HYPERBENCH_TRACEBACK"
+_INTERRUPTED = 130
+_PIPE_WIDTH = 200
+#: The base of the command-line parser's own errors, wherever Typer keeps its parser.
+_CommandLineError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="hyperbench",
+    help="Time and error of HyperAttention, and of any approximate attention, against exact attention.",
+    epilog="Start with: hyperbench run sweep=smoke, then hyperbench plot. Every command has --help.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunDir = Annotated[
+    Path | None, typer.Option("--run", metavar="DIR", help="Folder of the run; default: the newest under results/runs.")
+]
+Baseline = Annotated[str, typer.Option(metavar="METHOD", help="Method that speedups are over.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+OutDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hyperbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+@app.command()
+def run(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="sweep=NAME, and any key of the configuration; KEY=A,B makes an axis of the grid.",
+            autocompletion=listing.complete_override,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the points and the estimated time.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Measure only what this run's folder lacks.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace the run in out=DIR.")] = False,
+    retry_failed: Annotated[bool, typer.Option(help="With --resume: measure failed points again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a sweep: times of every pass, and the error beside them.
+
+    Examples:
+      hyperbench run sweep=smoke
+      hyperbench run sweep=seq_len is_causal=true out=results/runs/mine
+      hyperbench run shape.seq_len=4096,8192 method.hyper.block_size=128,256
+      hyperbench run method=[flash2,hyper,uniform] input=gaussian,clustered_values
+      hyperbench run sweep=fig4 --dry-run
+
+    `hyperbench list keys` shows every key. A run that was killed goes on with the same command and --resume. out=DIR
+    names the folder; default: results/runs/<sweep>-<device>-<time>.
+    """
+    if resume and fresh:
+        raise typer.BadParameter("--resume continues a run and --fresh replaces it: give one of them")
+    if retry_failed and not resume:
+        raise typer.BadParameter("--retry-failed goes with --resume")
+    from hyperbench import progress, summary
+    from hyperbench.measure import session
+
+    prepared = session.prepare(overrides or [])
+    console, notes = _stdout(), Console(stderr=True)
+    if dry_run and as_json:
+        return _print_json(summary.dry_run(prepared))
+    if not as_json:
+        summary.print_grid(prepared, console if dry_run else notes)
+    if dry_run:
+        return summary.print_dry_run(prepared, console)
+    out = prepared.config.out
+    folder = session.open_folder(prepared, Path(out) if out is not None else None, resume=resume, fresh=fresh)
+    with progress.listener(notes, quiet=as_json) as shown:
+        outcome = session.measure(prepared, folder, shown, retry_failed=retry_failed, start=shown.start)
+    if as_json:
+        _print_json(summary.outcome_data(folder, outcome))
+    else:
+        summary.print_outcome(folder, outcome, console)
+    if outcome.interrupted:
+        raise typer.Exit(_INTERRUPTED)
+    raise typer.Exit(1 if summary.has_failures(folder) else 0)
+
+
+@app.command()
+def plot(
+    figures: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FIGURE | KEY=VALUE]...",
+            help="Figures to make; default: all that fit. KEY=VALUE chooses part of the run (input=gaussian).",
+            autocompletion=listing.complete_figure,
+        ),
+    ] = None,
+    run_dir: RunDir = None,
+    formats: Annotated[str, typer.Option("--format", metavar="KIND,...", help="html, png, svg, pdf.")] = "html",
+    out: OutDir = None,
+    baseline: Baseline = "flash2",
+    open_: Annotated[bool, typer.Option("--open", help="Open the HTML in a browser.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw figures of a run as HTML that opens offline, and as images where an exporter is installed.
+
+    Examples:
+      hyperbench plot
+      hyperbench plot fig4 --format html,png --run results/runs/mine
+      hyperbench plot sweep input=gaussian
+
+    Figures go to figures/ in the run's folder unless --out says otherwise; `hyperbench list figures` shows them.
+    """
+    from hyperbench.analyze.plot import plot_run
+
+    result = plot_run(_chosen(run_dir), figures, [formats], out, baseline)
+    if as_json:
+        _print_json({"paths": [str(p) for p in result.paths], "messages": result.messages})
+    else:
+        for line in [*result.messages, *map(str, result.paths)]:
+            typer.echo(line)
+    if open_:
+        for page in (p for p in result.paths if p.suffix == ".html"):
+            typer.launch(str(page))
+    if not result.paths:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(run_dir: RunDir = None, baseline: Baseline = "flash2", as_json: AsJson = False) -> None:
+    """Print a run's tables: medians with their intervals, speedups, errors, and what failed and why."""
+    from hyperbench.analyze.show import run_summary, show_run
+
+    folder = _chosen(run_dir)
+    if as_json:
+        _print_json(run_summary(folder, baseline))
+    else:
+        show_run(folder, _stdout(), baseline)
+
+
+@app.command()
+def export(
+    fmt: Annotated[str, typer.Option("--format", metavar="KIND", help="csv, parquet, latex or markdown.")] = "csv",
+    run_dir: RunDir = None,
+    out: OutDir = None,
+    baseline: Baseline = "flash2",
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's tables for other programs (csv, parquet) or for a paper (latex, markdown).
+
+    They go to export/ in the run's folder unless --out says otherwise; speedups are over --baseline.
+    """
+    from hyperbench.analyze.export import export_run
+
+    paths = [str(path) for path in export_run(_chosen(run_dir), fmt, out, baseline)]
+    if as_json:
+        _print_json({"paths": paths})
+    else:
+        typer.echo("\n".join(paths))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        str, typer.Argument(metavar="|".join(listing.KINDS), help="What to list.", autocompletion=listing.complete_kind)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """List what there is to choose from: methods, sweeps, figures, inputs, protocols, devices, or every key."""
+    rows = listing.rows(what)
+    if as_json:
+        _print_json(rows)
+    else:
+        listing.print_rows(rows, _stdout())
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Examine this machine: devices, libraries, which methods can run and why others cannot, timer and noise."""
+    from hyperbench import doctor as room
+
+    report = room.examine()
+    if as_json:
+        _print_json(report)
+    else:
+        room.print_report(report, _stdout())
+    raise typer.Exit(0 if report["ok"] else 1)
+
+
+def main() -> None:
+    """Run the command line; whatever a user can cause ends in one line on stderr and an exit code.
+
+    0: done. 1: some points failed, or a check did not hold. 2: bad usage or configuration. 130: interrupted.
+    With HYPERBENCH_TRACEBACK=1 errors keep their traceback.
+    """
+    if os.environ.get(_TRACEBACK_VARIABLE):
+        sys.exit(app(standalone_mode=False))
+    try:
+        sys.exit(app(standalone_mode=False))
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", _INTERRUPTED)
+    except _CommandLineError as error:
+        _fail(error.format_message(), 2)  # type: ignore[attr-defined]
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`); Python must not try to flush what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except ValueError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        _fail(f"{name}{error.strerror or error}", 1)
+
+
+def _stdout() -> Console:
+    """The terminal as it is; a wide page for pipes and files, so that tables are not folded there."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+def _fail(message: str, code: int) -> None:
+    text = " ".join(message.split())
+    print(f"hyperbench: {text}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _chosen(run_dir: Path | None) -> Path:
+    from hyperbench.store import latest_run
+
+    return run_dir if run_dir is not None else latest_run()
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2, default=str))

@@ -1,0 +1,84 @@
+"""What this machine can measure: devices, libraries, methods with the reason why one cannot run, timer and noise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hyperbench import catalog, environment
+from hyperbench.measure.session import ask_probe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_NOISY = 0.05
+
+
+def examine() -> dict[str, Any]:
+    """Ask the machine; plain data. Raises ConfigError if PyTorch does not start.
+
+    `ok` is whether HyperAttention and its baseline can run on the device that `device=auto` takes.
+    """
+    methods = catalog.entries("method")
+    request = {
+        "methods": [{"name": name, "target": data["_target_"], "hypers": []} for name, data in methods.items()],
+        "inputs": [],
+        "measure_rate": True,
+        "diagnose": True,
+    }
+    device_files = catalog.entries("device")
+    facts = ask_probe(request, {k: str(v) for k, v in device_files["cpu"]["env"].items()})
+    device = "cuda" if facts["cuda_available"] else "cpu"
+    env = {k: str(v) for k, v in device_files[device]["env"].items()}
+    found = environment.collect(facts, {"device": device}, env)
+    runnable = {
+        name: {where: facts["methods"][data["_target_"]]["unsupported"][where] for where in ("cpu", "cuda")}
+        for name, data in methods.items()
+        if data["_target_"] in facts["methods"]
+    }
+    return {
+        "ok": not facts["problems"] and all(runnable[name][device] is None for name in ("flash2", "hyper")),
+        "device": device,
+        "environment": {k: v for k, v in found.items() if v is not None},
+        "methods": runnable,
+        "problems": facts["problems"],
+        "attention_flops_per_s": facts["flops_per_s"],
+        "timer": facts["timer"],
+    }
+
+
+def print_report(report: dict[str, Any], console: Console) -> None:
+    """The report as text."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for name, text in environment.shown(report["environment"]).items():
+        table.add_row(Text(name, style="bold"), Text(text))
+    console.print(table)
+    device = report["device"]
+    methods = Table.grid(padding=(0, 2))
+    for name, reasons in report["methods"].items():
+        reason = reasons[device]
+        methods.add_row(Text(name, style="bold"), Text("runs" if reason is None else f"cannot run: {reason}"))
+    console.print(Text(f"\nmethods on {device}", style="bold"))
+    console.print(methods)
+    console.print(Text("\ntimer and noise", style="bold"))
+    for line in _timer_lines(report):
+        console.print(Text(line))
+    for problem in report["problems"]:
+        console.print(Text(f"problem: {problem}", style="bold red"))
+
+
+def _timer_lines(report: dict[str, Any]) -> list[str]:
+    timer, device = report["timer"], report["device"]
+    lines = [
+        f"exact attention runs at {report['attention_flops_per_s'][device] / 1e9:,.0f} GFLOP/s here",
+        f"clock resolution {timer['resolution_ns']:,.0f} ns",
+        f"the same call measured twice, {timer['pairs']} times: its medians differ by {timer['floor']:.2%} at most; "
+        "smaller differences mean nothing here",
+    ]
+    if timer["floor"] > _NOISY:
+        lines.append("this machine is noisy: close other programs, or take more rounds (protocol.rounds=5)")
+    if timer["flush_ratio"] is not None:
+        lines.append(f"a read after the L2 flush takes {timer['flush_ratio']:.2f} times that of a warm one")
+    return lines

@@ -1,0 +1,35 @@
+"""A command run in this process, and a run that was measured once for all tests that only read it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from commands import TINY, Answer, Call, process
+
+from hyperbench.cli import main
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """A function that runs `hyperbench WORDS...` in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["hyperbench", *words])
+        with pytest.raises(SystemExit) as left:
+            main()
+        streams = capsys.readouterr()
+        return Answer(int(left.value.code or 0), streams.out, streams.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run, under a path with spaces. Read only."""
+    folder = tmp_path_factory.mktemp("a folder")
+    done = process(folder, "run", *TINY, "out=my run")
+    assert done.code == 0, done.err
+    return folder / "my run"

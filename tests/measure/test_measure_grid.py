@@ -1,0 +1,183 @@
+"""The grid: groups that share a reference, what is still to do, what fails, what it costs, what is not tried."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_records import a_point
+from made_runs import HYPER_DEFAULTS, prepared, tiny
+
+from hyperbench.measure import grid
+from hyperbench.schema import ErrorRow, Pass, Point, Status, Timing
+from hyperbench.validate import ErrorConfig
+
+PASSES = ("forward", "backward", "forward_backward")
+ERROR = ErrorConfig(seeds=(0, 1), rows=8, grad_max_seq_len=None, operator_norm_max_seq_len=512, float64_max_seq_len=0)
+RANDOMISED = grid.Cell(a_point(hyper={"seed": 0, "block_size": 16}, seq_len=64), exact=False)
+EXACT = grid.Cell(a_point(method="math", hyper={}, seq_len=64), exact=True)
+
+
+def finished_by(records: list[Any]) -> set[grid.Key]:
+    """The keys of records."""
+    return {record.key for record in records}
+
+
+def all_records(wanted: grid.Todo, passes: tuple[str, ...] = PASSES, round_: int = 0) -> list[Any]:
+    """A failed record for everything a cell needs."""
+    return list(grid.failed_records(wanted, passes, ERROR, "strict", round_, Status.ERROR, "why"))
+
+
+def test_parameters_are_filled_in_from_the_method() -> None:
+    cells = prepared("method=hyper,flash2", "method.hyper.block_size=64,null").cells
+    found = [cell.point.hyper for cell in cells]
+    assert found == [{**HYPER_DEFAULTS, "block_size": 64}, HYPER_DEFAULTS, {}]
+    assert [cell.exact for cell in cells] == [False, False, True]
+    assert {cell.point.device for cell in cells} == {"cpu"}
+
+
+def test_parameters_that_are_not_given_are_filled_in_too() -> None:
+    cells = prepared(
+        "method=flash2", "+method.mine._target_=hyperbench.measure.methods.hyper.hyper", "+method.mine.block_size=64"
+    ).cells
+    assert cells[1].point.hyper == {**HYPER_DEFAULTS, "block_size": 64}
+
+
+def test_a_parameter_no_method_knows_stays_null() -> None:
+    cells = prepared("method=uniform", "method.uniform.sample_size=null").cells
+    assert cells[0].point.hyper == {"sample_size": None, "seed": 0}
+
+
+def test_configurations_that_resolve_alike_are_one_point() -> None:
+    assert len(prepared("method=hyper", "method.hyper.block_size=256,null").cells) == 1
+
+
+def test_a_group_shares_input_shape_and_masking_and_holds_every_method() -> None:
+    cells = prepared(
+        "shape.seq_len=128,64", "is_causal=true,false", "seed=0,1", "input=gaussian,clustered", "shape.heads=1,2"
+    ).cells
+    groups = grid.group(cells)
+    assert sorted(c.point.point_id for g in groups for c in g.cells) == sorted(c.point.point_id for c in cells)
+    assert len(groups) == len(cells) // 2
+    assert len({g.key for g in groups}) == len(groups)
+    for one in groups:
+        first = one.cells[0].point
+        for cell in one.cells:
+            same = dataclasses.replace(cell.point, method=first.method, target=first.target, hyper=first.hyper)
+            assert same == first
+        assert {cell.point.method for cell in one.cells} == {"flash2", "hyper"}
+        assert f"n={first.seq_len}" in one.label
+    work = [g.cells[0].point.heads * g.cells[0].point.seq_len ** 2 for g in groups]
+    assert work == sorted(work)
+
+
+@given(st.sets(st.integers(0, 30)))
+def test_to_do_is_what_is_not_finished(indices: set[int]) -> None:
+    whole = grid.todo(RANDOMISED, PASSES, ERROR, 0, set())
+    assert whole.passes == tuple(Pass)
+    assert whole.seeds == (0, 1)
+    records = all_records(whole)
+    finished = finished_by([record for i, record in enumerate(records) if i in indices])
+    rest = grid.todo(RANDOMISED, PASSES, ERROR, 0, finished)
+    missing = [record for record in records if record.key not in finished]
+    assert set(rest.passes) == {record.pass_ for record in missing if isinstance(record, Timing)}
+    assert set(rest.seeds) == {record.seed for record in missing if isinstance(record, ErrorRow)}
+
+
+@pytest.mark.parametrize("cell", [RANDOMISED, EXACT])
+@pytest.mark.parametrize("passes", [PASSES, ("forward",), ("backward", "forward")])
+@pytest.mark.parametrize("round_", [0, 1])
+def test_failed_records_leave_nothing_to_do(cell: grid.Cell, passes: tuple[str, ...], round_: int) -> None:
+    wanted = grid.todo(cell, passes, ERROR, round_, set())
+    records = all_records(wanted, passes, round_)
+    assert {record.status for record in records} == {Status.ERROR}
+    assert {record.message for record in records} == {"why"}
+    rest = grid.todo(cell, passes, ERROR, round_, finished_by(records))
+    assert (rest.passes, rest.seeds) == ((), ())
+
+
+def test_errors_belong_to_the_first_round_and_times_to_every_round() -> None:
+    first = all_records(grid.todo(RANDOMISED, PASSES, ERROR, 0, set()))
+    again = grid.todo(RANDOMISED, PASSES, ERROR, 1, finished_by(first))
+    assert (again.passes, again.seeds) == (tuple(Pass), ())
+
+
+def test_a_method_without_a_draw_has_one_answer() -> None:
+    assert grid.draw_seeds(EXACT.point, ERROR) == (EXACT.point.seed,)
+    assert grid.draw_seeds(a_point(hyper={}, seed=7), ERROR) == (7,)
+    assert grid.draw_seeds(RANDOMISED.point, ERROR) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "passes", "limit", "grads", "operator"),
+    [
+        (64, PASSES, None, True, True),
+        (64, ("forward",), None, False, True),
+        (64, ("backward",), None, True, True),
+        (512, PASSES, 512, True, True),
+        (513, PASSES, 512, False, False),
+        (513, PASSES, None, True, False),
+    ],
+)
+def test_metrics_follow_passes_and_lengths(
+    seq_len: int, passes: tuple[str, ...], limit: int | None, grads: bool, operator: bool
+) -> None:
+    error = dataclasses.replace(ERROR, grad_max_seq_len=limit)
+    metrics = grid.expected_metrics(a_point(seq_len=seq_len), passes, error)
+    assert len(set(metrics)) == len(metrics)
+    assert {"out_rel_fro", "out_max_abs", "out_row_rel_p50", "mean_v_rel_fro", "zero_rel_fro"} <= set(metrics)
+    assert ({"dq_rel_fro", "dk_rel_fro", "dv_rel_fro"} <= set(metrics)) == grads
+    assert ("out_rel_op" in metrics) == operator
+
+
+@pytest.mark.parametrize("words", ["sweep=fig4", "sweep=heads", "method=mean_v,uniform,zero,math", "device=cuda"])
+def test_estimates_are_positive_and_nothing_costs_nothing(words: str) -> None:
+    run = prepared(words, cuda_available=True, gpu_name="Some GPU", cuda_bfloat16=True, flops_per_s={"cuda": 1e13})
+    for cell in run.cells:
+        wanted = grid.todo(cell, run.config.passes, run.config.error, 0, set())
+        parts = grid.estimate_s(wanted, run.config, run.flops_per_s)
+        assert set(parts) == {"check", *run.config.passes}
+        assert all(cost > 0 for cost in parts.values())
+        assert grid.estimate_s(grid.Todo(cell, (), ()), run.config, run.flops_per_s) == {}
+        assert set(grid.estimate_s(grid.Todo(cell, (Pass.FORWARD,), ()), run.config, 1e11)) == {"check", "forward"}
+    assert all(seconds > 0 for seconds in run.estimates_s())
+
+
+def test_a_longer_sequence_and_a_slower_machine_cost_more() -> None:
+    run = prepared("sweep=fig4", "protocol.max_samples=10", "protocol.budget_s.forward=1000")
+    for method in ("flash2", "hyper"):
+        for causal in (False, True):
+            cells = [c for c in run.cells if (c.point.method, c.point.is_causal) == (method, causal)]
+            for rate in (1e11, 1e10):
+                costs = [grid.estimate_s(grid.Todo(c, (Pass.FORWARD,), ()), run.config, rate)["forward"] for c in cells]
+                assert costs == sorted(costs)
+                assert costs[0] < costs[-1]
+            slow, fast = (
+                grid.estimate_s(grid.Todo(cells[-1], (Pass.FORWARD,), ()), run.config, rate)["forward"]
+                for rate in (1e10, 1e11)
+            )
+            assert slow > fast
+
+
+def test_rounds_cost_the_same_again_but_for_the_errors() -> None:
+    once, twice = tiny("method=hyper"), tiny("method=hyper", "protocol.rounds=2")
+    assert once.estimates_s()[0] < twice.estimates_s()[0] <= 2 * once.estimates_s()[0]
+
+
+def test_only_longer_points_of_the_same_configuration_are_not_tried() -> None:
+    oom = a_point(seq_len=1024)
+    assert grid.expects_skip(a_point(seq_len=2048), [oom]) == oom
+    assert grid.expects_skip(a_point(seq_len=1024), [oom]) is None
+    assert grid.expects_skip(a_point(seq_len=512), [oom]) is None
+    assert grid.expects_skip(a_point(seq_len=2048), []) is None
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Point) if f.name != "seq_len"])
+def test_another_configuration_is_tried(name: str) -> None:
+    other: dict[str, Any] = {"is_causal": True, "hyper": {}, "input_params": {}, "kv_heads": 4, "batch": 2, "heads": 8,
+                             "head_dim": 32, "seed": 1}  # fmt: skip
+    changed = a_point(seq_len=2048, **{name: other.get(name, "other")})
+    assert grid.expects_skip(changed, [a_point(seq_len=1024)]) is None

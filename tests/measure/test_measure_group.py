@@ -1,0 +1,315 @@
+"""One group in this process: every record it owes, whatever the methods do, and no timing behind a wrong answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from made_records import a_point
+from made_runs import tiny
+
+from hyperbench.measure import grid
+from hyperbench.measure import group as module
+from hyperbench.measure.group import GroupMeasurement
+from hyperbench.measure.methods import registry
+from hyperbench.measure.wire import Task
+from hyperbench.schema import ErrorRow, Pass, Status, Timing, from_json
+
+PASSES = ("forward", "backward", "forward_backward")
+SHAPE = {"heads": 2, "kv_heads": 1, "seq_len": 40, "head_dim": 8, "input_params": {}}
+HYPER = {"block_size": 8, "sample_size": 8, "num_projections": 3, "min_seq_len": 16, "sampling": "stratified",
+         "pairing": "bucket", "seed": 0}  # fmt: skip
+
+
+class Clock:
+    """Every call takes a millisecond."""
+
+    def now_s(self) -> float:
+        """Never later."""
+        return 0.0
+
+    def time_ms(self, call: Callable[[], object]) -> float:
+        """Make the call."""
+        call()
+        return 1.0
+
+
+class Gauge:
+    """Each peak is a hundred bytes above what was there."""
+
+    def reset(self) -> int:
+        """What is there."""
+        return 1000
+
+    def high_bytes(self) -> int | None:
+        """The peak."""
+        return 1100
+
+
+def cell(target: str, *, exact: bool = False, hyper: dict[str, Any] | None = None, **changes: Any) -> grid.Cell:
+    """A point of a method by its target."""
+    point = a_point(**{**SHAPE, "method": target.rpartition(".")[2], "target": target, "hyper": hyper or {}, **changes})
+    return grid.Cell(point, exact)
+
+
+def odd(name: str, **options: Any) -> grid.Cell:
+    """A point of an odd method."""
+    return cell(f"odd_methods.{name}", **options)
+
+
+class Measured:
+    """What a group reports."""
+
+    def __init__(self, *cells: grid.Cell, passes: tuple[str, ...] = PASSES, round_: int = 0, **options: Any) -> None:
+        config = tiny().config
+        error = dataclasses.replace(config.error, **options.pop("error", {}))
+        todos = tuple(grid.todo(one, passes, error, round_, options.get("finished", set())) for one in cells)
+        options.pop("finished", None)
+        self.task = Task(todos, passes, config.protocol, error, round_, None, **options)
+        self.messages: list[dict[str, Any]] = []
+        self.measurement = GroupMeasurement(self.task, self.messages.append, Clock(), Gauge())
+        self.measurement.run()
+        self.records = [from_json(m["record"]) for m in self.messages if m["event"] == "record"]
+
+    @property
+    def expected(self) -> set[grid.Key]:
+        """The keys it owes."""
+        task = self.task
+        return {
+            r.key
+            for wanted in task.todos
+            for r in grid.failed_records(wanted, task.passes, task.error, "", task.round, Status.ERROR, "")
+            if isinstance(r, Timing | ErrorRow)
+        }
+
+    @property
+    def keys(self) -> list[grid.Key]:
+        """The keys of what it reported, apart from those that only some methods have."""
+        return [r.key for r in self.records if not (isinstance(r, ErrorRow) and r.metric == "lse_mean_abs")]  # type: ignore[union-attr]
+
+    def timings(self, method: str) -> dict[str, Timing]:
+        """Pass -> timing of a method."""
+        return {str(r.pass_): r for r in self.records if isinstance(r, Timing) and r.point.method == method}
+
+    def errors(self, method: str, seed: int = 0) -> dict[str, ErrorRow]:
+        """Metric -> error of a method."""
+        rows = [r for r in self.records if isinstance(r, ErrorRow) and r.point.method == method and r.seed == seed]
+        return {r.metric: r for r in rows}
+
+    def statuses(self, method: str) -> dict[str, str]:
+        """Pass -> status of a method."""
+        return {name: str(timing.status) for name, timing in self.timings(method).items()}
+
+
+def all_of(status: str) -> dict[str, str]:
+    """The same status for every pass."""
+    return dict.fromkeys(PASSES, status)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("passes", [PASSES, ("forward",), ("backward",)])
+def test_a_group_reports_each_thing_it_owes_once(passes: tuple[str, ...], is_causal: bool) -> None:
+    found = Measured(
+        odd("exact", exact=True, is_causal=is_causal),
+        cell("hyperbench.measure.methods.hyper.hyper", hyper=HYPER, is_causal=is_causal),
+        cell("hyperbench.measure.methods.exact.cudnn", exact=True, is_causal=is_causal),
+        odd("raises", is_causal=is_causal),
+        passes=passes,
+    )
+    assert sorted(map(str, found.keys)) == sorted(map(str, found.expected))
+    assert set(found.statuses("hyper").values()) == set(found.statuses("exact").values()) == {"ok"}
+
+
+def test_a_timing_says_how_it_was_taken() -> None:
+    found = Measured(cell("hyperbench.measure.methods.hyper.hyper", hyper=HYPER)).timings("hyper")
+    for name, timing in found.items():
+        assert timing.samples_ms == (1.0, 1.0)
+        assert timing.warmup_ms
+        assert timing.peak_memory_bytes == 100
+        assert timing.implementation.startswith("hyperattn-core-")
+        exact = registry.exact_equivalent_flops(timing.point, Pass(name))
+        assert (timing.exact_equivalent_flops, timing.executed_flops is not None) == (exact, True)
+        assert timing.protocol == "short"
+
+
+def test_errors_are_measured_for_every_seed_and_exact_is_exact() -> None:
+    found = Measured(odd("exact", exact=True), cell("hyperbench.measure.methods.hyper.hyper", hyper=HYPER))
+    one, other = found.errors("hyper", 0), found.errors("hyper", 1)
+    assert set(one) == set(other) > set(found.errors("exact"))
+    for metric in ("out_rel_fro", "dq_rel_fro", "dk_rel_fro", "dv_rel_fro", "out_rel_op", "lse_mean_abs"):
+        first, second = one[metric].value, other[metric].value
+        assert first is not None
+        assert second is not None
+        assert first != second
+        assert min(first, second) > 0
+    assert one["mean_v_rel_fro"].value == other["mean_v_rel_fro"].value
+    assert all(
+        (row.value or 0) < 1e-5 for metric, row in found.errors("exact").items() if metric.startswith(("out", "d"))
+    )
+
+
+def test_the_seed_of_an_error_row_is_the_seed_of_its_draw() -> None:
+    one = Measured(cell("hyperbench.measure.methods.hyper.hyper", hyper={**HYPER, "seed": 0}))
+    other = Measured(cell("hyperbench.measure.methods.hyper.hyper", hyper={**HYPER, "seed": 5}))
+    for seed in (0, 1):
+        for metric, row in one.errors("hyper", seed).items():
+            assert other.errors("hyper", seed)[metric].value == pytest.approx(row.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("wrong_shape", "the output has shape (1, 2, 39, 8), not (1, 2, 40, 8)"),
+        ("wrong_dtype", "the output is bfloat16, not float32"),
+        ("not_finite", "the output has non-finite values"),
+        ("no_tensor", "the output is a tuple, not a tensor"),
+    ],
+)
+def test_nothing_is_timed_behind_a_wrong_output(name: str, words: str) -> None:
+    found = Measured(odd(name), odd("exact", exact=True))
+    assert found.statuses(name) == all_of("incorrect")
+    assert {timing.message for timing in found.timings(name).values()} == {words}
+    assert {row.status for row in found.errors(name).values()} == {Status.INCORRECT}
+    assert found.statuses("exact") == all_of("ok")
+    assert set(found.keys) == found.expected
+
+
+def test_an_exact_method_that_is_off_is_incorrect_and_an_approximate_one_is_not() -> None:
+    found = Measured(odd("a_bit_off", exact=True, hyper={"factor": 1.01}))
+    assert found.statuses("a_bit_off") == all_of("incorrect")
+    assert "an exact method must agree" in found.timings("a_bit_off")["forward"].message
+    free = Measured(odd("a_bit_off", hyper={"factor": 1.01}))
+    assert free.statuses("a_bit_off") == all_of("ok")
+    assert free.errors("a_bit_off")["out_rel_fro"].value == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "exact", "status", "words"),
+    [
+        ("no_gradient", False, "incorrect", "the output has no gradient"),
+        ("no_gradient_of_q", False, "incorrect", "the gradient of q is None"),
+        ("wrong_gradient", True, "incorrect", "an exact method must agree with the reference: dq_rel_fro"),
+        ("no_backward", False, "error", "RuntimeError: the backward pass is not written yet"),
+    ],
+)
+def test_a_sound_forward_pass_is_timed_without_a_backward_one(name: str, exact: bool, status: str, words: str) -> None:
+    found = Measured(odd(name, exact=exact))
+    assert found.statuses(name) == {"forward": "ok", "backward": status, "forward_backward": status}
+    assert found.timings(name)["backward"].message.startswith(words)
+    errors = found.errors(name)
+    assert errors["out_rel_fro"].status is Status.OK
+    assert {str(errors[f"d{x}_rel_fro"].status) for x in "qkv"} <= {status, "ok"}
+    assert set(found.keys) == found.expected
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "words"),
+    [
+        ("raises", "error", "RuntimeError: no answer in two lines"),
+        ("not_written", "unsupported", "head_dim 8 is not supported"),
+        ("no_memory", "oom", "RuntimeError: DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_what_a_method_raises_becomes_its_rows(name: str, status: str, words: str) -> None:
+    found = Measured(odd(name), odd("exact", exact=True))
+    assert found.statuses(name) == all_of(status)
+    assert all(timing.message.startswith(words) for timing in found.timings(name).values())
+    assert all(row.value is None for row in found.errors(name).values())
+    assert found.statuses("exact") == all_of("ok")
+    assert not found.measurement.poisoned
+
+
+@pytest.mark.parametrize("after", range(0, 12, 2))
+def test_a_method_that_fails_in_the_middle_owes_nothing(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = odd("fails_later", hyper={"after": after})
+    monkeypatch.setattr(registry.find(target.point.target).function, "calls", 0)
+    found = Measured(target)
+    assert set(found.keys) == found.expected
+    assert "error" in found.statuses("fails_later").values()
+    timed = [t for t in found.timings("fails_later").values() if t.status is Status.OK]
+    assert all(len(t.samples_ms) >= 2 for t in timed)
+
+
+def test_what_cannot_run_here_says_why() -> None:
+    found = Measured(cell("hyperbench.measure.methods.exact.cudnn", exact=True))
+    assert found.statuses("cudnn") == all_of("unsupported")
+    assert "needs a CUDA GPU" in found.timings("cudnn")["forward"].message
+    assert {row.status for row in found.errors("cudnn").values()} == {Status.UNSUPPORTED}
+    assert all(message["event"] == "record" for message in found.messages)
+
+
+def test_only_what_is_missing_is_measured() -> None:
+    whole = Measured(odd("exact", exact=True))
+    timed = {key for key in whole.keys if key[1] in ("forward", "backward")}
+    errors = {key for key in whole.keys if isinstance(key[1], int)}
+    rest = Measured(odd("exact", exact=True), finished=timed | errors)
+    assert [key[1] for key in rest.keys] == ["forward_backward"]
+    assert not any(message.get("unit") == "reference" for message in rest.messages)
+
+
+def test_a_group_without_a_reference_is_timed_and_says_so() -> None:
+    found = Measured(odd("exact", exact=True), no_reference="no reference: it took too long")
+    assert found.statuses("exact") == all_of("ok")
+    assert {(row.status, row.message) for row in found.errors("exact").values()} == {
+        (Status.ERROR, "no reference: it took too long")
+    }
+
+
+def test_a_reference_that_fails_leaves_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(module, "make_reference", fails)
+    found = Measured(odd("exact", exact=True))
+    assert found.statuses("exact") == all_of("ok")
+    reasons = {row.message for row in found.errors("exact").values()}
+    assert reasons == {"no reference: RuntimeError: can't allocate memory"}
+    assert set(found.keys) == found.expected
+
+
+def test_inputs_that_fail_are_the_end_of_the_whole_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(point: object) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(module, "make_inputs", fails)
+    found = Measured(odd("exact", exact=True), odd("raises"))
+    assert found.statuses("exact") == found.statuses("raises") == all_of("oom")
+    assert set(found.keys) == found.expected
+
+
+def test_an_unexplained_error_on_cuda_stops_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "poisons_device", lambda status, device: status is Status.ERROR)
+    found = Measured(odd("raises"), odd("exact", exact=True))
+    assert found.measurement.poisoned
+    assert found.statuses("raises") == all_of("error")
+    assert found.statuses("exact") == {}
+
+
+def test_later_rounds_time_and_measure_no_errors() -> None:
+    found = Measured(odd("exact", exact=True), round_=1)
+    assert [key[2] for key in found.keys] == [1, 1, 1]
+    assert not found.errors("exact")
+
+
+def test_lengths_above_their_limits_are_not_compared() -> None:
+    found = Measured(odd("exact"), error={"grad_max_seq_len": 39, "operator_norm_max_seq_len": 39})
+    assert not {"dq_rel_fro", "out_rel_op"} & set(found.errors("exact"))
+    assert set(found.keys) == found.expected
+
+
+def test_the_reference_is_in_float64_up_to_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes: list[torch.dtype] = []
+    make = module.make_reference
+
+    def watched(*args: Any, **options: Any) -> Any:
+        dtypes.append(options["dtype"])
+        return make(*args, **options)
+
+    monkeypatch.setattr(module, "make_reference", watched)
+    for limit, dtype in ((40, "float32"), (39, "float32"), (39, "float64")):
+        found = Measured(odd("exact", exact=True, dtype=dtype), error={"float64_max_seq_len": limit})
+        assert found.statuses("exact") == all_of("ok")
+    assert dtypes == [torch.float64, torch.float32, torch.float64]

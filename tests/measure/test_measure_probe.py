@@ -1,0 +1,84 @@
+"""The probe: one JSON answer whatever the asked-about code prints or raises, and each problem in one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hyperbench
+from hyperattn_core import HyperAttentionParams
+from hyperbench.measure import probe
+from hyperbench.measure.session import ask_probe
+
+HYPER = "hyperbench.measure.methods.hyper.hyper"
+
+
+def examined(target: str, *hypers: dict[str, Any]) -> dict[str, Any]:
+    """What the probe finds about a method."""
+    answer: dict[str, Any] = {"methods": {}, "problems": []}
+    probe._examine({"name": "mine", "target": target, "hypers": list(hypers)}, answer)
+    return answer
+
+
+def test_a_good_method_has_defaults_and_reasons() -> None:
+    answer = examined(HYPER, {"block_size": 64, "sample_size": None}, {})
+    assert answer["problems"] == []
+    assert answer["methods"][HYPER]["defaults"]["block_size"] == HyperAttentionParams().block_size
+    assert answer["methods"][HYPER]["unsupported"] == {"cpu": None, "cuda": None}
+    cudnn = "hyperbench.measure.methods.exact.cudnn"
+    assert examined(cudnn)["methods"][cudnn]["unsupported"]["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("target", "hyper", "words"),
+    [
+        ("raises_at_import.f", {}, "method mine: _target_=raises_at_import.f cannot be imported"),
+        ("odd_methods.missing", {}, "method mine: _target_=odd_methods.missing cannot be imported"),
+        ("odd_methods.exact", {"rank": 1}, "method mine: odd_methods.exact has no parameter 'rank'"),
+        ("odd_methods.needs_a_value", {"rank": None}, "method mine: odd_methods.needs_a_value needs a value"),
+        (HYPER, {"sampling": "none"}, "method mine: sampling must be one of iid, stratified"),
+    ],
+)
+def test_a_problem_is_one_line_with_the_name_of_the_method(target: str, hyper: dict[str, Any], words: str) -> None:
+    (problem,) = examined(target, hyper)["problems"]
+    assert problem.startswith(words)
+    assert "\n" not in problem
+
+
+def test_inputs_are_examined_too() -> None:
+    problems = probe._input_problems(
+        [{"family": "gaussian", "params": {"std": 1.0}}, {"family": "gaussian", "params": {"std": -1}}]
+    )
+    assert problems == ["input.std=-1 must be a number of at least 0"]
+
+
+def test_facts_are_those_of_torch() -> None:
+    facts = probe.facts()
+    assert facts["torch"] == torch.__version__
+    assert facts["cuda_available"] == torch.cuda.is_available()
+    assert (facts["gpu_name"] is None) == (not facts["cuda_available"])
+
+
+def test_what_imported_code_prints_does_not_mix_with_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = (str(Path(__file__).parent), str(Path(hyperbench.__file__).parents[1]), os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    targets = ("prints_at_import.exact", "raises_at_import.f", "exits_at_import.f", "odd_methods.keyword_defaults")
+    request = {
+        "methods": [{"name": target, "target": target, "hypers": [{}]} for target in targets],
+        "inputs": [{"family": "gausian", "params": {}}],
+        "measure_rate": True,
+    }
+    answer = ask_probe(request, {"OMP_NUM_THREADS": "1"})
+    assert answer["torch"] == torch.__version__
+    assert answer["threads"] == 1
+    assert answer["flops_per_s"]["cpu"] > 0
+    assert set(answer["methods"]) == {"prints_at_import.exact", "odd_methods.keyword_defaults"}
+    assert [problem.split(":")[0] for problem in answer["problems"]] == [
+        "method raises_at_import.f",
+        "method exits_at_import.f",
+        "input=gausian is unknown; allowed",
+    ]

@@ -1,0 +1,235 @@
+"""Warm-up, stopping and turns, by a clock that stands still between calls: every expectation is exact."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hyperbench.measure.sampler import Sampler, interleave
+from hyperbench.schema import StopReason
+from hyperbench.stats import summarise
+from hyperbench.validate import ProtocolConfig
+
+PROTOCOL = ProtocolConfig(
+    name="test",
+    description="",
+    rounds=1,
+    target_half_width=0.01,
+    min_samples=10,
+    max_samples=40,
+    budget_s={"forward": 1.0},
+    slow_min_samples=2,
+    warmup_min_calls=3,
+    warmup_min_s=0.0,
+    warmup_max_s=1.0,
+    skip_warmup_above_s=1.0,
+    slices=5,
+    timeout_s=60.0,
+)
+
+
+class Clock:
+    """Stands still but for the calls, which say how many milliseconds they take."""
+
+    def __init__(self) -> None:
+        self.now_ms = 0.0
+
+    def now_s(self) -> float:
+        """Seconds since the start."""
+        return self.now_ms / 1e3
+
+    def time_ms(self, call: Callable[[], Any]) -> float:
+        """What the call says."""
+        elapsed_ms = float(call())
+        self.now_ms += elapsed_ms
+        return elapsed_ms
+
+
+def sampler(
+    times: Iterable[float | Exception], budget_s: float = 1.0, clock: Clock | None = None, **changes: Any
+) -> Sampler:
+    """A sampler of a call that takes these milliseconds, one after the other, or raises."""
+    left: Iterator[float | Exception] = iter(times)
+
+    def call() -> float:
+        value = next(left)
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    return Sampler(call, clock or Clock(), dataclasses.replace(PROTOCOL, **changes), budget_s)
+
+
+def forever(*values: float) -> Iterator[float]:
+    """These values, then the last one without end."""
+    yield from values
+    while True:
+        yield values[-1]
+
+
+def measured(times: Iterable[float | Exception], budget_s: float = 1.0, **changes: Any) -> Sampler:
+    """A sampler that has run to its end."""
+    found = sampler(times, budget_s, **changes)
+    interleave([found], 0.01)
+    return found
+
+
+@pytest.mark.parametrize(("min_calls", "calls"), [(0, 6), (1, 6), (3, 6), (6, 6), (9, 9)])
+def test_warm_up_makes_its_calls_and_sees_two_windows(min_calls: int, calls: int) -> None:
+    found = sampler(forever(1.0), warmup_min_calls=min_calls)
+    found.warm_up()
+    assert found.warmup_ms == [1.0] * calls
+    assert found.samples_ms == []
+
+
+def test_warm_up_lasts_its_time() -> None:
+    found = sampler(forever(62.5), warmup_min_s=0.75)
+    found.warm_up()
+    # The first call is not counted: it may load what the others use.
+    assert len(found.warmup_ms) == 1 + 12
+
+
+def test_warm_up_goes_on_while_calls_get_faster() -> None:
+    falling = [100.0 * 0.9**i for i in range(15)]
+    found = sampler(forever(*falling, 10.0), warmup_max_s=100.0)
+    found.warm_up()
+    assert found.warmup_ms[:15] == falling
+    assert found.warmup_ms[-3:] == [10.0] * 3
+    assert len(found.warmup_ms) <= 15 + 6
+
+
+def test_warm_up_ends_after_its_longest_time_however_calls_fall() -> None:
+    found = sampler((100.0 * 0.97**i for i in range(1000)), warmup_max_s=1.0)
+    found.warm_up()
+    assert sum(found.warmup_ms[1:-1]) < 1000.0 <= sum(found.warmup_ms[1:])
+
+
+def test_calls_that_get_slower_are_warm() -> None:
+    found = sampler(10.0 * 1.1**i for i in range(1000))
+    found.warm_up()
+    assert len(found.warmup_ms) == 6
+
+
+def test_a_slow_first_call_is_kept_and_not_repeated_for_warmth() -> None:
+    found = measured(forever(3000.0), budget_s=1.0)
+    assert found.warmup_ms == []
+    assert found.samples_ms == [3000.0, 3000.0]
+    assert found.stop_reason is StopReason.BUDGET
+
+
+def test_steady_calls_stop_by_precision_as_soon_as_they_may() -> None:
+    found = measured(forever(1.0))
+    assert (found.stop_reason, len(found.samples_ms)) == (StopReason.PRECISION, 10)
+    assert found.note == ""
+
+
+def test_precision_is_the_half_width_of_the_interval() -> None:
+    times = [1.0 + 0.05 * (i % 3) for i in range(60)]
+    found = measured(forever(*[1.0] * 6, *times, 1.05), target_half_width=0.02, max_samples=100, budget_s=100.0)
+    assert found.stop_reason is StopReason.PRECISION
+    assert summarise(found.samples_ms).relative_half_width <= 0.02
+    assert summarise(found.samples_ms[:-1]).relative_half_width > 0.02
+
+
+def test_restless_calls_stop_at_the_most_samples() -> None:
+    times = [1.0 if i % 2 else 2.0 for i in range(100)]
+    found = measured(forever(*times), budget_s=1000.0)
+    assert (found.stop_reason, len(found.samples_ms)) == (StopReason.MAX_SAMPLES, 40)
+
+
+@pytest.mark.parametrize(("call_ms", "count"), [(100.0, 10), (150.0, 6), (400.0, 2), (900.0, 2)])
+def test_the_budget_ends_before_it_is_exceeded(call_ms: float, count: int) -> None:
+    found = measured(forever(call_ms), budget_s=1.0, target_half_width=1e-12, min_samples=12, max_samples=12)
+    assert (found.stop_reason, len(found.samples_ms)) == (StopReason.BUDGET, count)
+
+
+def test_a_slow_call_gets_its_fewest_samples_and_a_note() -> None:
+    found = measured(forever(900.0), budget_s=1.0, slow_min_samples=3)
+    assert len(found.samples_ms) == 3
+    assert found.note == "3 of 10 samples: a call takes 0.9 s and the budget is 1 s"
+
+
+@given(
+    st.lists(st.floats(0.001, 5000), min_size=40, max_size=40),
+    st.floats(0.01, 20),
+    st.integers(1, 12),
+    st.integers(0, 30),
+    st.integers(1, 15),
+)
+def test_sampling_ends_with_a_reason_that_holds(
+    times: list[float], budget_s: float, fewest: int, more: int, slow: int
+) -> None:
+    most = fewest + more
+    found = measured(
+        forever(*times, 1.0), budget_s, min_samples=fewest, max_samples=most, slow_min_samples=slow, warmup_min_calls=1
+    )
+    count, spent_ms = len(found.samples_ms), sum(found.samples_ms)
+    half_width = summarise(found.samples_ms).relative_half_width
+    assert min(slow, fewest) <= count <= most
+    if found.stop_reason is StopReason.PRECISION:
+        assert count >= fewest
+        assert half_width <= PROTOCOL.target_half_width
+    elif found.stop_reason is StopReason.MAX_SAMPLES:
+        assert count == most
+    else:
+        assert spent_ms + summarise(found.samples_ms).median_ms > budget_s * 1e3
+    assert bool(found.note) == (count < fewest)
+
+
+@pytest.mark.parametrize("at", [0, 2, 7, 12])
+def test_a_failure_ends_the_call_and_is_kept(at: int) -> None:
+    error = RuntimeError("out of luck")
+    found = measured([*[1.0] * at, error])
+    assert found.failure is error
+    assert found.done
+    assert found.stop_reason is None
+    assert len(found.warmup_ms) + len(found.samples_ms) == at
+    assert found.note == ""
+
+
+def test_ctrl_c_is_no_failure_of_the_call() -> None:
+    def interrupted() -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Sampler(interrupted, Clock(), PROTOCOL, 1.0).warm_up()
+
+
+def test_a_turn_lasts_its_slice_and_takes_one_sample_at_least() -> None:
+    found = sampler(forever(10.0), budget_s=100.0, target_half_width=1e-12, min_samples=20)
+    found.take(0.035)
+    assert len(found.samples_ms) == 4
+    found.take(0.001)
+    assert len(found.samples_ms) == 5
+
+
+def test_methods_take_turns_so_that_drift_meets_all_alike() -> None:
+    clock, turns = Clock(), list[int]()
+    pair = [
+        sampler((1.0 if i % 2 else 2.0 for i in range(1000)), 0.1, clock, max_samples=500),
+        sampler((5.0 if i % 2 else 10.0 for i in range(1000)), 0.1, clock, max_samples=500),
+    ]
+    interleave(pair, 0.02, turns.append)
+    # Warm-up of each, then turn by turn, until the budgets of 100 ms are spent in slices of 20 ms.
+    assert turns[:2] == [0, 1]
+    assert turns[2:] == [0, 1] * 5
+    assert all(90.0 <= sum(s.samples_ms) <= 110.0 for s in pair)
+
+
+def test_the_others_go_on_when_one_fails_or_is_done() -> None:
+    turns = list[int]()
+    group = [sampler([1.0, RuntimeError("no")]), sampler(forever(1.0)), sampler(forever(*[1.0, 2.0] * 40))]
+    interleave(group, 0.005, turns.append)
+    assert [s.done for s in group] == [True, True, True]
+    assert group[0].failure is not None
+    assert len(group[1].samples_ms) == 10
+    assert turns.count(0) == 1
+
+
+def test_no_methods_need_no_turns() -> None:
+    interleave([], 1.0)

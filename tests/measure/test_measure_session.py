@@ -1,0 +1,303 @@
+"""From words to a folder: nothing is written before it is known to run, and no folder of others is touched."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fake_worker import FakeWorker, Listener
+from made_records import a_timing
+from made_runs import TINY, facts, prepared, tiny
+
+from hyperbench import store
+from hyperbench.catalog import ConfigError
+from hyperbench.measure import session
+from hyperbench.schema import Status, to_json
+from hyperbench.store import StoreError, load_run, read_journal
+
+GPU = {
+    "cuda_available": True,
+    "gpu_name": "Some GPU",
+    "gpu_count": 1,
+    "gpu_memory_bytes": 2**34,
+    "cuda_bfloat16": True,
+    "flops_per_s": {"cpu": 1e11, "cuda": 1e14},
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test runs in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    yield
+
+
+def refusal(*words: str, **changes: Any) -> str:
+    """The one line with which words are refused on some machine; nothing is written."""
+    before = sorted(Path.cwd().rglob("*"))
+    with pytest.raises(ConfigError) as caught:
+        prepared(*words, **changes)
+    assert "\n" not in str(caught.value)
+    assert sorted(Path.cwd().rglob("*")) == before
+    return str(caught.value)
+
+
+def opened(run: session.Prepared, out: Path | None, *, resume: bool = False, fresh: bool = False) -> Path:
+    """A run's folder."""
+    return session.open_folder(run, out, resume=resume, fresh=fresh)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_device_is_what_is_there_and_the_reason_is_said() -> None:
+    assert (prepared().config.device.name, prepared().config.device.reason) == ("cpu", "PyTorch sees no CUDA GPU here")
+    on_gpu = prepared("sweep=fig4", **GPU)
+    assert (on_gpu.config.device.name, on_gpu.config.device.reason) == ("cuda", "PyTorch sees Some GPU")
+    assert {cell.point.dtype for cell in on_gpu.cells} == {"bfloat16"}
+    assert {cell.point.seq_len for cell in on_gpu.cells} == {2**e for e in range(12, 18)}
+    assert on_gpu.flops_per_s == 1e14
+    chosen = prepared("device=cpu", **GPU)
+    assert (chosen.config.device.name, chosen.config.device.reason) == ("cpu", "device=cpu was asked for")
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert refusal("device=cuda").startswith("device=cuda: PyTorch 2.13.0+cpu sees no CUDA GPU here")
+
+
+def test_a_dtype_that_the_device_lacks_is_refused() -> None:
+    old = {**GPU, "cuda_bfloat16": False}
+    assert "dtype=bfloat16: Some GPU lacks it" in refusal("sweep=fig4", **old)
+    assert prepared("sweep=fig4", "dtype=float16", **old).cells
+
+
+def test_the_first_problem_of_a_method_is_the_answer() -> None:
+    assert refusal(problems=["method mine: no such module", "method x: y"]) == "method mine: no such module"
+
+
+def test_a_default_that_no_point_can_hold_is_refused() -> None:
+    words = ("method=flash2", "+method.mine._target_=a.b")
+    methods = {"hyperbench.measure.methods.exact.flash2": {"defaults": {}}, "a.b": {"defaults": {"block_size": "big"}}}
+    assert "block_size='big'" in refusal(*words, methods=methods)
+
+
+def test_the_probe_is_asked_about_everything_once() -> None:
+    asked: list[Any] = []
+
+    def ask(request: dict[str, Any], env: Any) -> dict[str, Any]:
+        asked.append(request)
+        return facts(request)
+
+    session.prepare(["method=hyper,hyper_paper", "method.hyper.block_size=32,64", "shape.seq_len=8,16",
+                     "input=gaussian,clustered"], ask)  # fmt: skip
+    (request,) = asked
+    assert {m["name"]: [h["block_size"] for h in m["hypers"]] for m in request["methods"]} == {
+        "hyper": [32, 64],
+        "hyper_paper": [None],
+    }
+    assert [item["family"] for item in request["inputs"]] == ["gaussian", "clustered"]
+
+
+def test_a_new_folder_holds_configuration_and_environment() -> None:
+    run = tiny()
+    folder = opened(run, Path("a folder/deep inside"))
+    assert yaml.safe_load((folder / store.CONFIG).read_text()) == run.config.resolved
+    environment = json.loads((folder / store.ENVIRONMENT).read_text())
+    assert (environment["device"], environment["config_hash"]) == ("cpu", run.config.config_hash)
+    assert load_run(folder).timings.empty
+    assert sorted(contents(folder)) == ["config.yaml", "environment.json", "journal.jsonl"]
+
+
+def test_a_run_without_a_folder_gets_one_of_its_own() -> None:
+    folder = opened(tiny(), None)
+    assert folder.parent == store.RUNS_ROOT
+    assert folder.name.startswith("single-cpu-20")
+
+
+def test_an_empty_folder_is_taken_and_a_foreign_one_is_not() -> None:
+    Path("empty").mkdir()
+    opened(tiny(), Path("empty"))
+    Path("foreign").mkdir()
+    (Path("foreign") / "thesis.tex").write_text("years of work")
+    (Path("foreign") / "config.yaml").write_text("a: 1\n")
+    Path("file").write_text("x")
+    for resume, fresh in ((False, False), (True, False), (False, True)):
+        with pytest.raises(StoreError, match="out=foreign is not empty and no run's folder"):
+            opened(tiny(), Path("foreign"), resume=resume, fresh=fresh)
+        with pytest.raises(StoreError, match="out=file is a file"):
+            opened(tiny(), Path("file"), resume=resume, fresh=fresh)
+    assert contents(Path("foreign")) == {"thesis.tex": b"years of work", "config.yaml": b"a: 1\n"}
+
+
+def test_a_folder_that_cannot_be_made_is_one_line() -> None:
+    Path("file").write_text("x")
+    with pytest.raises(StoreError, match="out=file/inside cannot be written"):
+        opened(tiny(), Path("file/inside"))
+
+
+def test_the_same_run_goes_on_only_on_demand() -> None:
+    folder = opened(tiny(), Path("run"))
+    before = contents(folder)
+    with pytest.raises(StoreError, match="holds a run of this configuration; --resume continues it"):
+        opened(tiny(), folder)
+    assert opened(tiny(), folder, resume=True) == folder
+    assert contents(folder) == before
+
+
+def test_another_configuration_is_refused_with_what_differs() -> None:
+    folder = opened(tiny(), Path("run"))
+    before = contents(folder)
+    other = tiny("error.rows=7", "seed=3")
+    for resume in (False, True):
+        with pytest.raises(StoreError, match="another configuration, which differs in error.rows, .*seed"):
+            opened(other, folder, resume=resume)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("changed", ["code", "torch", "threads", "machine"])
+def test_numbers_of_two_origins_never_stand_in_one_table(changed: str) -> None:
+    folder = opened(tiny(), Path("run"))
+    environment = json.loads((folder / store.ENVIRONMENT).read_text())
+    environment[changed] = 64 if changed == "threads" else "another"
+    (folder / store.ENVIRONMENT).write_text(json.dumps(environment))
+    with pytest.raises(StoreError, match=f"another {changed} "):
+        opened(tiny(), folder, resume=True)
+
+
+def test_a_fresh_run_replaces_the_old_one() -> None:
+    folder = opened(tiny(), Path("run"))
+    (folder / "figures").mkdir()
+    (folder / "figures" / "fig4.html").write_text("old")
+    (folder / store.JOURNAL).write_text(json.dumps(to_json(a_timing())) + "\n")
+    opened(tiny("seed=3"), folder, fresh=True)
+    assert sorted(contents(folder)) == ["config.yaml", "environment.json", "journal.jsonl"]
+    assert read_journal(folder / store.JOURNAL) == []
+
+
+def test_a_run_that_is_being_written_is_not_taken_away() -> None:
+    folder = opened(tiny(), Path("run"))
+    before = contents(folder)
+    with store.Journal(folder / store.JOURNAL), pytest.raises(StoreError, match="another process is writing"):
+        opened(tiny(), folder, fresh=True)
+    assert contents(folder) == before
+
+
+def test_resume_without_a_folder_takes_the_last_run_of_this_configuration() -> None:
+    with pytest.raises(StoreError, match="no run of this configuration under results/runs to resume"):
+        opened(tiny(), None, resume=True)
+    runs = [opened(tiny(*words), store.RUNS_ROOT / name) for name, words in
+            (("b", ()), ("c", ()), ("a", ()), ("d", ("seed=3",)))]  # fmt: skip
+    for age, folder in zip((2, 1, 3, 0), runs, strict=True):
+        os.utime(folder / store.CONFIG, ns=(10**18 - age, 10**18 - age))
+    assert opened(tiny(), None, resume=True) == runs[1]
+    assert opened(tiny("seed=3"), None, resume=True) == runs[3]
+
+
+@pytest.mark.parametrize("left", [[], ["config.yaml"], [".config.yaml.123.tmp"], ["config.yaml", ".environment.json.9.tmp"]])  # fmt: skip
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_killed_while_its_folder_was_made_can_be_started_again(left: list[str], resume: bool) -> None:
+    run = tiny()
+    whole = contents(opened(run, Path("whole")))
+    folder = Path("run")
+    folder.mkdir()
+    for name in left:
+        (folder / name).write_bytes(whole.get(name, b"half"))
+    opened(run, folder, resume=resume)
+    assert load_run(folder).config == run.config.resolved
+
+
+def test_a_run_killed_before_its_journal_was_made_goes_on() -> None:
+    folder = opened(tiny(), Path("run"))
+    (folder / store.JOURNAL).unlink()
+    opened(tiny(), folder, resume=True)
+
+
+class Measured:
+    """A run measured by a worker that is none."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started_s: list[float] = []
+        monkeypatch.setattr(session, "WorkerProcess", lambda env, log: FakeWorker())
+
+    def __call__(self, run: session.Prepared, folder: Path, **options: Any) -> session.Outcome:
+        return session.measure(
+            run, folder, Listener(), start=self.started_s.append, **{"retry_failed": False, **options}
+        )
+
+
+def test_a_measured_run_has_its_tables_and_says_beforehand_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measure = tiny("shape.seq_len=64,128"), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    outcome = measure(run, folder)
+    assert outcome.statuses == {Status.OK: 2 * 2 * 3}
+    assert measure.started_s == [pytest.approx(sum(run.estimates_s()))]
+    assert {"timings.csv", "errors.parquet", "stages.csv"} <= set(contents(folder))
+    measure(run, opened(run, folder, resume=True))
+    assert measure.started_s[1] == 0
+
+
+def test_a_torn_journal_goes_on_where_it_was_torn(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measure = tiny(), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    measure(run, folder)
+    whole = (folder / store.JOURNAL).read_bytes()
+    for cut in range(0, len(whole), len(whole) // 12):
+        (folder / store.JOURNAL).write_bytes(whole[:cut])
+        measure(run, opened(run, folder, resume=True))
+        records = read_journal(folder / store.JOURNAL)
+        assert {repr(r) for r in records} == {repr(r) for r in read_journal_of(whole)}
+        assert (folder / store.JOURNAL).read_bytes().startswith(whole[: whole[:cut].rfind(b"\n") + 1])
+
+
+def read_journal_of(data: bytes) -> list[Any]:
+    """The records of a journal given as bytes."""
+    path = Path("other.jsonl")
+    path.write_bytes(data)
+    return read_journal(path)
+
+
+def test_a_damaged_journal_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measure = tiny(), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    (folder / store.JOURNAL).write_bytes(b"{}\n")
+    before = contents(folder)
+    with pytest.raises(StoreError, match="line 1"):
+        measure(run, folder)
+    assert contents(folder) == before
+
+
+def test_two_processes_never_measure_into_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measure = tiny(), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    with store.Journal(folder / store.JOURNAL), pytest.raises(StoreError, match="another process"):
+        measure(run, folder)
+
+
+def test_the_tables_are_written_when_a_run_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(FakeWorker):
+        def receive(self, timeout_s: float) -> dict[str, Any]:
+            message = super().receive(timeout_s)
+            if message["event"] == "begin" and message["pass"] == "backward":
+                raise KeyboardInterrupt
+            return message
+
+    run = tiny()
+    monkeypatch.setattr(session, "WorkerProcess", lambda env, log: Interrupted())
+    folder = opened(run, Path("run"))
+    assert session.measure(run, folder, Listener(), retry_failed=False).interrupted
+    assert list(load_run(folder).timings["pass"]) == ["forward", "forward"]
+    assert (folder / "timings.csv").read_text().count("\n") == 3
+
+
+def test_a_probe_that_does_not_run_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    with pytest.raises(ConfigError, match="PyTorch does not start here: ") as caught:
+        session.prepare(TINY)
+    assert "\n" not in str(caught.value)
