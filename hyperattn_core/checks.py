@@ -5,14 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def check_inputs(q: Tensor, k: Tensor, v: Tensor | None, *, is_causal: bool, enable_gqa: bool) -> None:
-    """Check that q (B, H, Nq, D), k (B, Hkv, Nk, D) and v (B, Hkv, Nk, Dv) fit together.
+def check_inputs(q: Tensor, k: Tensor, *values: Tensor, is_causal: bool, enable_gqa: bool) -> None:
+    """Check that q (B, H, Nq, D), k (B, Hkv, Nk, D) and, where given, v (B, Hkv, Nk, Dv) fit together.
 
     Raises:
         ValueError: a rank, shape, dtype or device does not fit; the message names the tensor and what is allowed.
     """
-    named = [("q", q), ("k", k)] + ([("v", v)] if v is not None else [])
-    for name, x in named:
+    for name, x in zip("qkv", (q, k, *values), strict=False):
         if not isinstance(x, Tensor):
             raise ValueError(f"{name} must be a tensor, got {type(x).__name__}")
         if x.dim() != 4:
@@ -33,10 +32,11 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor | None, *, is_causal: bool, ena
         raise ValueError("batch must be at least 1, got 0")
     if k.shape[3] != q.shape[3]:
         raise ValueError(f"q and k must share head_dim, got {q.shape[3]} and {k.shape[3]}")
-    if q.shape[3] == 0 or (v is not None and v.shape[3] == 0):
+    if any(x.shape[3] == 0 for x in (q, *values)):
         raise ValueError("head_dim must be at least 1")
-    if v is not None and v.shape[1:3] != k.shape[1:3]:
-        raise ValueError(f"k and v must share heads and seq_len, got {tuple(k.shape)} and {tuple(v.shape)}")
+    for v in values:
+        if v.shape[1:3] != k.shape[1:3]:
+            raise ValueError(f"k and v must share heads and seq_len, got {tuple(k.shape)} and {tuple(v.shape)}")
     if k.shape[2] == 0:
         raise ValueError("k has no rows: attention over zero keys is not defined")
     heads, kv_heads = q.shape[1], k.shape[1]

@@ -78,7 +78,7 @@ class _ExactAttention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         if grad_out is None:
@@ -181,10 +181,19 @@ def _kernel_width(q: Tensor, *widths: int) -> int:
     return width if q.device.type == "cpu" else -(-width // 8) * 8
 
 
+def _positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float, int]:
+    """q, a positive scale and the sign that q was multiplied by: the kernels' causal masks take no other scale."""
+    if scale > 0:
+        return q, scale, 1
+    sign = -1 if scale < 0 else 0
+    return q * sign, abs(scale) or 1.0, sign
+
+
 def _kernel_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> Attended:
     if not _has_fused_kernel(q, v):
         return _math_forward(q, k, v, is_causal, scale)
     value_dim = v.shape[3]
+    q, scale, _ = _positive_scale(q, scale)
     q, k, v = _padded(_kernel_width(q, q.shape[3], value_dim), q, k, v)
     if q.device.type == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
@@ -207,6 +216,7 @@ def _kernel_backward(
     if not _has_fused_kernel(q, v):
         return _math_backward(grad_out, q, k, v, out, lse, is_causal, scale, grad_lse)
     dim, value_dim = q.shape[3], v.shape[3]
+    q, scale, sign = _positive_scale(q, scale)
     if grad_lse is not None:
         # The kernels know no gradient of lse: one more value column of ones with that gradient adds it to ds.
         v = torch.cat([v, v.new_ones(*v.shape[:3], 1)], dim=3)
@@ -222,7 +232,7 @@ def _kernel_backward(
             grad_out, q, k, v, out, lse.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, is_causal,
             no_dropout, no_dropout, scale=scale,
         )  # fmt: skip
-    return dq[..., :dim], dk[..., :dim], dv[..., :value_dim]
+    return dq[..., :dim] if sign == 1 else dq[..., :dim] * sign, dk[..., :dim], dv[..., :value_dim]
 
 
 def _query_chunks(q: Tensor, num_keys: int) -> list[slice]:

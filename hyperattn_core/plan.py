@@ -121,7 +121,7 @@ def make_plan(
             f"params must be HyperAttentionParams or None, got {type(params).__name__}; "
             "HyperAttentionParams.from_dict makes them from plain data"
         )
-    check_inputs(q, k, None, is_causal=is_causal, enable_gqa=True)
+    check_inputs(q, k, is_causal=is_causal, enable_gqa=True)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be an integer, got {seed!r}")
     check_int("tile_size", tile_size, low=1)

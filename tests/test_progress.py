@@ -74,8 +74,8 @@ def test_a_description_says_the_median_or_the_reason() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "0 s"), (45, "45 s"), (89.4, "89 s"), (90, "2 min"), (3600, "60 min"), (5400, "1 h 30 min"), (86_400, "24 h 0 min")],
-)  # fmt: skip
+    [(0.2, "0 s"), (45, "45 s"), (89.4, "89 s"), (90, "2 min"), (3600, "60 min"), (5400, "1 h 30 min")],
+)
 def test_a_duration_is_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 

@@ -50,7 +50,8 @@ def test_the_shipped_protocol_is_good() -> None:
         *(("warmup_min_calls", bad) for bad in (-1, 0.5, None)),
         *((name, bad) for name in ("warmup_min_s", "warmup_max_s", "skip_warmup_above_s")
           for bad in (-0.1, math.nan, math.inf, "1", None, True)),
-        *((name, bad) for name in ("target_half_width", "timeout_s") for bad in (0, -1, math.nan, math.inf, 10**400, "1")),
+        *((name, bad) for name in ("target_half_width", "timeout_s")
+          for bad in (0, -1, math.nan, math.inf, 10**400, "1")),
         ("name", None), ("name", " "), ("name", 3),
         ("budget_s", 5), ("budget_s", {"forward": 0}), ("budget_s", {"forward": -1.0}), ("budget_s", {"sideways": 1.0}),
         ("max_samples", 5),
@@ -81,7 +82,7 @@ def test_a_missing_key_is_named(name: str) -> None:
 
 
 def test_an_unknown_key_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="error key=sedes is unknown; .*did you mean 'seeds'"):
+    with pytest.raises(ConfigError, match=r"error key=sedes is unknown; .*did you mean 'seeds'"):
         typed(ErrorConfig, {**ERROR, "sedes": [0]}, "error")
     with pytest.raises(ConfigError, match="must be a mapping"):
         typed(ErrorConfig, [1], "error")
@@ -95,7 +96,7 @@ def test_passes_are_in_the_order_of_the_schema(order: list[str], count: int) -> 
 
 @pytest.mark.parametrize("bad", [[], None, 3, {}, ["sideways"], [["forward"]], "sideways"])
 def test_passes_that_are_none_are_refused(bad: Any) -> None:
-    with pytest.raises(ConfigError, match="^passes="):
+    with pytest.raises(ConfigError, match=r"^passes="):
         passes_of(bad, typed(ProtocolConfig, protocol(), "protocol"))
 
 
@@ -124,7 +125,7 @@ def test_numbers_may_be_zero_only_where_that_means_something() -> None:
 
 @pytest.mark.parametrize("bad", ["", " ", None, 3, ["a"]])
 def test_text_is_not_blank(bad: Any) -> None:
-    with pytest.raises(ConfigError, match="^key="):
+    with pytest.raises(ConfigError, match=r"^key="):
         check_text("key", bad)
 
 

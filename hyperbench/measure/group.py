@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hyperbench.measure import accuracy, grid
+from hyperbench.measure.calls import Inputs, as_leaves, gradients, timed_call
 from hyperbench.measure.clock import Clock
 from hyperbench.measure.failures import classify, poisons_device
 from hyperbench.measure.inputs import make_grad_output, make_inputs
@@ -22,7 +23,6 @@ from hyperbench.measure.wire import Task
 from hyperbench.schema import ErrorRow, Pass, Point, Record, Status, Timing, to_json
 
 Emit = Callable[[dict[str, Any]], object]
-Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass
@@ -154,16 +154,21 @@ class GroupMeasurement:
             return
         own_seed = candidate.point.hyper.get("seed", candidate.point.seed)
         for seed in candidate.wanted.seeds:
-            self._errors_of_seed(candidate, seed, inputs, grad_output, errors if seed == own_seed else None)
+            try:
+                self._errors_of_seed(candidate, seed, inputs, grad_output, errors if seed == own_seed else None)
+            except Exception as error:  # of the measured code; the other seeds' rows stay
+                self._fail(grid.Todo(candidate.wanted.cell, (), (seed,)), *self._classify(error, candidate))
+                if self.poisoned:
+                    return
 
     def _check_grads(self, candidate: Candidate, inputs: Inputs, grad_output: Tensor) -> dict[str, float]:
         """One forward and backward pass: its peaks, its gate, and the gradients' errors where they are compared."""
-        leaves = _as_leaves(inputs)
+        leaves = as_leaves(inputs)
         start = self._gauge.reset()
         out = candidate.call(*leaves)
         forward_high = self._gauge.high_bytes()
         middle = self._gauge.reset()
-        raw = _gradients(out, leaves, grad_output)
+        raw = gradients(out, leaves, grad_output)
         backward_high = self._gauge.high_bytes()
         del out
         grads = accuracy.check_grads(raw, inputs)
@@ -194,8 +199,8 @@ class GroupMeasurement:
             if known is None:
                 errors |= accuracy.output_errors(accuracy.check_output(out, inputs[0], inputs[2]), self._reference)
         if known is None and self._reference.grads is not None and not candidate.failed:
-            leaves = _as_leaves(inputs)
-            raw = _gradients(candidate.call(*leaves, seed), leaves, grad_output)
+            leaves = as_leaves(inputs)
+            raw = gradients(candidate.call(*leaves, seed), leaves, grad_output)
             errors |= accuracy.grad_errors(accuracy.check_grads(raw, inputs), self._reference)
         errors |= self._context
         for metric, value in errors.items():
@@ -215,7 +220,7 @@ class GroupMeasurement:
                 continue
             self._begin("prepare", candidate.point, pass_)
             try:
-                call = _timed_call(candidate, pass_, inputs, grad_output)
+                call = timed_call(candidate.call, pass_, inputs, grad_output)
             except Exception as error:  # of the measured code
                 self._write(self._failed_timing(candidate, pass_, *self._classify(error, candidate)))
                 continue
@@ -271,33 +276,6 @@ class GroupMeasurement:
 
     def _begin(self, unit: str, point: Point, pass_: Pass | None = None) -> None:
         self._emit({"event": "begin", "unit": unit, "point_id": point.point_id, "pass": pass_ and str(pass_)})
-
-
-def _timed_call(candidate: Candidate, pass_: Pass, inputs: Inputs, grad_output: Tensor) -> Callable[[], object]:
-    if pass_ is Pass.FORWARD:
-
-        def forward() -> object:
-            with torch.no_grad():
-                return candidate.call(*inputs)
-
-        return forward
-    leaves = _as_leaves(inputs)
-    if pass_ is Pass.FORWARD_BACKWARD:
-        return lambda: _gradients(candidate.call(*leaves), leaves, grad_output)
-    # One graph serves all samples: building it anew would cost a forward pass per sample.
-    out = candidate.call(*leaves)
-    return lambda: torch.autograd.grad(out, leaves, grad_output, retain_graph=True)
-
-
-def _as_leaves(inputs: Inputs) -> Inputs:
-    q, k, v = (x.detach().requires_grad_() for x in inputs)
-    return q, k, v
-
-
-def _gradients(out: Tensor, leaves: Inputs, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    if not out.requires_grad:
-        raise accuracy.IncorrectError("the output has no gradient with respect to q, k and v")
-    return torch.autograd.grad(out, leaves, grad_output, allow_unused=True)
 
 
 def _release() -> None:

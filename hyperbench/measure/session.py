@@ -188,10 +188,17 @@ def _was_begun(config: RunConfig, folder: Path) -> bool:
 
 def _latest_of(config: RunConfig) -> Path:
     runs = [path.parent for path in store.RUNS_ROOT.glob(f"*/{store.CONFIG}") if store.is_run_folder(path.parent)]
-    same = [run for run in runs if store.read_config(run) == config.resolved]
+    same = [run for run in runs if _holds(run, config)]
     if not same:
         raise StoreError(f"there is no run of this configuration under {store.RUNS_ROOT} to resume; name it by out=DIR")
     return max(same, key=lambda run: (run / store.CONFIG).stat().st_mtime_ns)
+
+
+def _holds(run: Path, config: RunConfig) -> bool:
+    try:
+        return store.read_config(run) == config.resolved
+    except StoreError:
+        return False  # a damaged run of something else must not stand in the way
 
 
 def _check_same(prepared: Prepared, folder: Path, resume: bool) -> None:

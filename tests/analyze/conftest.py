@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from synthetic_runs import grid, view_from, write_run
+from synthetic_runs import MakeRun, grid, view_from, write_run
 
 from hyperbench.analyze.view import View
 from hyperbench.schema import Record
-
-MakeRun = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")

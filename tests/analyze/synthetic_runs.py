@@ -14,6 +14,7 @@ from hyperbench.analyze.view import View, make_view
 from hyperbench.schema import ErrorRow, Pass, Point, Record, Stage, Status, StopReason, Timing, to_json
 from hyperbench.store import Run
 
+MakeRun = Callable[..., Path]
 HYPER: dict[str, Any] = {
     "block_size": 256,
     "sample_size": 256,

@@ -11,10 +11,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import MakeRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_runs import HOSTILE, failed, grid, sweep, view_from
+from synthetic_runs import HOSTILE, MakeRun, failed, grid, sweep, view_from
 
 from hyperbench.analyze.digest import digests
 from hyperbench.analyze.export import FORMATS, export_run, latex, latex_escape, markdown, markdown_escape

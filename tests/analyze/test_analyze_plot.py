@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import MakeRun
 from figure_reading import Page
-from synthetic_runs import failed, grid, sweep
+from synthetic_runs import MakeRun, failed, grid, sweep
 
 from hyperbench.analyze.figures import available, builder
 from hyperbench.analyze.plot import plot_run

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeRun
 from rich.console import Console
-from synthetic_runs import CPU_LENGTHS, HOSTILE, HYPER, PASSES, failed, grid, point, timing
+from synthetic_runs import CPU_LENGTHS, HOSTILE, HYPER, PASSES, MakeRun, failed, grid, point, timing
 
 from hyperbench.analyze.digest import digests
 from hyperbench.analyze.show import run_summary, show_run

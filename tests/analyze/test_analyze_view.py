@@ -7,10 +7,22 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import MakeRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_runs import ENVIRONMENT, HYPER, PASSES, errors, failed, grid, hyper_ms, point, sweep, timing, view_from
+from synthetic_runs import (
+    ENVIRONMENT,
+    HYPER,
+    PASSES,
+    MakeRun,
+    errors,
+    failed,
+    grid,
+    hyper_ms,
+    point,
+    sweep,
+    timing,
+    view_from,
+)
 
 from hyperbench.analyze.tables import DoesNotFitError
 from hyperbench.analyze.view import (

@@ -32,8 +32,8 @@ from hyperbench.analyze.figures.fig4 import build
 from hyperbench.analyze.tables import DoesNotFitError
 from hyperbench.analyze.text import milliseconds, pass_label, ratio, significant
 from hyperbench.analyze.view import MAIN_ERROR, View
-from hyperbench.analyze.work import work_ratio
 from hyperbench.schema import Pass, Record, Status, Timing
+from hyperbench.work import work_ratio
 
 LIMIT = "limit at equal rate, computed"
 PUBLISHED = "published, not measured: the paper's Fig. 4"

@@ -147,3 +147,10 @@ def needs_a_value(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, rank: int
 def takes_anything(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, **hyper: Any) -> Tensor:
     """Any parameter."""
     return exact(q, k, v, is_causal=is_causal)
+
+
+def fails_for_seed_1(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, seed: int = 0) -> Tensor:
+    """One draw of several goes wrong."""
+    if seed == 1:
+        raise RuntimeError("an unlucky draw")
+    return exact(q, k, v, is_causal=is_causal)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hyperattn_core import HyperAttentionParams, make_plan
 from hyperattn_core.oracle import weight_matrix
 from hyperattn_core.plan import AttentionPlan
-from hyperbench.analyze.work import exact_pairs, hyper_pairs
 from hyperbench.measure.flops import exact_flops, hyper_flops
 from hyperbench.schema import Pass
+from hyperbench.work import exact_pairs, hyper_pairs
 
 DIM = 4
 
@@ -50,7 +50,9 @@ def executed(plan: AttentionPlan) -> float:
 @pytest.mark.parametrize("sampling", ["stratified", "iid"])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("seq_len", [16, 17, 64, 100, 131, 256])
-@pytest.mark.parametrize(("b", "m", "leaf"), [(8, 8, 16), (16, 4, 16), (4, 32, 16), (40, 16, 32), (300, 8, 16), (8, 400, 16)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("b", "m", "leaf"), [(8, 8, 16), (16, 4, 16), (4, 32, 16), (40, 16, 32), (300, 8, 16), (8, 400, 16)]
+)
 def test_the_count_is_what_the_plan_executes(
     seq_len: int, b: int, m: int, leaf: int, is_causal: bool, sampling: str, pairing: str
 ) -> None:
@@ -61,7 +63,9 @@ def test_the_count_is_what_the_plan_executes(
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize(("seq_len", "b", "m", "leaf"), [(64, 8, 8, 16), (128, 16, 8, 32), (64, 16, 16, 64), (256, 16, 16, 32)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seq_len", "b", "m", "leaf"), [(64, 8, 8, 16), (128, 16, 8, 32), (64, 16, 16, 64), (256, 16, 16, 32)]
+)
 def test_the_count_is_that_of_the_keys_with_a_weight(seq_len: int, b: int, m: int, leaf: int, is_causal: bool) -> None:
     plan = plan_of(seq_len, is_causal, block_size=b, sample_size=m, min_seq_len=leaf)
     met = int((weight_matrix(plan) > 0).sum())

@@ -313,3 +313,16 @@ def test_the_reference_is_in_float64_up_to_its_length(monkeypatch: pytest.Monkey
         found = Measured(odd("exact", exact=True, dtype=dtype), error={"float64_max_seq_len": limit})
         assert found.statuses("exact") == all_of("ok")
     assert dtypes == [torch.float64, torch.float32, torch.float64]
+
+
+def test_a_draw_that_fails_takes_no_other_draw_with_it() -> None:
+    one = odd("fails_for_seed_1", hyper={"seed": 0})
+    done = Measured(one, error={"seeds": (0, 1, 2)})
+    assert done.statuses("fails_for_seed_1") == all_of("ok")
+    for seed in (0, 2):
+        assert done.errors("fails_for_seed_1", seed)["out_rel_fro"].value is not None
+    failed = done.errors("fails_for_seed_1", 1)["out_rel_fro"]
+    assert failed.status is Status.ERROR
+    assert "unlucky" in failed.message
+    assert len(done.keys) == len(set(done.keys))
+    assert set(done.keys) == done.expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -168,6 +169,8 @@ def test_a_killed_run_takes_its_worker_along_and_goes_on_without_loss(tmp_path: 
         process.kill()
         process.wait()
     gone, _, _ = select.select([worker], [], [], PATIENCE_S)
+    if not gone:
+        signal.pidfd_send_signal(worker, signal.SIGKILL)
     os.close(worker)
     assert gone, "the worker outlived its parent"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,9 @@ GPU = {
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test runs in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    yield
 
 
 def refusal(*words: str, **changes: Any) -> str:
@@ -156,7 +154,7 @@ def test_another_configuration_is_refused_with_what_differs() -> None:
     before = contents(folder)
     other = tiny("error.rows=7", "seed=3")
     for resume in (False, True):
-        with pytest.raises(StoreError, match="another configuration, which differs in error.rows, .*seed"):
+        with pytest.raises(StoreError, match=r"another configuration, which differs in error\.rows, .*seed"):
             opened(other, folder, resume=resume)
     assert contents(folder) == before
 
@@ -200,7 +198,9 @@ def test_resume_without_a_folder_takes_the_last_run_of_this_configuration() -> N
     assert opened(tiny("seed=3"), None, resume=True) == runs[3]
 
 
-@pytest.mark.parametrize("left", [[], ["config.yaml"], [".config.yaml.123.tmp"], ["config.yaml", ".environment.json.9.tmp"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "left", [[], ["config.yaml"], [".config.yaml.123.tmp"], ["config.yaml", ".environment.json.9.tmp"]]
+)
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_killed_while_its_folder_was_made_can_be_started_again(left: list[str], resume: bool) -> None:
     run = tiny()

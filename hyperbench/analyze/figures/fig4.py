@@ -19,7 +19,7 @@ from hyperbench.analyze.paper import PublishedPoint, published_points
 from hyperbench.analyze.tables import DoesNotFitError, check_single, records, single_value
 from hyperbench.analyze.text import MASK_LABELS, escape, is_null, pass_label, ratio, short
 from hyperbench.analyze.view import MAIN_ERROR, View, headline, meanings, provenance, require_timings
-from hyperbench.analyze.work import work_ratio
+from hyperbench.work import work_ratio
 
 if TYPE_CHECKING:
     import pandas as pd
