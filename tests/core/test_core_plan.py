@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 from core_inputs import CHOICES, PAIRINGS, SAMPLINGS, Case, all_params, cases, normal, qkv, small_params
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -274,6 +274,16 @@ class TestSeeds:
         drawn = [tuple(row) for level in plan.levels for row in level.sample_index.view(-1, 6).tolist()]
         assert len(set(drawn)) == len(drawn)
 
+    def test_levels_do_not_stretch_the_same_draws(self, sampling: str, pairing: str, is_causal: bool) -> None:
+        q, k, _ = qkv(queries=1280 if is_causal else 320, heads=8)
+        params = small_params(sampling, pairing, min_seq_len=319)
+        levels = make_plan(q, k, params, is_causal=is_causal).levels
+        places = [level.sample_index[:, :, 0].double() / level.node_len for level in levels]
+        for i, place in enumerate(places):
+            for other in places[:i]:
+                # As far apart as two independent draws from a slice (a third of its length), not as rounding.
+                assert float((place - other).abs().mean()) > 0.2 / params.sample_size
+
     def test_kept_draws_are_the_fresh_ones(
         self, sampling: str, pairing: str, is_causal: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -326,6 +336,10 @@ def test_the_causal_recursion_halves_down_to_its_leaves(length: int, leaf_len: i
 
 @settings(max_examples=60)
 @given(st.sampled_from(LENGTHS), st.sampled_from(LENGTHS), all_params(), st.booleans())
+@example(64, 31, HyperAttentionParams(31, 3, 4, 5, "iid", "rank"), False)
+@example(64, 31, HyperAttentionParams(30, 3, 4, 5, "iid", "rank"), False)
+@example(64, 31, HyperAttentionParams(8, 31, 4, 5, "stratified", "rank"), False)
+@example(64, 31, HyperAttentionParams(8, 31, 4, 5, "iid", "rank"), False)
 def test_a_plan_is_exact_where_the_estimator_is(
     queries: int, keys: int, params: HyperAttentionParams, is_causal: bool
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,7 +151,10 @@ def test_what_needs_a_gpu_says_so() -> None:
 
 
 @pytest.mark.parametrize("kernel", [exact.flash2, exact.cudnn])
-def test_a_fused_kernel_takes_half_precision_on_cuda(kernel: exact.Sdpa) -> None:
+def test_a_fused_kernel_takes_half_precision_on_cuda(
+    kernel: exact.Flash2 | exact.Sdpa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "flash_attn_imports", lambda: False)
     assert kernel.why_unsupported("cuda", "bfloat16") is None
     assert kernel.why_unsupported("cuda", "float16") is None
     assert "takes float16 or bfloat16 on CUDA, not float32" in str(kernel.why_unsupported("cuda", "float32"))
@@ -159,12 +163,29 @@ def test_a_fused_kernel_takes_half_precision_on_cuda(kernel: exact.Sdpa) -> None
 
 def test_the_flash_attn_package_is_asked_for_before_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     method = exact.flash_attn
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(exact, "flash_attn_imports", lambda: False)
     assert "is not installed" in str(method.why_unsupported("cuda", "bfloat16"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(exact, "flash_attn_imports", lambda: True)
     assert "needs a CUDA GPU" in str(method.why_unsupported("cpu", "bfloat16"))
     assert "not float32" in str(method.why_unsupported("cuda", "float32"))
     assert method.why_unsupported("cuda", "bfloat16") is None
+
+
+def test_flash2_is_the_package_on_cuda_where_it_imports_and_pytorch_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.9")
+    monkeypatch.setattr(exact, "flash_attn_imports", lambda: True)
+    assert exact.flash2.implementation("cuda") == "flash-attn-2.9-cuda"
+    assert exact.flash2.implementation("cpu").startswith("torch-")
+    monkeypatch.setattr(exact, "flash_attn_imports", lambda: False)
+    assert exact.flash2.implementation("cuda").startswith("torch-")
+
+
+def test_a_flash_attn_that_does_not_import_counts_as_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "flash_attn.py").write_text("raise OSError('built for another PyTorch')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    exact.flash_attn_imports.cache_clear()
+    assert not exact.flash_attn_imports()
+    exact.flash_attn_imports.cache_clear()
 
 
 def test_implementations_name_what_runs_and_where() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.metadata
-import importlib.util
 
 import torch
 from torch import Tensor
@@ -56,14 +57,47 @@ class FlashAttn:
 
     def why_unsupported(self, device: str, dtype: str) -> str | None:
         """Why the package cannot run there, or None."""
-        if importlib.util.find_spec("flash_attn") is None:
-            return "the flash-attn package is not installed (pip install 'hyperbench[flash]')"
+        if not flash_attn_imports():
+            return "the flash-attn package is not installed or does not import (pip install 'hyperbench[flash]')"
         if device != "cuda":
             return "the flash-attn package needs a CUDA GPU"
         return None if dtype in _HALF else f"the flash-attn package takes {' or '.join(_HALF)}, not {dtype}"
 
 
-flash2 = Sdpa(SDPBackend.FLASH_ATTENTION, "flash", needs_cuda=False, cuda_dtypes=_HALF)
+class Flash2:
+    """FlashAttention-2: on CUDA its own package where that imports, else PyTorch's kernel; PyTorch's on the CPU."""
+
+    def __init__(self, package: FlashAttn, kernel: Sdpa) -> None:
+        self._package = package
+        self._kernel = kernel
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
+        """Attention of q (B, H, N, D) over k and v (B, Hkv, N, D)."""
+        return self._chosen(q.device.type)(q, k, v, is_causal=is_causal)
+
+    def implementation(self, device: str) -> str:
+        """The name of what runs there."""
+        return self._chosen(device).implementation(device)
+
+    def why_unsupported(self, device: str, dtype: str) -> str | None:
+        """Why it cannot run there, or None."""
+        return self._chosen(device).why_unsupported(device, dtype)
+
+    def _chosen(self, device: str) -> FlashAttn | Sdpa:
+        return self._package if device == "cuda" and flash_attn_imports() else self._kernel
+
+
+@functools.cache
+def flash_attn_imports() -> bool:
+    """Whether the flash-attn package is there and imports; one built for another PyTorch does not."""
+    try:
+        importlib.import_module("flash_attn")
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
+flash_attn = FlashAttn()
+flash2 = Flash2(flash_attn, Sdpa(SDPBackend.FLASH_ATTENTION, "flash", needs_cuda=False, cuda_dtypes=_HALF))
 cudnn = Sdpa(SDPBackend.CUDNN_ATTENTION, "cudnn", needs_cuda=True, cuda_dtypes=_HALF)
 math = Sdpa(SDPBackend.MATH, "math", needs_cuda=False, cuda_dtypes=("float64", "float32", *_HALF))
-flash_attn = FlashAttn()
