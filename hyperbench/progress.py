@@ -18,7 +18,9 @@ from rich.progress import (
 from hyperbench.schema import Record, Timing
 from hyperbench.stats import median
 
-_LABEL_CHARS = 60
+#: Room that a bar leaves for the bar itself, the percentage and two times.
+_BAR_CHARS = 44
+_LABEL_CHARS = (16, 60)
 
 
 class Quiet:
@@ -67,13 +69,15 @@ class Bar(Quiet):
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=10),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
         )
+        narrowest, widest = _LABEL_CHARS
+        self._label_chars = max(narrowest, min(widest, console.width - _BAR_CHARS))
         self._task: TaskID | None = None
 
     def __enter__(self) -> Bar:
@@ -92,7 +96,7 @@ class Bar(Quiet):
     def begin(self, label: str) -> None:
         """Show what is measured now."""
         if self._task is not None:
-            self._progress.update(self._task, description=label[:_LABEL_CHARS])
+            self._progress.update(self._task, description=label[: self._label_chars])
 
     def finished(self, cost_s: float) -> None:
         """Move the bar."""

@@ -86,3 +86,17 @@ def test_a_duration_is_near_the_truth(seconds: float) -> None:
     words = duration(seconds).split()
     said = sum(float(number) * units[unit] for number, unit in zip(words[::2], words[1::2], strict=True))
     assert abs(said - seconds) <= (0.5 if seconds < 90 else 30.0) + 1e-6
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_bar_fits_its_terminal_with_both_times_whole(width: int) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    with Bar(console) as bar:
+        bar.start(100.0)
+        bar.begin("flash2 forward_backward " + "gaussian n=65,536 heads=1 non-causal float32 " * 3)
+        bar.finished(50.0)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    line = next(part for part in reversed(shown.splitlines()) if "flash2" in part)
+    assert "…" not in line
+    assert "50%" in line
+    assert "left" in line

@@ -232,4 +232,5 @@ class Runner:
     def _label(self, group: grid.Group, unit: dict[str, Any]) -> str:
         cell = self._points.get(unit["point_id"])
         what = unit["unit"] if unit["unit"] in ("reference", "inputs") else getattr(cell and cell.point, "method", "")
-        return " ".join(part for part in (group.label, str(what), unit.get("pass") or "") if part)
+        # What changes comes first: a narrow terminal shows the beginning.
+        return " ".join(part for part in (str(what), unit.get("pass") or "", group.label) if part)

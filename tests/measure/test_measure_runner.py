@@ -53,8 +53,8 @@ def test_everything_is_measured_once_by_one_worker(run: Prepared) -> None:
 def test_progress_names_what_is_measured(run: Prepared) -> None:
     site = Site(run)
     site.run()
-    assert "gaussian n=64 heads=1 non-causal float32 hyper forward" in site.listener.labels
-    assert "gaussian n=256 heads=1 non-causal float32 reference" in site.listener.labels
+    assert "hyper forward gaussian n=64 heads=1 non-causal float32" in site.listener.labels
+    assert "reference gaussian n=256 heads=1 non-causal float32" in site.listener.labels
 
 
 def test_each_round_is_a_new_process(small: Prepared) -> None:
