@@ -19,11 +19,10 @@ class HyperAttentionParams:
     Attributes:
         block_size: b, keys per block of the block-diagonal part.
         sample_size: m, sampled keys shared by all queries of a head (of a node, in the causal recursion).
-            0 leaves the block-diagonal part alone, which is then no unbiased estimate.
         num_projections: r, hyperplanes of the angular LSH; 2**r buckets.
         min_seq_len: number of keys up to which attention is exact; the leaf length of the causal recursion.
         sampling: "iid" draws m keys independently (the paper); "stratified" draws one key from each of m equal
-            slices of the sorted keys: unbiased too, with lower variance, and exact at m = Nk.
+            slices of the sorted keys: unbiased too, and exact at m = Nk.
         pairing: "rank" pairs the i-th slice of sorted queries with the i-th block of sorted keys (the paper; under
             a causal mask not causal in q); "bucket" sends a query to the block that holds the keys of its own hash
             rank (strictly causal).
@@ -41,7 +40,7 @@ class HyperAttentionParams:
 
     def __post_init__(self) -> None:
         check_int("block_size", self.block_size, low=1)
-        check_int("sample_size", self.sample_size, low=0)
+        check_int("sample_size", self.sample_size, low=1)
         check_int("num_projections", self.num_projections, low=1, high=MAX_NUM_PROJECTIONS)
         check_int("min_seq_len", self.min_seq_len, low=1)
         _check_choice("sampling", self.sampling, get_args(Sampling))

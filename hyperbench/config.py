@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,7 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
     )
     protocol = typed(ProtocolConfig, resolved["protocol"], "protocol")
     return RunConfig(
-        sweep=str(resolved["sweep"]["name"]),
+        sweep=_sweep_name(resolved["sweep"]["name"]),
         device=device_config,
         protocol=protocol,
         error=typed(ErrorConfig, resolved["error"], "error"),
@@ -256,6 +257,13 @@ def _only(group: str, chosen: list[str]) -> str:
     if len(chosen) != 1:
         raise ConfigError(f"{group}={','.join(chosen)}: a run has one {group}")
     return chosen[0]
+
+
+def _sweep_name(value: Any) -> str:
+    """The name of the sweep, which names the run's folder."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", str(value)):
+        raise ConfigError(f"sweep.name={value} must be letters, digits, _ and -")
+    return str(value)
 
 
 def _threads(value: Any) -> int | None:

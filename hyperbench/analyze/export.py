@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperbench.analyze.digest import Digest, digests
-from hyperbench.analyze.tables import add_speedup
+from hyperbench.analyze.tables import add_speedup, check_baseline
 from hyperbench.analyze.view import View, make_view, provenance
 from hyperbench.store import Run, atomic_write, atomic_write_text, load_run
 
@@ -53,6 +53,7 @@ def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "f
 
 
 def _write_tables(run: Run, folder: Path, fmt: str, baseline: str) -> list[Path]:
+    check_baseline(run.timings, baseline)
     frames = {"timings": add_speedup(run.timings, baseline), "errors": run.errors, "stages": run.stages}
     paths = []
     for name, frame in frames.items():
@@ -112,7 +113,12 @@ def markdown(view: View) -> str:
         blocks.append(f"### {markdown_escape(digest.title)}\n\n{table}\n")
     note = markdown_escape("; ".join(provenance(view)))
     return "\n".join(
-        [*blocks, f"Medians, ± the wider side of the 95 % interval; error: relative Frobenius. {note}.", ""]
+        [
+            *blocks,
+            "Medians, ± the wider side of the 95 % interval (of all samples below 6); error: relative Frobenius. "
+            f"{note}.",
+            "",
+        ]
     )
 
 

@@ -43,8 +43,8 @@ def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
         console.print(Text(line, style="yellow"))
     console.print(
         Text(
-            f"Times are medians, ± the wider side of the 95 % interval; speedup over {baseline}; "
-            "error: relative Frobenius.",
+            f"Times are medians, ± the wider side of the 95 % interval (of all samples below 6); "
+            f"speedup over {baseline}; error: relative Frobenius.",
             style="dim",
         )
     )

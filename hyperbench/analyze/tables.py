@@ -11,6 +11,7 @@ from hyperbench.analyze.text import is_null, plain
 if TYPE_CHECKING:
     import pandas as pd
 
+DEFAULT_BASELINE = "flash2"
 SHAPE_DIMS = ("device", "dtype", "is_causal", "batch", "heads", "kv_heads", "seq_len", "head_dim")
 CONDITION_DIMS = ("input", "seed", "protocol")
 HYPER_DIMS = ("block_size", "sample_size", "num_projections", "min_seq_len", "sampling", "pairing")
@@ -59,6 +60,15 @@ def add_speedup(timings: pd.DataFrame, baseline: str = "flash2") -> pd.DataFrame
     joined["speedup_low"] = _ratio(number["baseline_ci_low_ms"], number["ci_high_ms"])
     joined["speedup_high"] = _ratio(number["baseline_ci_high_ms"], number["ci_low_ms"])
     return joined
+
+
+def check_baseline(timings: pd.DataFrame, baseline: str) -> None:
+    """Raise ValueError on a baseline that was asked for and is no method of the run; the default may be missing."""
+    methods = [str(m) for m in timings["method"].unique()]
+    if baseline != DEFAULT_BASELINE and baseline not in methods:
+        near = difflib.get_close_matches(baseline, methods, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"baseline {baseline!r} is no method of this run; allowed: {', '.join(methods)}{hint}")
 
 
 def _ratio(over: pd.Series, under: pd.Series) -> pd.Series:

@@ -10,6 +10,7 @@ from hyperbench.analyze.tables import (
     HYPER_DIMS,
     DoesNotFitError,
     add_speedup,
+    check_baseline,
     combine_rounds,
     error_table,
     missing_errors,
@@ -58,6 +59,7 @@ class View:
 
 def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[str]] | None = None) -> View:
     """Select, combine rounds, join speedups and errors. Raises ValueError on a filter that matches nothing."""
+    check_baseline(run.timings, baseline)
     filters = {name: list(values) for name, values in (where or {}).items()}
     chosen = select(run.timings, filters, keep_method=baseline)
     nodes = _method_nodes(run.config)

@@ -229,12 +229,15 @@ class GroupMeasurement:
             [sampler for _, sampler in timed],
             budget_s / self._task.protocol.slices,
             lambda index: self._begin("time", timed[index][0].point, pass_),
+            # At once: a kill while a slower method is still being timed must not lose what is finished.
+            lambda index: self._finish(*timed[index], pass_),
         )
-        for candidate, sampler in timed:
-            if sampler.failure is not None:
-                self._write(self._failed_timing(candidate, pass_, *self._classify(sampler.failure, candidate)))
-            else:
-                self._write(self._timing(candidate, pass_, sampler))
+
+    def _finish(self, candidate: Candidate, sampler: Sampler, pass_: Pass) -> None:
+        if sampler.failure is not None:
+            self._write(self._failed_timing(candidate, pass_, *self._classify(sampler.failure, candidate)))
+        else:
+            self._write(self._timing(candidate, pass_, sampler))
 
     def _timing(self, candidate: Candidate, pass_: Pass, sampler: Sampler) -> Timing:
         point = candidate.point

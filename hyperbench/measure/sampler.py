@@ -118,17 +118,24 @@ class Sampler:
 
 
 def interleave(
-    samplers: Sequence[Sampler], slice_s: float, on_turn: Callable[[int], object] = lambda index: None
+    samplers: Sequence[Sampler],
+    slice_s: float,
+    on_turn: Callable[[int], object] = lambda index: None,
+    on_done: Callable[[int], object] = lambda index: None,
 ) -> None:
     """Warm all up, then let them take turns of slice_s seconds until all are done, so that drift meets all alike.
 
-    `on_turn` hears the index of the sampler whose turn begins.
+    `on_turn` hears the index of the sampler whose turn begins, `on_done` that of one that is done, at once.
     """
     for index, sampler in enumerate(samplers):
         on_turn(index)
         sampler.warm_up()
+        if sampler.done:
+            on_done(index)
     while not all(sampler.done for sampler in samplers):
         for index, sampler in enumerate(samplers):
             if not sampler.done:
                 on_turn(index)
                 sampler.take(slice_s)
+                if sampler.done:
+                    on_done(index)

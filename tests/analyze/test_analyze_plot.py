@@ -126,7 +126,9 @@ def test_speedups_may_be_over_another_method(full_run: Path, tmp_path: Path) -> 
 
 
 def test_a_baseline_that_is_not_there_names_what_is(full_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"baseline 'flash'; this run holds flash2, hyper"):
+    with pytest.raises(
+        ValueError, match=r"baseline 'flash' is no method of this run; allowed: flash2, hyper; did you mean 'flash2'"
+    ):
         plot_run(full_run, ["fig4"], ["html"], tmp_path, baseline="flash")
 
 

@@ -41,6 +41,7 @@ WRONG = [
     (["run", "shape.seq_len="], "shape.seq_len", "integer"),
     (["run", "out="], "out=", "out=DIR"),
     (["run", "shape.seq_len=${oops}"], "oops", ""),
+    (["run", "sweep.name=../elsewhere"], "sweep.name=../elsewhere", "letters"),
     (["run", "--resume", "--fresh"], "--resume", "--fresh"),
     (["run", "--retry-failed"], "--retry-failed", "--resume"),
     (["run", "--rsume"], "--rsume", "--resume"),

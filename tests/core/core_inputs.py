@@ -91,7 +91,7 @@ def all_params(max_size: int = 24, pairings: Iterable[str] = PAIRINGS) -> st.Sea
     return st.builds(
         HyperAttentionParams,
         block_size=st.integers(1, max_size),
-        sample_size=st.integers(0, max_size),
+        sample_size=st.integers(1, max_size),
         num_projections=st.integers(1, 9),
         min_seq_len=st.integers(1, max_size),
         sampling=st.sampled_from(SAMPLINGS),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hyperattn_core import HyperAttentionParams
 
-LOWEST = {"block_size": 1, "sample_size": 0, "num_projections": 1, "min_seq_len": 1}
+LOWEST = {"block_size": 1, "sample_size": 1, "num_projections": 1, "min_seq_len": 1}
 
 
 def refusal(**values: Any) -> str:
@@ -95,7 +95,7 @@ def test_a_choice_far_from_all_is_refused_without_a_guess(value: object) -> None
         {},
         optional={
             "block_size": st.integers(1, 512),
-            "sample_size": st.integers(0, 512),
+            "sample_size": st.integers(1, 512),
             "num_projections": st.integers(1, 15),
             "min_seq_len": st.integers(1, 9999),
             "sampling": st.sampled_from(["iid", "stratified"]),

@@ -165,7 +165,7 @@ class TestZeroQueries:
         plan = make_plan(q, k, params)
         _, lse = hyper_attention(q, k, k, plan=plan, return_lse=True)
         den = lse[0].exp()
-        in_block = (weight_matrix(make_plan(q[:, :1], k[:, :1], replace(params, sample_size=0)))[0, 0] > 0).sum(1)
+        in_block = (weight_matrix(make_plan(q[:, :1], k[:, :1], replace(params, sample_size=1)))[0, 0] == 1).sum(1)
         # den = b + (N / m) X, X of the m samples outside the block of b keys: binomial (m, 1 - b / N), mean den = N.
         outside = (den - in_block) * sample_size / num_keys
         assert_close(outside, outside.round(), 1e-9)

@@ -326,3 +326,12 @@ def test_a_draw_that_fails_takes_no_other_draw_with_it() -> None:
     assert "unlucky" in failed.message
     assert len(done.keys) == len(set(done.keys))
     assert set(done.keys) == done.expected
+
+
+def test_a_finished_method_is_written_while_a_slower_one_is_still_timed() -> None:
+    done = Measured(odd("exact"), odd("fails_for_seed_1", hyper={"seed": 0}), passes=("forward",))
+    events = [(m["event"], m.get("unit")) for m in done.messages]
+    first_row = next(
+        i for i, m in enumerate(done.messages) if m["event"] == "record" and m["record"]["kind"] == "timing"
+    )
+    assert ("begin", "time") in events[first_row:]

@@ -231,7 +231,7 @@ def _notes(rows: pd.DataFrame, stars: list[PublishedPoint], limits: Limits) -> l
         setting = f"{device}, {where.get('heads')} heads, {where.get('dtype')}"
         text = f"Stars: published, not measured here: the paper's {values} at n = {group[0].seq_len:,} ({setting})."
         notes.append(text + (f" This run ends at n = {longest:,}." if longest < group[0].seq_len else ""))
-    bands = "Bands: 95 % intervals of both medians."
+    bands = "Bands: 95 % intervals of both medians (least to most below 6 samples)."
     if limits:
         bands += (
             " Limit: exact work over the method's work, in query-key pairs: the speedup if both did their work at an "

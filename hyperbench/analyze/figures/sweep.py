@@ -86,7 +86,7 @@ def build(view: View) -> go.Figure:
         subtitle=headline(view),
         provenance=[*provenance(view, (axis,)), f"seq_len={length}"],
         notes=[
-            "Times: medians, bands: 95 % intervals."
+            "Times: medians, bands: 95 % intervals (least to most below 6 samples)."
             + (f" Lines with small marks: methods without {axis}." if rows[axis].isna().any() else ""),
             *errors.error_notes(view),
             *throttled_notes(rows),

@@ -79,7 +79,8 @@ def build(view: View) -> go.Figure:
         subtitle=headline(view),
         provenance=provenance(view),
         notes=[
-            "Medians, bands: 95 % intervals. Slopes: time grows as n to that power, by least squares of log time over "
+            "Medians, bands: 95 % intervals (least to most below 6 samples). "
+            "Slopes: time grows as n to that power, by least squares of log time over "
             "the larger half of the lengths.",
             *throttled_notes(rows),
             *failure_notes(missing),
