@@ -6,18 +6,17 @@ block each of them meets, and the sampled keys with their weights. The estimator
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from hyperattn_core import draws
 from hyperattn_core.checks import check_inputs
 from hyperattn_core.lsh import hash_ranks, sort_by_rank
 from hyperattn_core.pairing import block_of_rank, cut_tiles, row_arange
-from hyperattn_core.params import HyperAttentionParams, Sampling, check_int
+from hyperattn_core.params import HyperAttentionParams, check_int
 
 DEFAULT_TILE_SIZE = 64
 
@@ -115,6 +114,31 @@ def make_plan(
     Raises:
         ValueError: shapes, dtypes or devices do not fit together, or seed or tile_size is out of range.
     """
+    params = check_plan_request(q, k, params, seed, is_causal=is_causal, tile_size=tile_size)
+    shape = plan_shape(q, k)
+    shapes = level_shapes(shape, params, is_causal=is_causal)
+    if not shapes:
+        return AttentionPlan(params, seed, is_causal, shape, (), None)
+    query_ranks, key_ranks = hash_inputs(q, k, params, seed)
+    levels = tuple(
+        plan_level(
+            query_ranks, key_ranks, level, params, level_samples(level, shape, params, seed, str(q.device)), tile_size
+        )
+        for level in shapes
+    )
+    return AttentionPlan(params, seed, is_causal, shape, levels, params.min_seq_len if is_causal else None)
+
+
+def check_plan_request(
+    q: Tensor,
+    k: Tensor,
+    params: HyperAttentionParams | None,
+    seed: int,
+    *,
+    is_causal: bool,
+    tile_size: int = DEFAULT_TILE_SIZE,
+) -> HyperAttentionParams:
+    """Check the arguments of make_plan, whichever backend makes the plan; the parameters, or the defaults for None."""
     params = params if params is not None else HyperAttentionParams()
     if not isinstance(params, HyperAttentionParams):
         raise ValueError(
@@ -125,44 +149,56 @@ def make_plan(
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be an integer, got {seed!r}")
     check_int("tile_size", tile_size, low=1)
-    batch, heads, num_queries, _ = q.shape
-    kv_heads, num_keys = k.shape[1], k.shape[2]
-    shape = (batch, heads, kv_heads, num_queries, num_keys)
+    return params
+
+
+def plan_shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
+    """(B, H, Hkv, Nq, Nk) of q (B, H, Nq, D) and k (B, Hkv, Nk, D)."""
+    return (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2])
+
+
+@dataclass(frozen=True)
+class LevelShape:
+    """Where the nodes of one level lie: what follows from the lengths alone.
+
+    Attributes:
+        index: 0 for the shortest nodes.
+        node_len: S, keys per node.
+        query_len: query slots per node; node g may fill fewer of them.
+        key_starts: first key of each of the G nodes.
+        query_starts: first query of each node.
+        query_counts: queries of each node.
+    """
+
+    index: int
+    node_len: int
+    query_len: int
+    key_starts: tuple[int, ...]
+    query_starts: tuple[int, ...]
+    query_counts: tuple[int, ...]
+
+    @property
+    def num_nodes(self) -> int:
+        """G."""
+        return len(self.key_starts)
+
+
+def level_shapes(
+    shape: tuple[int, int, int, int, int], params: HyperAttentionParams, *, is_causal: bool
+) -> tuple[LevelShape, ...]:
+    """The levels of a call with inputs of shape (B, H, Hkv, Nq, Nk); none where attention is exact."""
+    num_queries, num_keys = shape[3], shape[4]
     if num_keys <= params.min_seq_len or num_queries == 0 or (not is_causal and _covers_all_keys(params, num_keys)):
-        return AttentionPlan(params, seed, is_causal, shape, (), None)
-    q, k = q.detach(), k.detach()
-    projections = _projections(seed, q.shape[-1], params.num_projections, str(q.device))
-    num_ranks = 2**params.num_projections
-    query_ranks, key_ranks = hash_ranks(q, projections), hash_ranks(k, projections)
+        return ()
     if not is_causal:
-        level = _plan_level(
-            query_ranks.unsqueeze(2), key_ranks.unsqueeze(2), [0], [0], [num_queries], params, seed, 0, tile_size
-        )
-        return AttentionPlan(params, seed, False, shape, (level,), None)
+        return (LevelShape(0, num_keys, num_queries, (0,), (0,), (num_queries,)),)
     levels = []
-    padded_len = _padded_len(num_keys, params.min_seq_len)
-    query_ranks = _pad_last(query_ranks, padded_len, num_ranks)
-    key_ranks = _pad_last(key_ranks, padded_len, num_ranks)
     for index, (node_len, num_nodes) in enumerate(causal_levels(num_keys, params.min_seq_len)):
-        span = num_nodes * 2 * node_len
-        halves = (batch, -1, num_nodes, 2, node_len)
-        key_starts = [2 * node_len * g for g in range(num_nodes)]
-        query_starts = [s + node_len for s in key_starts]
-        counts = [min(node_len, num_keys - s) for s in query_starts]
-        levels.append(
-            _plan_level(
-                query_ranks[..., :span].reshape(halves)[..., 1, :],
-                key_ranks[..., :span].reshape(halves)[..., 0, :],
-                query_starts,
-                key_starts,
-                counts,
-                params,
-                seed,
-                index,
-                tile_size,
-            )
-        )
-    return AttentionPlan(params, seed, True, shape, tuple(levels), params.min_seq_len)
+        key_starts = tuple(2 * node_len * g for g in range(num_nodes))
+        query_starts = tuple(s + node_len for s in key_starts)
+        counts = tuple(min(node_len, num_keys - s) for s in query_starts)
+        levels.append(LevelShape(index, node_len, node_len, key_starts, query_starts, counts))
+    return tuple(levels)
 
 
 def causal_levels(seq_len: int, leaf_len: int) -> Iterator[tuple[int, int]]:
@@ -181,133 +217,93 @@ def _covers_all_keys(params: HyperAttentionParams, num_keys: int) -> bool:
     return params.block_size >= num_keys or (params.sampling == "stratified" and params.sample_size >= num_keys)
 
 
-def _padded_len(seq_len: int, leaf_len: int) -> int:
-    length = leaf_len
-    while length < seq_len:
-        length *= 2
-    return length
+def hash_inputs(q: Tensor, k: Tensor, params: HyperAttentionParams, seed: int) -> tuple[Tensor, Tensor]:
+    """Hash ranks of every query (B, H, Nq) and key (B, Hkv, Nk), int32: made once, used by all levels."""
+    directions = draws.projections(seed, q.shape[-1], params.num_projections, str(q.device))
+    return hash_ranks(q.detach(), directions), hash_ranks(k.detach(), directions)
 
 
-def _pad_last(ranks: Tensor, length: int, value: int) -> Tensor:
-    return torch.nn.functional.pad(ranks, (0, length - ranks.shape[-1]), value=value)
-
-
-def _plan_level(
-    query_ranks: Tensor,
-    key_ranks: Tensor,
-    query_starts: list[int],
-    key_starts: list[int],
-    query_counts: list[int],
+def level_samples(
+    level: LevelShape,
+    shape: tuple[int, int, int, int, int],
     params: HyperAttentionParams,
     seed: int,
-    level_index: int,
+    device: str,
+) -> tuple[Tensor, Tensor]:
+    """Sampled indices into the sorted keys, int32 (B, Hkv, G, m), and their weights, float64 (m,)."""
+    count = draws.sample_count(level.node_len, params.block_size, params.sample_size, params.sampling)
+    rows = (shape[0], shape[2], level.num_nodes)
+    return draws.samples(seed, level.index, rows, level.node_len, count, params.sampling, device)
+
+
+def plan_level(
+    query_ranks: Tensor,
+    key_ranks: Tensor,
+    level: LevelShape,
+    params: HyperAttentionParams,
+    samples: tuple[Tensor, Tensor],
     tile_size: int,
 ) -> LevelPlan:
-    """Sort and pair the nodes of one level; ranks are (B, H or Hkv, G, S), starts and counts are per node."""
-    batch, heads, num_nodes, query_len = query_ranks.shape
-    kv_heads, node_len = key_ranks.shape[1], key_ranks.shape[3]
-    device = key_ranks.device
-    num_ranks = 2**params.num_projections
+    """Sort and pair the nodes of one level; ranks are those of the whole sequence, (B, H, Nq) and (B, Hkv, Nk)."""
+    (batch, heads, _), kv_heads, device = query_ranks.shape, key_ranks.shape[1], key_ranks.device
+    num_ranks, node_len = 2**params.num_projections, level.node_len
     block_size = min(params.block_size, node_len)
     num_blocks = -(-node_len // block_size)
 
-    key_order, key_rank_starts = sort_by_rank(key_ranks.reshape(-1, node_len), num_ranks)
-    query_order, query_rank_starts = sort_by_rank(query_ranks.reshape(-1, query_len), num_ranks)
+    node_keys = _nodes(key_ranks, level.key_starts, node_len, num_ranks)
+    node_queries = _nodes(query_ranks, level.query_starts, level.query_len, num_ranks)
+    key_order, key_rank_starts = sort_by_rank(node_keys.reshape(-1, node_len), num_ranks)
+    query_order, query_rank_starts = sort_by_rank(node_queries.reshape(-1, level.query_len), num_ranks)
     if params.pairing == "bucket":
-        target = block_of_rank(key_rank_starts, block_size, num_blocks).view(batch, kv_heads, num_nodes, num_ranks)
+        target = block_of_rank(key_rank_starts, block_size, num_blocks).view(batch, kv_heads, -1, num_ranks)
         target = target.repeat_interleave(heads // kv_heads, dim=1).view(-1, num_ranks)
         first_rank = torch.searchsorted(target, row_arange(target.shape[0], num_blocks + 1, device))
         block_first = query_rank_starts.gather(1, first_rank)
     else:
-        counts = torch.tensor(query_counts, device=device, dtype=torch.int64).view(1, 1, -1, 1)
-        edges = torch.arange(num_blocks + 1, device=device, dtype=torch.int64) * block_size
-        # Sorted query p meets the block of sorted key floor(p * S / count): the i-th slice with the i-th block.
-        block_first = -(-(edges.clamp(max=node_len) * counts) // node_len)
-        block_first = block_first.expand(batch, heads, -1, -1).reshape(-1, num_blocks + 1).to(torch.int32)
-    tile_first, tile_count, tile_block = cut_tiles(block_first, tile_size, -(-query_len // tile_size) + num_blocks - 1)
-
-    sample_index, sample_weight = _samples(
-        seed,
-        level_index,
-        (batch, kv_heads, num_nodes),
-        node_len,
-        params.sample_size,
-        params.sampling,
-        num_blocks,
-        str(device),
+        block_first = rank_pairing(level, block_size, device).expand(batch, heads, -1, -1).flatten(0, 2)
+    tile_first, tile_count, tile_block = cut_tiles(
+        block_first, tile_size, max_tiles(level.query_len, tile_size, num_blocks)
     )
-    rows = (batch, heads, num_nodes, -1)
+    rows = (batch, heads, level.num_nodes, -1)
     return LevelPlan(
         block_size=block_size,
         tile_size=tile_size,
-        key_order=_to_positions(key_order.view(batch, kv_heads, num_nodes, -1), key_starts),
-        query_order=_to_positions(query_order.view(rows), query_starts),
+        key_order=_to_positions(key_order.view(batch, kv_heads, level.num_nodes, -1), level.key_starts),
+        query_order=_to_positions(query_order.view(rows), level.query_starts),
         tile_first=tile_first.view(rows),
         tile_count=tile_count.view(rows),
         tile_block=tile_block.view(rows),
-        sample_index=sample_index,
-        sample_weight=sample_weight,
+        sample_index=samples[0],
+        sample_weight=samples[1],
     )
 
 
-def _to_positions(order: Tensor, starts: list[int]) -> Tensor:
+def rank_pairing(level: LevelShape, block_size: int, device: torch.device | str) -> Tensor:
+    """First sorted query of each block, int32 (G, nb + 1): sorted query p meets sorted key floor(p * S / count)."""
+    counts = torch.tensor(level.query_counts, device=device, dtype=torch.int64).unsqueeze(1)
+    edges = torch.arange(-(-level.node_len // block_size) + 1, device=device, dtype=torch.int64) * block_size
+    return (-(-(edges.clamp(max=level.node_len) * counts) // level.node_len)).to(torch.int32)
+
+
+def max_tiles(query_len: int, tile_size: int, num_blocks: int) -> int:
+    """Bound on the tiles of a node for every distribution of its queries over the blocks, so that none is counted."""
+    return -(-query_len // tile_size) + num_blocks - 1
+
+
+def _nodes(ranks: Tensor, starts: tuple[int, ...], length: int, no_row: int) -> Tensor:
+    """Ranks (B, H, N) as nodes (B, H, G, length) that begin at starts, which are equally far apart."""
+    if len(starts) == 1:
+        node = ranks[..., starts[0] : starts[0] + length].unsqueeze(2)
+    else:
+        step = starts[1] - starts[0]
+        ranks = ranks[..., starts[0] :]
+        ranks = torch.nn.functional.pad(ranks, (0, len(starts) * step - ranks.shape[-1]), value=no_row)
+        node = ranks.unflatten(2, (len(starts), step))[..., :length]
+    return torch.nn.functional.pad(node, (0, length - node.shape[-1]), value=no_row)
+
+
+def _to_positions(order: Tensor, starts: tuple[int, ...]) -> Tensor:
     """Indices within nodes (B, H, G, S) to positions in the sequence."""
     if len(starts) == 1 and starts[0] == 0:
         return order
     return order + torch.tensor(starts, device=order.device, dtype=order.dtype).view(1, 1, -1, 1)
-
-
-def _generator(seed: int, stream: str) -> torch.Generator:
-    """A CPU generator for one purpose; streams of the same seed are independent of each other."""
-    return torch.Generator().manual_seed(random.Random(f"{seed}/{stream}").getrandbits(63))
-
-
-@lru_cache(maxsize=64)
-def _projections(seed: int, head_dim: int, num_projections: int, device: str) -> Tensor:
-    """Gaussian directions (D, r), float64, shared by all heads; small, so that device copies are kept."""
-    drawn = torch.randn(head_dim, num_projections, generator=_generator(seed, "projections"), dtype=torch.float64)
-    return drawn.to(device)
-
-
-def _samples(
-    seed: int,
-    level_index: int,
-    rows: tuple[int, int, int],
-    node_len: int,
-    sample_size: int,
-    sampling: Sampling,
-    num_blocks: int,
-    device: str,
-) -> tuple[Tensor, Tensor]:
-    """Sampled indices into the sorted keys, int32 (*rows, m), and their weights, float64 (m,)."""
-    if num_blocks == 1:
-        sample_size = 0  # every sample would lie in the one block, with weight zero
-    draw = _draw_samples if device == "cpu" else _cached_samples
-    return draw(seed, level_index, rows, node_len, sample_size, sampling, device)
-
-
-def _draw_samples(
-    seed: int,
-    level_index: int,
-    rows: tuple[int, int, int],
-    node_len: int,
-    sample_size: int,
-    sampling: Sampling,
-    device: str,
-) -> tuple[Tensor, Tensor]:
-    generator = _generator(seed, f"samples/{level_index}")
-    if sampling == "stratified":
-        sample_size = min(sample_size, node_len)
-        edges = torch.arange(sample_size + 1, dtype=torch.int64) * node_len // max(sample_size, 1)
-        low, length = edges[:-1], edges[1:] - edges[:-1]
-        weight = length.to(torch.float64)
-    else:
-        low = torch.zeros(sample_size, dtype=torch.int64)
-        length = torch.full((sample_size,), node_len, dtype=torch.int64)
-        weight = torch.full((sample_size,), node_len / max(sample_size, 1), dtype=torch.float64)
-    uniform = torch.rand(*rows, sample_size, generator=generator, dtype=torch.float64)
-    index = low + (uniform * length).to(torch.int64).clamp(max=length - 1)
-    return index.to(device=device, dtype=torch.int32), weight.to(device)
-
-
-_cached_samples = lru_cache(maxsize=64)(_draw_samples)

@@ -10,8 +10,7 @@ import torch
 from core_inputs import CHOICES, assert_close, normal, qkv, small_params
 from torch import Tensor
 
-import hyperattn_core.plan as plan_module
-from hyperattn_core import AttentionPlan, make_plan, oracle_attention
+from hyperattn_core import AttentionPlan, draws, make_plan, oracle_attention
 from hyperattn_core.oracle import weight_matrix
 
 Terms = Iterator[tuple[int, float]]
@@ -28,7 +27,7 @@ class Definition:
     """The estimator of one query head as the contract says it: which keys a query sums, and with which weight."""
 
     def __init__(self, plan: AttentionPlan, q: Tensor, k: Tensor, head: tuple[int, int], kv_head: tuple[int, int]):
-        directions = plan_module._projections(plan.seed, q.shape[3], plan.params.num_projections, "cpu")
+        directions = draws.projections(plan.seed, q.shape[3], plan.params.num_projections, "cpu")
         self.plan, self.kv_head = plan, kv_head
         self.query_ranks = [gray_rank_of(row, directions) for row in q[head].double()]
         self.key_ranks = [gray_rank_of(row, directions) for row in k[kv_head].double()]

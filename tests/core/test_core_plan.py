@@ -13,8 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import hyperattn_core.plan as plan_module
-from hyperattn_core import AttentionPlan, HyperAttentionParams, LevelPlan, make_plan
+from hyperattn_core import AttentionPlan, HyperAttentionParams, LevelPlan, draws, make_plan
 from hyperattn_core.lsh import hash_ranks
 from hyperattn_core.oracle import weight_matrix
 from hyperattn_core.pairing import cut_tiles
@@ -140,7 +139,7 @@ def test_keys_and_queries_are_sorted_by_rank_and_equal_ranks_keep_their_order(ca
 
 def drawn_projections(plan: AttentionPlan, dim: int) -> Tensor:
     """The directions that a plan's seed stands for."""
-    return plan_module._projections(plan.seed, dim, plan.params.num_projections, "cpu")
+    return draws.projections(plan.seed, dim, plan.params.num_projections, "cpu")
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -226,7 +225,7 @@ class TestSeeds:
         params = small_params(sampling, pairing)
         first = make_plan(q, k, params, 5, is_causal=is_causal)
         torch.manual_seed(1234)
-        plan_module._projections.cache_clear()
+        draws._cached_projections.cache_clear()
         assert same(first, make_plan(q.clone(), k.clone(), params, 5, is_causal=is_causal))
 
     @pytest.mark.usefixtures("two_threads")
@@ -291,7 +290,7 @@ class TestSeeds:
         params = small_params(sampling, pairing)
         fresh = make_plan(q, k, params, 9, is_causal=is_causal)
         # Devices other than the CPU keep their copies of the draws: take that way here too, twice.
-        monkeypatch.setattr(plan_module, "_draw_samples", plan_module._cached_samples)
+        monkeypatch.setattr(draws, "_draw_samples", draws._cached_samples)
         for _ in range(2):
             assert same(fresh, make_plan(q, k, params, 9, is_causal=is_causal))
 
