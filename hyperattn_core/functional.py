@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Literal, overload
 
 from torch import Tensor
 
+from hyperattn_core.backends import chosen_backend
 from hyperattn_core.checks import check_inputs
 from hyperattn_core.exact import default_scale, lse_dtype
 from hyperattn_core.oracle import oracle_attention
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.plan import AttentionPlan, make_plan
 from hyperattn_core.torch_backend import torch_attention
-
-Backend = Literal["auto", "torch", "oracle"]
-BACKENDS = ("auto", "torch", "oracle")
 
 
 @overload
@@ -63,26 +60,31 @@ def hyper_attention(
         plan: a plan made before by make_plan; params and seed are then the plan's.
         return_lse: also return the log-sum-exp (B, H, Nq), differentiable, float32 (float64 for float64 inputs).
         enable_gqa: allow H to be a multiple of Hkv.
-        backend: "torch" (any device), "oracle" (dense, float64, for tests), or "auto" for the fastest one that fits.
+        backend: "torch" (any device), "triton" (fused kernels on NVIDIA GPUs: float16, bfloat16 and float32, head sizes
+            up to 256, num_projections up to 10), "oracle" (dense, float64, for tests), or "auto": Triton on a CUDA GPU
+            where its kernels can run the call, else PyTorch, with a BackendFallback warning once.
 
     Returns:
         out (B, H, Nq, Dv) in the dtype of q; (out, lse) with return_lse.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit together, scale is not a finite number, the plan was made for
-            another call, or the backend is unknown.
+            another call, or the backend is unknown or cannot run the call.
+        RuntimeError: backend="triton" and Triton does not import.
     """
     check_inputs(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
-    if backend not in BACKENDS:
-        near = difflib.get_close_matches(str(backend), BACKENDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}{hint}")
     factor = default_scale(q, scale)
-    if plan is None:
-        plan = make_plan(q, k, params, seed, is_causal=is_causal)
-    else:
+    if plan is not None:
         _check_plan(plan, q, k, is_causal, params)
-    if backend == "oracle":
+    chosen = chosen_backend(q, v.shape[3], (params or HyperAttentionParams()) if plan is None else None, backend)
+    if chosen == "triton":
+        from hyperattn_core.triton_backend.attention import triton_attention
+
+        out, lse = triton_attention(q, k, v, plan, params, seed, is_causal, factor)
+        return (out, lse) if return_lse else out
+    if plan is None:
+        plan = make_plan(q, k, params, seed, is_causal=is_causal, backend="torch")
+    if chosen == "oracle":
         out, lse = oracle_attention(q, k, v, plan, factor)
         out, lse = out.to(q.dtype), lse.to(lse_dtype(q))
     else:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperattn_core import draws
+from hyperattn_core.backends import PLAN_BACKENDS, chosen_backend
 from hyperattn_core.checks import check_inputs
 from hyperattn_core.lsh import hash_ranks, sort_by_rank
 from hyperattn_core.pairing import block_of_rank, cut_tiles, row_arange
@@ -95,7 +96,8 @@ def make_plan(
     seed: int = 0,
     *,
     is_causal: bool = False,
-    tile_size: int = DEFAULT_TILE_SIZE,
+    tile_size: int | None = None,
+    backend: str = "auto",
 ) -> AttentionPlan:
     """Hash, sort, pair and sample: the plan of one call (Algorithm 1; Algorithm 4 for the causal nodes).
 
@@ -109,12 +111,22 @@ def make_plan(
         seed: seed of the projections and samples; the same seed gives the same plan on every device, but for
             projections within rounding of zero.
         is_causal: plan causal attention (Nq == Nk).
-        tile_size: most queries in a tile; a matter of speed only.
+        tile_size: most queries in a tile, a matter of speed only; the backend's own choice if None.
+        backend: "torch", "triton" or "auto", as for hyper_attention; both make the same plan.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together, or seed or tile_size is out of range.
+        ValueError: shapes, dtypes or devices do not fit together, seed or tile_size is out of range, or the backend is
+            unknown or cannot make the plan.
+        RuntimeError: backend="triton" and Triton does not import.
     """
-    params = check_plan_request(q, k, params, seed, is_causal=is_causal, tile_size=tile_size)
+    params = check_plan_request(q, k, params, seed, is_causal=is_causal)
+    if tile_size is not None:
+        check_int("tile_size", tile_size, low=1)
+    if chosen_backend(q, q.shape[3], params, backend, PLAN_BACKENDS) == "triton":
+        from hyperattn_core.triton_backend import plan as kernels
+
+        return kernels.make_plan(q, k, params, seed, is_causal=is_causal, tile_size=tile_size)
+    tile_size = tile_size or DEFAULT_TILE_SIZE
     shape = plan_shape(q, k)
     shapes = level_shapes(shape, params, is_causal=is_causal)
     if not shapes:
@@ -136,7 +148,6 @@ def check_plan_request(
     seed: int,
     *,
     is_causal: bool,
-    tile_size: int = DEFAULT_TILE_SIZE,
 ) -> HyperAttentionParams:
     """Check the arguments of make_plan, whichever backend makes the plan; the parameters, or the defaults for None."""
     params = params if params is not None else HyperAttentionParams()
@@ -148,7 +159,6 @@ def check_plan_request(
     check_inputs(q, k, is_causal=is_causal, enable_gqa=True)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be an integer, got {seed!r}")
-    check_int("tile_size", tile_size, low=1)
     return params
 
 

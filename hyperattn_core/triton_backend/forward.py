@@ -1,0 +1,112 @@
+"""The forward pass at a packed plan: attend, and under a causal mask the exact leaves and the merge."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from hyperattn_core.plan import plan_shape
+from hyperattn_core.torch_backend import leaf_slices
+from hyperattn_core.triton_backend import attend_kernels as kernels
+from hyperattn_core.triton_backend.configure import attend_config
+from hyperattn_core.triton_backend.geometry import Settings, geometry, level_table
+from hyperattn_core.triton_backend.leaves import Leaves, leaf_forward
+from hyperattn_core.triton_backend.plan import block_dim, dense_rows
+from hyperattn_core.triton_backend.tuning import AttendConfig
+
+_MERGE_ROWS = 64
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, data: Tensor, weights: Tensor, settings: Settings, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output (B, H, Nq, Dv) in the dtype of q and log-sum-exp (B, H, Nq) in float32, at a packed plan."""
+    work = ForwardWork(q, k, v, data, weights, settings, scale)
+    work.attend()
+    if settings.is_causal:
+        work.leaves()
+        work.merge()
+    return work.out, work.lse
+
+
+class ForwardWork:
+    """The buffers of one forward pass, and its steps, each of which may be run again."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        data: Tensor,
+        weights: Tensor,
+        settings: Settings,
+        scale: float,
+        config: AttendConfig | None = None,
+    ) -> None:
+        self.q, self.k, self.v = dense_rows(q), dense_rows(k), dense_rows(v)
+        self.data, self.weights, self.scale = data, weights, scale
+        self.where = geometry(plan_shape(q, k), settings)
+        batch, heads, queries, _ = q.shape
+        self.out = torch.empty(batch, heads, queries, v.shape[3], dtype=q.dtype, device=q.device)
+        self.lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
+        self.target = (self.out, self.lse)
+        if settings.is_causal:
+            rows = self.where.partial_rows
+            self.target = (
+                torch.empty(rows, v.shape[3], dtype=q.dtype, device=q.device),
+                torch.empty(rows, dtype=torch.float32, device=q.device),
+            )
+        self.table = level_table(self.where, str(q.device))
+        self.config = config or attend_config(q.device, q.dtype, max(q.shape[3], v.shape[3]), settings.tile_size)
+
+    def attend(self) -> None:
+        """Every tile of every level, in one launch."""
+        q, k, v, where = self.q, self.k, self.v, self.where
+        out, lse = self.target
+        kernels.attend_kernel[(where.max_attend_tiles, len(where.levels))](
+            q, k, v, self.data, self.weights, self.table, out, lse,
+            q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2),
+            v.stride(0), v.stride(1), v.stride(2),
+            q.shape[1], q.shape[1] // k.shape[1], where.sides[0].rows, q.shape[2], self.scale,
+            **attend_constants(q.shape[3], v.shape[3], where.settings, self.config),
+            num_warps=self.config.num_warps, num_stages=self.config.num_stages, maxnreg=self.config.max_registers,
+        )  # fmt: skip
+
+    def leaves(self) -> None:
+        """Exact causal attention of every leaf with itself."""
+        leaf = self.where.settings.min_seq_len
+        self.leaf_results: list[Leaves] = [
+            leaf_forward(self.q, self.k, self.v, part, leaf, self.scale) for part in leaf_slices(self.q.shape[2], leaf)
+        ]
+
+    def merge(self) -> None:
+        """Leaves and levels into the result."""
+        out, lse = self.target
+        queries, dim = self.q.shape[2], self.v.shape[3]
+        for leaf in self.leaf_results:
+            grid = (triton.cdiv(leaf.part.stop - leaf.part.start, _MERGE_ROWS), self.where.sides[0].rows)
+            kernels.merge_kernel[grid](
+                self.out, self.lse, leaf.out, leaf.lse, out, lse, self.table,
+                leaf.out.stride(0), leaf.out.stride(1), leaf.out.stride(2), leaf.lse.stride(0), leaf.lse.stride(1),
+                leaf.part.start, leaf.part.stop, self.where.settings.min_seq_len, len(self.where.levels), queries,
+                **merge_constants(dim), num_warps=4,
+            )  # fmt: skip
+
+
+def attend_constants(head_dim: int, value_dim: int, settings: Settings, config: AttendConfig) -> dict[str, int | bool]:
+    """The compile-time values of the attend kernel."""
+    return {
+        "IS_CAUSAL": settings.is_causal,
+        "D": head_dim,
+        "DV": value_dim,
+        "BLOCK_M": max(16, triton.next_power_of_2(settings.tile_size)),
+        "BLOCK_N": config.block_n,
+        "BLOCK_D": block_dim(head_dim),
+        "BLOCK_DV": block_dim(value_dim),
+    }
+
+
+def merge_constants(value_dim: int) -> dict[str, int]:
+    """The compile-time values of the merge kernel."""
+    return {"DV": value_dim, "BLOCK_DV": block_dim(value_dim), "BLOCK_M": _MERGE_ROWS}

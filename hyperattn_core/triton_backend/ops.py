@@ -1,0 +1,124 @@
+"""Custom operators: plan, attend and its gradient, with fake tensors, so that torch.compile takes a call as a whole.
+
+The operators are defined once, on import. `settings` is Settings.to_list(): plain integers, as operators take them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperattn_core.plan import AttentionPlan, plan_shape
+from hyperattn_core.torch_backend import _backward as plan_backward
+from hyperattn_core.triton_backend.forward import forward
+from hyperattn_core.triton_backend.geometry import Settings, geometry
+from hyperattn_core.triton_backend.plan import plan_buffers, unpack
+
+_DEVICES = ("cpu", "cuda")
+
+torch.library.define("hyperattn::plan", "(Tensor q, Tensor k, int seed, int[] settings) -> (Tensor, Tensor)")
+torch.library.define(
+    "hyperattn::attend",
+    "(Tensor q, Tensor k, Tensor v, Tensor data, Tensor weights, int[] settings, float scale) -> (Tensor, Tensor)",
+)
+torch.library.define(
+    "hyperattn::attend_backward",
+    "(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor data, "
+    "Tensor weights, int[] settings, float scale) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("hyperattn::plan", _DEVICES)
+def _plan(q: Tensor, k: Tensor, seed: int, settings: list[int]) -> tuple[Tensor, Tensor]:
+    return plan_buffers(q.detach(), k.detach(), seed, Settings.from_list(settings))
+
+
+@torch.library.register_fake("hyperattn::plan")
+def _(q: Tensor, k: Tensor, seed: int, settings: list[int]) -> tuple[Tensor, Tensor]:
+    where = geometry(_sizes(q, k), Settings.from_list(settings))
+    return q.new_empty(where.data_size, dtype=torch.int32), q.new_empty(where.weight_size, dtype=torch.float32)
+
+
+@torch.library.impl("hyperattn::attend", _DEVICES)
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, data: Tensor, weights: Tensor, settings: list[int], scale: float
+) -> tuple[Tensor, Tensor]:
+    return forward(q, k, v, data, weights, Settings.from_list(settings), scale)
+
+
+@torch.library.register_fake("hyperattn::attend")
+def _(
+    q: Tensor, k: Tensor, v: Tensor, data: Tensor, weights: Tensor, settings: list[int], scale: float
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.impl("hyperattn::attend_backward", _DEVICES)
+def _attend_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    data: Tensor,
+    weights: Tensor,
+    settings: list[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    given, shape = Settings.from_list(settings), plan_shape(q, k)
+    levels = unpack(data, weights, geometry(shape, given))
+    leaf = given.min_seq_len if given.is_causal else None
+    plan = AttentionPlan(given.params, 0, given.is_causal, shape, levels, leaf)
+    grad_out, q, k, v = (x.contiguous() for x in (grad_out, q, k, v))
+    return plan_backward(grad_out, grad_lse, q, k, v, out, lse, plan, scale)
+
+
+@torch.library.register_fake("hyperattn::attend_backward")
+def _(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    data: Tensor,
+    weights: Tensor,
+    settings: list[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))  # type: ignore[return-value]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, data, weights, settings, scale = inputs
+    ctx.save_for_backward(q, k, v, *output, data, weights)
+    ctx.settings, ctx.scale = settings, scale
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, out, lse, data, weights = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
+    grads = torch.ops.hyperattn.attend_backward(
+        grad_out, grad_lse, q, k, v, out, lse, data, weights, ctx.settings, ctx.scale
+    )
+    return (*grads, None, None, None, None)
+
+
+torch.library.register_autograd("hyperattn::attend", _backward, setup_context=_save)
+
+
+def _sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
+    """(B, H, Hkv, Nq, Nk) as numbers: a plan's size is that of one shape, so a traced call is one of its shape."""
+    batch, heads, kv_heads, queries, keys = (int(size) for size in plan_shape(q, k))
+    return batch, heads, kv_heads, queries, keys
+
+
+plan = torch.ops.hyperattn.plan
+attend = torch.ops.hyperattn.attend

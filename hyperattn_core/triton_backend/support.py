@@ -1,0 +1,64 @@
+"""Whether the kernels can run a call, and if not why. No Triton is imported before a device could use it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+
+import torch
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_HEAD_DIM = 256
+MAX_NUM_PROJECTIONS = 10
+MIN_CAPABILITY = (8, 0)
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which takes CPU tensors: TRITON_INTERPRET=1."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+@functools.cache
+def import_error() -> str | None:
+    """Why Triton does not import, in one line; None if it does."""
+    try:
+        importlib.import_module("triton")
+    # A broken installation may raise anything on import; all of it is the caller's to read as one line.
+    except Exception as error:
+        return f"Triton does not import ({' '.join(str(error).split()) or type(error).__name__})"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def why_unsupported(
+    device_type: str, dtype: torch.dtype, head_dim: int, value_dim: int, num_projections: int | None
+) -> str | None:
+    """Why the kernels cannot run such a call, in one line; None if they can.
+
+    Args:
+        device_type: "cuda", "cpu", ...
+        dtype: of q, k and v.
+        head_dim: D.
+        value_dim: Dv.
+        num_projections: r where a plan is to be made, which has a limit; None for attention at a plan, which has none.
+    """
+    if device_type != "cuda" and not (device_type == "cpu" and interpreted()):
+        return f"the Triton kernels need tensors on a CUDA GPU, got {device_type}"
+    if dtype not in DTYPES:
+        names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        return f"the Triton kernels take {names}, got {str(dtype).removeprefix('torch.')}"
+    if max(head_dim, value_dim) > MAX_HEAD_DIM:
+        return f"the Triton kernels take head sizes up to {MAX_HEAD_DIM}, got {max(head_dim, value_dim)}"
+    if num_projections is not None and num_projections > MAX_NUM_PROJECTIONS:
+        return (
+            f"the Triton kernels take num_projections up to {MAX_NUM_PROJECTIONS}, "
+            f"got num_projections={num_projections}"
+        )
+    if device_type == "cuda":
+        capability = torch.cuda.get_device_capability()
+        if capability < MIN_CAPABILITY:
+            return (
+                f"the Triton kernels need compute capability 8.0 or newer, this GPU has {capability[0]}.{capability[1]}"
+            )
+    return import_error()
