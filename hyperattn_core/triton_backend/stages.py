@@ -1,0 +1,45 @@
+"""The stages of a forward pass in the kernels, each to be run, and timed, by itself."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hyperattn_core.exact import exact_forward
+from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.plan import level_shapes, plan_shape
+from hyperattn_core.stages import Stages, Step, chained
+from hyperattn_core.triton_backend.configure import default_tile_size
+from hyperattn_core.triton_backend.forward import ForwardWork
+from hyperattn_core.triton_backend.geometry import Settings
+from hyperattn_core.triton_backend.plan import PlanWork
+
+
+def triton_stages(
+    q: Tensor, k: Tensor, v: Tensor, params: HyperAttentionParams, seed: int, is_causal: bool, scale: float
+) -> Stages:
+    """hash; sort (scan and scatter); sample (samples, and the tiles of the pairing); attend; leaves and merge."""
+    q, k, v = q.detach(), k.detach(), v.detach()
+    if not level_shapes(plan_shape(q, k), params, is_causal=is_causal):
+        return chained({"exact": lambda done: exact_forward(q, k, v, is_causal, scale)[0]})
+    tile_size = default_tile_size(q.device, q.dtype, max(q.shape[3], v.shape[3]))
+    settings = Settings.of(params, is_causal=is_causal, tile_size=tile_size)
+    plan = PlanWork(q, k, seed, settings)
+    work = ForwardWork(q, k, v, plan.data, plan.weights, settings, scale)
+
+    def attend(done: object) -> Tensor:
+        work.attend()
+        return work.out
+
+    def merge(done: object) -> Tensor:
+        work.merge()
+        return work.out
+
+    steps: dict[str, Step] = {
+        "hash": lambda done: plan.hash(),
+        "sort": lambda done: plan.sort(),
+        "sample": lambda done: plan.pair(),
+        "attend": attend,
+    }
+    if is_causal:
+        steps |= {"leaves": lambda done: work.leaves(), "merge": merge}
+    return chained(steps)
