@@ -1,8 +1,9 @@
 """The estimator in fused Triton kernels for NVIDIA GPUs.
 
 - geometry: where everything of a plan lies, from sizes alone
-- plan_kernels, plan: hash, sort, pair and sample
+- kernel_table, plan_kernels, pair_kernels, plan: hash, sort, pair and sample
 - attend_kernels, forward: attend and merge; leaves: the exact causal leaves
+- stages: the steps of a call one by one, to be timed
 - ops, attention: custom operators with fake tensors and gradients, and the call
 - tuning, configure: configurations of the attend kernel, and the choice among them
 - model: bytes and operations of every launch; aot: ahead-of-time compilation, no device needed

@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.triton_backend import attend_kernels, plan, plan_kernels
+from hyperattn_core.triton_backend import attend_kernels, pair_kernels, plan, plan_kernels
 from hyperattn_core.triton_backend.forward import attend_constants, merge_constants
 from hyperattn_core.triton_backend.geometry import SORT_TILE, Settings
 from hyperattn_core.triton_backend.support import interpreted
@@ -97,9 +97,9 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
         )  # fmt: skip
     for bucket in (True, False):
         yield Build(
-            "pair", plan_kernels.pair_kernel, f"causal {'bucket' if bucket else 'rank'}",
+            "pair", pair_kernels.pair_kernel, f"causal {'bucket' if bucket else 'rank'}",
             _types(
-                plan_kernels.pair_kernel, data="*i32", weights="*fp32", totals="*i32", table="*i64",
+                pair_kernels.pair_kernel, data="*i32", weights="*fp32", totals="*i32", table="*i64",
                 drawn_index="*i32", drawn_weight="*fp32", template="*i32",
             ),
             plan.pair_constants(True, bucket, num_ranks), 4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyperattn_core.triton_backend.plan_kernels import (
+from hyperattn_core.triton_backend.kernel_table import (
     BLOCK_SIZE,
     KEY_ORDER,
     NODE_LEN,
@@ -181,8 +181,9 @@ def merge_kernel(
     out = sum_i exp(lse_i) out_i / sum_i exp(lse_i), over the leaf and each level whose bit is set in the leaf's number.
     leaf_out is (leaves, B * H, length, DV), its leaves beginning at position `begin`.
     """
-    row = tl.program_id(1)
-    position = begin + tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    programs = tl.cdiv(end - begin, BLOCK_M)
+    row = tl.program_id(0) // programs
+    position = begin + (tl.program_id(0) % programs) * BLOCK_M + tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_DV)
     valid = position < end
     inside = valid[:, None] & (dims < DV)[None, :]

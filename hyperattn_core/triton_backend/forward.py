@@ -85,7 +85,7 @@ class ForwardWork:
         out, lse = self.target
         queries, dim = self.q.shape[2], self.v.shape[3]
         for leaf in self.leaf_results:
-            grid = (triton.cdiv(leaf.part.stop - leaf.part.start, _MERGE_ROWS), self.where.sides[0].rows)
+            grid = (triton.cdiv(leaf.part.stop - leaf.part.start, _MERGE_ROWS) * self.where.sides[0].rows,)
             kernels.merge_kernel[grid](
                 self.out, self.lse, leaf.out, leaf.lse, out, lse, self.table,
                 leaf.out.stride(0), leaf.out.stride(1), leaf.out.stride(2), leaf.lse.stride(0), leaf.lse.stride(1),

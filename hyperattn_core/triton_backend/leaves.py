@@ -1,13 +1,22 @@
-"""The exact causal leaves, through PyTorch's fused kernels on views of q, k and v: no copies."""
+"""The exact causal leaves, on views of q, k and v: the fastest of PyTorch's fused kernels that agrees with the others."""
 
 from __future__ import annotations
 
+import functools
+import os
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from hyperattn_core.exact import exact_forward, fused_forward
+from hyperattn_core.exact import Attended, exact_forward, fused_forward
 from hyperattn_core.triton_backend.plan import dense_rows
+
+_TUNING_TOKENS = 1 << 17
+#: Of the log-sum-exp, which is in float32; a kernel of another convention (another base, no scale) is far off.
+_LSE_TOLERANCE = 1e-2
+_OUT_TOLERANCE = 5e-2
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,69 @@ def leaf_forward(q: Tensor, k: Tensor, v: Tensor, part: slice, leaf_len: int, sc
     that would cost more than the leaves do.
     """
     q, k, v = (as_leaf_batch(x, part, leaf_len) for x in (q, k, v))
-    run = fused_forward if q.device.type == "cuda" else exact_forward
-    out, lse = run(q, k, v, True, scale)
+    if q.device.type != "cuda":
+        out, lse = exact_forward(q, k, v, True, scale)
+    elif leaf_kernel(q, v, leaf_len, scale) == "cudnn":
+        out, lse = _cudnn_forward(q, k, v, scale)
+    else:
+        out, lse = fused_forward(q, k, v, True, scale)
     return Leaves(part, dense_rows(out), dense_rows(lse))
+
+
+def leaf_kernel(q: Tensor, v: Tensor, leaf_len: int, scale: float) -> str:
+    """The kernel for the leaves of such inputs: "flash" (FlashAttention-2) or "cudnn".
+
+    The first call for a GPU, dtype, head size and leaf length compares them; FlashAttention-2 where it may not
+    (HYPERATTN_AUTOTUNE=0, or while a CUDA graph is captured).
+    """
+    if q.dtype not in (torch.float16, torch.bfloat16) or q.shape[3] != v.shape[3] or q.shape[3] % 8 or scale <= 0:
+        return "flash"
+    key = (q.get_device(), q.dtype, q.shape[3], leaf_len)
+    if key not in _remembered:
+        if os.environ.get("HYPERATTN_AUTOTUNE", "1") == "0" or torch.cuda.is_current_stream_capturing():
+            return "flash"
+        _remembered[key] = _faster(q, leaf_len)
+    return _remembered[key]
+
+
+def describe_leaves() -> dict[str, str]:
+    """The kernels that this process has taken for leaves, as text."""
+    return {
+        f"leaves {str(dtype).removeprefix('torch.')} d={head_dim} length={leaf_len}": kernel
+        for (_, dtype, head_dim, leaf_len), kernel in _remembered.items()
+    }
+
+
+_remembered: dict[tuple[int, torch.dtype, int, int], str] = {}
+
+
+def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Attended:
+    result = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, True, False, scale=scale)
+    out: Tensor = result[0]
+    return out, result[1].reshape(out.shape[:3])
+
+
+def _faster(like: Tensor, leaf_len: int) -> str:
+    """Time both kernels on random leaves; cuDNN is taken only where it runs, agrees, and is faster."""
+    from triton.testing import do_bench
+
+    leaves = max(1, _TUNING_TOKENS // leaf_len)
+    generator = torch.Generator(like.device).manual_seed(0)
+    q, k, v = (
+        torch.randn(leaves, 4, leaf_len, like.shape[3], generator=generator, device=like.device, dtype=like.dtype)
+        for _ in range(3)
+    )
+    scale = like.shape[3] ** -0.5
+    flash = functools.partial(fused_forward, q, k, v, True, scale)
+    cudnn = functools.partial(_cudnn_forward, q, k, v, scale)
+    out, lse = flash()
+    try:
+        other_out, other_lse = cudnn()
+    except RuntimeError:  # PyTorch was built without cuDNN, or cuDNN has no plan for this shape.
+        return "flash"
+    agree = bool(((other_lse - lse).abs() < _LSE_TOLERANCE).all() & ((other_out - out).abs() < _OUT_TOLERANCE).all())
+    return "cudnn" if agree and _median_ms(do_bench, cudnn) < _median_ms(do_bench, flash) else "flash"
+
+
+def _median_ms(do_bench: Any, run: Any) -> float:
+    return float(do_bench(run, warmup=10, rep=50, return_mode="median"))

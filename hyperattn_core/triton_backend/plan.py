@@ -12,7 +12,7 @@ from torch import Tensor
 from hyperattn_core import draws
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.plan import AttentionPlan, LevelPlan, level_samples, level_shapes, plan_shape
-from hyperattn_core.triton_backend import plan_kernels as kernels
+from hyperattn_core.triton_backend import pair_kernels, plan_kernels
 from hyperattn_core.triton_backend.configure import default_tile_size
 from hyperattn_core.triton_backend.geometry import (
     SORT_TILE,
@@ -30,6 +30,7 @@ _SCAN_RANKS = 16
 _SCAN_TILES = 128
 _PAIR_ELEMENTS = 8192
 _PAIR_SAMPLES = 256
+_INDEX_LIMIT = 2**31
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ class PlanWork:
         q, k, where = self.q, self.k, self.where
         queries, keys = where.sides
         directions = split_projections(self.seed, q.shape[3], where.settings.num_projections, q.dtype, str(q.device))
-        grid = (triton.cdiv(max(queries.num_tiles, keys.num_tiles), _HASH_TILES), queries.rows + keys.rows)
-        kernels.hash_kernel[grid](
+        grid = (triton.cdiv(max(queries.num_tiles, keys.num_tiles), _HASH_TILES) * (queries.rows + keys.rows),)
+        plan_kernels.hash_kernel[grid](
             q, k, directions, self.ranks, self.histograms,
             q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2),
             q.shape[1], k.shape[1], queries.rows, queries.length, keys.length,
@@ -118,12 +119,12 @@ class PlanWork:
         rows = queries.rows + keys.rows
         causal = where.settings.is_causal
         grid = (rows * where.max_nodes, len(where.levels), where.num_ranks // _SCAN_RANKS)
-        kernels.scan_kernel[grid](
+        plan_kernels.scan_kernel[grid](
             self.histograms, self.bases, self.totals, self.table, queries.rows, keys.rows,
             queries.num_chunks, keys.num_chunks, queries.tiles_per_chunk, keys.tiles_per_chunk,
             **scan_constants(causal, where.num_ranks), num_warps=4,
         )  # fmt: skip
-        kernels.scatter_kernel[(max(queries.num_tiles, keys.num_tiles), rows)](
+        plan_kernels.scatter_kernel[(max(queries.num_tiles, keys.num_tiles) * rows,)](
             self.ranks, self.bases, self.totals, self.data, self.table, len(where.levels), queries.rows, keys.rows,
             queries.length, keys.length, queries.chunk_len, keys.chunk_len, queries.num_tiles, keys.num_tiles,
             IS_CAUSAL=causal, RANKS=where.num_ranks, TILE=SORT_TILE, num_warps=4,
@@ -137,8 +138,8 @@ class PlanWork:
         index, weight = drawn_samples(where, self.seed, device)
         constants = pair_constants(where.settings.is_causal, where.settings.bucket, where.num_ranks)
         tile_programs = triton.cdiv(where.max_node_tiles, constants["TILES"])
-        grid = (tile_programs + 1, queries.rows * where.max_nodes, len(where.levels))
-        kernels.pair_kernel[grid](
+        grid = ((tile_programs + 1) * queries.rows * where.max_nodes, len(where.levels))
+        pair_kernels.pair_kernel[grid](
             self.data, self.weights, self.totals, self.table, index, weight, rank_tiles(where, device),
             queries.rows, keys.rows, queries.length, queries.rows // keys.rows, where.settings.tile_size, tile_programs,
             **constants, num_warps=4,
@@ -171,8 +172,8 @@ def pair_constants(is_causal: bool, bucket: bool, num_ranks: int) -> dict[str, i
 
 
 def dense_rows(x: Tensor) -> Tensor:
-    """x with rows that are one run of memory: itself, or a copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """x (..., N, D) with rows that are one run of memory, all within reach of 32-bit indices: itself, or a copy."""
+    return x if x.stride(-1) == 1 and x.shape[-2] * x.stride(-2) < _INDEX_LIMIT else x.contiguous()
 
 
 def block_dim(head_dim: int) -> int:
