@@ -1,7 +1,7 @@
 """Where everything of a plan lies in flat buffers: offsets and strides that follow from the sizes of a call alone.
 
-One int32 buffer holds, level after level, the sorted queries and keys, the samples and the tiles; a small table of
-offsets tells the kernels where, so that one launch serves all levels of a causal call.
+One int32 buffer holds, level after level, the sorted queries and keys, the samples, the tiles and each block's first
+tile; a small table of offsets tells the kernels where, so that one launch serves all levels of a causal call.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ FIELDS = (
     "tile_first",
     "tile_count",
     "tile_block",
+    "block_tile",
     "weight",
     "totals",
     "samples_drawn",
@@ -107,6 +108,7 @@ class LevelGeometry:
     tile_first: int
     tile_count: int
     tile_block: int
+    block_tile: int
     weight: int
     totals: int
     samples_drawn: int
@@ -194,8 +196,8 @@ class Geometry:
 
     @property
     def max_node_tiles(self) -> int:
-        """The most query tiles of a node."""
-        return max(level.num_tiles for level in self.levels)
+        """The most query tiles of a node, or blocks and one where those are more."""
+        return max(max(level.num_tiles, level.num_blocks + 1) for level in self.levels)
 
 
 @lru_cache(maxsize=256)
@@ -221,13 +223,14 @@ def geometry(shape: tuple[int, int, int, int, int], settings: Settings) -> Geome
             ("tile_first", query_rows * nodes * num_tiles),
             ("tile_count", query_rows * nodes * num_tiles),
             ("tile_block", query_rows * nodes * num_tiles),
+            ("block_tile", query_rows * nodes * (num_blocks + 1)),
         ):
             offsets[name] = data
             data += size
         weight += samples
         totals += (query_rows + key_rows) * nodes
         drawn += key_rows * nodes * samples
-        template += 0 if settings.bucket else 3 * nodes * num_tiles
+        template += 0 if settings.bucket else nodes * (3 * num_tiles + num_blocks + 1)
         partial += query_rows * nodes * level.query_len if settings.is_causal else 0
         levels.append(LevelGeometry(level, block_size, num_blocks, num_tiles, samples, **offsets))
     return Geometry(shape, settings, tuple(levels), data, weight, partial, totals, drawn, template)
@@ -241,14 +244,25 @@ def level_table(plan: Geometry, device: str) -> Tensor:
 
 @lru_cache(maxsize=64)
 def rank_tiles(plan: Geometry, device: str) -> Tensor:
-    """The tiles of rank pairing, int32: per level first, count and block, each (G, T). Empty for bucket pairing."""
+    """The tiles of rank pairing, int32: per level first, count and block, each (G, T), and each block's first tile.
+
+    Empty for bucket pairing, whose tiles follow from the data.
+    """
     if plan.settings.bucket:
         return torch.empty(1, dtype=torch.int32, device=device)
     parts = []
     for level in plan.levels:
         block_first = rank_pairing(level.shape, level.block_size, "cpu")
-        parts += [x.reshape(-1) for x in cut_tiles(block_first, plan.settings.tile_size, level.num_tiles)]
+        first, count, block = cut_tiles(block_first, plan.settings.tile_size, level.num_tiles)
+        parts += [x.reshape(-1) for x in (first, count, block, block_tiles(count, block, level.num_blocks))]
     return torch.cat(parts).to(device)
+
+
+def block_tiles(tile_count: Tensor, tile_block: Tensor, num_blocks: int) -> Tensor:
+    """The first tile of each block (..., nb + 1) from counts and blocks of tiles (..., T); the last: tiles in use."""
+    used = torch.where(tile_count > 0, tile_block, num_blocks).contiguous()
+    blocks = torch.arange(num_blocks + 1, dtype=used.dtype, device=used.device).expand(*used.shape[:-1], -1)
+    return torch.searchsorted(used, blocks.contiguous(), out_int32=True)
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""The exact causal leaves, on views of q, k and v: the fastest of PyTorch's fused kernels that agrees with the others."""
+"""The exact causal leaves, on views of q, k and v: the faster of PyTorch's fused kernels, where they agree."""
 
 from __future__ import annotations
 

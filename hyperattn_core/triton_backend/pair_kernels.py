@@ -7,6 +7,7 @@ import triton.language as tl
 
 from hyperattn_core.triton_backend.kernel_table import (
     BLOCK_SIZE,
+    BLOCK_TILE,
     KEY_ORDER,
     NODE_LEN,
     NUM_BLOCKS,
@@ -68,10 +69,11 @@ def pair_kernel(
     if program < tile_programs:
         if row < query_rows:
             num_tiles = field(table, level, NUM_TILES).to(tl.int32)
+            num_blocks = field(table, level, NUM_BLOCKS).to(tl.int32)
             tile = program * TILES + tl.arange(0, TILES)
             if BUCKET:
                 block_size = field(table, level, BLOCK_SIZE).to(tl.int32)
-                last_block = field(table, level, NUM_BLOCKS).to(tl.int32) - 1
+                last_block = num_blocks - 1
                 ranks = tl.arange(0, RANKS)
                 base = field(table, level, TOTALS)
                 query_total = totals + (base + row * num_nodes + node) * RANKS
@@ -97,20 +99,25 @@ def pair_kernel(
                 first = tl.sum(tl.where(is_run, (run_begin - (last_tile - run_tiles) * tile_size)[None, :], 0), 1)
                 first += tile * tile_size
                 end = tl.sum(tl.where(is_run, query_end[None, :], 0), 1)
+                starts = tl.sum(tl.where(block[None, :] < tile[:, None], run_tiles[None, :], 0), 1)
                 used = at < RANKS
                 first = tl.where(used, first, 0)
                 count = tl.where(used, tl.minimum(end - first, tile_size), 0)
                 meets = tl.where(used, tl.sum(tl.where(is_run, block[None, :], 0), 1), last_block)
             else:
-                source = template + field(table, level, TEMPLATE) + node * num_tiles + tile
+                source = template + field(table, level, TEMPLATE) + tile
                 inside = tile < num_tiles
-                first = tl.load(source, mask=inside)
-                count = tl.load(source + num_nodes * num_tiles, mask=inside)
-                meets = tl.load(source + 2 * num_nodes * num_tiles, mask=inside)
+                first = tl.load(source + node * num_tiles, mask=inside)
+                count = tl.load(source + (num_nodes + node) * num_tiles, mask=inside)
+                meets = tl.load(source + (2 * num_nodes + node) * num_tiles, mask=inside)
+                source += 3 * num_nodes * num_tiles + node * (num_blocks + 1)
+                starts = tl.load(source, mask=tile <= num_blocks)
             to = node_row.to(tl.int64) * num_tiles + tile
             tl.store(data + field(table, level, TILE_FIRST) + to, first, mask=tile < num_tiles)
             tl.store(data + field(table, level, TILE_COUNT) + to, count, mask=tile < num_tiles)
             tl.store(data + field(table, level, TILE_BLOCK) + to, meets, mask=tile < num_tiles)
+            to = node_row.to(tl.int64) * (num_blocks + 1) + tile
+            tl.store(data + field(table, level, BLOCK_TILE) + to, starts, mask=tile <= num_blocks)
             if IS_CAUSAL:
                 # The last node may have fewer queries than slots: those left over are zero, so that plans are equal.
                 query_len = field(table, level, QUERY_LEN).to(tl.int32)

@@ -18,6 +18,7 @@ from hyperattn_core.triton_backend.geometry import (
     SORT_TILE,
     Geometry,
     Settings,
+    block_tiles,
     drawn_samples,
     geometry,
     level_table,
@@ -244,6 +245,7 @@ def pack(plan: AttentionPlan) -> tuple[Tensor, Tensor, Settings]:
         data += [
             level.query_order, level.key_order, level.sample_index, position,
             level.tile_first, level.tile_count, level.tile_block,
+            block_tiles(level.tile_count, level.tile_block, level.num_blocks),
         ]  # fmt: skip
         weights.append(level.sample_weight.log2())
     flat = torch.cat([x.reshape(-1).to(torch.int32) for x in data])
