@@ -155,6 +155,23 @@ def exact_backward(
     return _ungroup(dqs), dk, dv
 
 
+def fused_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float,
+    grad_lse: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As exact_backward, by one call of the device's own kernel where there is one."""
+    if q.device.type == "cuda" and _has_fused_kernel(q, v):
+        return _kernel_backward(grad_out, q, k, v, out, lse, is_causal, scale, grad_lse)
+    return exact_backward(grad_out, q, k, v, out, lse, is_causal, scale, grad_lse)
+
+
 def lse_dtype(x: Tensor) -> torch.dtype:
     """The dtype of log-sum-exps and of accumulation: float64 for float64 inputs, else float32."""
     return torch.promote_types(x.dtype, torch.float32)

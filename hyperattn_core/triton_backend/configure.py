@@ -12,9 +12,11 @@ from hyperattn_core.triton_backend.support import interpreted
 from hyperattn_core.triton_backend.tuning import (
     ARCHITECTURES,
     AttendConfig,
+    BackwardConfig,
     Choice,
     cache_file,
     choose,
+    default_backward_config,
     with_tile,
 )
 
@@ -25,6 +27,14 @@ _TUNING_SHAPE = (1, 8, 16384)
 def attend_config(device: torch.device, dtype: torch.dtype, head_dim: int, tile_size: int) -> AttendConfig:
     """The configuration for a plan cut into tiles of tile_size; head_dim is the larger of D and Dv."""
     return with_tile(chosen(device, dtype, head_dim).config, tile_size)
+
+
+def backward_config(device: torch.device, dtype: torch.dtype, head_dim: int) -> BackwardConfig:
+    """The configuration of the backward kernels: the architecture's default."""
+    if device.type != "cuda":
+        return BackwardConfig(_INTERPRETED_TILE, 16, 16, 4, 1)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return default_backward_config(architecture(index), dtype, head_dim)
 
 
 @torch.compiler.assume_constant_result

@@ -15,7 +15,7 @@ from hyperattn_core.triton_backend.leaves import Leaves, leaf_forward
 from hyperattn_core.triton_backend.plan import block_dim, dense_rows
 from hyperattn_core.triton_backend.tuning import AttendConfig
 
-_MERGE_ROWS = 64
+_MERGE_ELEMENTS = 8192
 
 
 def forward(
@@ -84,13 +84,15 @@ class ForwardWork:
         """Leaves and levels into the result."""
         out, lse = self.target
         queries, dim = self.q.shape[2], self.v.shape[3]
+        constants = merge_constants(dim)
         for leaf in self.leaf_results:
-            grid = (triton.cdiv(leaf.part.stop - leaf.part.start, _MERGE_ROWS) * self.where.sides[0].rows,)
+            blocks = triton.cdiv(leaf.part.stop - leaf.part.start, constants["BLOCK_M"])
+            grid = (blocks * self.where.sides[0].rows,)
             kernels.merge_kernel[grid](
                 self.out, self.lse, leaf.out, leaf.lse, out, lse, self.table,
                 leaf.out.stride(0), leaf.out.stride(1), leaf.out.stride(2), leaf.lse.stride(0), leaf.lse.stride(1),
                 leaf.part.start, leaf.part.stop, self.where.settings.min_seq_len, len(self.where.levels), queries,
-                **merge_constants(dim), num_warps=4,
+                **constants, num_warps=4,
             )  # fmt: skip
 
 
@@ -109,4 +111,5 @@ def attend_constants(head_dim: int, value_dim: int, settings: Settings, config: 
 
 def merge_constants(value_dim: int) -> dict[str, int]:
     """The compile-time values of the merge kernel."""
-    return {"DV": value_dim, "BLOCK_DV": block_dim(value_dim), "BLOCK_M": _MERGE_ROWS}
+    columns = block_dim(value_dim)
+    return {"DV": value_dim, "BLOCK_DV": columns, "BLOCK_M": min(64, _MERGE_ELEMENTS // columns)}

@@ -17,6 +17,9 @@ from hyperattn_core.pairing import cut_tiles
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.plan import LevelShape, level_shapes, max_tiles, rank_pairing
 
+TILES_PER_PART = 64
+"""Query tiles whose part of the samples' gradients one program sums up."""
+
 SORT_TILE = 128
 """Tokens that the sort ranks among themselves at once; a histogram of one byte a bucket counts them."""
 
@@ -42,6 +45,7 @@ FIELDS = (
     "samples_drawn",
     "template",
     "partial",
+    "sample_parts",
 )
 
 
@@ -114,6 +118,7 @@ class LevelGeometry:
     samples_drawn: int
     template: int
     partial: int
+    sample_parts: int
 
     def row(self) -> list[int]:
         """The level as a row of the table."""
@@ -157,6 +162,7 @@ class Geometry:
         totals_rows: (row, node) pairs of all levels, queries then keys.
         drawn_size: sampled indices of all levels.
         template_size: int32 elements of the tiles that rank pairing makes from sizes alone.
+        sample_parts_size: rows of the partial sums of the samples' gradients.
     """
 
     shape: tuple[int, int, int, int, int]
@@ -168,6 +174,7 @@ class Geometry:
     totals_rows: int
     drawn_size: int
     template_size: int
+    sample_parts_size: int
 
     @property
     def num_ranks(self) -> int:
@@ -206,7 +213,7 @@ def geometry(shape: tuple[int, int, int, int, int], settings: Settings) -> Geome
     batch, heads, kv_heads, _, _ = shape
     params = settings.params
     query_rows, key_rows = batch * heads, batch * kv_heads
-    data = weight = totals = drawn = template = partial = 0
+    data = weight = totals = drawn = template = partial = sample_parts = 0
     levels = []
     for level in level_shapes(shape, params, is_causal=settings.is_causal):
         block_size = min(settings.block_size, level.node_len)
@@ -214,7 +221,10 @@ def geometry(shape: tuple[int, int, int, int, int], settings: Settings) -> Geome
         num_tiles = max_tiles(level.query_len, settings.tile_size, num_blocks)
         samples = draws.sample_count(level.node_len, settings.block_size, settings.sample_size, params.sampling)
         nodes = level.num_nodes
-        offsets = {"weight": weight, "totals": totals, "samples_drawn": drawn, "template": template, "partial": partial}
+        offsets = {
+            "weight": weight, "totals": totals, "samples_drawn": drawn, "template": template, "partial": partial,
+            "sample_parts": sample_parts,
+        }  # fmt: skip
         for name, size in (
             ("query_order", query_rows * nodes * level.query_len),
             ("key_order", key_rows * nodes * level.node_len),
@@ -232,8 +242,9 @@ def geometry(shape: tuple[int, int, int, int, int], settings: Settings) -> Geome
         drawn += key_rows * nodes * samples
         template += 0 if settings.bucket else nodes * (3 * num_tiles + num_blocks + 1)
         partial += query_rows * nodes * level.query_len if settings.is_causal else 0
+        sample_parts += query_rows * nodes * -(-num_tiles // TILES_PER_PART) * samples
         levels.append(LevelGeometry(level, block_size, num_blocks, num_tiles, samples, **offsets))
-    return Geometry(shape, settings, tuple(levels), data, weight, partial, totals, drawn, template)
+    return Geometry(shape, settings, tuple(levels), data, weight, partial, totals, drawn, template, sample_parts)
 
 
 @lru_cache(maxsize=64)

@@ -30,6 +30,7 @@ WEIGHT = tl.constexpr(FIELDS.index("weight"))
 TOTALS = tl.constexpr(FIELDS.index("totals"))
 SAMPLES_DRAWN = tl.constexpr(FIELDS.index("samples_drawn"))
 TEMPLATE = tl.constexpr(FIELDS.index("template"))
+SAMPLE_PARTS = tl.constexpr(FIELDS.index("sample_parts"))
 PARTIAL = tl.constexpr(FIELDS.index("partial"))
 
 

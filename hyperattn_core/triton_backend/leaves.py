@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperattn_core.exact import Attended, exact_forward, fused_forward
+from hyperattn_core.exact import Attended, exact_backward, exact_forward, fused_backward, fused_forward
 from hyperattn_core.triton_backend.plan import dense_rows
 
 _TUNING_TOKENS = 1 << 17
@@ -48,6 +48,27 @@ def leaf_forward(q: Tensor, k: Tensor, v: Tensor, part: slice, leaf_len: int, sc
     else:
         out, lse = fused_forward(q, k, v, True, scale)
     return Leaves(part, dense_rows(out), dense_rows(lse))
+
+
+def leaf_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    part: slice,
+    leaf_len: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients (leaves, B * H, length, D) of the leaves of one part, from the final out and lse of their rows."""
+    grad_out, q, k, v, out = (as_leaf_batch(x, part, leaf_len) for x in (grad_out, q, k, v, out))
+    lse = as_leaf_batch(lse.unsqueeze(3), part, leaf_len).squeeze(3)
+    if grad_lse is not None:
+        grad_lse = as_leaf_batch(grad_lse.unsqueeze(3), part, leaf_len).squeeze(3)
+    run = fused_backward if q.device.type == "cuda" else exact_backward
+    return run(grad_out, q, k, v, out, lse, True, scale, grad_lse)
 
 
 def leaf_kernel(q: Tensor, v: Tensor, leaf_len: int, scale: float) -> str:

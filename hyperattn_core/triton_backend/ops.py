@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperattn_core.plan import AttentionPlan, plan_shape
-from hyperattn_core.torch_backend import _backward as plan_backward
+from hyperattn_core.plan import plan_shape
+from hyperattn_core.triton_backend.backward import backward
 from hyperattn_core.triton_backend.forward import forward
 from hyperattn_core.triton_backend.geometry import Settings, geometry
-from hyperattn_core.triton_backend.plan import plan_buffers, unpack
+from hyperattn_core.triton_backend.plan import plan_buffers
 
 _DEVICES = ("cpu", "cuda")
 
@@ -69,12 +69,7 @@ def _attend_backward(
     settings: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    given, shape = Settings.from_list(settings), plan_shape(q, k)
-    levels = unpack(data, weights, geometry(shape, given))
-    leaf = given.min_seq_len if given.is_causal else None
-    plan = AttentionPlan(given.params, 0, given.is_causal, shape, levels, leaf)
-    grad_out, q, k, v = (x.contiguous() for x in (grad_out, q, k, v))
-    return plan_backward(grad_out, grad_lse, q, k, v, out, lse, plan, scale)
+    return backward(grad_out, grad_lse, q, k, v, out, lse, data, weights, Settings.from_list(settings), scale)
 
 
 @torch.library.register_fake("hyperattn::attend_backward")

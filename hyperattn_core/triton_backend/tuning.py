@@ -47,6 +47,25 @@ class AttendConfig:
 
 
 @dataclass(frozen=True)
+class BackwardConfig:
+    """How the kernels of the backward pass are built.
+
+    Attributes:
+        block_m: most queries per step or program; a tile of the plan that is larger is taken in pieces.
+        query_block_n: keys per step where a program owns queries.
+        key_block_n: keys per program where a program owns keys.
+        num_warps: warps per program.
+        num_stages: stages of the software pipeline.
+    """
+
+    block_m: int
+    query_block_n: int
+    key_block_n: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
 class Choice:
     """A configuration and how it was come by: "tuned", "cached" or "default"."""
 
@@ -81,6 +100,15 @@ def candidates(arch: int, dtype: torch.dtype, head_dim: int) -> tuple[AttendConf
 def default_config(arch: int, dtype: torch.dtype, head_dim: int) -> AttendConfig:
     """The configuration that is taken where nothing was measured."""
     return candidates(arch, dtype, head_dim)[0]
+
+
+def default_backward_config(arch: int, dtype: torch.dtype, head_dim: int) -> BackwardConfig:
+    """The configuration of the backward kernels; none spills when compiled for these architectures."""
+    if dtype == torch.float32:
+        return BackwardConfig(16, 16, 16, 4, 1) if head_dim <= 128 else BackwardConfig(16, 16, 16, 8, 2)
+    if head_dim <= 64:
+        return BackwardConfig(64, 64, 64 if arch >= 90 else 32, 4, 3)
+    return BackwardConfig(64, 32, 32, 8, 2) if head_dim <= 128 else BackwardConfig(32, 16, 16, 4, 2)
 
 
 def choose(

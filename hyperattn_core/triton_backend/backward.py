@@ -1,0 +1,188 @@
+"""The backward pass at a packed plan: exact gradients of the estimator, without atomics."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from hyperattn_core.plan import plan_shape
+from hyperattn_core.torch_backend import leaf_slices
+from hyperattn_core.triton_backend import backward_kernels as kernels
+from hyperattn_core.triton_backend import sample_grad_kernels
+from hyperattn_core.triton_backend.configure import backward_config
+from hyperattn_core.triton_backend.geometry import TILES_PER_PART, Settings, geometry, level_table
+from hyperattn_core.triton_backend.leaves import leaf_backward
+from hyperattn_core.triton_backend.plan import block_dim, dense_rows
+
+_ROWS = 64
+SLOTS = 64
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    data: Tensor,
+    weights: Tensor,
+    settings: Settings,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv in the dtype of q, from the final out (B, H, Nq, Dv) and lse (B, H, Nq) of every row.
+
+    A causal call adds the levels to the gradients of its leaves one after another, in float32.
+    """
+    work = BackwardWork(grad_out, grad_lse, q, k, v, out, lse, data, weights, settings, scale)
+    work.delta()
+    work.samples()
+    if settings.is_causal:
+        work.leaves()
+    for level in range(len(work.where.levels)):
+        work.queries(level)
+        work.keys(level)
+    return work.dq.to(q.dtype), work.dk.to(k.dtype), work.dv.to(v.dtype)
+
+
+class BackwardWork:
+    """The buffers of one backward pass, and its steps."""
+
+    def __init__(
+        self,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        data: Tensor,
+        weights: Tensor,
+        settings: Settings,
+        scale: float,
+    ) -> None:
+        self.q, self.k, self.v = dense_rows(q), dense_rows(k), dense_rows(v)
+        self.grad_out, self.out, self.lse = grad_out.contiguous(), out.contiguous(), lse.contiguous()
+        self.grad_lse = None if grad_lse is None else grad_lse.contiguous()
+        self.data, self.weights, self.scale = data, weights, scale
+        self.where = where = geometry(plan_shape(q, k), settings)
+        self.table = level_table(where, str(q.device))
+        self.config = backward_config(q.device, q.dtype, max(q.shape[3], v.shape[3]))
+        # Levels add up in float32; a call of one level writes its gradients as they are returned.
+        total = torch.float32 if settings.is_causal else None
+        self.dq, self.dk, self.dv = (torch.empty(x.shape, dtype=total or x.dtype, device=x.device) for x in (q, k, v))
+        self.deltas = torch.empty_like(self.lse)
+        widths = (q.shape[3], v.shape[3])
+        self.parts = [self._floats(where.sample_parts_size, width) for width in widths]
+        self.sums = [self._floats(where.drawn_size, width) for width in widths]
+
+    def delta(self) -> None:
+        """delta = rowsum(grad_out * out) - grad_lse."""
+        rows = self.lse.numel()
+        kernels.delta_kernel[(triton.cdiv(rows, _ROWS),)](
+            self.out, self.grad_out, self.lse if self.grad_lse is None else self.grad_lse, self.deltas, rows,
+            **delta_constants(self.v.shape[3], self.grad_lse is not None), num_warps=4,
+        )  # fmt: skip
+
+    def samples(self) -> None:
+        """dk and dv of the sampled keys: parts of the queries, then their sum, over all levels at once."""
+        where = self.where
+        most = max(level.num_samples for level in where.levels)
+        if most == 0:
+            return
+        queries, keys = where.sides
+        max_parts = max(-(-level.num_tiles // TILES_PER_PART) for level in where.levels)
+        chunks = triton.cdiv(most, self.config.key_block_n)
+        sample_grad_kernels.sample_kernel[(max_parts * queries.rows * where.max_nodes, len(where.levels), chunks)](
+            self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.weights, self.table,
+            *self.parts, *self._strides(),
+            self.q.shape[1], queries.rows // keys.rows, queries.rows, self.q.shape[2], max_parts, TILES_PER_PART,
+            self.scale, **self._constants(self.config.key_block_n), **self._options(),
+        )  # fmt: skip
+        grid = (keys.rows * where.max_nodes, len(where.levels), triton.cdiv(most, _REDUCE_SLOTS))
+        sample_grad_kernels.reduce_kernel[grid](
+            *self.parts, *self.sums, self.table, queries.rows // keys.rows, keys.rows, TILES_PER_PART,
+            **reduce_constants(self.q.shape[3], self.v.shape[3]), num_warps=4,
+        )  # fmt: skip
+
+    def leaves(self) -> None:
+        """Gradients of the exact leaves, from the final out and lse: what the levels are added to."""
+        leaf = self.where.settings.min_seq_len
+        for part in leaf_slices(self.q.shape[2], leaf):
+            grads = leaf_backward(
+                self.grad_out, self.grad_lse, self.q, self.k, self.v, self.out, self.lse, part, leaf, self.scale
+            )
+            for total, grad in zip((self.dq, self.dk, self.dv), grads, strict=True):
+                total.flatten(0, 1)[:, part].unflatten(1, (-1, grad.shape[2])).copy_(grad.transpose(0, 1))
+
+    def queries(self, level: int) -> None:
+        """dq over the blocks and samples of one level."""
+        sizes = self.where.levels[level]
+        constants = self._constants(self.config.query_block_n)
+        pieces = constants["SPLIT"] * sizes.num_tiles * sizes.shape.num_nodes * self.where.sides[0].rows
+        kernels.query_kernel[(pieces,)](
+            self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.weights, self.table, self.dq,
+            *self._strides(), level, self.q.shape[1], self.q.shape[1] // self.k.shape[1], self.q.shape[2], self.scale,
+            ACCUMULATE=self.where.settings.is_causal, **constants, **self._options(),
+        )  # fmt: skip
+
+    def keys(self, level: int) -> None:
+        """dk and dv of one level: every key of its nodes, with what it got as a sample."""
+        sizes = self.where.levels[level]
+        pieces = triton.cdiv(sizes.block_size, self.config.key_block_n) * sizes.num_blocks
+        kernels.key_kernel[(pieces * sizes.shape.num_nodes * self.where.sides[1].rows,)](
+            self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.table, *self.sums,
+            self.dk, self.dv, *self._strides(), level, self.k.shape[1], self.q.shape[1] // self.k.shape[1],
+            self.q.shape[2], self.k.shape[2], self.scale,
+            ACCUMULATE=self.where.settings.is_causal, SLOTS=SLOTS, **self._constants(self.config.key_block_n),
+            **self._options(),
+        )  # fmt: skip
+
+    def _floats(self, rows: int, width: int) -> Tensor:
+        return torch.empty(rows, width, dtype=torch.float32, device=self.q.device)
+
+    def _strides(self) -> list[int]:
+        return [x.stride(dim) for x in (self.q, self.k, self.v) for dim in range(3)]
+
+    def _constants(self, block_n: int) -> dict[str, int]:
+        tile_size = self.where.settings.tile_size
+        return tile_constants(self.q.shape[3], self.v.shape[3], tile_size, self.config.block_m, block_n)
+
+    def _options(self) -> dict[str, int]:
+        return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
+
+
+_REDUCE_SLOTS = 16
+
+
+def delta_constants(value_dim: int, has_grad_lse: bool) -> dict[str, int]:
+    """The compile-time values of the delta kernel."""
+    return {"HAS_GRAD_LSE": has_grad_lse, "DV": value_dim, "BLOCK_DV": block_dim(value_dim), "BLOCK_M": _ROWS}
+
+
+def reduce_constants(head_dim: int, value_dim: int) -> dict[str, int]:
+    """The compile-time values of the reduce kernel."""
+    return {
+        "D": head_dim,
+        "DV": value_dim,
+        "BLOCK_N": _REDUCE_SLOTS,
+        "BLOCK_D": block_dim(head_dim),
+        "BLOCK_DV": block_dim(value_dim),
+    }
+
+
+def tile_constants(head_dim: int, value_dim: int, tile_size: int, block_m: int, block_n: int) -> dict[str, int]:
+    """The compile-time values that the query, sample and key kernels share."""
+    block_m = min(block_m, max(16, triton.next_power_of_2(tile_size)))
+    return {
+        "D": head_dim,
+        "DV": value_dim,
+        "SPLIT": triton.cdiv(tile_size, block_m),
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_D": block_dim(head_dim),
+        "BLOCK_DV": block_dim(value_dim),
+    }
