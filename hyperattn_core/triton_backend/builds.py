@@ -50,7 +50,7 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
         _types(
             plan_kernels.hash_kernel, q=f"*{kind}", k=f"*{kind}", directions=f"*{kind}", ranks="*u8", histograms="*u8"
         ),
-        plan.hash_constants(head_dim, terms, params.num_projections), 4,
+        plan.hash_constants(head_dim, terms, params.num_projections), **plan.hash_options(head_dim, dtype),
     )  # fmt: skip
     num_ranks = max(16, 2**params.num_projections)
     for causal in (False, True):

@@ -110,7 +110,8 @@ class PlanWork:
             q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2),
             q.shape[1], k.shape[1], queries.rows, queries.length, keys.length,
             queries.chunk_len, keys.chunk_len, queries.num_tiles, keys.num_tiles,
-            **hash_constants(q.shape[3], directions.shape[0], where.settings.num_projections), num_warps=4,
+            **hash_constants(q.shape[3], directions.shape[0], where.settings.num_projections),
+            **hash_options(q.shape[3], q.dtype),
         )  # fmt: skip
 
     def sort(self) -> None:
@@ -159,6 +160,14 @@ def hash_constants(head_dim: int, terms: int, num_projections: int) -> dict[str,
         "TILE": SORT_TILE,
         "TILES_PER_PROGRAM": _HASH_TILES,
     }
+
+
+def hash_options(head_dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """Warps and stages of the hash kernel: the longer the rows of a tile, the more of the one, the fewer of the other."""
+    row_bytes = block_dim(head_dim) * dtype.itemsize
+    if row_bytes <= 256:
+        return {"num_warps": 4, "num_stages": 3}
+    return {"num_warps": 4, "num_stages": 2} if row_bytes <= 512 else {"num_warps": 8, "num_stages": 1}
 
 
 def scan_constants(is_causal: bool, num_ranks: int) -> dict[str, int]:
