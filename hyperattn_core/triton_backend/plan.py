@@ -163,7 +163,7 @@ def hash_constants(head_dim: int, terms: int, num_projections: int) -> dict[str,
 
 
 def hash_options(head_dim: int, dtype: torch.dtype) -> dict[str, int]:
-    """Warps and stages of the hash kernel: the longer the rows of a tile, the more of the one, the fewer of the other."""
+    """Warps and stages of the hash kernel: longer rows take more of the one and fewer of the other."""
     row_bytes = block_dim(head_dim) * dtype.itemsize
     if row_bytes <= 256:
         return {"num_warps": 4, "num_stages": 3}

@@ -78,7 +78,7 @@ def candidates(arch: int, dtype: torch.dtype, head_dim: int) -> tuple[AttendConf
     if dtype == torch.float32:  # Products without tensor cores: registers decide.
         if head_dim <= 64:
             return (AttendConfig(32, 32, 4, 2), AttendConfig(64, 32, 8, 2))
-        return (AttendConfig(16, 16, 4, 2),)
+        return (AttendConfig(16, 16, 4, 1),)
     if head_dim <= 64:
         return (
             AttendConfig(64, 64, 4, 5, 168 if head_dim > 32 else None),
@@ -89,12 +89,12 @@ def candidates(arch: int, dtype: torch.dtype, head_dim: int) -> tuple[AttendConf
         )
     if head_dim <= 128:
         return (
-            AttendConfig(64, 32, 4, 5, 168 if arch >= 90 else None),
+            AttendConfig(64, 32, 4, 5),
             AttendConfig(64, 32, 4, 3, 168 if arch >= 90 else None),
             AttendConfig(64, 64, 4, 3),
             AttendConfig(128, 32, 8, 3),
         )
-    return (AttendConfig(64, 32, 4, 3),) if arch >= 90 else (AttendConfig(32, 32, 4, 3),)
+    return (AttendConfig(64, 32, 8, 3),) if arch >= 90 else (AttendConfig(32, 32, 4, 3),)
 
 
 def default_config(arch: int, dtype: torch.dtype, head_dim: int) -> AttendConfig:
@@ -112,7 +112,9 @@ def default_backward_config(arch: int, dtype: torch.dtype, head_dim: int) -> Bac
         return BackwardConfig(16, 16, 16, 8, 1 if arch >= 90 else 2)
     if head_dim <= 64:
         return BackwardConfig(64, 64, 64 if arch >= 90 else 32, 4, 3)
-    return BackwardConfig(64, 32, 32, 8, 2) if head_dim <= 128 else BackwardConfig(32, 16, 16, 4, 2)
+    return (
+        BackwardConfig(64, 32, 32, 8, 2) if head_dim <= 128 else BackwardConfig(32, 16, 16, 8, 2 if arch >= 90 else 1)
+    )
 
 
 def choose(
