@@ -112,9 +112,9 @@ def default_backward_config(arch: int, dtype: torch.dtype, head_dim: int) -> Bac
         return BackwardConfig(16, 16, 16, 8, 1 if arch >= 90 else 2)
     if head_dim <= 64:
         return BackwardConfig(64, 64, 64 if arch >= 90 else 32, 4, 3)
-    return (
-        BackwardConfig(64, 32, 32, 8, 2) if head_dim <= 128 else BackwardConfig(32, 16, 16, 8, 2 if arch >= 90 else 1)
-    )
+    if head_dim <= 128:
+        return BackwardConfig(64, 32, 32, 8, 2)
+    return BackwardConfig(32, 16, 16, 8, 2) if arch >= 90 else BackwardConfig(16, 16, 16, 4, 2)
 
 
 def choose(
