@@ -8,7 +8,7 @@ import os
 import torch
 import triton
 
-from hyperattn_core.triton_backend.support import interpreted
+from hyperattn_core.triton_backend.support import interpreted, traced_as_constant
 from hyperattn_core.triton_backend.tuning import (
     ARCHITECTURES,
     AttendConfig,
@@ -37,7 +37,7 @@ def backward_config(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
     return default_backward_config(architecture(index), dtype, head_dim)
 
 
-@torch.compiler.assume_constant_result
+@traced_as_constant
 def default_tile_size(device: torch.device, dtype: torch.dtype, head_dim: int) -> int:
     """The tile size of a plan that is made for the kernels."""
     return chosen(device, dtype, head_dim).config.tile_size

@@ -5,8 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
@@ -30,7 +34,16 @@ def import_error() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+def traced_as_constant(function: _Function) -> _Function:
+    """Let torch.compile call the function while it traces, and take the answer for a constant.
+
+    torch.compiler.assume_constant_result sets the same mark, but loads the whole compiler to do so.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@traced_as_constant
 def why_unsupported(
     device_type: str, dtype: torch.dtype, head_dim: int, value_dim: int, num_projections: int | None
 ) -> str | None:

@@ -176,14 +176,14 @@ class TestBadCalls:
     @pytest.mark.parametrize(("backend", "near"), [("troch", "torch"), ("orcale", "oracle"), ("Auto", "auto")])
     def test_an_unknown_backend_with_the_nearest_one(self, backend: str, near: str) -> None:
         message = refusal(attend, *qkv(queries=40), backend=backend)
-        assert message.startswith("backend must be one of auto, torch, oracle")
+        assert message.startswith("backend must be one of auto, torch, triton, oracle")
         assert repr(backend) in message
         assert f"did you mean {near!r}?" in message
 
     @pytest.mark.parametrize("backend", ["zzz", "", None, 3])
     def test_a_backend_like_none(self, backend: object) -> None:
         message = refusal(attend, *qkv(queries=40), backend=backend)
-        assert message == f"backend must be one of auto, torch, oracle, got {backend!r}"
+        assert message == f"backend must be one of auto, torch, triton, oracle, got {backend!r}"
 
     @pytest.mark.parametrize("seed", ["3", 1.5, None, True])
     @pytest.mark.parametrize("params", [SHORT, LONG], ids=["exact", "estimate"])
