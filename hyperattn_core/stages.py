@@ -121,12 +121,14 @@ def torch_stages(
     shape, device = plan_shape(q, k), str(q.device)
     shapes = level_shapes(shape, params, is_causal=is_causal)
     if not shapes:
-        return chained({"exact": lambda done: exact_forward(*(x.contiguous() for x in (q, k, v)), is_causal, scale)[0]})
+        return chained(
+            {"exact": lambda done: exact_forward(q.contiguous(), k.contiguous(), v.contiguous(), is_causal, scale)[0]}
+        )
     no_samples = (torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, dtype=torch.float64, device=device))
 
     def sort(done: Mapping[str, Any]) -> object:
-        ranks = done["hash"]
-        return [plan_level(*ranks, level, params, no_samples, DEFAULT_TILE_SIZE) for level in shapes]
+        q_ranks, k_ranks = done["hash"]
+        return [plan_level(q_ranks, k_ranks, level, params, no_samples, DEFAULT_TILE_SIZE) for level in shapes]
 
     def sample(done: Mapping[str, Any]) -> object:
         drawn = [level_samples(level, shape, params, seed, device) for level in shapes]
@@ -136,14 +138,16 @@ def torch_stages(
         ]
 
     def attend(done: Mapping[str, Any]) -> object:
-        inputs = [whole_columns(x).contiguous() for x in (q, k, v)]
+        wide_q, wide_k, wide_v = (whole_columns(x).contiguous() for x in (q, k, v))
         scratch = Buffers(lse_dtype(q), q.device)
         if not is_causal:
-            return own_columns(attend_all(done["sample"][0], *inputs, scale, scratch)[0], v)
-        return inputs, [attend_level(level, *inputs, scale, scratch) for level in done["sample"]]
+            return own_columns(attend_all(done["sample"][0], wide_q, wide_k, wide_v, scale, scratch)[0], v)
+        attended = [attend_level(level, wide_q, wide_k, wide_v, scale, scratch) for level in done["sample"]]
+        return (wide_q, wide_k, wide_v), attended
 
     def leaves(done: Mapping[str, Any]) -> object:
-        return attend_leaves(*done["attend"][0], params.min_seq_len, scale)
+        wide_q, wide_k, wide_v = done["attend"][0]
+        return attend_leaves(wide_q, wide_k, wide_v, params.min_seq_len, scale)
 
     def merge(done: Mapping[str, Any]) -> object:
         out, lse = (x.clone() for x in done["leaves"])

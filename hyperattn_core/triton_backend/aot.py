@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hyperattn_core.triton_backend.builds import TYPES, Build, builds
-from hyperattn_core.triton_backend.support import interpreted
+from hyperattn_core.triton_backend.support import MAX_HEAD_DIM, interpreted
 from hyperattn_core.triton_backend.tuning import ARCHITECTURES
 
 #: Shared memory that one program may take, in bytes.
@@ -99,6 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64], metavar="D")
     parser.add_argument("--candidates", action="store_true", help="every configuration that autotuning tries")
     given = parser.parse_args(arguments)
+    if not all(1 <= head_dim <= MAX_HEAD_DIM for head_dim in given.head_dim):
+        parser.error(f"--head-dim must be from 1 to {MAX_HEAD_DIM}, got {' '.join(map(str, given.head_dim))}")
     if interpreted():
         # The decorated functions of this process are the interpreter's.
         env = {**os.environ, "TRITON_INTERPRET": "0"}
