@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperattn_core.backends import chosen_backend
+from hyperattn_core.backends import PLAN_BACKENDS, chosen_backend
 from hyperattn_core.checks import check_inputs
 from hyperattn_core.exact import default_scale, exact_forward, lse_dtype
 from hyperattn_core.params import HyperAttentionParams
@@ -35,7 +35,6 @@ from hyperattn_core.torch_tiles import Buffers
 Stages = dict[str, Callable[[], object]]
 #: A stage's work on the results of the stages before it, by their names.
 Step = Callable[[Mapping[str, Any]], object]
-_BACKENDS = ("auto", "torch", "triton")
 
 
 def attention_stages(
@@ -73,17 +72,16 @@ def attention_stages(
     check_inputs(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
     factor = default_scale(q, scale)
     params = check_plan_request(q, k, params, seed, is_causal=is_causal)
-    chosen = chosen_backend(q, v.shape[3], params, backend, _BACKENDS)
-    return _maker(chosen)(q, k, v, params, seed, is_causal, factor)
+    return _maker(q, v.shape[3], params, backend)(q, k, v, params, seed, is_causal, factor)
 
 
-def _maker(backend: str) -> Callable[..., Stages]:
+def _maker(q: Tensor, value_dim: int, params: HyperAttentionParams, backend: str) -> Callable[..., Stages]:
     """What makes the stages of a backend: a function (q, k, v, params, seed, is_causal, scale) -> stages."""
-    if backend == "triton":
-        from hyperattn_core.triton_backend.stages import triton_stages
+    if chosen_backend(q, value_dim, params, backend, PLAN_BACKENDS) == "torch":
+        return torch_stages
+    from hyperattn_core.triton_backend.stages import triton_stages
 
-        return triton_stages
-    return torch_stages
+    return triton_stages
 
 
 def chained(steps: Mapping[str, Step]) -> Stages:
