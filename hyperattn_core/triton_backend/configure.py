@@ -93,8 +93,10 @@ def _milliseconds(device: torch.device, dtype: torch.dtype, head_dim: int, confi
     generator = torch.Generator(device).manual_seed(0)
     q, k, v = (torch.randn(*_TUNING_SHAPE, head_dim, generator=generator, device=device, dtype=dtype) for _ in range(3))
     settings = Settings.of(HyperAttentionParams(), is_causal=False, tile_size=config.tile_size)
-    work = ForwardWork(q, k, v, *plan_buffers(q, k, 0, settings), settings, head_dim**-0.5, config)
     try:
-        return float(triton.testing.do_bench(work.attend, warmup=10, rep=50, return_mode="median"))
+        with torch.cuda.device(device):
+            data, weights = plan_buffers(q, k, 0, settings)
+            work = ForwardWork(q, k, v, data, weights, settings, head_dim**-0.5, config)
+            return float(triton.testing.do_bench(work.attend, warmup=10, rep=50, return_mode="median"))
     except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError):
         return float("inf")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +69,10 @@ def leaf_backward(
     lse = as_leaf_batch(lse.unsqueeze(3), part, leaf_len).squeeze(3)
     if grad_lse is not None:
         grad_lse = as_leaf_batch(grad_lse.unsqueeze(3), part, leaf_len).squeeze(3)
-    run = fused_backward if q.device.type == "cuda" else exact_backward
-    return run(grad_out, q, k, v, out, lse, True, scale, grad_lse)
+    if q.device.type != "cuda":
+        return exact_backward(grad_out, q, k, v, out, lse, True, scale, grad_lse)
+    with _deterministic():
+        return fused_backward(grad_out, q, k, v, out, lse, True, scale, grad_lse)
 
 
 def leaf_kernel(q: Tensor, v: Tensor, leaf_len: int, scale: float) -> str:
@@ -93,6 +97,21 @@ def describe_leaves() -> dict[str, str]:
         f"leaves {str(dtype).removeprefix('torch.')} d={head_dim} length={leaf_len}": kernel
         for (_, dtype, head_dim, leaf_len), kernel in _remembered.items()
     }
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """PyTorch's flash kernel adds up dq in a fixed order only under this setting; put back afterwards."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 _remembered: dict[tuple[int, torch.dtype, int, int], str] = {}

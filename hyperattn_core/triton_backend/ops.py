@@ -32,7 +32,8 @@ torch.library.define(
 
 @torch.library.impl("hyperattn::plan", _DEVICES)
 def _plan(q: Tensor, k: Tensor, seed: int, settings: list[int]) -> tuple[Tensor, Tensor]:
-    return plan_buffers(q.detach(), k.detach(), seed, Settings.from_list(settings))
+    with torch.cuda.device_of(q):
+        return plan_buffers(q.detach(), k.detach(), seed, Settings.from_list(settings))
 
 
 @torch.library.register_fake("hyperattn::plan")
@@ -45,7 +46,8 @@ def _(q: Tensor, k: Tensor, seed: int, settings: list[int]) -> tuple[Tensor, Ten
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, data: Tensor, weights: Tensor, settings: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
-    return forward(q, k, v, data, weights, Settings.from_list(settings), scale)
+    with torch.cuda.device_of(q):
+        return forward(q, k, v, data, weights, Settings.from_list(settings), scale)
 
 
 @torch.library.register_fake("hyperattn::attend")
@@ -69,7 +71,8 @@ def _attend_backward(
     settings: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backward(grad_out, grad_lse, q, k, v, out, lse, data, weights, Settings.from_list(settings), scale)
+    with torch.cuda.device_of(q):
+        return backward(grad_out, grad_lse, q, k, v, out, lse, data, weights, Settings.from_list(settings), scale)
 
 
 @torch.library.register_fake("hyperattn::attend_backward")

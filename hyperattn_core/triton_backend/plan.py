@@ -58,7 +58,8 @@ def make_plan(
     if not level_shapes(shape, params, is_causal=is_causal):
         return AttentionPlan(params, seed, is_causal, shape, (), None)
     settings = Settings.of(params, is_causal=is_causal, tile_size=tile_size)
-    data, weights = plan_buffers(q.detach(), k.detach(), seed, settings)
+    with torch.cuda.device_of(q):
+        data, weights = plan_buffers(q.detach(), k.detach(), seed, settings)
     where = geometry(shape, settings)
     levels = tuple(
         replace(level, sample_weight=level_samples(part.shape, shape, params, seed, str(q.device))[1])
