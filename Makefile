@@ -11,11 +11,21 @@ RESUME ?= --resume
 # More words for `hyperbench run`, such as ARGS="shape.heads=4 is_causal=false".
 ARGS ?=
 
-.PHONY: help setup test lint format reproduce-fig4 clean
+# For `make gpu`: PYTHON as given, else python3 if its PyTorch sees a GPU, else that of .venv; nothing is installed.
+GPU_PYTHON = $(if $(filter-out file,$(origin PYTHON)),$(PYTHON),$(shell \
+  python3 -c 'import sys, torch; sys.exit(sys.version_info < (3, 11) or not torch.cuda.is_available())' 2> /dev/null && echo python3 \
+  || { test -x $(BIN)/python && echo $(BIN)/python || echo python3; }))
+GPU_BUDGET ?=
+GPU_ARGS ?=
+is_on = $(filter-out 0 no false,$($(1)))
+
+.PHONY: help setup test lint format reproduce-fig4 gpu kernels clean
 
 help:
 	@echo "make reproduce-fig4  measure this machine and draw the paper's Fig. 4 (about ten minutes on two cores)"
 	@echo "make test            run the tests (a few minutes)"
+	@echo "make gpu             test and measure on the NVIDIA GPU of this machine; GPU_BUDGET=8m is a short one, DRY_RUN=1 a look"
+	@echo "make kernels         registers, spills and shared memory of every GPU kernel; needs no GPU"
 	@echo "make lint            ruff, mypy and import-linter"
 	@echo "make format          let ruff format the code"
 	@echo "make setup           only make the virtual environment .venv"
@@ -46,6 +56,16 @@ reproduce-fig4: $(INSTALLED)
 	@# Points that failed (exit code 1) are crosses in the figure, and no reason to go without it.
 	$(BIN)/hyperbench run sweep=fig4 "out=$(RUN)" $(RESUME) $(ARGS) || test $$? -eq 1
 	$(BIN)/hyperbench plot fig4 times --run "$(RUN)"
+
+# KEEP_GOING=1 measures although tests fail, FRESH=1 measures everything again. docs/gpu.md tells the rest.
+gpu: export GPU_BUDGET := $(GPU_BUDGET)
+gpu:
+	@$(GPU_PYTHON) -m hyperbench.gpu_reference $(if $(call is_on,DRY_RUN),--dry-run) \
+	  $(if $(call is_on,KEEP_GOING),--keep-going) $(if $(call is_on,FRESH),--fresh) $(GPU_ARGS)
+
+# ARGS="--candidates --head-dim 64 128" prints more.
+kernels: $(INSTALLED)
+	@$(BIN)/python -m hyperattn_core.triton_backend.aot $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

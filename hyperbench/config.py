@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hyperbench import catalog
 from hyperbench.catalog import ConfigError, check_name, nearest
 from hyperbench.overrides import Overrides, check_keys, check_mappings, flat_keys, parse
-from hyperbench.validate import ErrorConfig, ProtocolConfig, check_dtypes, check_shape, passes_of, typed
+from hyperbench.validate import ErrorConfig, ProtocolConfig, check_dtypes, check_shape, passes_of, stages_of, typed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -61,6 +61,7 @@ class RunConfig:
     protocol: ProtocolConfig
     error: ErrorConfig
     passes: tuple[str, ...]
+    stages: bool
     points: tuple[PointConfig, ...]
     axes: dict[str, list[Any]]
     out: str | None
@@ -110,12 +111,14 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
         reason=reason,
     )
     protocol = typed(ProtocolConfig, resolved["protocol"], "protocol")
+    passes = passes_of(resolved["passes"], protocol)
     return RunConfig(
         sweep=_sweep_name(resolved["sweep"]["name"]),
         device=device_config,
         protocol=protocol,
         error=typed(ErrorConfig, resolved["error"], "error"),
-        passes=passes_of(resolved["passes"], protocol),
+        passes=passes,
+        stages=stages_of(resolved["stages"], passes),
         points=_expand(base, {key: values for key, values in axes.items() if key != "input"}, device_config),
         axes=axes,
         out=overrides.out,

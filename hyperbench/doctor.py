@@ -40,6 +40,7 @@ def examine() -> dict[str, Any]:
         "device": device,
         "environment": {k: v for k, v in found.items() if v is not None},
         "methods": runnable,
+        "triton_backend": {"runs": facts["triton_backend"] is None, "reason": facts["triton_backend"]},
         "problems": facts["problems"],
         "attention_flops_per_s": facts["flops_per_s"],
         "timer": facts["timer"],
@@ -62,6 +63,9 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         methods.add_row(Text(name, style="bold"), Text("runs" if reason is None else f"cannot run: {reason}"))
     console.print(Text(f"\nmethods on {device}", style="bold"))
     console.print(methods)
+    kernels = report["triton_backend"]
+    console.print(Text("\nTriton kernels of HyperAttention", style="bold"))
+    console.print(Text("run here" if kernels["runs"] else f"cannot run here: {kernels['reason']}"))
     console.print(Text("\ntimer and noise", style="bold"))
     for line in _timer_lines(report):
         console.print(Text(line))

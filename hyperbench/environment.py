@@ -43,6 +43,10 @@ def _gib(value: int) -> str:
     return f"{value / _GIB:.1f} GiB"
 
 
+def _pairs(value: Mapping[str, object]) -> str:
+    return " ".join(f"{name}={text}" for name, text in value.items())
+
+
 #: Every key there is; a value may be null where the machine does not tell.
 KEYS: dict[str, Key] = {
     "machine": Key(str, _filled),
@@ -57,6 +61,7 @@ KEYS: dict[str, Key] = {
     "cuda": Key(str, _filled),
     "torch": Key(str, _filled),
     "triton": Key(str, _filled),
+    "kernels": Key(dict, show=_pairs),
     "flash_attn": Key(str, _filled),
     "python": Key(str, _filled),
     "os": Key(str, _filled),
@@ -64,7 +69,7 @@ KEYS: dict[str, Key] = {
     "commit": Key(str, lambda value: all(c in "0123456789abcdef" for c in value)),
     "dirty": Key(bool),
     "code": Key(str, _filled),
-    "env_vars": Key(dict, show=lambda value: " ".join(f"{name}={text}" for name, text in value.items())),
+    "env_vars": Key(dict, show=_pairs),
     "device": Key(str, _filled),
     "device_reason": Key(str),
     "config_hash": Key(str, _filled),

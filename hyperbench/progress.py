@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from hyperbench.schema import Record, Timing
+from hyperbench.schema import Record, Stage, Timing
 from hyperbench.stats import median
 
 #: Room that a bar leaves for the bar itself, the percentage and two times.
@@ -48,7 +48,7 @@ class Quiet:
 
 
 class Lines(Quiet):
-    """A plain line for every timing; for pipes and logs."""
+    """A plain line for every timing and stage; for pipes and logs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -58,8 +58,8 @@ class Lines(Quiet):
         self._console.print(f"estimated time: {duration(total_s)}", highlight=False)
 
     def row(self, record: Record) -> None:
-        """Print a timing."""
-        if isinstance(record, Timing):
+        """Print a time."""
+        if isinstance(record, Timing | Stage):
             self._console.print(describe(record), highlight=False, soft_wrap=True, markup=False)
 
 
@@ -104,8 +104,8 @@ class Bar(Quiet):
             self._progress.advance(self._task, cost_s)
 
     def row(self, record: Record) -> None:
-        """Print a timing that failed."""
-        if isinstance(record, Timing) and not record.status.has_timing:
+        """Print a time that could not be taken."""
+        if isinstance(record, Timing | Stage) and not record.status.has_timing:
             self._progress.console.print(describe(record), highlight=False, markup=False)
 
 
@@ -116,11 +116,12 @@ def listener(console: Console, *, quiet: bool) -> Quiet:
     return Bar(console) if console.is_terminal else Lines(console)
 
 
-def describe(timing: Timing) -> str:
-    """A timing in one line: point, pass, and the median or what went wrong."""
+def describe(timing: Timing | Stage) -> str:
+    """A timing in one line: point, pass or stage, and the median or what went wrong."""
     point = timing.point
     masking = "causal" if point.is_causal else "non-causal"
-    head = f"{point.method} {point.input} n={point.seq_len:,} heads={point.heads} {masking} {timing.pass_}"
+    what = timing.pass_ if isinstance(timing, Timing) else f"stage {timing.stage}"
+    head = f"{point.method} {point.input} n={point.seq_len:,} heads={point.heads} {masking} {what}"
     if not timing.status.has_timing:
         return f"{head}: {timing.status}: {timing.message}"
     note = f" ({timing.message})" if timing.message else ""

@@ -27,6 +27,8 @@ PARAMETER_TYPES: dict[str, type[Any]] = {
 }
 #: The largest integer that a column of the tables holds.
 MAX_INT = 2**63 - 1
+#: In the place of a stage's name: all stages of a point, where none could be told apart.
+ALL_STAGES = "all"
 
 
 class Status(StrEnum):
@@ -177,16 +179,44 @@ class ErrorRow:
 
 @dataclass(frozen=True)
 class Stage:
-    """Median time of one stage (hash, sort, sample, ...) of a method's forward pass at a point."""
+    """Samples of one stage (hash, sort, sample, ...) of a method's forward pass at a point in one round, in time order.
+
+    `all_stages` names every stage of the pass in order, so that a reader knows where this one stands and whether one
+    is missing. The stage ALL_STAGES stands for all that have no record of their own: nothing could be told of them.
+    """
 
     point: Point
     stage: str
-    median_ms: float
+    median_ms: float | None
+    samples_ms: tuple[float, ...] = ()
+    all_stages: tuple[str, ...] = ()
+    protocol: str = ""
+    round: int = 0
+    status: Status = Status.OK
+    stop_reason: StopReason | None = None
+    message: str = ""
 
     def __post_init__(self) -> None:
         _check_types(self)
-        if not 0.0 <= self.median_ms < math.inf:
+        if self.status.has_timing != (self.median_ms is not None):
+            raise ValueError(f"a stage of status {self.status} cannot have median_ms={self.median_ms}")
+        if self.median_ms is not None and not 0.0 <= self.median_ms < math.inf:
             raise ValueError(f"median_ms={self.median_ms} must be a non-negative number")
+        if self.samples_ms and (
+            self.median_ms is None or not min(self.samples_ms) <= self.median_ms <= max(self.samples_ms)
+        ):
+            raise ValueError(f"median_ms={self.median_ms} must lie among samples_ms")
+        if not all(0.0 <= sample < math.inf for sample in self.samples_ms):
+            raise ValueError("samples_ms must be non-negative numbers")
+        if self.all_stages and self.stage not in (*self.all_stages, ALL_STAGES):
+            raise ValueError(f"stage={_short(self.stage)} must be one of {_short(self.all_stages)}")
+        if self.round < 0:
+            raise ValueError(f"round={self.round} cannot be negative")
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What makes a stage unique within a run: (point_id, "stage", stage, round)."""
+        return (self.point.point_id, "stage", self.stage, self.round)
 
 
 Record = Timing | ErrorRow | Stage

@@ -1,7 +1,8 @@
 """The hinge of the house: a run's folder, its journal (the truth) and the tables made from it.
 
 A run's folder holds config.yaml (resolved), environment.json, journal.jsonl (a line per finished measurement) and the
-tables timings, errors and stages as .parquet and .csv. The tables can always be made again from the journal.
+tables timings, errors and stages as .csv, and as .parquet where pyarrow is installed. The tables can always be made
+again from the journal.
 """
 
 from __future__ import annotations
@@ -122,13 +123,20 @@ def read_journal(path: Path) -> list[Record]:
 
 
 def write_tables(run_dir: Path) -> None:
-    """Make timings, errors and stages from the journal, as .parquet and .csv, each by temporary file and rename."""
+    """Make timings, errors and stages from the journal, as .parquet and .csv, each by temporary file and rename.
+
+    Without pyarrow there is no .parquet; one that is there from before goes, as it would be behind the journal.
+    """
     run = load_run(run_dir)
     from hyperbench import tables
 
+    with_parquet = tables.can_write_parquet()
     for name in tables.TABLES:
         frame: DataFrame = getattr(run, name)
-        atomic_write(run.path / f"{name}.parquet", partial(tables.to_parquet, frame, name))
+        if with_parquet:
+            atomic_write(run.path / f"{name}.parquet", partial(tables.to_parquet, frame, name))
+        else:
+            (run.path / f"{name}.parquet").unlink(missing_ok=True)
         atomic_write(run.path / f"{name}.csv", partial(frame.to_csv, index=False))
 
 

@@ -14,6 +14,7 @@ from hyperbench.measure.runner import GOOD_STATUSES, Outcome
 from hyperbench.measure.session import Prepared
 from hyperbench.progress import duration
 from hyperbench.store import load_run
+from hyperbench.tables import can_write_parquet
 
 
 def print_grid(prepared: Prepared, console: Console) -> None:
@@ -45,6 +46,7 @@ def dry_run(prepared: Prepared) -> dict[str, Any]:
         "device_reason": config.device.reason,
         "protocol": config.protocol.name,
         "passes": list(config.passes),
+        "stages": len(prepared.cells) if config.stages else 0,
         "axes": config.axes,
         "estimate_s": round(sum(estimates), 3),
         "points": points,
@@ -62,17 +64,20 @@ def print_dry_run(prepared: Prepared, console: Console) -> None:
         shape = (str(p.batch), str(p.heads), str(p.kv_heads), f"{p.seq_len:,}", str(p.head_dim))
         table.add_row(p.method, p.input, "yes" if p.is_causal else "no", *shape, p.dtype, hyper, duration(seconds))
     console.print(table)
-    console.print(
-        f"{len(prepared.cells)} points, estimated time {duration(sum(prepared.estimates_s()))}", highlight=False
-    )
+    points = f"{len(prepared.cells)} points"
+    if prepared.config.stages:
+        points += f", stages of the forward pass at {len(prepared.cells)} of them"
+    console.print(f"{points}, estimated time {duration(sum(prepared.estimates_s()))}", highlight=False)
 
 
 def outcome_data(folder: Path, outcome: Outcome) -> dict[str, Any]:
     """How a run ended, as plain data."""
+    stages = {"stages_now": {str(k): n for k, n in outcome.stage_statuses.items()}} if outcome.stage_statuses else {}
     return {
         "run": str(folder),
         "rows": {str(k): int(v) for k, v in load_run(folder).timings["status"].value_counts().items()},
         "measured_now": {str(status): count for status, count in outcome.statuses.items()},
+        **stages,
         "interrupted": outcome.interrupted,
     }
 
@@ -80,12 +85,14 @@ def outcome_data(folder: Path, outcome: Outcome) -> dict[str, Any]:
 def has_failures(folder: Path) -> bool:
     """Whether a run holds rows that should have worked; `unsupported` is an answer, not a failure."""
     run = load_run(folder)
-    return not {*run.timings["status"], *run.errors["status"]} <= {str(s) for s in GOOD_STATUSES}
+    return not {*run.timings["status"], *run.errors["status"], *run.stages["status"]} <= {str(s) for s in GOOD_STATUSES}
 
 
 def print_outcome(folder: Path, outcome: Outcome, console: Console) -> None:
     """The run's tables, and what to do next."""
     show_run(folder, console)
+    if not can_write_parquet():
+        console.print("the tables are .csv alone: .parquet needs pyarrow, which is not installed here", soft_wrap=True)
     if outcome.interrupted:
         console.print("interrupted; what was finished is kept: the same command with --resume goes on", soft_wrap=True)
     console.print(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.schema import PARAMETER_TYPES, ErrorRow, Point, Record, Stage, Timing
-from hyperbench.stats import Summary, summarise
+from hyperbench.schema import ALL_STAGES, PARAMETER_TYPES, ErrorRow, Point, Record, Stage, Timing
+from hyperbench.stats import Summary, median_interval, summarise
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -56,7 +57,22 @@ TABLES: dict[str, dict[str, str]] = {
         "status": "text",
         "message": "text",
     },
-    "stages": {**_POINT_HEAD, "seed": "int64", "stage": "text", "median_ms": "float64"},
+    "stages": {
+        **_POINT_HEAD,
+        "seed": "int64",
+        "protocol": "text",
+        "round": "int64",
+        "stage": "text",
+        "position": "Int64",
+        "num_stages": "Int64",
+        "status": "text",
+        "stop_reason": "text",
+        "n_samples": "int64",
+        "median_ms": "float64",
+        "ci_low_ms": "float64",
+        "ci_high_ms": "float64",
+        "message": "text",
+    },
 }
 
 
@@ -71,13 +87,23 @@ def build(records: Iterable[Record], run_id: str) -> dict[str, DataFrame]:
         elif isinstance(record, ErrorRow):
             errors[record.key] = record
         else:
-            stages[record.point.point_id, record.stage] = record
+            stages.pop(dataclasses.replace(record, stage=ALL_STAGES).key, None)
+            stages[record.key] = record
     implementations = {t.point.point_id: t.implementation for t in timings.values() if t.implementation}
     return {
         "timings": _frame("timings", [_timing_row(t, run_id) for t in timings.values()]),
         "errors": _frame("errors", [_error_row(e, run_id, implementations) for e in errors.values()]),
         "stages": _frame("stages", [_stage_row(s, run_id, implementations) for s in stages.values()]),
     }
+
+
+def can_write_parquet() -> bool:
+    """Whether pyarrow is here; without it the tables are csv alone."""
+    try:
+        importlib.import_module("pyarrow")
+    except ImportError:
+        return False
+    return True
 
 
 def to_parquet(frame: DataFrame, table: str, path: Path) -> None:
@@ -147,9 +173,20 @@ def _error_row(error: ErrorRow, run_id: str, implementations: dict[str, str]) ->
 
 
 def _stage_row(stage: Stage, run_id: str, implementations: dict[str, str]) -> dict[str, Any]:
+    low, high = median_interval(stage.samples_ms) if stage.samples_ms else (None, None)
     return {
         **_point_row(stage.point, run_id, implementations.get(stage.point.point_id)),
         "seed": stage.point.seed,
+        "protocol": stage.protocol,
+        "round": stage.round,
         "stage": stage.stage,
+        "position": stage.all_stages.index(stage.stage) if stage.stage in stage.all_stages else None,
+        "num_stages": len(stage.all_stages) or None,
+        "status": str(stage.status),
+        "stop_reason": str(stage.stop_reason) if stage.stop_reason else None,
+        "n_samples": len(stage.samples_ms),
         "median_ms": stage.median_ms,
+        "ci_low_ms": low,
+        "ci_high_ms": high,
+        "message": stage.message,
     }

@@ -103,6 +103,15 @@ def passes_of(value: Any, protocol: ProtocolConfig) -> tuple[str, ...]:
     return tuple(str(p) for p in Pass if str(p) in chosen)
 
 
+def stages_of(value: Any, passes: tuple[str, ...]) -> bool:
+    """Whether stages are timed. Raises ConfigError unless it is true or false and the forward pass is timed as well."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"stages={value} must be true or false")
+    if value and Pass.FORWARD not in passes:
+        raise ConfigError(f"stages=true needs the forward pass, whose stages they are; passes={list(passes)} lacks it")
+    return value
+
+
 def check_shape(shape: dict[str, Any], is_causal: Any, seed: Any, method: str, hyper: dict[str, Any]) -> None:
     """Raise ConfigError unless sizes are positive, heads fit, and the method's known sizes are positive or null."""
     for name, value in shape.items():

@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from hyperbench.schema import PARAMETER_TYPES, ErrorRow, Pass, Point, Record, Stage, Status, StopReason, Timing
+from hyperbench.stats import median
 
 names = st.text(min_size=1, max_size=8)
 milliseconds = st.floats(0, 1e9)
@@ -119,9 +120,24 @@ def error_rows(draw: st.DrawFn) -> ErrorRow:
     )
 
 
-def stages() -> st.SearchStrategy[Stage]:
-    """Any stage."""
-    return st.builds(Stage, point=points(), stage=names, median_ms=milliseconds)
+@st.composite
+def stages(draw: st.DrawFn) -> Stage:
+    """Any stage, of any status; those of older journals have no samples."""
+    status = draw(st.sampled_from(Status))
+    samples = draw(st.lists(milliseconds, max_size=9)) if status.has_timing else []
+    name = draw(names)
+    return Stage(
+        point=draw(points()),
+        stage=name,
+        median_ms=(median(samples) if samples else draw(milliseconds)) if status.has_timing else None,
+        samples_ms=tuple(samples),
+        all_stages=draw(st.just(()) | st.lists(names, max_size=3).map(lambda others: (name, *others))),
+        protocol=draw(st.text(max_size=8)),
+        round=draw(st.integers(0, 9)),
+        status=status,
+        stop_reason=draw(st.none() | st.sampled_from(StopReason)),
+        message=draw(st.text(max_size=20)),
+    )
 
 
 def records() -> st.SearchStrategy[Record]:

@@ -61,12 +61,31 @@ def test_every_shipped_sweep_composes(sweep: str, device: str) -> None:
     assert "hyper" in methods
     assert (config.sweep, config.device.name) == (sweep, device)
     assert {point.dtype for point in config.points} == {"float32" if device == "cpu" else "bfloat16"}
-    if sweep in ("fig4", "seq_len"):
+    if sweep in ("fig4", "seq_len", "stages"):
         assert sorted({point.shape["seq_len"] for point in config.points}) == lengths
         assert {point.shape["heads"] for point in config.points} == {1 if device == "cpu" else 12}
     if "is_causal" in written:
         assert {point.is_causal for point in config.points} == set(written["is_causal"])
-    assert config.passes == ("forward", "backward", "forward_backward")
+    # The stages are those of a forward pass.
+    assert config.stages == (sweep == "stages")
+    assert config.passes == (("forward",) if config.stages else ("forward", "backward", "forward_backward"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("stages=maybe",), "stages=maybe must be true or false"),
+        (("stages=1",), "stages=1 must be true or false"),
+        (("stages=null",), "stages=None must be true or false"),
+        (("stages=true,false",), "stages takes one value for a run"),
+        (("stages=true", "passes=[backward]"), "stages=true needs the forward pass"),
+        (("stage=true",), "did you mean 'stages'"),
+    ],
+)
+def test_stages_are_asked_for_beside_a_forward_pass_or_not_at_all(words: tuple[str, ...], told: str) -> None:
+    assert config_of("stages=true", "passes=[backward,forward]").stages
+    assert not config_of("sweep=stages", "stages=false").stages
+    assert told in refusal(*words)
 
 
 @pytest.mark.parametrize("sweep", catalog.names("sweep"))

@@ -11,10 +11,12 @@ from made_records import a_point, a_timing, timings
 from rich.console import Console
 
 from hyperbench.progress import Bar, Lines, Quiet, describe, duration, listener
-from hyperbench.schema import ErrorRow, Pass, Record, Status, Timing
+from hyperbench.schema import ErrorRow, Pass, Record, Stage, Status, Timing
 
 FAILED = a_timing(status=Status.OOM, samples_ms=(), stop_reason=None, message="no [bold]room[/bold]")
-RECORDS: list[Record] = [a_timing(), FAILED, ErrorRow(a_point(), 0, "out_rel_fro", 0.5)]
+STAGE = Stage(a_point(), "hash", 1.5, (1.0, 2.0), ("hash", "sort"))
+LOST_STAGE = Stage(a_point(), "sort", None, (), ("hash", "sort"), status=Status.OOM, message="no room")
+RECORDS: list[Record] = [a_timing(), FAILED, ErrorRow(a_point(), 0, "out_rel_fro", 0.5), STAGE, LOST_STAGE]
 
 
 def shown(make: type[Quiet], *, terminal: bool) -> str:
@@ -31,15 +33,19 @@ def shown(make: type[Quiet], *, terminal: bool) -> str:
     return text.getvalue()
 
 
-def test_a_pipe_gets_a_line_for_every_timing() -> None:
+def test_a_pipe_gets_a_line_for_every_timing_and_stage() -> None:
     lines = shown(Lines, terminal=False).splitlines()
-    assert lines == ["estimated time: 2 min", describe(a_timing()), describe(FAILED)]
+    timed = [describe(record) for record in (a_timing(), FAILED, STAGE, LOST_STAGE)]
+    assert lines == ["estimated time: 2 min", *timed]
+    assert "stage hash: 1.5 ms, 2 samples" in timed[2]
+    assert "stage sort: oom: no room" in timed[3]
 
 
 def test_a_terminal_gets_a_bar_and_the_failures() -> None:
     text = shown(Bar, terminal=True)
     assert "100%" in text
     assert describe(FAILED) in text
+    assert describe(LOST_STAGE) in text
     assert describe(a_timing()) not in text
 
 

@@ -112,6 +112,31 @@ def test_a_sample_is_a_time(sample: Any) -> None:
         Stage(a_point(), "hash", sample)
 
 
+@pytest.mark.parametrize("status", list(Status))
+def test_a_stage_has_a_time_where_its_status_says_so(status: Status) -> None:
+    good = Stage(a_point(), "hash", 1.0 if status.has_timing else None, status=status)
+    assert good.key == Stage(a_point(), "hash", 2.0).key
+    with pytest.raises(ValueError, match="cannot have median_ms"):
+        Stage(a_point(), "hash", None if status.has_timing else 1.0, status=status)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"samples_ms": (1.0, -1.0)}, "samples_ms"),
+        ({"samples_ms": (1.5, 2.0)}, "median_ms"),
+        ({"median_ms": None, "samples_ms": (1.0,), "status": Status.OOM}, "median_ms"),
+        ({"all_stages": ("sort", "attend")}, "stage='hash'"),
+        ({"all_stages": "hash"}, "all_stages"),
+        ({"round": -1}, "round"),
+    ],
+)
+def test_a_stage_refuses_what_cannot_be(changes: dict[str, Any], words: str) -> None:
+    fields: dict[str, Any] = {"point": a_point(), "stage": "hash", "median_ms": 1.0, **changes}
+    with pytest.raises(ValueError, match=words):
+        Stage(**fields)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -161,7 +186,7 @@ def test_a_missing_key_is_refused_or_has_its_default(record: Record) -> None:
     defaults = {f.name for f in dataclasses.fields(record) if f.default is not dataclasses.MISSING}
     for name in good:
         rest = {key: value for key, value in good.items() if key != name}
-        if name in defaults and name != "samples_ms":
+        if name in defaults and not (name == "samples_ms" and isinstance(record, Timing)):
             from_json(rest)
         else:
             with pytest.raises(ValueError):

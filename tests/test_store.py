@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from made_records import a_point, a_timing, records
 
 from hyperbench import store
-from hyperbench.schema import ErrorRow, Record, Stage, Status, to_json
+from hyperbench.schema import ALL_STAGES, ErrorRow, Record, Stage, Status, StopReason, to_json
 from hyperbench.stats import summarise
 from hyperbench.store import Journal, StoreError, load_run, read_journal, write_tables
 
@@ -35,15 +35,27 @@ DOCUMENTED = {
         "exact_equivalent_flops", "executed_flops", "message",
     ],
     "errors": [*POINT_COLUMNS, "input_seed", "seed", "metric", "value", "status", "message"],
-    "stages": [*POINT_COLUMNS, "seed", "stage", "median_ms"],
+    "stages": [
+        *POINT_COLUMNS, "seed", "protocol", "round", "stage", "position", "num_stages", "status", "stop_reason",
+        "n_samples", "median_ms", "ci_low_ms", "ci_high_ms", "message",
+    ],
 }  # fmt: skip
 WHOLE = {"batch", "heads", "kv_heads", "seq_len", "head_dim", "seed", "input_seed", "round", "n_samples"}
-WHOLE_OR_NULL = {"block_size", "sample_size", "num_projections", "min_seq_len", "peak_memory_bytes"}
+WHOLE_OR_NULL = {
+    "block_size",
+    "sample_size",
+    "num_projections",
+    "min_seq_len",
+    "peak_memory_bytes",
+    "position",
+    "num_stages",
+}
 NUMBERS = {"value", "exact_equivalent_flops", "executed_flops"}
 SOME: list[Record] = [
     a_timing(),
     a_timing(a_point(hyper={}), status=Status.OOM, samples_ms=(), stop_reason=None, message='no "room", sorry'),
     ErrorRow(a_point(), 3, "out_rel_fro", float("inf")),
+    # As journals of the first version of the schema have it.
     Stage(a_point(), "hash", 0.25),
 ]  # fmt: skip
 
@@ -330,8 +342,33 @@ def test_the_tables_say_what_the_records_say(tmp_path: Path) -> None:
     assert pd.isna(failed["block_size"])
     error, stage = run.errors.to_dict("records")[0], run.stages.to_dict("records")[0]
     assert (error["metric"], error["value"], error["seed"], error["input_seed"]) == ("out_rel_fro", float("inf"), 3, 0)
+    assert (stage["stage"], stage["median_ms"], stage["n_samples"], stage["status"]) == ("hash", 0.25, 0, "ok")
     # Errors and stages tell which code it was, as far as a timing of the point told it.
     assert error["implementation"] == stage["implementation"] == "some-kernel"
+
+
+def test_a_stage_has_its_place_its_samples_and_its_rounds(tmp_path: Path) -> None:
+    names = ("hash", "sort")
+    rows = [
+        Stage(a_point(), "sort", 2.0, (1.0, 2.0, 4.0), names, "strict", 0, stop_reason=StopReason.BUDGET),
+        Stage(a_point(), "sort", 3.0, (3.0,), names, "strict", 1),
+        Stage(a_point(), "hash", None, (), names, "strict", 0, Status.OOM, message="no room"),
+    ]
+    run = load_run(make_run(tmp_path / "run", b"".join(map(line_of, rows))))
+    sort, again, hashed = run.stages.to_dict("records")
+    assert (sort["position"], sort["num_stages"], sort["round"], again["round"]) == (1, 2, 0, 1)
+    assert (sort["n_samples"], sort["median_ms"], sort["ci_low_ms"], sort["ci_high_ms"]) == (3, 2.0, 1.0, 4.0)
+    assert (sort["protocol"], sort["stop_reason"]) == ("strict", "budget")
+    assert (hashed["status"], hashed["message"]) == ("oom", "no room")
+    assert pd.isna(hashed["median_ms"])
+
+
+def test_a_stage_that_was_timed_after_all_takes_the_place_of_the_row_for_all(tmp_path: Path) -> None:
+    lost = Stage(a_point(), ALL_STAGES, None, status=Status.TIMEOUT, message="slow")
+    timed = Stage(a_point(), "hash", 1.0, (1.0,), ("hash",))
+    other = Stage(a_point(seq_len=7), ALL_STAGES, None, status=Status.TIMEOUT, message="slow")
+    run = load_run(make_run(tmp_path / "run", b"".join(map(line_of, [lost, other, timed]))))
+    assert list(zip(run.stages["seq_len"], run.stages["stage"], strict=True)) == [(7, ALL_STAGES), (1024, "hash")]
 
 
 def test_the_last_record_of_a_measurement_counts(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from hyperbench import summary
 from hyperbench.measure.runner import Outcome
-from hyperbench.schema import ErrorRow, Record, Status, to_json
+from hyperbench.schema import ALL_STAGES, ErrorRow, Record, Stage, Status, to_json
 
 
 def a_console() -> tuple[Console, io.StringIO]:
@@ -59,6 +59,17 @@ def test_a_dry_run_holds_every_point_and_adds_up() -> None:
     assert sum("block_size=256" in line for line in lines) == 6
 
 
+def test_a_dry_run_counts_the_points_whose_stages_are_timed_and_their_time() -> None:
+    words = ("shape.seq_len=2048,4096", "is_causal=false,true", "method=hyper", "passes=[forward]")
+    with_stages, without = prepared(*words, "stages=true"), prepared(*words)
+    data, plain = summary.dry_run(with_stages), summary.dry_run(without)
+    assert (data["stages"], plain["stages"]) == (4, 0)
+    assert all(a["estimate_s"] > b["estimate_s"] for a, b in zip(data["points"], plain["points"], strict=True))
+    console, text = a_console()
+    summary.print_dry_run(with_stages, console)
+    assert "4 points, stages of the forward pass at 4 of them, estimated time " in text.getvalue()
+
+
 def test_the_outcome_is_plain_data(tmp_path: Path) -> None:
     folder = run_of(tmp_path, a_timing(), a_timing(round=1), failed(Status.OOM))
     data = summary.outcome_data(folder, Outcome(Counter({Status.OK: 1}), interrupted=True))
@@ -79,6 +90,17 @@ def test_only_what_should_have_worked_is_a_failure(tmp_path: Path, status: Statu
 def test_an_error_that_could_not_be_measured_is_a_failure(tmp_path: Path) -> None:
     row = ErrorRow(a_point(), 0, "out_rel_fro", None, Status.ERROR, "no reference")
     assert summary.has_failures(run_of(tmp_path, a_timing(), row))
+
+
+@pytest.mark.parametrize("status", [status for status in Status if not status.has_timing])
+def test_a_stage_that_could_not_be_timed_is_a_failure_unless_the_method_tells_none(
+    tmp_path: Path, status: Status
+) -> None:
+    row = Stage(a_point(), ALL_STAGES, None, status=status, message="for a reason")
+    folder = run_of(tmp_path, a_timing(), row)
+    assert summary.has_failures(folder) == (status is not Status.UNSUPPORTED)
+    outcome = Outcome(Counter({Status.OK: 1}), stage_statuses=Counter({status: 1}))
+    assert summary.outcome_data(folder, outcome)["stages_now"] == {str(status): 1}
 
 
 def test_the_end_of_a_run_says_what_to_do_next(tmp_path: Path) -> None:

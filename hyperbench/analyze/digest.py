@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hyperbench.analyze.stages import by_point, missing_stages, stages_in
 from hyperbench.analyze.style import passes_in
 from hyperbench.analyze.tables import HYPER_DIMS, records, varying
 from hyperbench.analyze.text import MASK_LABELS, is_null, milliseconds, pass_label, plain, ratio, significant
@@ -45,6 +46,39 @@ def digests(view: View, methods_per_table: int | None = None) -> list[Digest]:
             part = frame[(frame["is_causal"] == is_causal) & frame["method"].isin([*methods, view.baseline])]
             tables.append(_digest(view, part, methods, dims, title))
     return tables
+
+
+def stage_digests(view: View) -> list[Digest]:
+    """A table per method and masking of the stages of the forward pass: the pass, the sum, each stage and its share."""
+    table = view.stages
+    frame = view.timings[view.timings["point_id"].isin(table["point_id"])]
+    dims = ["seq_len", *(d for d in varying(frame) if d not in ("seq_len", "method", "is_causal", "pass"))]
+    # The table of stages lacks some columns of the timings, such as those of the input.
+    places = {row["point_id"]: row for row in records(frame.drop_duplicates("point_id"))}
+    lost, tables = missing_stages(table), []
+    for (method, is_causal), part in table.groupby(["method", "is_causal"], sort=True):
+        names = stages_in(part)
+        if not names:
+            continue
+        rows = []
+        for point, stages in by_point(part.sort_values("seq_len", kind="stable")).items():
+            one = next(iter(stages.values()))
+            where = [f"{int(places[point][d]):,}" if d == "seq_len" else plain(places[point][d]) for d in dims]
+            total = milliseconds(one["sum_ms"]) if point not in lost else "not whole"
+            cells = [_stage(stages[name]) if name in stages else "" for name in names]
+            rows.append((*where, milliseconds(one["forward_ms"]), total, *cells))
+        columns = (*("n" if d == "seq_len" else d for d in dims), "forward pass", "sum of stages", *names)
+        title = f"stages of {method}, {MASK_LABELS[bool(is_causal)]}"
+        numbers = _numbers(frame, dims)
+        is_number = (*(d in numbers for d in dims), *(True for _ in columns[len(dims) :]))
+        tables.append(Digest(title, columns, is_number, tuple(rows)))
+    return tables
+
+
+def _stage(row: Mapping[str, Any]) -> str:
+    if is_null(row["median_ms"]):
+        return plain(row["status"])
+    return milliseconds(row["median_ms"]) + ("" if is_null(row["share"]) else f" ({100 * row['share']:.1f}%)")
 
 
 def _digest(view: View, frame: pd.DataFrame, methods: list[str], dims: list[str], title: str) -> Digest:

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperbench.analyze.digest import Digest, digests
+from hyperbench.analyze.digest import Digest, digests, stage_digests
 from hyperbench.analyze.tables import add_speedup, check_baseline
 from hyperbench.analyze.view import View, make_view, provenance
 from hyperbench.store import Run, atomic_write, atomic_write_text, load_run
+from hyperbench.tables import can_write_parquet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +37,8 @@ def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "f
         near = difflib.get_close_matches(fmt, FORMATS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown export format {fmt!r}; allowed: {', '.join(FORMATS)}{hint}")
+    if fmt == "parquet" and not can_write_parquet():
+        raise ValueError("format parquet needs pyarrow, which is not installed here; allowed: csv, latex, markdown")
     run = load_run(Path(run_dir))
     if run.timings.empty:
         raise ValueError(f"{run.path} holds no measurement yet: there is nothing to export")
@@ -73,18 +76,25 @@ def _write_frame(frame: pd.DataFrame, fmt: str, path: Path) -> None:
 
 
 def latex(view: View) -> str:
-    """A LaTeX table per masking; needs no package beyond LaTeX itself."""
+    """A LaTeX table per masking, and those of the stages; needs no package beyond LaTeX itself."""
     note = latex_escape("; ".join(provenance(view)))
-    return "\n".join(_latex_table(digest, view.baseline, note) for digest in digests(view))
+    times = (
+        "medians, $\\pm$ the wider side of the 95\\,\\% interval; "
+        f"speedup over {latex_escape(view.baseline)}; error: relative Frobenius"
+    )
+    stages = "medians, and their part of the sum of the stages"
+    return "\n".join(
+        [
+            *(_latex_table(digest, times, note) for digest in digests(view)),
+            *(_latex_table(digest, stages, note) for digest in stage_digests(view)),
+        ]
+    )
 
 
-def _latex_table(digest: Digest, baseline: str, note: str) -> str:
+def _latex_table(digest: Digest, about: str, note: str) -> str:
     columns = "".join("r" if is_number else "l" for is_number in digest.is_number)
     lines = [" & ".join(latex_escape(cell) for cell in row) + r" \\" for row in digest.rows]
-    caption = (
-        f"Attention {latex_escape(digest.title)}: medians, $\\pm$ the wider side of the 95\\,\\% interval; "
-        f"speedup over {latex_escape(baseline)}; error: relative Frobenius. {note}."
-    )
+    caption = f"Attention {latex_escape(digest.title)}: {about}. {note}."
     return "\n".join(
         [
             r"\begin{table}",
@@ -103,9 +113,9 @@ def _latex_table(digest: Digest, baseline: str, note: str) -> str:
 
 
 def markdown(view: View) -> str:
-    """A Markdown table per masking, with where it was measured."""
+    """A Markdown table per masking, and those of the stages, with where it was measured."""
     blocks = []
-    for digest in digests(view):
+    for digest in [*digests(view), *stage_digests(view)]:
         rule = ["---:" if is_number else ":---" for is_number in digest.is_number]
         head = [[markdown_escape(name) for name in digest.columns], rule]
         rows = [[markdown_escape(cell) for cell in row] for row in digest.rows]

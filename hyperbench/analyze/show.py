@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.digest import Digest, digests
+from hyperbench.analyze.digest import Digest, digests, stage_digests
+from hyperbench.analyze.stages import missing_stages
 from hyperbench.analyze.tables import records
 from hyperbench.analyze.text import is_null, short
 from hyperbench.analyze.view import View, error_columns, make_view, provenance, reason
@@ -20,6 +21,10 @@ _KEYS = (
     "head_dim", "block_size", "sample_size", "num_projections", "min_seq_len", "sampling", "pairing", "input", "seed",
     "pass", "protocol", "status", "n_samples", "median_ms", "ci_low_ms", "ci_high_ms", "peak_memory_bytes",
     "baseline_median_ms", "baseline_status", "speedup", "speedup_low", "speedup_high", "message",
+)  # fmt: skip
+_STAGE_KEYS = (
+    "point_id", "method", "is_causal", "seq_len", "stage", "status", "n_samples", "median_ms", "ci_low_ms",
+    "ci_high_ms", "share", "sum_ms", "forward_ms", "message",
 )  # fmt: skip
 
 
@@ -39,7 +44,9 @@ def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
     console.print(Text("  ·  ".join(provenance(view)), style="dim"))
     for digest in digests(view, methods_per_table=max(1, (console.width - 40) // 42)):
         _print_digest(digest, console)
-    for line in _missing(view):
+    for digest in stage_digests(view):
+        _print_digest(digest, console)
+    for line in [*_missing(view), *_missing_stages(view)]:
         console.print(Text(line, style="yellow"))
     console.print(
         Text(
@@ -51,7 +58,8 @@ def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
 
 
 def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
-    """A run as plain data that JSON can hold: environment, counts by status, and a row per point and pass.
+    """A run as plain data that JSON can hold: environment, counts by status, a row per point and pass, and a row
+    per point and stage.
 
     Raises ValueError on a missing or damaged run.
     """
@@ -71,6 +79,7 @@ def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
         "points": int(frame["point_id"].nunique()),
         "statuses": {str(k): int(v) for k, v in frame["status"].value_counts().items()},
         "rows": rows,
+        "stages": [{key: _json(record[key]) for key in _STAGE_KEYS} for record in records(view.stages)],
     }
 
 
@@ -103,6 +112,15 @@ def _missing(view: View) -> list[str]:
             line = f"{row['method']}: {short(reason(row))}"
             lines[line] = lines.get(line, 0) + 1
     return [f"{line} ({count} {'row' if count == 1 else 'rows'})" for line, count in lines.items()]
+
+
+def _missing_stages(view: View) -> list[str]:
+    methods = {row["point_id"]: row["method"] for row in records(view.stages)}
+    lines: dict[str, int] = {}
+    for point, reasons in missing_stages(view.stages).items():
+        line = f"stages of {methods[point]}: {short(reasons[0])}"
+        lines[line] = lines.get(line, 0) + 1
+    return [f"{line} ({count} {'point' if count == 1 else 'points'})" for line, count in lines.items()]
 
 
 def _json(value: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hyperbench.analyze.stages import stage_table
 from hyperbench.analyze.tables import (
     HYPER_DIMS,
     DoesNotFitError,
@@ -39,11 +40,13 @@ _MEANINGS = {
 class View:
     """What is shown: `timings` has a row per point and pass with speedup and error columns beside the stored ones.
 
+    `stages` has a row per stage of a forward pass, as `stage_table` makes them.
     `descriptions` says what a method is, `exact_methods` which are known to be exact, `error_reasons` why a point (by
     its id) has no error; all may lack some.
     """
 
     timings: pd.DataFrame
+    stages: pd.DataFrame
     environment: dict[str, Any]
     baseline: str
     where: dict[str, list[str]] = field(default_factory=dict)
@@ -66,6 +69,7 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
     joined = add_speedup(combine_rounds(chosen), baseline)
     return View(
         joined.merge(error_table(run.errors), how="left", left_on="point_id", right_index=True),
+        stage_table(run.stages[run.stages["point_id"].isin(chosen["point_id"])], combine_rounds(run.timings)),
         run.environment,
         baseline,
         filters,

@@ -11,10 +11,10 @@ from typing import Any
 
 from hyperbench.config import PointConfig, RunConfig
 from hyperbench.measure.flops import exact_flops, hyper_flops
-from hyperbench.schema import ErrorRow, Pass, Point, Record, Status, Timing
+from hyperbench.schema import ALL_STAGES, ErrorRow, Pass, Point, Record, Stage, Status, Timing
 from hyperbench.validate import ErrorConfig
 
-Key = tuple[str, str, int] | tuple[str, int, str]
+Key = tuple[str, str, int] | tuple[str, int, str] | tuple[str, str, str, int]
 #: Every point's error rows, in the order they are written; lse_mean_abs comes first where a method has a log-sum-exp.
 _OUTPUT_METRICS = ("out_rel_fro", "out_max_abs", "out_row_rel_p50", "out_row_rel_p90", "out_row_rel_p99")
 _GRAD_METRICS = ("dq_rel_fro", "dk_rel_fro", "dv_rel_fro")
@@ -22,6 +22,8 @@ _CONTEXT_METRICS = ("mean_v_rel_fro", "zero_rel_fro")
 #: Parts of a call that count no operations, relative to exact attention's rate; for the estimate of time only.
 _OVERHEAD_S = 2e-3
 _APPROXIMATE_RATE = 0.5
+#: Stages of a method as far as the estimate of time goes; how many there are, only the method knows.
+_TYPICAL_STAGES = 5
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Todo:
-    """What a cell still needs in one round: passes to time, seeds whose error is to be measured."""
+    """What a cell still needs in one round: passes to time, seeds whose error is to be measured, stages.
+
+    `stages` says whether stages of the forward pass are to be timed, all but those in `timed_stages`.
+    """
 
     cell: Cell
     passes: tuple[Pass, ...]
     seeds: tuple[int, ...]
+    stages: bool = False
+    timed_stages: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the cell needs nothing more."""
+        return not (self.passes or self.seeds or self.stages)
 
 
 @dataclass(frozen=True)
@@ -85,8 +97,39 @@ def group(cells: Sequence[Cell]) -> tuple[Group, ...]:
     return tuple(Group(tuple(found)) for found in sorted(groups.values(), key=lambda found: _work(found[0].point)))
 
 
-def todo(cell: Cell, passes: Iterable[str], error: ErrorConfig, round_: int, finished: set[Key]) -> Todo:
-    """What a cell needs in a round, given the keys of the records that are there; errors belong to the first round."""
+class FinishedStages:
+    """The stages that have a record, by point and round, and of which points they are all there are."""
+
+    def __init__(self) -> None:
+        self._timed: dict[tuple[str, int], dict[str, None]] = {}
+        self._whole: set[tuple[str, int]] = set()
+
+    def add(self, record: Stage) -> None:
+        """Count a record."""
+        place = record.point.point_id, record.round
+        timed = self._timed.setdefault(place, {})
+        timed[record.stage] = None
+        if record.stage == ALL_STAGES or timed.keys() >= set(record.all_stages):
+            self._whole.add(place)
+
+    def timed(self, point: Point, round_: int) -> tuple[str, ...] | None:
+        """The stages of a point that are finished in a round; None where all of them are."""
+        place = point.point_id, round_
+        return None if place in self._whole else tuple(self._timed.get(place, ()))
+
+
+def todo(
+    cell: Cell,
+    passes: Iterable[str],
+    error: ErrorConfig,
+    round_: int,
+    finished: set[Key],
+    stages: FinishedStages | None = None,
+) -> Todo:
+    """What a cell needs in a round, given the keys of the records that are there; errors belong to the first round.
+
+    Stages are wanted where `stages` is given; it knows which of them are finished.
+    """
     point = cell.point
     timed = tuple(Pass(p) for p in passes if (point.point_id, str(p), round_) not in finished)
     seeds: tuple[int, ...] = ()
@@ -97,7 +140,8 @@ def todo(cell: Cell, passes: Iterable[str], error: ErrorConfig, round_: int, fin
             for seed in draw_seeds(point, error)
             if any((point.point_id, seed, metric) not in finished for metric in wanted)
         )
-    return Todo(cell, timed, seeds)
+    timed_stages = stages.timed(point, round_) if stages is not None else None
+    return Todo(cell, timed, seeds, timed_stages is not None, timed_stages or ())
 
 
 def draw_seeds(point: Point, error: ErrorConfig) -> tuple[int, ...]:
@@ -131,11 +175,13 @@ def failed_records(
     for seed in wanted.seeds:
         for metric in expected_metrics(point, passes, error):
             yield ErrorRow(point, seed, metric, None, status, message)
+    if wanted.stages:
+        yield Stage(point, ALL_STAGES, None, protocol=protocol, round=round_, status=status, message=message)
 
 
 def estimate_s(wanted: Todo, config: RunConfig, flops_per_s: float) -> dict[str, float]:
-    """Seconds that the parts of a cell are likely to take: its `check` (errors too), and each pass to be timed."""
-    if not wanted.passes and not wanted.seeds:
+    """Seconds that the parts of a cell are likely to take: `check` (errors too), each pass to be timed, `stages`."""
+    if wanted.is_empty:
         return {}
     protocol = config.protocol
     call_s = {pass_: _call_s(wanted.cell, pass_, flops_per_s) for pass_ in Pass}
@@ -147,6 +193,13 @@ def estimate_s(wanted: Todo, config: RunConfig, flops_per_s: float) -> dict[str,
         parts[str(pass_)] = samples * call_s[pass_]
         if call_s[pass_] < protocol.skip_warmup_above_s:
             parts[str(pass_)] += protocol.warmup_min_calls * call_s[pass_] + protocol.warmup_min_s
+    if wanted.stages:
+        # Each of them has the budget of the forward pass; together they take as long as one.
+        forward_s = call_s[Pass.FORWARD]
+        fitting = min(protocol.max_samples, _TYPICAL_STAGES * protocol.budget_s[Pass.FORWARD] / forward_s)
+        samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
+        calls = samples + protocol.warmup_min_calls + 2
+        parts["stages"] = calls * forward_s + _TYPICAL_STAGES * protocol.warmup_min_s
     return parts
 
 

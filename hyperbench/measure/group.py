@@ -19,6 +19,7 @@ from hyperbench.measure.memory import Gauge
 from hyperbench.measure.methods import registry
 from hyperbench.measure.reference import Reference, make_reference
 from hyperbench.measure.sampler import Sampler, interleave
+from hyperbench.measure.stages import StageMeasurement
 from hyperbench.measure.wire import Task
 from hyperbench.schema import ErrorRow, Pass, Point, Record, Status, Timing, to_json
 
@@ -103,6 +104,11 @@ class GroupMeasurement:
                 return
             self._time(pass_, [c for c in passing if pass_ in c.wanted.passes], inputs, grad_output)
             _release()
+        # Last, so that stages that crash take no time of a pass with them.
+        for candidate in passing:
+            if candidate.wanted.stages and not self.poisoned:
+                self._time_stages(candidate, inputs)
+                _release()
 
     def _candidate(self, wanted: grid.Todo) -> Candidate | None:
         point = wanted.cell.point
@@ -233,6 +239,17 @@ class GroupMeasurement:
             lambda index: self._finish(*timed[index], pass_),
         )
 
+    def _time_stages(self, candidate: Candidate, inputs: Inputs) -> None:
+        """Time the stages of one cell's forward pass and write a row for each."""
+        task, point = self._task, candidate.point
+        stages = StageMeasurement(
+            candidate.wanted, candidate.method, self._clock, task.protocol, task.round,
+            begin=lambda name: self._begin("stages", point, stage=name),
+            write=self._write,
+            classify=lambda error: self._classify(error, candidate),
+        )  # fmt: skip
+        stages.run(inputs, lambda: candidate.call(*inputs))
+
     def _finish(self, candidate: Candidate, sampler: Sampler, pass_: Pass) -> None:
         if sampler.failure is not None:
             self._write(self._failed_timing(candidate, pass_, *self._classify(sampler.failure, candidate)))
@@ -247,18 +264,18 @@ class GroupMeasurement:
             protocol=self._task.protocol.name,
             round=self._task.round,
             status=Status.OK,
-            implementation=candidate.method.implementation(point.device),
+            implementation=candidate.method.implementation(point.device, point),
             stop_reason=sampler.stop_reason,
             samples_ms=tuple(sampler.samples_ms),
             warmup_ms=tuple(sampler.warmup_ms),
             peak_memory_bytes=candidate.peaks.get(pass_),
             exact_equivalent_flops=registry.exact_equivalent_flops(point, pass_),
             executed_flops=candidate.method.executed_flops(point, pass_, candidate.wanted.cell.exact),
-            message=sampler.note,
+            message="; ".join(filter(None, (candidate.method.note(point), sampler.note))),
         )
 
     def _failed_timing(self, candidate: Candidate, pass_: Pass, status: Status, message: str) -> Timing:
-        implementation = candidate.method.implementation(candidate.point.device)
+        implementation = candidate.method.implementation(candidate.point.device, candidate.point)
         task = self._task
         return Timing(candidate.point, pass_, task.protocol.name, task.round, status, implementation, message=message)
 
@@ -277,8 +294,9 @@ class GroupMeasurement:
     def _write(self, record: Record) -> None:
         self._emit({"event": "record", "record": to_json(record)})
 
-    def _begin(self, unit: str, point: Point, pass_: Pass | None = None) -> None:
-        self._emit({"event": "begin", "unit": unit, "point_id": point.point_id, "pass": pass_ and str(pass_)})
+    def _begin(self, unit: str, point: Point, pass_: Pass | None = None, stage: str = "") -> None:
+        part = pass_ and str(pass_)
+        self._emit({"event": "begin", "unit": unit, "point_id": point.point_id, "pass": part, "stage": stage})
 
 
 def _release() -> None:

@@ -33,6 +33,7 @@ def main() -> None:
         from hyperbench.measure.diagnose import timer_facts
 
         answer["timer"] = timer_facts(_devices(answer)[-1])
+        answer["triton_backend"] = why_no_triton(answer["cuda_available"])
     with os.fdopen(answer_fd, "w") as out:
         json.dump(answer, out)
 
@@ -51,8 +52,32 @@ def facts() -> dict[str, Any]:
         "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory if cuda else None,
         "cuda_bfloat16": torch.cuda.is_bf16_supported() if cuda else False,
         "threads": torch.get_num_threads(),
+        "kernels": kernels() if cuda else None,
     }
     return found
+
+
+def kernels() -> dict[str, str] | None:
+    """The settings of HyperAttention's Triton kernels on this GPU, or why they cannot be told; None without kernels."""
+    from hyperattn_core.backends import kernel_settings
+
+    try:
+        return kernel_settings() or None
+    except Exception as error:  # a compiler that is missing, say; the points that need it will tell as well
+        return {"error": " ".join(str(error).split()) or type(error).__name__}
+
+
+def why_no_triton(cuda_available: bool) -> str | None:
+    """Why HyperAttention's Triton kernels cannot run here at the paper's shape and dtype, or None if they can."""
+    import torch
+
+    from hyperattn_core import HyperAttentionParams
+    from hyperattn_core.backends import backend_for
+
+    if not cuda_available:
+        return "PyTorch sees no CUDA GPU here"
+    name, reason = backend_for("cuda", torch.bfloat16, _RATE_HEAD_DIM, _RATE_HEAD_DIM, HyperAttentionParams())
+    return None if name == "triton" else reason
 
 
 def attention_rate(device: str) -> float:

@@ -14,7 +14,7 @@ from hyperbench.config import RunConfig
 from hyperbench.measure import grid
 from hyperbench.measure.child import Child, WorkerGone, WorkerTimeout
 from hyperbench.measure.wire import Task
-from hyperbench.schema import Point, Record, Status, Timing, from_json
+from hyperbench.schema import Point, Record, Stage, Status, Timing, from_json
 from hyperbench.store import Journal
 
 _START_LIMIT_S = 300.0
@@ -41,10 +41,11 @@ class Listener(Protocol):
 
 @dataclass
 class Outcome:
-    """What a run has written: how many timing rows of each status, and whether it was interrupted."""
+    """What a run has written: how many rows of times and of stages of each status, and whether it was interrupted."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     interrupted: bool = False
+    stage_statuses: Counter[str] = field(default_factory=Counter)
 
 
 class MeasureError(ChildProcessError):
@@ -79,11 +80,11 @@ class Runner:
         self._child: Child | None = None
         self._costs: dict[tuple[str, str], float] = {}
         self._finished: set[grid.Key] = set()
+        self._stages = grid.FinishedStages()
         self._oom: dict[str, Point] = {}
         self._no_reference: dict[str, str] = {}
         for record in history:
-            failed = not isinstance(record, Timing | grid.ErrorRow) or not record.status.has_timing
-            if isinstance(record, Timing | grid.ErrorRow) and not (failed and retry_failed):
+            if record.status.has_timing or not retry_failed:
                 self._note(record)
 
     def remaining_s(self) -> float:
@@ -135,8 +136,9 @@ class Runner:
 
     def _todos(self, group: grid.Group, round_: int) -> tuple[grid.Todo, ...]:
         config = self._config
-        found = (grid.todo(cell, config.passes, config.error, round_, self._finished) for cell in group.cells)
-        return tuple(wanted for wanted in found if wanted.passes or wanted.seeds)
+        stages = self._stages if config.stages else None
+        found = (grid.todo(cell, config.passes, config.error, round_, self._finished, stages) for cell in group.cells)
+        return tuple(wanted for wanted in found if not wanted.is_empty)
 
     def _run_worker(self, group: grid.Group, todos: tuple[grid.Todo, ...], round_: int, outcome: Outcome) -> None:
         """Send the group to a worker and listen until it is done or the worker is gone."""
@@ -194,12 +196,15 @@ class Runner:
 
     def _write(self, record: Record, outcome: Outcome) -> None:
         self._journal.append(record)
+        part = "check"
         if isinstance(record, Timing):
             outcome.statuses[record.status] += 1
-        if isinstance(record, Timing | grid.ErrorRow):
-            self._note(record)
+            part = str(record.pass_)
+        elif isinstance(record, Stage):
+            outcome.stage_statuses[record.status] += 1
+            part = "stages"
+        self._note(record)
         self._listener.row(record)
-        part = str(record.pass_) if isinstance(record, Timing) else "check"
         self._advance((record.point.point_id, part))
 
     def _advance(self, part: tuple[str, str]) -> None:
@@ -207,8 +212,10 @@ class Runner:
         if cost_s is not None:
             self._listener.finished(cost_s)
 
-    def _note(self, record: Timing | grid.ErrorRow) -> None:
+    def _note(self, record: Record) -> None:
         self._finished.add(record.key)
+        if isinstance(record, Stage):
+            self._stages.add(record)
         if record.status is Status.OOM:
             self._oom[record.point.point_id] = record.point
 
@@ -233,4 +240,5 @@ class Runner:
         cell = self._points.get(unit["point_id"])
         what = unit["unit"] if unit["unit"] in ("reference", "inputs") else getattr(cell and cell.point, "method", "")
         # What changes comes first: a narrow terminal shows the beginning.
-        return " ".join(part for part in (str(what), unit.get("pass") or "", group.label) if part)
+        parts = (str(what), unit.get("pass") or unit.get("stage") or "", group.label)
+        return " ".join(part for part in parts if part)

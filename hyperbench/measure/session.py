@@ -49,7 +49,10 @@ class Prepared:
         config = self.config
         found = []
         for cell in self.cells:
-            rounds = (grid.todo(cell, config.passes, config.error, r, set()) for r in range(config.protocol.rounds))
+            none_yet = grid.FinishedStages() if config.stages else None
+            rounds = (
+                grid.todo(cell, config.passes, config.error, r, set(), none_yet) for r in range(config.protocol.rounds)
+            )
             found.append(sum(sum(grid.estimate_s(w, config, self.flops_per_s).values()) for w in rounds))
         return found
 

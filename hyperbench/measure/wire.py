@@ -34,6 +34,8 @@ class Task:
                 "exact": wanted.cell.exact,
                 "passes": [str(p) for p in wanted.passes],
                 "seeds": list(wanted.seeds),
+                "stages": wanted.stages,
+                "timed_stages": list(wanted.timed_stages),
             }
             for wanted in self.todos
         ]
@@ -55,6 +57,8 @@ class Task:
                 Cell(Point.from_dict(item["point"]), item["exact"]),
                 tuple(Pass(p) for p in item["passes"]),
                 tuple(item["seeds"]),
+                item["stages"],
+                tuple(item["timed_stages"]),
             )
             for item in data["todos"]
         )

@@ -14,8 +14,8 @@ from hyperbench.schema import Record
 
 @pytest.fixture(scope="session")
 def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The CPU grid, every point measured. Read only: write figures and exports elsewhere."""
-    return write_run(tmp_path_factory.mktemp("full"), grid())
+    """The CPU grid, every point and stage measured. Read only: write figures and exports elsewhere."""
+    return write_run(tmp_path_factory.mktemp("full"), grid(staged=True))
 
 
 @pytest.fixture

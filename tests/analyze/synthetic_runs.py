@@ -128,14 +128,34 @@ def errors(p: Point, scale: float = 1.0, seeds: Sequence[int] = (0, 1, 2)) -> li
     return rows
 
 
+def stages(p: Point, parts: dict[str, float] | None = None, lost: dict[str, str] | None = None) -> list[Record]:
+    """A point's stages: each takes its part of the made-up forward pass; `lost` ones have none but a message."""
+    causal = {"leaves": 0.3, "merge": 0.05} if p.is_causal else {}
+    shares = parts or {"hash": 0.06, "sort": 0.08, "sample": 0.01, "attend": 0.8 - sum(causal.values()), **causal}
+    names, found = tuple(shares), []
+    for name, share in shares.items():
+        ms = share * hyper_ms(p, Pass.FORWARD)
+        samples = tuple(ms * (1 + 0.01 * (i - 3)) for i in range(7))
+        common: dict[str, Any] = {"all_stages": names, "protocol": "strict"}
+        if lost and name in lost:
+            found.append(Stage(p, name, None, status=Status.ERROR, message=lost[name], **common))
+        else:
+            found.append(Stage(p, name, samples[3], samples, stop_reason=StopReason.PRECISION, **common))
+    return list(found)
+
+
 def grid(
     lengths: Iterable[int] = CPU_LENGTHS,
     methods: Sequence[str] = ("flash2", "hyper"),
     masks: Sequence[bool] = (False, True),
     change: Callable[[Timing], Timing | None] = lambda t: t,
+    staged: bool = False,
     **changes: Any,
 ) -> list[Record]:
-    """Every pass of every method at every length and masking, with errors; `change` may replace or drop a timing."""
+    """Every pass of every method at every length and masking, with errors; `change` may replace or drop a timing.
+
+    With `staged` the stages of the approximate methods stand beside them.
+    """
     records: list[Record] = []
     for i, method in enumerate(methods):
         for is_causal in masks:
@@ -148,7 +168,7 @@ def grid(
                         records.append(made)
                 if method != "flash2":
                     records += errors(p, scale=1.0 + 0.4 * i)
-                    records.append(Stage(point=p, stage="hash", median_ms=0.1))
+                    records += stages(p) if staged else []
     return records
 
 

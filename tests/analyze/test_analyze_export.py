@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_runs import HOSTILE, MakeRun, failed, grid, sweep, view_from
+from synthetic_runs import HOSTILE, HYPER, MakeRun, failed, grid, point, stages, sweep, view_from
 
-from hyperbench.analyze.digest import digests
+from hyperbench.analyze.digest import digests, stage_digests
 from hyperbench.analyze.export import FORMATS, export_run, latex, latex_escape, markdown, markdown_escape
 from hyperbench.analyze.tables import add_speedup
 from hyperbench.schema import Pass, Timing
@@ -39,7 +39,7 @@ def mixed(run: MakeRun) -> Path:
             return None
         return failed(t.point, t.pass_, message=HOSTILE[0]) if t.point.seq_len == 2048 else t
 
-    return run(grid(lengths=(1024, 2048, 4096), change=change))
+    return run(grid(lengths=(1024, 2048, 4096), change=change, staged=True))
 
 
 def printed_by_latex(text: str) -> str:
@@ -140,9 +140,11 @@ def test_latex_is_balanced_and_complete_whatever_the_run_holds(hostile: str) -> 
 
 
 def test_latex_and_markdown_hold_every_cell_of_the_digests() -> None:
-    view = view_from(sweep("block_size", (64, 128), masks=(False, True)))
+    swept = [r for n in (64, 128) for r in stages(point("hyper", 16_384, hyper={**HYPER, "block_size": n}))]
+    view = view_from([*sweep("block_size", (64, 128), masks=(False, True)), *swept])
     tex, page = latex(view), markdown(view)
-    for digest in digests(view):
+    assert stage_digests(view)
+    for digest in [*digests(view), *stage_digests(view)]:
         for row in (digest.columns, *digest.rows):
             assert " & ".join(map(latex_escape, row)) + r" \\" in tex
             assert "| " + " | ".join(map(markdown_escape, row)) + " |" in page

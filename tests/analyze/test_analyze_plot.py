@@ -29,7 +29,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_run_over_lengths_makes_the_figures_that_fit(full_run: Path, tmp_path: Path) -> None:
     result = plot_run(full_run, None, ["html"], tmp_path)
-    assert [p.name for p in result.paths] == names(tmp_path) == ["fig4.html", "times.html"]
+    assert [p.name for p in result.paths] == names(tmp_path) == ["fig4.html", "stages.html", "times.html"]
     (message,) = result.messages
     assert message.startswith("sweep left out: no parameter varies")
 
@@ -38,7 +38,7 @@ def test_a_run_over_a_parameter_makes_the_sweep(make_run: MakeRun) -> None:
     run = make_run(sweep("block_size", (64, 128)))
     result = plot_run(run, [], ["html"], None)
     assert [p.name for p in result.paths] == names(run / "figures") == ["sweep.html"]
-    assert {m.partition(" ")[0] for m in result.messages} == {"fig4", "times"}
+    assert {m.partition(" ")[0] for m in result.messages} == {"fig4", "stages", "times"}
     assert all("\n" not in m for m in result.messages)
 
 
@@ -71,7 +71,7 @@ def test_a_named_figure_that_does_not_fit_is_one_line(full_run: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["fig4", "times"])
+@pytest.mark.parametrize("name", ["fig4", "times", "stages"])
 @pytest.mark.parametrize(
     ("dim", "values"),
     [("dtype", ("bfloat16", "float32")), ("input", ("clustered", "gaussian")), ("heads", (1, 2)), ("seed", (0, 1))],
@@ -79,7 +79,7 @@ def test_a_named_figure_that_does_not_fit_is_one_line(full_run: Path, tmp_path: 
 def test_a_refusal_to_mix_says_how_to_choose_and_the_choice_works(
     make_run: MakeRun, tmp_path: Path, name: str, dim: str, values: tuple[object, object]
 ) -> None:
-    run = make_run([r for v in values for r in grid(lengths=(1024, 2048), masks=(False,), **{dim: v})])
+    run = make_run([r for v in values for r in grid(lengths=(1024, 2048), masks=(False,), staged=True, **{dim: v})])
     with pytest.raises(ValueError, match=f"{dim} varies") as caught:
         plot_run(run, [name], ["html"], tmp_path / "out")
     choice = re.search(r"choose one: (\S+)$", str(caught.value))
@@ -133,7 +133,7 @@ def test_a_baseline_that_is_not_there_names_what_is(full_run: Path, tmp_path: Pa
 
 
 def test_every_figure_says_in_a_line_what_it_shows_and_can_be_built() -> None:
-    assert {"fig4", "times", "sweep"} <= set(available())
+    assert {"fig4", "times", "sweep", "stages"} <= set(available())
     for name, line in available().items():
         assert line.endswith(".")
         assert "\n" not in line

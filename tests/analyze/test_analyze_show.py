@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from synthetic_runs import CPU_LENGTHS, HOSTILE, HYPER, PASSES, MakeRun, failed, grid, point, timing
+from synthetic_runs import CPU_LENGTHS, HOSTILE, HYPER, PASSES, MakeRun, failed, grid, point, stages, timing
 
-from hyperbench.analyze.digest import digests
+from hyperbench.analyze.digest import digests, stage_digests
 from hyperbench.analyze.show import run_summary, show_run
 from hyperbench.analyze.text import pass_label
 from hyperbench.analyze.view import make_view
@@ -40,7 +40,9 @@ def awkward() -> list[Record]:
             return None
         return timing(t.point, t.pass_, 2.0, status=Status.THROTTLED) if t.pass_ is Pass.BACKWARD else t
 
-    records = grid(lengths=(1024, 2048, 4096), change=change)
+    records = grid(lengths=(1024, 2048, 4096), change=change, staged=True)
+    records += stages(point("hyper", 512, hyper=HYPER), lost={"sort": HOSTILE[2]})
+    records += [timing(point("hyper", 512, hyper=HYPER), x, 1.0) for x in PASSES]
     p = point("hyper", 1024, hyper=HYPER)
     records += [ErrorRow(point=p, seed=7, metric="lse_max_abs", value=v) for v in (math.inf, math.nan)]
     return records
@@ -50,7 +52,8 @@ def awkward() -> list[Record]:
 def test_every_cell_is_shown_whole_on_any_terminal(make_run: MakeRun, width: int) -> None:
     run = make_run(awkward())
     seen = "".join(printed(run, width).split())
-    for digest in digests(make_view(load_run(run))):
+    view = make_view(load_run(run))
+    for digest in [*digests(view), *stage_digests(view)]:
         for row in digest.rows:
             for cell in row:
                 assert "".join(cell.split()) in seen

@@ -18,6 +18,8 @@ from commands import TINY, Call, process
 from hyperbench.schema import Timing
 from hyperbench.store import load_run, read_journal
 
+STAGED = (*TINY, "method=[flash2,hyper]", "passes=[forward]", "stages=true")
+STAGES = {False: ["hash", "sort", "sample", "attend"], True: ["hash", "sort", "sample", "attend", "leaves", "merge"]}
 PASSES = {"forward", "backward", "forward_backward"}
 METRICS = {"out_rel_fro", "out_max_abs", "out_row_rel_p50", "dq_rel_fro", "dk_rel_fro", "dv_rel_fro", "out_rel_op"}
 
@@ -112,6 +114,55 @@ def test_a_torn_journal_resumes_to_the_whole(measured: Path, tmp_path: Path) -> 
     keys = [r.key for r in read_journal(run / "journal.jsonl") if isinstance(r, Timing)]
     assert len(keys) == len(set(keys)) == 24
     assert len(pd.read_parquet(run / "timings.parquet")) == 24
+
+
+def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_path: Path, call: Call) -> None:
+    dry = json.loads(call("run", *STAGED, "--dry-run", "--json").out)
+    assert dry["stages"] == len(dry["points"]) == 8
+    answer = process(tmp_path, "run", *STAGED, "out=run", "--json")
+    # A method that tells no stages is no failure.
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["stages_now"] == {"ok": 20, "unsupported": 4}
+    run = load_run(tmp_path / "run")
+    for (_, is_causal), rows in run.stages[run.stages["method"] == "hyper"].groupby(["point_id", "is_causal"]):
+        assert list(rows.sort_values("position")["stage"]) == STAGES[bool(is_causal)]
+        assert (rows["median_ms"] > 0).all()
+        assert (rows["n_samples"] == 3).all()
+    flash = run.stages[run.stages["method"] == "flash2"]
+    assert (set(flash["stage"]), set(flash["status"])) == ({"all"}, {"unsupported"})
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "run" / "stages.csv")[["stage", "median_ms"]],
+        pd.read_parquet(tmp_path / "run" / "stages.parquet")[["stage", "median_ms"]].astype({"stage": object}),
+        check_dtype=False,
+    )
+    shown = call("show", "--run", "run")
+    assert "stages of hyper, with causal masking" in shown.out
+    assert len(json.loads(call("show", "--run", "run", "--json").out)["stages"]) == 24
+    (figure,) = json.loads(call("plot", "stages", "--run", "run", "--json").out)["paths"]
+    assert (tmp_path / figure).stat().st_size > 1_000_000
+    assert (
+        "stages of hyper" in (tmp_path / call("export", "--run", "run", "--format", "markdown").out.strip()).read_text()
+    )
+
+    journal = tmp_path / "run" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    kept = lines[:-3]
+    journal.write_bytes(b"".join(kept) + lines[-3][:50])
+    again = process(tmp_path, "run", *STAGED, "out=run", "--resume", "--json")
+    assert json.loads(again.out)["stages_now"] == {"ok": 3}, again.err
+    assert json.loads(again.out)["measured_now"] == {}
+    assert journal.read_bytes().startswith(b"".join(kept))
+    assert len(load_run(tmp_path / "run").stages) == 24
+
+
+def test_a_run_without_stages_has_no_figure_of_them_and_says_how_to_get_one(measured: Path, call: Call) -> None:
+    answer = call("plot", "stages", "--run", str(measured), "--out", "figures")
+    assert answer.code == 2
+    assert answer.err == (
+        "hyperbench: figure 'stages' does not fit this run: this run holds no stages; `hyperbench run sweep=stages` "
+        "times them, as does stages=true in any sweep\n"
+    )
+    assert "stages left out: this run holds no stages" in call("plot", "--run", str(measured), "--out", "figures").out
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])

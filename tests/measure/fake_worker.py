@@ -10,10 +10,12 @@ from hyperbench.measure.child import WorkerGone, WorkerTimeout
 from hyperbench.measure.runner import Outcome, Runner
 from hyperbench.measure.session import Prepared
 from hyperbench.measure.wire import Task
-from hyperbench.schema import ErrorRow, Pass, Record, Status, Timing, to_json
+from hyperbench.schema import ErrorRow, Pass, Record, Stage, Status, Timing, to_json
 
 Message = dict[str, Any]
 MOST_TASKS = 50
+#: The stages that every method is said to have.
+STAGES = ("first", "second", "third")
 #: What befalls a worker after it has said a message: an exception, "leave", "done", or nothing.
 Fate = Callable[[Message, Task], Exception | str | None]
 
@@ -137,6 +139,11 @@ class FakeWorker:
                 point = wanted.cell.point
                 yield {"event": "begin", "unit": "time", "point_id": point.point_id, "pass": str(pass_)}
                 yield said(Timing(point, pass_, task.protocol.name, task.round, Status.OK, samples_ms=(1.0,)))
+        for wanted in (w for w in task.todos if w.stages):
+            point = wanted.cell.point
+            for name in (n for n in STAGES if n not in wanted.timed_stages):
+                yield {"event": "begin", "unit": "stages", "point_id": point.point_id, "pass": None, "stage": name}
+                yield said(Stage(point, name, 1.0, (1.0,), STAGES, task.protocol.name, task.round))
 
 
 def said(record: Record) -> Message:
@@ -198,6 +205,11 @@ class Site:
             )
             if isinstance(record, Timing | ErrorRow)
         }  # fmt: skip
+
+    @property
+    def stages(self) -> list[tuple[str, str, int]]:
+        """(method, stage, round) of all stages written, in order."""
+        return [(r.point.method, r.stage, r.round) for r in self.journal.records if isinstance(r, Stage)]
 
     def statuses(self, **which: Any) -> dict[tuple[str, int], set[str]]:
         """(method, seq_len) -> the statuses of its last records of a kind."""

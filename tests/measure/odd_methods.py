@@ -154,3 +154,60 @@ def fails_for_seed_1(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, seed: 
     if seed == 1:
         raise RuntimeError("an unlucky draw")
     return exact(q, k, v, is_causal=is_causal)
+
+
+class Staged:
+    """Attention in three stages; what goes wrong with them is chosen by name."""
+
+    def __init__(self, trouble: str = "") -> None:
+        self.trouble = trouble
+        self.calls: list[str] = []
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, seed: int = 0) -> Tensor:
+        return exact(q, k, v, is_causal=is_causal)
+
+    def stages(self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, seed: int = 0) -> Any:
+        """scores, weights, out; none of them is to record a gradient."""
+        done: dict[str, Tensor] = {}
+        self.calls.clear()
+
+        def scores() -> Tensor:
+            self.calls.append("scores")
+            assert not torch.is_grad_enabled()
+            hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1) & is_causal
+            done["scores"] = (q @ k.mT / q.shape[3] ** 0.5).masked_fill(hidden, float("-inf"))
+            return done["scores"]
+
+        def weights() -> Tensor:
+            self.calls.append("weights")
+            if self.trouble == "fails" or (self.trouble == "fails later" and self.calls.count("weights") > 2):
+                raise RuntimeError("no weights")
+            if self.trouble == "kills" and self.calls.count("weights") > 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done["weights"] = done["scores"].softmax(3)
+            return done["weights"]
+
+        def out() -> Any:
+            self.calls.append("out")
+            if self.trouble == "no output":
+                return None
+            return done["weights"] @ v * (1.01 if self.trouble == "another output" else 1.0)
+
+        if self.trouble == "cannot begin":
+            raise RuntimeError("no stages today")
+        if self.trouble == "a list":
+            return [scores, weights, out]
+        if self.trouble == "a bad name":
+            return {"scores": scores, "all": weights}
+        return {"scores": scores, "weights": weights, "out": out}
+
+
+staged = Staged()
+staged_fails = Staged("fails")
+staged_fails_later = Staged("fails later")
+staged_kills = Staged("kills")
+staged_another_output = Staged("another output")
+staged_no_output = Staged("no output")
+staged_cannot_begin = Staged("cannot begin")
+staged_a_list = Staged("a list")
+staged_a_bad_name = Staged("a bad name")

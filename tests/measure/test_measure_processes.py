@@ -24,6 +24,11 @@ from hyperbench.store import load_run, read_journal
 HERE = Path(__file__).parent
 WORDS = (*TINY, "shape.seq_len=64", "method=[math,hyper]", "+method.dies._target_=odd_methods.kills_its_process")
 HANGING = (*TINY, "shape.seq_len=64,128", "method=math", "+method.hangs._target_=odd_methods.hangs_at_128")
+STAGED = (
+    *TINY, "shape.seq_len=64", "method=hyper", "method.hyper.min_seq_len=16", "method.hyper.block_size=16",
+    "method.hyper.sample_size=16", "passes=[forward]", "stages=true",
+    "+method.dies._target_=odd_methods.staged_kills",
+)  # fmt: skip
 #: Far more than the kernel needs to end a process; only a failure waits so long.
 PATIENCE_S = 120
 
@@ -185,3 +190,20 @@ def test_a_killed_run_takes_its_worker_along_and_goes_on_without_loss(tmp_path: 
     assert set(keys(after)) == expected_keys(rest.prepared)
     assert rest.outcome.statuses == {Status.OK: 6}
     assert set(load_run(folder).timings["status"]) == {"ok"}
+
+
+def test_stages_that_take_their_process_along_leave_the_others_and_the_passes(tmp_path: Path) -> None:
+    done = measured(tmp_path / "run", *STAGED)
+    run = load_run(done.folder)
+    assert set(run.timings["status"]) == {"ok"}
+    hyper = run.stages[run.stages["method"] == "hyper"].sort_values("position")
+    assert list(hyper["stage"]) == ["hash", "sort", "sample", "attend"]
+    assert (hyper["median_ms"] > 0).all()
+    assert (hyper["num_stages"] == 4).all()
+    dies = run.stages[run.stages["method"] == "dies"].set_index("stage")
+    assert dies.loc["all", "status"] == "oom"
+    assert "SIGKILL" in dies.loc["all", "message"]
+    before = (done.folder / "journal.jsonl").read_bytes()
+    again = measured(done.folder, *STAGED, resume=True)
+    assert not again.outcome.stage_statuses
+    assert (done.folder / "journal.jsonl").read_bytes() == before

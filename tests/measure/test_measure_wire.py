@@ -38,6 +38,8 @@ def tasks(draw: st.DrawFn) -> Task:
                 cell=st.builds(grid.Cell, point=points(), exact=st.booleans()),
                 passes=st.lists(st.sampled_from(Pass), unique=True).map(tuple),
                 seeds=st.lists(st.integers(0, 2**63 - 1), max_size=3).map(tuple),
+                stages=st.booleans(),
+                timed_stages=st.lists(st.text(max_size=5), max_size=3).map(tuple),
             ),
             min_size=1,
             max_size=3,

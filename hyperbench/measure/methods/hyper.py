@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
+import importlib
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hyperattn_core import HyperAttentionParams, hyper_attention
+from hyperattn_core.backends import backend_for
+from hyperattn_core.stages import attention_stages
 from hyperbench import __version__
 from hyperbench.measure.flops import hyper_flops
 from hyperbench.schema import Pass, Point
@@ -38,6 +42,14 @@ class Hyper:
         )  # fmt: skip
         return out, lse
 
+    def stages(
+        self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, seed: int = 0, **hyper: Any
+    ) -> dict[str, Callable[[], object]]:
+        """The parts of the forward pass: hash, sort, sample, attend, and under a causal mask leaves and merge."""
+        return attention_stages(
+            q, k, v, is_causal=is_causal, params=self._made(hyper), seed=seed, enable_gqa=q.shape[1] != k.shape[1]
+        )
+
     def defaults(self) -> dict[str, Any]:
         """The value of every parameter that is not given."""
         return {**dataclasses.asdict(self._params), "seed": 0}
@@ -55,12 +67,31 @@ class Hyper:
         )  # fmt: skip
 
     def implementation(self, device: str) -> str:
-        """The name of the code that ran, with the versions of this library and of PyTorch."""
-        torch_version = importlib.metadata.version("torch").partition("+")[0]
-        return f"hyperattn-core-{__version__}-torch-{torch_version}-{device}"
+        """The name of the code that runs there for bfloat16 and head_dim 64; `implementation_at` knows the point."""
+        return _named(backend_for(device, torch.bfloat16, 64, 64, self._params)[0], device)
+
+    def implementation_at(self, point: Point) -> str:
+        """The name of the code that runs at a point, with the versions of this library and of its backend."""
+        return _named(self._backend(point)[0], point.device)
+
+    def note(self, point: Point) -> str:
+        """Why a point on CUDA does not run in the Triton kernels; nothing where it does."""
+        name, reason = self._backend(point)
+        return "" if name == "triton" or point.device != "cuda" else f"the {name} backend ran: {reason}"
+
+    def _backend(self, point: Point) -> tuple[str, str]:
+        hyper = {name: value for name, value in point.hyper.items() if name != "seed"}
+        dtype = getattr(torch, point.dtype)
+        return backend_for(point.device, dtype, point.head_dim, point.head_dim, self._made(hyper))
 
     def _made(self, hyper: dict[str, Any]) -> HyperAttentionParams:
         return dataclasses.replace(self._params, **hyper)
+
+
+def _named(backend: str, device: str) -> str:
+    # The package's own word: a distribution may go by another name than its module.
+    version = str(importlib.import_module(backend).__version__).partition("+")[0]
+    return f"hyperattn-core-{__version__}-{backend}-{version}-{device}"
 
 
 hyper = Hyper(HyperAttentionParams())

@@ -1,8 +1,10 @@
 """From a dotted name to a method, and what a method may tell about itself.
 
 A method is any callable f(q, k, v, *, is_causal, **hyper). It may have further attributes, each optional:
-implementation(device) -> str, why_unsupported(device, dtype) -> str | None, defaults() -> dict, check(hyper) raising
-ValueError, executed_flops(point, pass) -> float, with_lse(...) -> (out, lse).
+implementation(device) -> str, implementation_at(point) -> str (where the point decides), note(point) -> str (a line for
+the timing's message), why_unsupported(device, dtype) -> str | None, defaults() -> dict, check(hyper) raising
+ValueError, executed_flops(point, pass) -> float, with_lse(...) -> (out, lse), stages(...) -> the parts of its forward
+pass.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from hyperbench.catalog import nearest
 from hyperbench.measure.flops import exact_flops
-from hyperbench.schema import Pass, Point
+from hyperbench.schema import ALL_STAGES, Pass, Point
 
 _TENSOR_ARGUMENTS = 3
 
@@ -51,10 +53,18 @@ class Method:
         if own is not None:
             own(hyper)
 
-    def implementation(self, device: str) -> str:
-        """The name of what runs, for the table."""
+    def implementation(self, device: str, point: Point | None = None) -> str:
+        """The name of what runs, for the table; of what runs at a point, where one is given."""
+        at_point = getattr(self.function, "implementation_at", None)
+        if point is not None and at_point is not None:
+            return str(at_point(point))
         own = getattr(self.function, "implementation", None)
         return str(own(device)) if own is not None else f"{self.target}-{device}"
+
+    def note(self, point: Point) -> str:
+        """What the method says about how it runs at a point, or nothing."""
+        own = getattr(self.function, "note", None)
+        return str(own(point)) if own is not None else ""
 
     def why_unsupported(self, device: str, dtype: str) -> str | None:
         """Why the method cannot run there, or None."""
@@ -72,6 +82,28 @@ class Method:
     def with_lse(self) -> Callable[..., tuple[Tensor, Tensor]] | None:
         """The method's variant that also returns the log-sum-exp, if it has one."""
         return getattr(self.function, "with_lse", None)
+
+    def stages(
+        self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, **hyper: Any
+    ) -> dict[str, Callable[[], object]]:
+        """The parts of the method's forward pass on q (B, H, N, D), k and v, by name and in order.
+
+        Calling each once, in order, does the work of the pass, and the last one returns its output; after that each can
+        be called again by itself. Raises NotImplementedError where the method does not tell its parts, ValueError on
+        what are no named calls.
+        """
+        own = getattr(self.function, "stages", None)
+        if own is None:
+            raise NotImplementedError(f"{self.target} does not tell the stages of its forward pass")
+        found = own(q, k, v, is_causal=is_causal, **hyper)
+        if not isinstance(found, dict) or not found:
+            raise ValueError(f"{self.target}.stages must return a dict of calls by name, not {type(found).__name__}")
+        for name, call in found.items():
+            if not isinstance(name, str) or not name.strip() or name == ALL_STAGES or not callable(call):
+                raise ValueError(
+                    f"{self.target}.stages must name its calls, by other names than {ALL_STAGES!r}: {name!r}"
+                )
+        return found
 
     def _parameters(self) -> list[inspect.Parameter]:
         try:

@@ -1,0 +1,216 @@
+"""Shares of the stages of a forward pass (hash, sort, sample, attend, ...) over sequence length, as stacked areas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hyperbench.analyze import style
+from hyperbench.analyze.marks import Panel, crosses, curve
+from hyperbench.analyze.stages import KNOWN, by_point, missing_stages, stages_in, whole_points
+from hyperbench.analyze.tables import DoesNotFitError, check_single, records
+from hyperbench.analyze.text import MASK_LABELS, escape, is_null, milliseconds, plain, short
+from hyperbench.analyze.view import View, headline, meanings, provenance, require_timings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+Stages = Mapping[str, Mapping[str, Any]]
+SHOWN = ("method", "is_causal", "seq_len")
+WHOLE_PASS = "forward pass, timed as a whole"
+_PANEL_PX = 330
+_MAX_NOTES = 4
+#: Half the width of the bar that stands for an area of one length, as a factor of that length.
+_BAR = 1.12
+_ALPHA = 0.62
+
+
+def build(view: View) -> go.Figure:
+    """The figure of a run. Raises DoesNotFitError without stages, or where a dimension varies that is not shown."""
+    require_timings(view)
+    rows = _whole(view)
+    frame = view.timings[view.timings["point_id"].isin(rows["point_id"])].drop_duplicates("point_id")
+    check_single(frame.assign(**{"pass": "forward"}), SHOWN)
+    lengths = sorted({int(n) for n in rows["seq_len"]})
+    if len(lengths) < 2:
+        raise DoesNotFitError(f"stages have one seq_len, {lengths[0]}: there is no area to draw")
+    from plotly.subplots import make_subplots
+
+    methods = [str(m) for m in rows["method"].unique()]
+    masks = sorted(bool(m) for m in rows["is_causal"].unique())
+    fig = make_subplots(
+        rows=len(methods),
+        cols=len(masks),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        vertical_spacing=0.06,
+        horizontal_spacing=0.035,
+        column_titles=[f"<b>{MASK_LABELS[m]}</b>" for m in masks],
+    )
+    shown = view.stages[view.stages["method"].isin(methods)]
+    named: set[str] = set()
+    colors = _colors(stages_in(rows))
+    y_axis = _share_axis(rows)
+    for i, method in enumerate(methods, start=1):
+        for j, is_causal in enumerate(masks, start=1):
+            panel = Panel(fig, i, j, named)
+            part = shown[(shown["method"] == method) & (shown["is_causal"] == is_causal)]
+            _areas(panel, part, colors)
+            _whole_pass(panel, part)
+            crosses(panel, _causes(part), 3.0, "seq_len")
+            fig.update_yaxes(y_axis, row=i, col=j)
+            fig.update_xaxes(style.seq_len_axis(shown["seq_len"]), row=i, col=j)
+        head = f"{escape(short(method, 24))}<br>" if len(methods) > 1 else ""
+        fig.update_yaxes(title_text=f"{head}share of the sum of stages", row=i, col=1)
+    for j in range(1, len(masks) + 1):
+        fig.update_xaxes(title_text="sequence length n", row=len(methods), col=j)
+    fig.update_layout(legend={**style.side_legend(), "traceorder": "reversed"})
+    return style.finish(
+        fig,
+        title=f"Where the time of a forward pass of {style.listed(methods, 'methods')} goes",
+        subtitle=headline(view),
+        provenance=provenance(view),
+        notes=[*_notes(view), *meanings(view)],
+        plot_height=_PANEL_PX * len(methods),
+    )
+
+
+def _whole(view: View) -> pd.DataFrame:
+    """The stages of the points that have a time for each. Raises DoesNotFitError where there are none."""
+    if view.stages.empty:
+        raise DoesNotFitError(
+            "this run holds no stages; `hyperbench run sweep=stages` times them, as does stages=true in any sweep"
+        )
+    rows = whole_points(view.stages)
+    if rows.empty:
+        first = next(iter(missing_stages(view.stages).values()))[0]
+        raise DoesNotFitError(f"no point of this run has a time for each of its stages ({short(first)})")
+    return rows.sort_values("seq_len", kind="stable")
+
+
+def _colors(stages: list[str]) -> dict[str, str]:
+    """A colour for each stage, the same in every figure for those of the library; exact attention is grey."""
+    order = [name for name in (*KNOWN, *(n for n in stages if n not in KNOWN)) if name != "exact"]
+    colors = {name: style.PALETTE[i % len(style.PALETTE)] for i, name in enumerate(order)}
+    return {name: colors.get(name, style.BASELINE_COLOR) for name in stages}
+
+
+def _share_axis(rows: pd.DataFrame) -> dict[str, Any]:
+    highest = max([100.0, *(100.0 * rows["forward_high_ms"] / rows["sum_ms"]).dropna()])
+    return {"range": [0.0, 1.06 * highest], "ticksuffix": " %", "rangemode": "tozero"}
+
+
+def _areas(panel: Panel, part: pd.DataFrame, colors: Mapping[str, str]) -> None:
+    """A stack for each stretch of neighbouring lengths that have the same stages; that of one length is a bar."""
+    import plotly.graph_objects as go
+
+    for number, stretch in enumerate(_stretches(part)):
+        for rank, name in ((r, n) for r, n in enumerate(colors) if n in stretch[0]):
+            listed = [stages[name] for stages in stretch]
+            factors = (1.0,) if len(listed) > 1 else (1 / _BAR, 1.0, _BAR)
+            panel.add(
+                go.Scatter(
+                    x=[int(r["seq_len"]) * f for r in listed for f in factors],
+                    y=[100.0 * float(r["share"]) for r in listed for _ in factors],
+                    mode="lines+markers",
+                    name=style.legend_name(name),
+                    stackgroup=f"{panel.row}/{panel.col}/{number}",
+                    fillcolor=style.rgba(colors[name], _ALPHA),
+                    line={"color": colors[name], "width": 1.2},
+                    marker={"color": colors[name], "size": [5 if f == 1.0 else 0 for _ in listed for f in factors]},
+                    hovertext=[_hover(r) for r in listed for _ in factors],
+                    hoverinfo="text",
+                    hoveron="points",
+                    legendrank=rank,
+                ),
+                f"stage/{name}",
+            )
+
+
+def _stretches(part: pd.DataFrame) -> list[list[Stages]]:
+    """The points of a panel, by length, cut where the stages change and where a point lacks one."""
+    found: list[list[Stages]] = [[]]
+    for stages in by_point(part.sort_values("seq_len", kind="stable")).values():
+        if is_null(next(iter(stages.values()))["sum_ms"]):
+            found.append([])
+        elif found[-1] and found[-1][-1].keys() != stages.keys():
+            found.append([stages])
+        else:
+            found[-1].append(stages)
+    return [stretch for stretch in found if stretch]
+
+
+def _whole_pass(panel: Panel, part: pd.DataFrame) -> None:
+    line = part.drop_duplicates("point_id").sort_values("seq_len", kind="stable")
+    if not (line["forward_ms"] / line["sum_ms"]).notna().any():
+        return
+    curve(
+        panel,
+        [int(n) for n in line["seq_len"]],
+        list(100.0 * line["forward_ms"] / line["sum_ms"]),
+        low=list(100.0 * line["forward_low_ms"] / line["sum_ms"]),
+        high=list(100.0 * line["forward_high_ms"] / line["sum_ms"]),
+        name=style.legend_name(WHOLE_PASS),
+        group="whole",
+        color=style.INK,
+        dash="dash",
+        width=1.8,
+        symbol="diamond",
+        size=7,
+        hover=[
+            f"<b>{escape(r['method'])}, n = {int(r['seq_len']):,}</b><br>{'<br>'.join(_sums(r))}" for r in records(line)
+        ],
+    )
+
+
+def _hover(row: Mapping[str, Any]) -> str:
+    interval = ""
+    if not is_null(row["ci_low_ms"]):
+        interval = (
+            f" [{milliseconds(row['ci_low_ms'])}, {milliseconds(row['ci_high_ms'])}], {int(row['n_samples'])} samples"
+        )
+    lines = [
+        f"<b>{escape(row['stage'])}, n = {int(row['seq_len']):,}</b>",
+        f"{milliseconds(row['median_ms'])}{interval}",
+        f"{100.0 * float(row['share']):.1f} % of the sum of the stages",
+        *_sums(row),
+    ]
+    if row["message"]:
+        lines.append(escape(short(row["message"])))
+    return "<br>".join(lines)
+
+
+def _sums(row: Mapping[str, Any]) -> list[str]:
+    """The sum of the stages beside the pass as a whole."""
+    total = f"sum of the stages {milliseconds(row['sum_ms'])}"
+    if is_null(row["forward_ms"]):
+        return [total, "forward pass: no time"]
+    part = 100.0 * float(row["forward_ms"]) / float(row["sum_ms"])
+    return [total, f"forward pass as a whole {milliseconds(row['forward_ms'])} ({part:.0f} % of the sum)"]
+
+
+def _causes(part: pd.DataFrame) -> dict[Any, list[str]]:
+    """Length -> why its stages are not shown."""
+    places = {row["point_id"]: row["seq_len"] for row in records(part)}
+    lost = missing_stages(part)
+    return {places[point]: lines for point, lines in sorted(lost.items(), key=lambda item: places[item[0]])}
+
+
+def _notes(view: View) -> list[str]:
+    notes = [
+        "Each stage is timed by itself, on the results of those before it (medians). Areas: its part of the sum of the "
+        "stages. Line: the forward pass timed as a whole; where it lies at 100 %, the stages add up to it."
+    ]
+    if (view.timings["device"] == "cuda").any():
+        notes.append(
+            "The L2 cache is overwritten before each stage, so that none finds there what the one before left."
+        )
+    lost = missing_stages(view.stages)
+    kinds: dict[tuple[str, str], set[int]] = {}
+    for row in records(view.stages[view.stages["point_id"].isin(list(lost))]):
+        kinds.setdefault((row["method"], lost[row["point_id"]][0]), set()).add(int(row["seq_len"]))
+    for (method, why), lengths in list(kinds.items())[:_MAX_NOTES]:
+        listed = ", ".join(plain(f"{n:,}") for n in sorted(lengths))
+        notes.append(f"No stages: {method} at n = {listed} ({short(why)}).")
+    return notes
