@@ -9,9 +9,9 @@ import pytest
 from figure_reading import crosses, curve, footer, foreign_markup, panel, shown, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_runs import HOSTILE, HYPER, failed, grid, point, stages, timing, view_from
+from synthetic_runs import HOSTILE, HYPER, failed, grid, hyper_ms, point, stages, timing, view_from
 
-from hyperbench.analyze.figures.stages import WHOLE_PASS, build
+from hyperbench.analyze.figures.stages import MOST_PERCENT, WHOLE_PASS, build
 from hyperbench.analyze.tables import DoesNotFitError
 from hyperbench.analyze.view import View
 from hyperbench.schema import ALL_STAGES, Pass, Record, Stage, Status
@@ -76,6 +76,18 @@ def test_the_line_is_the_whole_pass_in_percent_of_the_sum(fig: go.Figure, view: 
     assert high > max(line.y)
 
 
+def test_a_line_far_above_the_areas_is_cut_and_the_cut_is_told() -> None:
+    points = {n: point("hyper", n, hyper=HYPER) for n in LENGTHS}
+    times = dict(zip(LENGTHS, (1.0, 1.0, 20.0, 1.0), strict=True))
+    records: list[Record] = [timing(p, Pass.FORWARD, times[n] * hyper_ms(p, Pass.FORWARD)) for n, p in points.items()]
+    made = build(view_from([*records, *(r for p in points.values() for r in stages(p))]))
+    line = values(curve(made, 1, 1, WHOLE_PASS))
+    assert line[4096] == MOST_PERCENT
+    assert all(100.0 < y < 110.0 for n, y in line.items() if n != 4096 and y is not None)
+    assert made.get_subplot(1, 1).yaxis.range[1] < 1.2 * MOST_PERCENT
+    assert "The line is cut at 160 %; it lies at 2101 % at n = 4,096 without causal masking" in footer(made)
+
+
 def test_the_hover_tells_milliseconds_share_sum_and_the_whole_pass(fig: go.Figure) -> None:
     attend = next(t for t in areas(fig, 1, 2) if t.name == "attend")
     told = shown(attend.hovertext[-1])
@@ -96,6 +108,7 @@ def test_the_footer_names_what_made_the_numbers(fig: go.Figure) -> None:
     for part in ("float32", "b=256 m=256", "protocol strict", "commit 0123456789", "(cpu", "stages add up"):
         assert part in told
     assert "L2 cache" not in told
+    assert "is cut" not in told
 
 
 def test_on_a_gpu_the_footer_says_that_caches_are_cold() -> None:
