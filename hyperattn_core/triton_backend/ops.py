@@ -109,7 +109,20 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
     return (*grads, None, None, None, None)
 
 
+def _refuse(ctx: Any, *grads: Tensor | None) -> None:
+    # Without this PyTorch would warn, and go on as if the gradient were a constant.
+    raise RuntimeError("hyper_attention has no second derivative: its gradient is once_differentiable")
+
+
 torch.library.register_autograd("hyperattn::attend", _backward, setup_context=_save)
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
+    raise RuntimeError("hyper_attention can be differentiated once: its gradient has no derivative in the kernels")
+
+
+torch.library.register_autograd("hyperattn::attend_backward", _no_second_derivative)
+torch.library.register_autograd("hyperattn::attend_backward", _refuse)
 
 
 def _sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
