@@ -115,13 +115,6 @@ def _refuse(ctx: Any, *grads: Tensor | None) -> None:
 
 
 torch.library.register_autograd("hyperattn::attend", _backward, setup_context=_save)
-
-
-def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-    raise RuntimeError("hyper_attention can be differentiated once: its gradient has no derivative in the kernels")
-
-
-torch.library.register_autograd("hyperattn::attend_backward", _no_second_derivative)
 torch.library.register_autograd("hyperattn::attend_backward", _refuse)
 
 

@@ -1,13 +1,15 @@
-"""One thread for small tensors, and no kernel test where the kernels are not the interpreter's."""
+"""The helpers of tests/core are on the path here too, and the small tensors take one thread."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from hyperattn_core.triton_backend.support import interpreted
+sys.path.append(str(Path(__file__).parents[1] / "core"))
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +21,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def interpreter() -> None:
-    """These tests run the kernels on CPU tensors."""
-    if not interpreted():
-        pytest.skip("the kernels run in Triton's interpreter here: TRITON_INTERPRET=1")
+@pytest.fixture
+def full_memory() -> Iterator[None]:
+    """New tensors begin full of NaN, or of the largest integer, so that what nobody writes is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
