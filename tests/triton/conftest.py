@@ -1,15 +1,13 @@
-"""The helpers of tests/core are on the path here too, and the small tensors take one thread."""
+"""One thread for small tensors, and no kernel test where the kernels are not the interpreter's."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "core"))
+from hyperattn_core.triton_backend.support import interpreted
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +19,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def full_memory() -> Iterator[None]:
-    """New tensors begin full of NaN, or of the largest integer, so that what nobody writes is seen."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(before)
+@pytest.fixture(scope="session", autouse=True)
+def interpreter() -> None:
+    """These tests run the kernels on CPU tensors."""
+    if not interpreted():
+        pytest.skip("the kernels run in Triton's interpreter here: TRITON_INTERPRET=1")
