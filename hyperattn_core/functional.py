@@ -11,7 +11,7 @@ from hyperattn_core.checks import check_inputs
 from hyperattn_core.exact import default_scale, lse_dtype
 from hyperattn_core.oracle import oracle_attention
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.plan import AttentionPlan, make_plan
+from hyperattn_core.plan import AttentionPlan, check_plan_request, make_plan
 from hyperattn_core.torch_backend import torch_attention
 
 
@@ -74,9 +74,11 @@ def hyper_attention(
     """
     check_inputs(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
     factor = default_scale(q, scale)
-    if plan is not None:
+    if plan is None:
+        params = check_plan_request(q, k, params, seed, is_causal=is_causal)
+    else:
         _check_plan(plan, q, k, is_causal, params)
-    chosen = chosen_backend(q, v.shape[3], (params or HyperAttentionParams()) if plan is None else None, backend)
+    chosen = chosen_backend(q, v.shape[3], params if plan is None else None, backend)
     if chosen == "triton":
         from hyperattn_core.triton_backend.attention import triton_attention
 

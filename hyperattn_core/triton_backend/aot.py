@@ -104,7 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
     if interpreted():
         # The decorated functions of this process are the interpreter's.
         env = {**os.environ, "TRITON_INTERPRET": "0"}
-        return subprocess.run([sys.executable, "-m", __spec__.name, *(arguments or sys.argv[1:])], env=env).returncode
+        words = sys.argv[1:] if arguments is None else arguments
+        return subprocess.run([sys.executable, "-m", __spec__.name, *words], env=env).returncode
     dtype = next(dtype for dtype, name in TYPES.items() if name == given.dtype)
     rows = [
         compile_build(build, arch)

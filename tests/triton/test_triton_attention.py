@@ -144,7 +144,7 @@ def test_causal(changes: str) -> None:
         return (*attend(call, q, k, v, plan=plan), weight_matrix(plan))
 
     before = run(*tensors)
-    for t in (39, 40, 77, 100, 129):
+    for t in (39, 40, 100):
         changed = []
         for name, x in zip("qkv", tensors, strict=True):
             other = x.clone()

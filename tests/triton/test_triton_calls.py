@@ -22,7 +22,7 @@ both_masks = pytest.mark.parametrize("is_causal", [False, True])
 
 def small_call(is_causal: bool) -> Call:
     """A call of the fewest tokens that have levels."""
-    return Call(queries=70, is_causal=is_causal, params={"block_size": 8, "sample_size": 8, "min_seq_len": 30})
+    return Call(queries=40, is_causal=is_causal, params={"block_size": 8, "sample_size": 8, "min_seq_len": 17})
 
 
 class TestOperators:
