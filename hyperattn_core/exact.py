@@ -7,7 +7,10 @@ chunks of queries by plain matrix products, in linear memory too.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
+from collections.abc import Iterator
 from numbers import Real
 from typing import Any
 
@@ -22,6 +25,11 @@ _CHUNK_ELEMENTS = 2**22
 # PyTorch's CPU kernel takes a row whose logits are all NaN for a fully masked one, and gives zeros, where the keys do
 # not fill one vector register: fewer keys than this go through plain matrix products, which hide no NaN.
 _CPU_KERNEL_MIN_KEYS = 32
+_FLASH_MAX_WIDTH = 256
+# The flash kernel for CUDA loads vectors of 16 bytes, of 8 elements, and does not ask whether they are aligned.
+_ALIGNED_BYTES = 16
+_ALIGNED_ELEMENTS = 8
+_setting_order = threading.Lock()
 
 
 def exact_attention(
@@ -167,7 +175,7 @@ def fused_backward(
     grad_lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As exact_backward, by one call of the device's own kernel where there is one."""
-    if q.device.type == "cuda" and _has_fused_kernel(q, v):
+    if q.device.type == "cuda" and _has_fused_kernel(q, v, 0 if grad_lse is None else 1):
         return _kernel_backward(grad_out, q, k, v, out, lse, is_causal, scale, grad_lse)
     return exact_backward(grad_out, q, k, v, out, lse, is_causal, scale, grad_lse)
 
@@ -188,16 +196,41 @@ def _ungroup(groups: list[Tensor]) -> Tensor:
     return groups[0] if len(groups) == 1 else torch.stack(groups, dim=2).flatten(1, 2)
 
 
-def _has_fused_kernel(q: Tensor, v: Tensor) -> bool:
+def _has_fused_kernel(q: Tensor, v: Tensor, more_columns: int = 0) -> bool:
+    """Whether the device has a kernel for such inputs, with so many columns more than v has."""
     if q.device.type == "cpu":
         return v.shape[2] >= _CPU_KERNEL_MIN_KEYS
-    return q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and max(q.shape[3], v.shape[3]) < 256
+    width = max(q.shape[3], v.shape[3] + more_columns)
+    return q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and width <= _FLASH_MAX_WIDTH
 
 
 def _padded(width: int, *tensors: Tensor) -> list[Tensor]:
     """Rows as the fused kernels ask for: dense, with zero columns up to a common head size that change no logit."""
-    dense = (x if x.stride(3) == 1 else x.contiguous() for x in tensors)
+    dense = (x if _is_dense(x) else x.clone(memory_format=torch.contiguous_format) for x in tensors)
     return [x if x.shape[3] == width else torch.nn.functional.pad(x, (0, width - x.shape[3])) for x in dense]
+
+
+def _is_dense(x: Tensor) -> bool:
+    if x.device.type != "cuda":
+        return x.stride(3) == 1
+    aligned = x.data_ptr() % _ALIGNED_BYTES == 0 and all(step % _ALIGNED_ELEMENTS == 0 for step in x.stride()[:3])
+    return x.stride(3) == 1 and (aligned or x.shape[3] % _ALIGNED_ELEMENTS != 0)
+
+
+@contextlib.contextmanager
+def _fixed_order() -> Iterator[None]:
+    """PyTorch's flash kernel for CUDA adds up dq in a fixed order only under this setting; put back afterwards."""
+    with _setting_order:
+        enabled = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        fill = torch._C._get_deterministic_fill_uninitialized_memory()
+        torch._C._set_deterministic_fill_uninitialized_memory(False)
+        torch._C._set_deterministic_algorithms(True, warn_only=False)
+        try:
+            yield
+        finally:
+            torch._C._set_deterministic_algorithms(enabled, warn_only=warn_only)
+            torch._C._set_deterministic_fill_uninitialized_memory(fill)
 
 
 def _kernel_width(q: Tensor, *widths: int) -> int:
@@ -237,7 +270,7 @@ def _kernel_backward(
     scale: float,
     grad_lse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not _has_fused_kernel(q, v):
+    if not _has_fused_kernel(q, v, 0 if grad_lse is None else 1):
         return _math_backward(grad_out, q, k, v, out, lse, is_causal, scale, grad_lse)
     dim, value_dim = q.shape[3], v.shape[3]
     q, scale, sign = _positive_scale(q, scale)
@@ -252,10 +285,11 @@ def _kernel_backward(
         )
     else:
         no_dropout = torch.empty(0, dtype=torch.int64, device=q.device)
-        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            grad_out, q, k, v, out, lse.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, is_causal,
-            no_dropout, no_dropout, scale=scale,
-        )  # fmt: skip
+        with _fixed_order():
+            dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+                grad_out, q, k, v, out, lse.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, is_causal,
+                no_dropout, no_dropout, scale=scale,
+            )  # fmt: skip
     return dq[..., :dim] if sign == 1 else dq[..., :dim] * sign, dk[..., :dim], dv[..., :value_dim]
 
 

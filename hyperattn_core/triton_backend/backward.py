@@ -94,12 +94,12 @@ class BackwardWork:
         if most == 0:
             return
         queries, keys = where.sides
-        max_parts = max(-(-level.num_tiles // TILES_PER_PART) for level in where.levels)
+        node_parts = max(-(-level.num_tiles // TILES_PER_PART) * level.shape.num_nodes for level in where.levels)
         chunks = triton.cdiv(most, self.config.key_block_n)
-        sample_grad_kernels.sample_kernel[(max_parts * queries.rows * where.max_nodes, len(where.levels), chunks)](
+        sample_grad_kernels.sample_kernel[(node_parts * queries.rows, len(where.levels), chunks)](
             self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.weights, self.table,
             *self.parts, *self._strides(),
-            self.q.shape[1], queries.rows // keys.rows, queries.rows, self.q.shape[2], max_parts, TILES_PER_PART,
+            self.q.shape[1], queries.rows // keys.rows, queries.rows, self.q.shape[2], TILES_PER_PART,
             self.scale, **self._constants(self.config.key_block_n), **self._options(),
         )  # fmt: skip
         grid = (keys.rows * where.max_nodes, len(where.levels), triton.cdiv(most, _REDUCE_SLOTS))

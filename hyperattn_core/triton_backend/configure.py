@@ -98,5 +98,5 @@ def _milliseconds(device: torch.device, dtype: torch.dtype, head_dim: int, confi
             data, weights = plan_buffers(q, k, 0, settings)
             work = ForwardWork(q, k, v, data, weights, settings, head_dim**-0.5, config)
             return float(triton.testing.do_bench(work.attend, warmup=10, rep=50, return_mode="median"))
-    except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError):
+    except (triton.runtime.errors.TritonError, triton.compiler.errors.CompilationError, torch.OutOfMemoryError):
         return float("inf")

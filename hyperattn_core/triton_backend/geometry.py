@@ -7,7 +7,7 @@ tile; a small table of offsets tells the kernels where, so that one launch serve
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -207,7 +207,7 @@ class Geometry:
         return max(max(level.num_tiles, level.num_blocks + 1) for level in self.levels)
 
 
-@lru_cache(maxsize=256)
+@cache
 def geometry(shape: tuple[int, int, int, int, int], settings: Settings) -> Geometry:
     """The geometry of a call; no levels where attention is exact."""
     batch, heads, kv_heads, _, _ = shape
@@ -247,13 +247,13 @@ def geometry(shape: tuple[int, int, int, int, int], settings: Settings) -> Geome
     return Geometry(shape, settings, tuple(levels), data, weight, partial, totals, drawn, template, sample_parts)
 
 
-@lru_cache(maxsize=64)
+@cache
 def level_table(plan: Geometry, device: str) -> Tensor:
     """The table of levels, int64 (L, fields), kept on the device."""
     return torch.tensor([level.row() for level in plan.levels], dtype=torch.int64).to(device)
 
 
-@lru_cache(maxsize=64)
+@cache
 def rank_tiles(plan: Geometry, device: str) -> Tensor:
     """The tiles of rank pairing, int32: per level first, count and block, each (G, T), and each block's first tile.
 
@@ -276,9 +276,22 @@ def block_tiles(tile_count: Tensor, tile_block: Tensor, num_blocks: int) -> Tens
     return torch.searchsorted(used, blocks.contiguous(), out_int32=True)
 
 
-@lru_cache(maxsize=64)
 def drawn_samples(plan: Geometry, seed: int, device: str) -> tuple[Tensor, Tensor]:
-    """The sampled indices of all levels, int32 flat, and the base-2 logarithms of their weights, float32 flat."""
+    """The sampled indices of all levels, int32 flat, and the base-2 logarithms of their weights, float32 flat.
+
+    Those of the last seeds are kept on the device, and those that a CUDA graph was captured with for good.
+    """
+    found = _drawn_samples(plan, seed, device)
+    if device.startswith("cuda") and torch.cuda.is_current_stream_capturing():
+        _captured.append(found)
+    return found
+
+
+_captured: list[tuple[Tensor, Tensor]] = []
+
+
+@lru_cache(maxsize=64)
+def _drawn_samples(plan: Geometry, seed: int, device: str) -> tuple[Tensor, Tensor]:
     batch, _, kv_heads, _, _ = plan.shape
     sampling = plan.settings.params.sampling
     indices, weights = [torch.empty(0, dtype=torch.int32)], [torch.empty(0)]

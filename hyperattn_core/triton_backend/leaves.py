@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +43,7 @@ def leaf_forward(q: Tensor, k: Tensor, v: Tensor, part: slice, leaf_len: int, sc
     q, k, v = (as_leaf_batch(x, part, leaf_len) for x in (q, k, v))
     if q.device.type != "cuda":
         out, lse = exact_forward(q, k, v, True, scale)
-    elif leaf_kernel(q, v, leaf_len, scale) == "cudnn":
+    elif q.shape[2] == leaf_len and leaf_kernel(q, v, scale) == "cudnn":
         out, lse = _cudnn_forward(q, k, v, scale)
     else:
         out, lse = fused_forward(q, k, v, True, scale)
@@ -69,25 +67,23 @@ def leaf_backward(
     lse = as_leaf_batch(lse.unsqueeze(3), part, leaf_len).squeeze(3)
     if grad_lse is not None:
         grad_lse = as_leaf_batch(grad_lse.unsqueeze(3), part, leaf_len).squeeze(3)
-    if q.device.type != "cuda":
-        return exact_backward(grad_out, q, k, v, out, lse, True, scale, grad_lse)
-    with _deterministic():
-        return fused_backward(grad_out, q, k, v, out, lse, True, scale, grad_lse)
+    run = fused_backward if q.device.type == "cuda" else exact_backward
+    return run(grad_out, q, k, v, out, lse, True, scale, grad_lse)
 
 
-def leaf_kernel(q: Tensor, v: Tensor, leaf_len: int, scale: float) -> str:
-    """The kernel for the leaves of such inputs: "flash" (FlashAttention-2) or "cudnn".
+def leaf_kernel(q: Tensor, v: Tensor, scale: float) -> str:
+    """The kernel for full leaves (leaves, B * H, length, D) of such inputs: "flash" (FlashAttention-2) or "cudnn".
 
     The first call for a GPU, dtype, head size and leaf length compares them; FlashAttention-2 where it may not
     (HYPERATTN_AUTOTUNE=0, or while a CUDA graph is captured).
     """
     if q.dtype not in (torch.float16, torch.bfloat16) or q.shape[3] != v.shape[3] or q.shape[3] % 8 or scale <= 0:
         return "flash"
-    key = (q.get_device(), q.dtype, q.shape[3], leaf_len)
+    key = (q.get_device(), q.dtype, q.shape[3], q.shape[2], q.shape[1] // v.shape[1])
     if key not in _remembered:
         if os.environ.get("HYPERATTN_AUTOTUNE", "1") == "0" or torch.cuda.is_current_stream_capturing():
             return "flash"
-        _remembered[key] = _faster(q, leaf_len)
+        _remembered[key] = _faster(q, q.shape[1] // v.shape[1])
     return _remembered[key]
 
 
@@ -95,27 +91,11 @@ def describe_leaves() -> dict[str, str]:
     """The kernels that this process has taken for leaves, as text."""
     return {
         f"leaves {str(dtype).removeprefix('torch.')} d={head_dim} length={leaf_len}": kernel
-        for (_, dtype, head_dim, leaf_len), kernel in _remembered.items()
+        for (_, dtype, head_dim, leaf_len, _), kernel in _remembered.items()
     }
 
 
-@contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
-    """PyTorch's flash kernel adds up dq in a fixed order only under this setting; put back afterwards."""
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = torch.utils.deterministic
-    fill = memory.fill_uninitialized_memory
-    memory.fill_uninitialized_memory = False
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-        memory.fill_uninitialized_memory = fill
-
-
-_remembered: dict[tuple[int, torch.dtype, int, int], str] = {}
+_remembered: dict[tuple[int, torch.dtype, int, int, int], str] = {}
 
 
 def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Attended:
@@ -124,26 +104,28 @@ def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Attended:
     return out, result[1].reshape(out.shape[:3])
 
 
-def _faster(like: Tensor, leaf_len: int) -> str:
+def _faster(like: Tensor, group: int) -> str:
     """Time both kernels on random leaves; cuDNN is taken only where it runs, agrees, and is faster."""
     from triton.testing import do_bench
 
+    leaf_len, head_dim = like.shape[2:]
     leaves = max(1, _TUNING_TOKENS // leaf_len)
     generator = torch.Generator(like.device).manual_seed(0)
-    q, k, v = (
-        torch.randn(leaves, 4, leaf_len, like.shape[3], generator=generator, device=like.device, dtype=like.dtype)
-        for _ in range(3)
-    )
-    scale = like.shape[3] ** -0.5
+
+    def leaf(heads: int) -> Tensor:
+        x = torch.randn(heads, leaves * leaf_len, head_dim, generator=generator, device=like.device, dtype=like.dtype)
+        return x.unflatten(1, (leaves, leaf_len)).transpose(0, 1)  # strides as those of real leaves
+
+    q, k, v = leaf(2 * group), leaf(2), leaf(2)
+    scale = head_dim**-0.5
     flash = functools.partial(fused_forward, q, k, v, True, scale)
     cudnn = functools.partial(_cudnn_forward, q, k, v, scale)
-    out, lse = flash()
     try:
-        other_out, other_lse = cudnn()
-    except RuntimeError:  # PyTorch was built without cuDNN, or cuDNN has no plan for this shape.
+        (out, lse), (other_out, other_lse) = flash(), cudnn()
+        agree = ((other_lse - lse).abs() < _LSE_TOLERANCE).all() & ((other_out - out).abs() < _OUT_TOLERANCE).all()
+        return "cudnn" if agree and _median_ms(do_bench, cudnn) < _median_ms(do_bench, flash) else "flash"
+    except RuntimeError:  # PyTorch without cuDNN, a shape that cuDNN has no plan for, or no memory to compare in.
         return "flash"
-    agree = bool(((other_lse - lse).abs() < _LSE_TOLERANCE).all() & ((other_out - out).abs() < _OUT_TOLERANCE).all())
-    return "cudnn" if agree and _median_ms(do_bench, cudnn) < _median_ms(do_bench, flash) else "flash"
 
 
 def _median_ms(do_bench: Any, run: Any) -> float:

@@ -18,15 +18,22 @@ from hyperattn_core.triton_backend.plan import plan_buffers
 
 _DEVICES = ("cpu", "cuda")
 
-torch.library.define("hyperattn::plan", "(Tensor q, Tensor k, int seed, int[] settings) -> (Tensor, Tensor)")
+# Small tables are kept on the device across calls, which inductor's own graph memory would take for a leak.
+_TAGS = tuple(tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None)
+
+torch.library.define(
+    "hyperattn::plan", "(Tensor q, Tensor k, int seed, int[] settings) -> (Tensor, Tensor)", tags=_TAGS
+)
 torch.library.define(
     "hyperattn::attend",
     "(Tensor q, Tensor k, Tensor v, Tensor data, Tensor weights, int[] settings, float scale) -> (Tensor, Tensor)",
+    tags=_TAGS,
 )
 torch.library.define(
     "hyperattn::attend_backward",
     "(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor data, "
     "Tensor weights, int[] settings, float scale) -> (Tensor, Tensor, Tensor)",
+    tags=_TAGS,
 )
 
 

@@ -192,7 +192,7 @@ def block_dim(head_dim: int) -> int:
     return max(16, triton.next_power_of_2(head_dim))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)
 def split_projections(seed: int, head_dim: int, num_projections: int, dtype: torch.dtype, device: str) -> Tensor:
     """The projections in the dtype of the inputs, as a sum of terms: (terms, D in registers, 16), kept on the device.
 

@@ -28,7 +28,7 @@ from hyperattn_core.triton_backend.kernel_table import (
 )
 
 
-@triton.jit(do_not_specialize=["heads", "group", "query_rows", "num_queries", "max_parts", "tiles_per_part"])
+@triton.jit(do_not_specialize=["heads", "group", "query_rows", "num_queries", "tiles_per_part"])
 def sample_kernel(
     q,
     k,
@@ -54,7 +54,6 @@ def sample_kernel(
     group,
     query_rows,
     num_queries,
-    max_parts,
     tiles_per_part,
     scale,
     D: tl.constexpr,
@@ -71,10 +70,10 @@ def sample_kernel(
     num_samples = field(table, level, NUM_SAMPLES).to(tl.int32)
     num_tiles = field(table, level, NUM_TILES).to(tl.int32)
     chunk = tl.program_id(2)
-    part, node_row = tl.program_id(0) % max_parts, tl.program_id(0) // max_parts
-    row, node = node_row // num_nodes, node_row % num_nodes
     parts = tl.cdiv(num_tiles, tiles_per_part)
-    if (row < query_rows) & (part < parts) & (chunk * BLOCK_N < num_samples):
+    part, node_row = tl.program_id(0) % parts, tl.program_id(0) // parts
+    row, node = node_row // num_nodes, node_row % num_nodes
+    if (row < query_rows) & (chunk * BLOCK_N < num_samples):
         block_size = field(table, level, BLOCK_SIZE).to(tl.int32)
         num_blocks = field(table, level, NUM_BLOCKS).to(tl.int32)
         used = tl.load(data + field(table, level, BLOCK_TILE) + node_row.to(tl.int64) * (num_blocks + 1) + num_blocks)

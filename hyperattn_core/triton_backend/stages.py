@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from hyperattn_core.exact import exact_forward
@@ -42,4 +46,12 @@ def triton_stages(
     }
     if is_causal:
         steps |= {"leaves": lambda done: work.leaves(), "merge": merge}
-    return chained(steps)
+    return chained({name: _on_device_of(q, step) for name, step in steps.items()})
+
+
+def _on_device_of(x: Tensor, step: Step) -> Step:
+    def run(done: Mapping[str, Any]) -> object:
+        with torch.cuda.device_of(x):
+            return step(done)
+
+    return run
