@@ -127,7 +127,7 @@ def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_p
     for (_, is_causal), rows in run.stages[run.stages["method"] == "hyper"].groupby(["point_id", "is_causal"]):
         assert list(rows.sort_values("position")["stage"]) == STAGES[bool(is_causal)]
         assert (rows["median_ms"] > 0).all()
-        assert (rows["n_samples"] == 3).all()
+        assert rows["n_samples"].between(1, 3).all()  # fewer where the machine is too busy for the budget
     flash = run.stages[run.stages["method"] == "flash2"]
     assert (set(flash["stage"]), set(flash["status"])) == ({"all"}, {"unsupported"})
     pd.testing.assert_frame_equal(
