@@ -60,10 +60,8 @@ def merged_parts(
         out (B, H, N, Dv), differentiable by autograd, with memory that grows with N squared.
     """
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    attended = [_attend(part, q, k, v, scale) for part in parts_of(plan, q.dtype)]
+    attended = [_attend(part, q, k, v, scale, detach) for part in parts_of(plan, q.dtype)]
     shares = torch.stack([lse for _, lse in attended]).softmax(dim=0)
-    if detach:
-        shares = shares.detach()
     return (shares.unsqueeze(-1) * torch.stack([out for out, _ in attended])).sum(dim=0)
 
 
@@ -97,7 +95,7 @@ def _level_weights(level: LevelPlan, dtype: torch.dtype) -> tuple[Tensor, Tensor
     return (query_block.unsqueeze(4) == key_block.unsqueeze(3)).to(dtype), sampled.unsqueeze(3).to(dtype)
 
 
-def _attend(part: Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _attend(part: Part, q: Tensor, k: Tensor, v: Tensor, scale: float, detach: bool) -> tuple[Tensor, Tensor]:
     """Attention of all N queries over the keys of one part; a query outside of it gets a log-sum-exp of almost -inf."""
     if part.is_leaf:
         q, k, v = (x.unflatten(2, (-1, part.node_len)) for x in (q, k, v))
@@ -105,8 +103,8 @@ def _attend(part: Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[
         halves = [x.unflatten(2, (-1, 2, part.node_len)) for x in (q, k, v)]
         q, k, v = halves[0][:, :, :, 1], halves[1][:, :, :, 0], halves[2][:, :, :, 0]
     logits = (scale * q) @ k.transpose(3, 4) + part.weights.log().clamp_(min=_ABSENT)
-    lse = logits.logsumexp(dim=4)
-    out = (logits - lse.unsqueeze(4)).exp() @ v
+    out = logits.softmax(dim=4) @ v
+    lse = (logits.detach() if detach else logits).logsumexp(dim=4)
     if not part.is_leaf:
         out = torch.stack([torch.zeros_like(out), out], dim=3).flatten(3, 4)
         lse = torch.stack([torch.full_like(lse, _ABSENT), lse], dim=3).flatten(3, 4)
