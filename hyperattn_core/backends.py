@@ -44,7 +44,12 @@ def backend_for(
 
 
 def chosen_backend(
-    q: Tensor, value_dim: int, params: HyperAttentionParams | None, backend: str, allowed: tuple[str, ...] = BACKENDS
+    q: Tensor,
+    value_dim: int,
+    params: HyperAttentionParams | None,
+    backend: str,
+    allowed: tuple[str, ...] = BACKENDS,
+    tile_size: int | None = None,
 ) -> str:
     """The backend that a call runs in: "torch", "triton" or "oracle".
 
@@ -54,6 +59,7 @@ def chosen_backend(
         params: the estimator's parameters where the call makes a plan; None where it was made before.
         backend: as the caller gave it.
         allowed: what the caller may give.
+        tile_size: queries per tile of the plan, where the caller has one or asks for one.
 
     Raises:
         ValueError: the backend is unknown, or cannot run this call.
@@ -68,7 +74,7 @@ def chosen_backend(
     if backend == "auto" and q.device.type != "cuda":
         return "torch"
     num_projections = params.num_projections if params is not None else None
-    reason = support.why_unsupported(q.device.type, q.dtype, q.shape[3], value_dim, num_projections)
+    reason = support.why_unsupported(q.device.type, q.dtype, q.shape[3], value_dim, num_projections, tile_size)
     if reason is None:
         return "triton"
     if backend == "auto":

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hyperattn_core.backends import chosen_backend
 from hyperattn_core.checks import check_inputs
-from hyperattn_core.exact import default_scale, lse_dtype
+from hyperattn_core.exact import default_scale
+from hyperattn_core.exact_kernels import lse_dtype
 from hyperattn_core.oracle import oracle_attention
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.plan import AttentionPlan, check_plan_request, make_plan
@@ -78,7 +79,8 @@ def hyper_attention(
         params = check_plan_request(q, k, params, seed, is_causal=is_causal)
     else:
         _check_plan(plan, q, k, is_causal, params)
-    chosen = chosen_backend(q, v.shape[3], params if plan is None else None, backend)
+    tile_size = plan.levels[0].tile_size if plan is not None and plan.levels else None
+    chosen = chosen_backend(q, v.shape[3], params if plan is None else None, backend, tile_size=tile_size)
     if chosen == "triton":
         from hyperattn_core.triton_backend.attention import triton_attention
 

@@ -122,7 +122,7 @@ def make_plan(
     params = check_plan_request(q, k, params, seed, is_causal=is_causal)
     if tile_size is not None:
         check_int("tile_size", tile_size, low=1)
-    if chosen_backend(q, q.shape[3], params, backend, PLAN_BACKENDS) == "triton":
+    if chosen_backend(q, q.shape[3], params, backend, PLAN_BACKENDS, tile_size) == "triton":
         from hyperattn_core.triton_backend import plan as kernels
 
         return kernels.make_plan(q, k, params, seed, is_causal=is_causal, tile_size=tile_size)

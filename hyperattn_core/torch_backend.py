@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hyperattn_core.exact import exact_backward, exact_forward, lse_dtype
+from hyperattn_core.exact import exact_backward, exact_forward
+from hyperattn_core.exact_kernels import lse_dtype
 from hyperattn_core.merge import merge_into
 from hyperattn_core.plan import AttentionPlan, LevelPlan
 from hyperattn_core.torch_runs import runs_backward, runs_forward

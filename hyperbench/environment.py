@@ -19,7 +19,20 @@ from hyperbench import __version__
 _GIB = 2.0**30
 _COMMAND_LIMIT_S = 10.0
 #: Environment variables that change what is measured.
-_ENV_PREFIXES = ("OMP_", "MKL_", "KMP_", "GOMP_", "MALLOC_", "PYTORCH_", "CUDA_", "CUBLAS_", "TORCH_", "LD_PRELOAD")
+_ENV_PREFIXES = (
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "GOMP_",
+    "MALLOC_",
+    "PYTORCH_",
+    "CUDA_",
+    "CUBLAS_",
+    "TORCH_",
+    "LD_PRELOAD",
+    "TRITON_INTERPRET",
+    "HYPERATTN_AUTOTUNE",
+)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,11 @@ def test_the_environment_of_the_workers_counts() -> None:
         "CUDA_B": "2",
         "MALLOC_X": "0",
     }
+    # What decides which kernels run, and how they are built.
+    assert set(relevant_env({"TRITON_INTERPRET": "1", "HYPERATTN_AUTOTUNE": "0", "HYPERATTN_CACHE_DIR": "x"})) == {
+        "TRITON_INTERPRET",
+        "HYPERATTN_AUTOTUNE",
+    }
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hyperattn_core.exact import exact_attention
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.plan import AttentionPlan, check_plan_request, level_shapes, plan_shape
+from hyperattn_core.plan import AttentionPlan, level_shapes, plan_shape
 from hyperattn_core.triton_backend import ops
 from hyperattn_core.triton_backend.configure import default_tile_size
 from hyperattn_core.triton_backend.geometry import Settings
@@ -25,14 +25,14 @@ def triton_attention(
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Nq, Dv) in the dtype of q and lse (B, H, Nq) in float32, differentiable through both.
 
-    Arguments are those of hyper_attention, checked by the caller; without a plan one is made, by params and seed.
+    Arguments are those of hyper_attention, checked by the caller. Without a plan, params are given and make one.
     """
     if plan is None:
-        params = check_plan_request(q, k, params, seed, is_causal=is_causal)
+        assert params is not None
         if level_shapes(plan_shape(q, k), params, is_causal=is_causal):
             tile_size = default_tile_size(q.device, q.dtype, max(q.shape[3], v.shape[3]))
             settings = Settings.of(params, is_causal=is_causal, tile_size=tile_size).to_list()
-            data, weights = ops.plan(q.detach(), k.detach(), seed, settings)
+            data, weights = ops.plan(q.detach(), k.detach(), str(seed), settings)
             return ops.attend(q, k, v, data, weights, settings, scale)
     elif not plan.is_exact:
         data, weights, packed = pack(plan)

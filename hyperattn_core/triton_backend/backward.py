@@ -17,6 +17,7 @@ from hyperattn_core.triton_backend.plan import block_dim, dense_rows
 
 _ROWS = 64
 SLOTS = 64
+_REDUCE_SLOTS = 16
 
 
 def backward(
@@ -153,9 +154,6 @@ class BackwardWork:
 
     def _options(self) -> dict[str, int]:
         return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
-
-
-_REDUCE_SLOTS = 16
 
 
 def delta_constants(value_dim: int, has_grad_lse: bool) -> dict[str, int]:

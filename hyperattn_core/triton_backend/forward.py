@@ -16,7 +16,6 @@ from hyperattn_core.triton_backend.plan import block_dim, dense_rows
 from hyperattn_core.triton_backend.tuning import AttendConfig
 
 _MERGE_ELEMENTS = 8192
-MAX_TILE_SIZE = 128
 
 
 def forward(
@@ -98,13 +97,7 @@ class ForwardWork:
 
 
 def attend_constants(head_dim: int, value_dim: int, settings: Settings, config: AttendConfig) -> dict[str, int | bool]:
-    """The compile-time values of the attend kernel.
-
-    Raises:
-        ValueError: a tile of the plan is larger than a program can hold.
-    """
-    if settings.tile_size > MAX_TILE_SIZE:
-        raise ValueError(f"tile_size must be at most {MAX_TILE_SIZE} for the Triton kernels, got {settings.tile_size}")
+    """The compile-time values of the attend kernel."""
     return {
         "IS_CAUSAL": settings.is_causal,
         "D": head_dim,

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperattn_core.exact import Attended, exact_backward, exact_forward, fused_backward, fused_forward
+from hyperattn_core.exact import exact_backward, fused_forward
+from hyperattn_core.exact_kernels import Attended
 from hyperattn_core.triton_backend.plan import dense_rows
 
 _TUNING_TOKENS = 1 << 17
@@ -41,9 +42,7 @@ def leaf_forward(q: Tensor, k: Tensor, v: Tensor, part: slice, leaf_len: int, sc
     that would cost more than the leaves do.
     """
     q, k, v = (as_leaf_batch(x, part, leaf_len) for x in (q, k, v))
-    if q.device.type != "cuda":
-        out, lse = exact_forward(q, k, v, True, scale)
-    elif q.shape[2] == leaf_len and leaf_kernel(q, v, scale) == "cudnn":
+    if q.device.type == "cuda" and q.shape[2] == leaf_len and leaf_kernel(q, v, scale) == "cudnn":
         out, lse = _cudnn_forward(q, k, v, scale)
     else:
         out, lse = fused_forward(q, k, v, True, scale)
@@ -67,8 +66,7 @@ def leaf_backward(
     lse = as_leaf_batch(lse.unsqueeze(3), part, leaf_len).squeeze(3)
     if grad_lse is not None:
         grad_lse = as_leaf_batch(grad_lse.unsqueeze(3), part, leaf_len).squeeze(3)
-    run = fused_backward if q.device.type == "cuda" else exact_backward
-    return run(grad_out, q, k, v, out, lse, True, scale, grad_lse)
+    return exact_backward(grad_out, q, k, v, out, lse, True, scale, grad_lse)
 
 
 def leaf_kernel(q: Tensor, v: Tensor, scale: float) -> str:

@@ -1,6 +1,7 @@
 """Custom operators: plan, attend and its gradient, with fake tensors, so that torch.compile takes a call as a whole.
 
-The operators are defined once, on import. `settings` is Settings.to_list(): plain integers, as operators take them.
+The operators are defined once, on import. `settings` is Settings.to_list(): plain integers, as operators take them; a
+seed is written out, as it may have more than 64 bits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _DEVICES = ("cpu", "cuda")
 _TAGS = tuple(tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None)
 
 torch.library.define(
-    "hyperattn::plan", "(Tensor q, Tensor k, int seed, int[] settings) -> (Tensor, Tensor)", tags=_TAGS
+    "hyperattn::plan", "(Tensor q, Tensor k, str seed, int[] settings) -> (Tensor, Tensor)", tags=_TAGS
 )
 torch.library.define(
     "hyperattn::attend",
@@ -38,13 +39,13 @@ torch.library.define(
 
 
 @torch.library.impl("hyperattn::plan", _DEVICES)
-def _plan(q: Tensor, k: Tensor, seed: int, settings: list[int]) -> tuple[Tensor, Tensor]:
+def _plan(q: Tensor, k: Tensor, seed: str, settings: list[int]) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(q):
-        return plan_buffers(q.detach(), k.detach(), seed, Settings.from_list(settings))
+        return plan_buffers(q.detach(), k.detach(), int(seed), Settings.from_list(settings))
 
 
 @torch.library.register_fake("hyperattn::plan")
-def _(q: Tensor, k: Tensor, seed: int, settings: list[int]) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, seed: str, settings: list[int]) -> tuple[Tensor, Tensor]:
     where = geometry(_sizes(q, k), Settings.from_list(settings))
     return q.new_empty(where.data_size, dtype=torch.int32), q.new_empty(where.weight_size, dtype=torch.float32)
 

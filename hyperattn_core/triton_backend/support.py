@@ -15,6 +15,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
 MAX_NUM_PROJECTIONS = 10
+MAX_TILE_SIZE = 128
 MIN_CAPABILITY = (8, 0)
 
 
@@ -45,7 +46,12 @@ def traced_as_constant(function: _Function) -> _Function:
 
 @traced_as_constant
 def why_unsupported(
-    device_type: str, dtype: torch.dtype, head_dim: int, value_dim: int, num_projections: int | None
+    device_type: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    value_dim: int,
+    num_projections: int | None,
+    tile_size: int | None = None,
 ) -> str | None:
     """Why the kernels cannot run such a call, in one line; None if they can.
 
@@ -55,6 +61,7 @@ def why_unsupported(
         head_dim: D.
         value_dim: Dv.
         num_projections: r where a plan is to be made, which has a limit; None for attention at a plan, which has none.
+        tile_size: queries per tile where that is given.
     """
     if device_type != "cuda" and not (device_type == "cpu" and interpreted()):
         return f"the Triton kernels need tensors on a CUDA GPU, got {device_type}"
@@ -68,6 +75,8 @@ def why_unsupported(
             f"the Triton kernels take num_projections up to {MAX_NUM_PROJECTIONS}, "
             f"got num_projections={num_projections}"
         )
+    if tile_size is not None and tile_size > MAX_TILE_SIZE:
+        return f"the Triton kernels take plans of tile_size up to {MAX_TILE_SIZE}, got tile_size={tile_size}"
     if device_type == "cuda":
         capability = torch.cuda.get_device_capability()
         if capability < MIN_CAPABILITY:

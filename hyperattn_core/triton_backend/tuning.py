@@ -74,7 +74,7 @@ class Choice:
 
 
 def candidates(arch: int, dtype: torch.dtype, head_dim: int) -> tuple[AttendConfig, ...]:
-    """The configurations worth trying, the default first; none spills when compiled for these architectures."""
+    """The configurations worth trying, the default first; none spills when compiled with the pinned Triton."""
     if dtype == torch.float32:  # Products without tensor cores: registers decide.
         if head_dim <= 64:
             return (AttendConfig(32, 32, 4, 2), AttendConfig(64, 32, 8, 2))
@@ -103,7 +103,7 @@ def default_config(arch: int, dtype: torch.dtype, head_dim: int) -> AttendConfig
 
 
 def default_backward_config(arch: int, dtype: torch.dtype, head_dim: int) -> BackwardConfig:
-    """The configuration of the backward kernels; none spills when compiled for these architectures."""
+    """The configuration of the backward kernels; none spills when compiled with the pinned Triton."""
     if dtype == torch.float32:
         if head_dim <= 64:
             return BackwardConfig(16, 16, 16, 4, 1)

@@ -17,7 +17,7 @@ from core_inputs import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hyperattn_core.exact as exact_module
+import hyperattn_core.exact_kernels as exact_module
 from hyperattn_core import exact_attention
 
 # Lengths beside the sizes at which the fused kernel changes its ways, and primes.

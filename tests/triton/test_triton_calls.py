@@ -33,8 +33,8 @@ class TestOperators:
         call = small_call(is_causal)
         q, k, v = (x.requires_grad_() for x in call.inputs())
         settings = Settings.of(call.parameters(), is_causal=is_causal, tile_size=16).to_list()
-        torch.library.opcheck(ops.plan, (q.detach(), k.detach(), 5, settings))
-        data, weights = ops.plan(q.detach(), k.detach(), 5, settings)
+        torch.library.opcheck(ops.plan, (q.detach(), k.detach(), "5", settings))
+        data, weights = ops.plan(q.detach(), k.detach(), "5", settings)
         torch.library.opcheck(ops.attend, (q, k, v, data, weights, settings, 0.25))
         out, lse = (x.detach() for x in ops.attend(q, k, v, data, weights, settings, 0.25))
         for grad_lse in (None, normal(*lse.shape, seed=8)):
@@ -85,6 +85,16 @@ def test_stages_give_the_output(is_causal: bool) -> None:
         assert torch.equal(result, expected)
 
 
+@pytest.mark.parametrize("seed", [2**70, -5])
+def test_a_seed_of_any_size(seed: int) -> None:
+    call = small_call(True)
+    q, k, v = call.inputs()
+    options = {"is_causal": True, "params": call.parameters(), "seed": seed}
+    torch.testing.assert_close(
+        hyper_attention(q, k, v, backend="triton", **options), hyper_attention(q, k, v, backend="torch", **options)
+    )
+
+
 class TestBadCalls:
     """One clear error that names what to do instead."""
 
@@ -110,6 +120,16 @@ class TestBadCalls:
             hyper_attention(q, k, v, params=call.parameters(), backend="triton")
         assert "use backend='torch'" in str(error.value)
         assert "\n" not in str(error.value)
+
+    def test_a_tile_that_no_program_holds(self) -> None:
+        q, k, v = Call().inputs()
+        plan = make_plan(q, k, Call().parameters(), tile_size=129, backend="torch")
+        for call in (
+            lambda: hyper_attention(q, k, v, plan=plan, backend="triton"),
+            lambda: make_plan(q, k, Call().parameters(), tile_size=129, backend="triton"),
+        ):
+            with pytest.raises(ValueError, match=r"tile_size up to 128, got tile_size=129; use backend='torch'"):
+                call()
 
     def test_many_projections_in_a_plan_that_is_given(self) -> None:
         call = Call(params={"num_projections": 12})
