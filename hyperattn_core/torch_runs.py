@@ -7,6 +7,7 @@ output must not depend on later tokens to the last bit, go through torch_tiles i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from hyperattn_core.plan import LevelPlan
 from hyperattn_core.torch_tiles import Buffers
 
 _RUN_QUERIES = 512
+_LOG2_E, _LN_2 = 1 / math.log(2), math.log(2)
+_SMALL_LOGIT, _SMALL_VALUE = 32.0, 2.0**40
 
 
 @dataclass(frozen=True)
@@ -45,69 +48,112 @@ def runs(tile_first: Tensor, tile_count: Tensor, tile_block: Tensor) -> Iterator
 
 
 class RowKeys:
-    """The keys and values of one kv row, sorted, behind its samples, as one stack (2, m + b, D)."""
+    """The keys and values of one kv row, sorted, as its runs meet them: the samples, then one block, with two columns.
+
+    A product with rows of QueryRows then is a logit in base 2 less the row's shift, with a sample's weight added as its
+    logarithm, and a product of gradient and value less the row's delta: nothing is left to do but to exponentiate.
+    """
 
     def __init__(
-        self, level: LevelPlan, k: Tensor, v: Tensor, row: tuple[int, int], scale: float, scratch: Buffers
+        self,
+        level: LevelPlan,
+        k: Tensor,
+        v: Tensor,
+        row: tuple[int, int],
+        factors: tuple[float, float],
+        scratch: Buffers,
     ) -> None:
         self.order = level.key_order[row][0].long()
         self.samples = level.sample_index[row][0].long()
         self.num_samples, self.block_size = self.samples.shape[0], level.block_size
-        self.rows = scratch.get("sorted_rows", 2, k.shape[2], k.shape[3])
+        width = k.shape[3]
+        self.rows = scratch.get("sorted_rows", 2, k.shape[2], width)
         _take(k[row], self.order, self.rows[0])
         _take(v[row], self.order, self.rows[1])
-        self.rows[0].mul_(scale)
+        self._factors = torch.tensor(factors, dtype=scratch.dtype).view(2, 1, 1)
         self._blocks = self.rows.split(self.block_size, dim=1)
         blocks = torch.arange(level.num_blocks).unsqueeze(1)
-        weights = level.sample_weight.to(scratch.dtype)
+        log_weights = level.sample_weight.log2().to(scratch.dtype)
         # A sample that lies in the block weighs 0: it is there already.
-        self._weights = torch.where(self.samples // self.block_size == blocks, 0.0, weights).unbind()
-        self._met = scratch.get("met", 2, self.num_samples + self.block_size, k.shape[3])
-        self._met[:, : self.num_samples] = self.rows[:, self.samples]
+        self._log_weights = torch.where(self.samples // self.block_size == blocks, -math.inf, log_weights).unbind()
+        self._met = scratch.get("met", 2, self.num_samples + self.block_size, width + 2)
+        self._met[:, :, width] = 1.0
+        self._met[:, :, width + 1] = 0.0
+        torch.mul(self.rows[:, self.samples], self._factors, out=self._met[:, : self.num_samples, :width])
+        self._weight_column = self._met[0, : self.num_samples, width + 1]
+        self._block_rows = self._met[:, self.num_samples :, :width]
         self._block = -1
 
-    def met(self, block: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (2, m + b, D) that queries of a block meet, and the samples' weights (m,).
-
-        The rows are a view that the next block overwrites.
-        """
+    def met(self, block: int) -> Tensor:
+        """What queries of a block meet: (2, m + b, D + 2), keys and values; the next block overwrites it."""
         if block != self._block:
-            self._view = self._met[:, : self.num_samples + self._blocks[block].shape[1]]
-            self._view[:, self.num_samples :] = self._blocks[block]
+            rows = self._blocks[block]
+            torch.mul(rows, self._factors, out=self._block_rows[:, : rows.shape[1]])
+            self._weight_column.copy_(self._log_weights[block])
             self._block = block
-        return self._view, self._weights[block]
+            self._view = self._met[:, : self.num_samples + rows.shape[1]]
+        return self._view
 
 
 class MetGrads:
-    """Gradients of a row's values and keys as its runs meet them: the samples', then those of one block.
+    """Gradients of a row's keys and values, the factors undone: of its samples, and of the block that is being met."""
 
-    They are summed up transposed, (2, D, m + b): a product of a batch of two that way round is the faster one.
-    """
-
-    def __init__(self, keys: RowKeys, scratch: Buffers) -> None:
-        self._total = scratch.get("grad_rows", *keys.rows.shape).zero_()
+    def __init__(self, keys: RowKeys, factors: tuple[float, float], scratch: Buffers) -> None:
+        self._keys, self._num_samples = keys, keys.num_samples
+        self._factors = torch.tensor(factors, dtype=scratch.dtype).view(2, 1, 1)
+        self._total = scratch.get("grad_rows", *keys.rows.shape)
         self._blocks = self._total.split(keys.block_size, dim=1)
-        self._samples, self._num_samples = keys.samples, keys.num_samples
-        width = keys.num_samples + keys.block_size
-        self._met = scratch.get("met_grads", 2, keys.rows.shape[2], width).zero_()
-        self._widths = [keys.num_samples + block.shape[1] for block in self._blocks]
+        self._met = scratch.get("met_grads", 2, keys.num_samples + keys.block_size, keys.rows.shape[2]).zero_()
+        self._left = [False] * len(self._blocks)
 
-    def add(self, block: int, rows: Tensor, p: Tensor) -> None:
-        """Add the products of rows (2, queries, D), transposed, with p and ds (2, queries, m + b), for one block."""
-        if self._widths[block] == self._met.shape[2]:
-            self._met.baddbmm_(rows.transpose(1, 2), p)
+    def add(self, p: Tensor, rows: Tensor) -> None:
+        """Add the products of ds and p (2, m + b, queries) with rows of q and grad_out (2, queries, D)."""
+        if p.shape[1] == self._met.shape[1]:
+            self._met.baddbmm_(p, rows)
         else:
-            self._met[:, :, : self._widths[block]] += torch.bmm(rows.transpose(1, 2), p)
+            self._met[:, : p.shape[1]] += torch.bmm(p, rows)
 
     def leave(self, block: int) -> None:
         """Hand over what a block has got before another one is met."""
-        here = self._met[:, :, self._num_samples : self._widths[block]]
-        self._blocks[block].add_(here.transpose(1, 2))
+        total = self._blocks[block]
+        here = self._met[:, self._num_samples :][:, : total.shape[1]]
+        if self._left[block]:
+            total.addcmul_(here, self._factors)
+        else:
+            torch.mul(here, self._factors, out=total)
+        self._left[block] = True
         here.zero_()
 
     def sorted(self) -> Tensor:
-        """The gradients (2, keys, D), of values and of keys, in sorted order, once every block is left."""
-        return self._total.index_add_(1, self._samples, self._met[:, :, : self._num_samples].transpose(1, 2))
+        """The gradients (2, keys, D), of keys and of values, in sorted order, once every block is left."""
+        for block, left in zip(self._blocks, self._left, strict=True):
+            if not left:
+                block.zero_()
+        samples = self._met[:, : self._num_samples].mul_(self._factors)
+        return self._total.index_add_(1, self._keys.samples, samples)
+
+
+class QueryRows:
+    """Rows of the queries of one head in sorted order, with the two columns that RowKeys has a counterpart of."""
+
+    def __init__(self, level: LevelPlan, b: int, h: int) -> None:
+        self.order = level.query_order[b, h, 0].long()
+        self.runs = list(runs(level.tile_first[b, h, 0], level.tile_count[b, h, 0], level.tile_block[b, h, 0]))
+        self.sizes = [run.stop - run.first for run in self.runs]
+
+    def fill(self, into: Tensor, x: Tensor, shift: Tensor | None, log_weight: float) -> None:
+        """into (queries, D + 2) = the rows of x (queries, D), -shift (queries,) and what the weights' logarithm counts."""
+        width = x.shape[1]
+        _take(x, self.order, into[:, :width])
+        if shift is None:
+            into[:, width] = 0.0
+        else:
+            torch.neg(shift.index_select(0, self.order), out=into[:, width])
+        into[:, width + 1] = log_weight
+
+    def unsorted(self, rows: Tensor, into: Tensor) -> None:
+        """into = rows, in sorted order, back in the order of the queries."""
+        _take(rows, _inverse(self.order), into)
 
 
 def runs_forward(
@@ -122,27 +168,25 @@ def runs_forward(
     out = torch.empty(batch, heads, num_queries, width, dtype=q.dtype)
     lse = torch.empty(batch, heads, num_queries, dtype=scratch.dtype)
     for b, kv_head, members in _rows(q, k):
-        keys = RowKeys(level, k, v, (b, kv_head), scale, scratch)
+        keys = RowKeys(level, k, v, (b, kv_head), (scale * _LOG2_E, 1.0), scratch)
         for h in members:
-            order, row_runs, sizes = _row_runs(level, b, h)
-            x = scratch.gather("x", q[b, h], order).to(scratch.dtype)
+            queries = QueryRows(level, b, h)
+            x = scratch.get("rows", num_queries, width + 2)
+            queries.fill(x, q[b, h], None, 1.0)
             sorted_out = scratch.get("sorted_out", num_queries, width)
-            sorted_lse = scratch.get("sorted_lse", num_queries, 1)
-            parts = zip(row_runs, x.split(sizes), sorted_out.split(sizes), sorted_lse.split(sizes), strict=True)
-            for run, part, part_out, part_lse in parts:
-                (met_keys, met_values), weight = keys.met(run.block)
+            total, top = scratch.get("totals", 2, num_queries, 1).zero_()
+            small = _logits_are_small(x[:, :width], keys.rows, scale * _LOG2_E)
+            parts = zip(queries.runs, *(t.split(queries.sizes) for t in (x, sorted_out, total, top)), strict=True)
+            for run, part, part_out, part_total, part_top in parts:
+                met_keys, met_values = keys.met(run.block)
                 p = scratch.get("p", part.shape[0], met_keys.shape[0])
                 torch.mm(part, met_keys.t(), out=p)
-                top = p.amax(1, keepdim=True)
-                p.sub_(top).exp_()
-                p[:, : keys.num_samples].mul_(weight)
-                total = p.sum(1, keepdim=True)
-                torch.mm(p, met_values, out=part_out)
-                part_out.div_(total)
-                torch.add(top, total.log_(), out=part_lse)
-            place = _inverse(order)
-            _take(sorted_out, place, out[b, h])
-            _take(sorted_lse.view(-1), place, lse[b, h])
+                if not small:
+                    p.sub_(torch.amax(p, 1, keepdim=True, out=part_top))
+                torch.sum(p.exp2_(), 1, keepdim=True, out=part_total)
+                torch.mm(p, met_values[:, :width], out=part_out)
+            queries.unsorted(sorted_out.div_(total), out[b, h])
+            queries.unsorted(top.add_(total.log2_()).mul_(_LN_2).view(-1), lse[b, h])
     return out, lse
 
 
@@ -168,42 +212,54 @@ def runs_backward(
         return dq[..., : q.shape[3]], dk[..., : k.shape[3]], dv[..., : v.shape[3]]
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     num_queries = q.shape[2]
+    # Keys hold log2(e) for the exponential in base 2; with its inverse in values and delta, and so in ds, dq needs none.
+    shifts = (lse * _LOG2_E, delta * _LN_2)
     for b, kv_head, members in _rows(q, k):
-        keys = RowKeys(level, k, v, (b, kv_head), scale, scratch)
-        grads = MetGrads(keys, scratch)
+        keys = RowKeys(level, k, v, (b, kv_head), (scale * _LOG2_E, _LN_2), scratch)
+        grads = MetGrads(keys, (scale * _LOG2_E, 1.0), scratch)
         for h in members:
-            order, row_runs, sizes = _row_runs(level, b, h)
-            # q and grad_out meet keys and values, grad_out and q meet p and ds: each time the first two or the last.
-            rows = scratch.get("rows", 3, num_queries, width)
-            _take(q[b, h], order, rows[0])
-            _take(grad_out[b, h], order, rows[1])
-            rows[2] = rows[0]
-            sorted_dq = scratch.get("sorted_dq", num_queries, width)
-            row_lse, row_delta = (t[b, h].index_select(0, order).unsqueeze(1) for t in (lse, delta))
+            queries = QueryRows(level, b, h)
+            rows = scratch.get("rows", 2, num_queries, width + 2)
+            for into, x, shift, log_weight in zip(rows, (q, grad_out), shifts, (1.0, 0.0), strict=True):
+                queries.fill(into, x[b, h], shift[b, h], log_weight)
+            sorted_dq = scratch.get("sorted_out", num_queries, width)
             parts = zip(
-                rows.split(sizes, dim=1), *(t.split(sizes) for t in (row_lse, row_delta, sorted_dq)), strict=True
+                queries.runs,
+                rows.transpose(1, 2).split(queries.sizes, dim=2),
+                rows[:, :, :width].split(queries.sizes, dim=1),
+                sorted_dq.split(queries.sizes),
+                strict=True,
             )
-            block = row_runs[0].block
-            for run, (part, part_lse, part_delta, part_dq) in zip(row_runs, parts, strict=True):
+            block = queries.runs[0].block
+            for run, part, part_rows, part_dq in parts:
                 if run.block != block:
                     grads.leave(block)
                     block = run.block
-                met, weight = keys.met(block)
-                products = scratch.get("products", 2, part.shape[1], met.shape[1])
-                torch.bmm(part[:2], met.transpose(1, 2), out=products)
-                p, ds = products
-                p.sub_(part_lse).exp_()
-                p[:, : keys.num_samples].mul_(weight)
-                ds.sub_(part_delta).mul_(p)
-                torch.mm(ds, met[0], out=part_dq)
-                grads.add(block, part[1:], products)
+                met = keys.met(block)
+                products = scratch.get("products", 3, met.shape[1], part.shape[2])
+                torch.bmm(met, part, out=products[:2])
+                # Keys and values have met q and grad_out; of those two, q meets ds and grad_out p: first and last.
+                ds, dp, p = products
+                torch.exp2(ds, out=p)
+                torch.mul(p, dp, out=ds)
+                torch.mm(ds.t(), met[0, :, :width], out=part_dq)
+                grads.add(products[::2], part_rows)
             grads.leave(block)
-            _take(sorted_dq, _inverse(order), dq[b, h])
+            queries.unsorted(sorted_dq, dq[b, h])
         place = _inverse(keys.order)
-        sorted_dv, sorted_dk = grads.sorted()
-        _take(sorted_dk.mul_(scale), place, dk[b, kv_head])
-        _take(sorted_dv, place, dv[b, kv_head])
+        for grad, into in zip(grads.sorted(), (dk, dv), strict=True):
+            _take(grad, place, into[b, kv_head])
     return dq, dk, dv
+
+
+def _logits_are_small(q: Tensor, keys_and_values: Tensor, scale: float) -> bool:
+    """Whether no logit's exponential nor its product with a value can overflow or vanish, by the rows' lengths alone.
+
+    There is no need then to look for each row's maximum. Whatever is not a number is not small.
+    """
+    key, value = torch.linalg.vector_norm(keys_and_values, dim=2).amax(1).tolist()
+    query = torch.linalg.vector_norm(q, dim=1).amax().item()
+    return query * key * scale <= _SMALL_LOGIT and value <= _SMALL_VALUE
 
 
 def _equally_wide(*tensors: Tensor) -> list[Tensor]:
@@ -218,12 +274,6 @@ def _rows(q: Tensor, k: Tensor) -> Iterator[tuple[int, int, range]]:
     for b in range(q.shape[0]):
         for kv_head in range(k.shape[1]):
             yield b, kv_head, range(kv_head * group, (kv_head + 1) * group)
-
-
-def _row_runs(level: LevelPlan, b: int, h: int) -> tuple[Tensor, list[Run], list[int]]:
-    """The order of a row's queries, its runs, and their lengths."""
-    found = list(runs(level.tile_first[b, h, 0], level.tile_count[b, h, 0], level.tile_block[b, h, 0]))
-    return level.query_order[b, h, 0].long(), found, [run.stop - run.first for run in found]
 
 
 def _take(rows: Tensor, index: Tensor, into: Tensor) -> None:
