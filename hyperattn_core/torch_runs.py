@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from hyperattn_core.plan import LevelPlan
-from hyperattn_core.torch_tiles import Buffers
+from hyperattn_core.torch_tiles import LN_2, LOG2_E, Buffers
 
 _RUN_QUERIES = 512
-_LOG2_E, _LN_2 = 1 / math.log(2), math.log(2)
-_SMALL_LOGIT, _SMALL_VALUE = 32.0, 2.0**40
+_SMALL_LOGIT = 32.0
 
 
 @dataclass(frozen=True)
@@ -81,18 +80,22 @@ class RowKeys:
         self._met[:, :, width + 1] = 0.0
         torch.mul(self.rows[:, self.samples], self._factors, out=self._met[:, : self.num_samples, :width])
         self._weight_column = self._met[0, : self.num_samples, width + 1]
-        self._block_rows = self._met[:, self.num_samples :, :width]
+        # Views of what is met, made once for the full blocks and once for the last one: its end, rows and all of it.
+        self._views = {}
+        for size in {block.shape[1] for block in self._blocks}:
+            met = self._met[:, : self.num_samples + size]
+            self._views[size] = met[:, self.num_samples :, :width], (met, *met[:, :, :width])
         self._block = -1
 
-    def met(self, block: int) -> Tensor:
-        """What queries of a block meet: (2, m + b, D + 2), keys and values; the next block overwrites it."""
+    def met(self, block: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What queries of a block meet (2, m + b, D + 2), its keys and its values; the next block overwrites it."""
+        rows = self._blocks[block]
+        into, views = self._views[rows.shape[1]]
         if block != self._block:
-            rows = self._blocks[block]
-            torch.mul(rows, self._factors, out=self._block_rows[:, : rows.shape[1]])
+            torch.mul(rows, self._factors, out=into)
             self._weight_column.copy_(self._log_weights[block])
             self._block = block
-            self._view = self._met[:, : self.num_samples + rows.shape[1]]
-        return self._view
+        return views
 
 
 class MetGrads:
@@ -104,6 +107,7 @@ class MetGrads:
         self._total = scratch.get("grad_rows", *keys.rows.shape)
         self._blocks = self._total.split(keys.block_size, dim=1)
         self._met = scratch.get("met_grads", 2, keys.num_samples + keys.block_size, keys.rows.shape[2]).zero_()
+        self._met_block = self._met[:, keys.num_samples :]
         self._left = [False] * len(self._blocks)
 
     def add(self, p: Tensor, rows: Tensor) -> None:
@@ -115,8 +119,9 @@ class MetGrads:
 
     def leave(self, block: int) -> None:
         """Hand over what a block has got before another one is met."""
-        total = self._blocks[block]
-        here = self._met[:, self._num_samples :][:, : total.shape[1]]
+        total, here = self._blocks[block], self._met_block
+        if total.shape[1] != here.shape[1]:
+            here = here[:, : total.shape[1]]
         if self._left[block]:
             total.addcmul_(here, self._factors)
         else:
@@ -142,7 +147,7 @@ class QueryRows:
         self.sizes = [run.stop - run.first for run in self.runs]
 
     def fill(self, into: Tensor, x: Tensor, shift: Tensor | None, log_weight: float) -> None:
-        """into (queries, D + 2) = the rows of x (queries, D), -shift (queries,) and what the weights' logarithm counts."""
+        """into (queries, D + 2) = the rows of x (queries, D), -shift (queries,) and the factor of the logarithms."""
         width = x.shape[1]
         _take(x, self.order, into[:, :width])
         if shift is None:
@@ -168,25 +173,25 @@ def runs_forward(
     out = torch.empty(batch, heads, num_queries, width, dtype=q.dtype)
     lse = torch.empty(batch, heads, num_queries, dtype=scratch.dtype)
     for b, kv_head, members in _rows(q, k):
-        keys = RowKeys(level, k, v, (b, kv_head), (scale * _LOG2_E, 1.0), scratch)
+        keys = RowKeys(level, k, v, (b, kv_head), (scale * LOG2_E, 1.0), scratch)
         for h in members:
             queries = QueryRows(level, b, h)
             x = scratch.get("rows", num_queries, width + 2)
             queries.fill(x, q[b, h], None, 1.0)
             sorted_out = scratch.get("sorted_out", num_queries, width)
             total, top = scratch.get("totals", 2, num_queries, 1).zero_()
-            small = _logits_are_small(x[:, :width], keys.rows, scale * _LOG2_E)
+            small = _logits_are_small(x[:, :width], keys.rows, scale * LOG2_E)
             parts = zip(queries.runs, *(t.split(queries.sizes) for t in (x, sorted_out, total, top)), strict=True)
             for run, part, part_out, part_total, part_top in parts:
-                met_keys, met_values = keys.met(run.block)
-                p = scratch.get("p", part.shape[0], met_keys.shape[0])
-                torch.mm(part, met_keys.t(), out=p)
+                met, _, values = keys.met(run.block)
+                p = scratch.get("p", part.shape[0], met.shape[1])
+                torch.mm(part, met[0].t(), out=p)
                 if not small:
                     p.sub_(torch.amax(p, 1, keepdim=True, out=part_top))
                 torch.sum(p.exp2_(), 1, keepdim=True, out=part_total)
-                torch.mm(p, met_values[:, :width], out=part_out)
+                torch.mm(p, values, out=part_out)
             queries.unsorted(sorted_out.div_(total), out[b, h])
-            queries.unsorted(top.add_(total.log2_()).mul_(_LN_2).view(-1), lse[b, h])
+            queries.unsorted(top.add_(total.log2_()).mul_(LN_2).view(-1), lse[b, h])
     return out, lse
 
 
@@ -212,11 +217,11 @@ def runs_backward(
         return dq[..., : q.shape[3]], dk[..., : k.shape[3]], dv[..., : v.shape[3]]
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     num_queries = q.shape[2]
-    # Keys hold log2(e) for the exponential in base 2; with its inverse in values and delta, and so in ds, dq needs none.
-    shifts = (lse * _LOG2_E, delta * _LN_2)
+    # Keys hold log2(e) for the exponential in base 2; its inverse in values and delta, and so in ds, undoes it in dq.
+    shifts = (lse * LOG2_E, delta * LN_2)
     for b, kv_head, members in _rows(q, k):
-        keys = RowKeys(level, k, v, (b, kv_head), (scale * _LOG2_E, _LN_2), scratch)
-        grads = MetGrads(keys, (scale * _LOG2_E, 1.0), scratch)
+        keys = RowKeys(level, k, v, (b, kv_head), (scale * LOG2_E, LN_2), scratch)
+        grads = MetGrads(keys, (scale * LOG2_E, 1.0), scratch)
         for h in members:
             queries = QueryRows(level, b, h)
             rows = scratch.get("rows", 2, num_queries, width + 2)
@@ -235,14 +240,14 @@ def runs_backward(
                 if run.block != block:
                     grads.leave(block)
                     block = run.block
-                met = keys.met(block)
+                met, met_keys, _ = keys.met(block)
                 products = scratch.get("products", 3, met.shape[1], part.shape[2])
                 torch.bmm(met, part, out=products[:2])
                 # Keys and values have met q and grad_out; of those two, q meets ds and grad_out p: first and last.
                 ds, dp, p = products
                 torch.exp2(ds, out=p)
                 torch.mul(p, dp, out=ds)
-                torch.mm(ds.t(), met[0, :, :width], out=part_dq)
+                torch.mm(ds.t(), met_keys, out=part_dq)
                 grads.add(products[::2], part_rows)
             grads.leave(block)
             queries.unsorted(sorted_dq, dq[b, h])
@@ -255,11 +260,12 @@ def runs_backward(
 def _logits_are_small(q: Tensor, keys_and_values: Tensor, scale: float) -> bool:
     """Whether no logit's exponential nor its product with a value can overflow or vanish, by the rows' lengths alone.
 
-    There is no need then to look for each row's maximum. Whatever is not a number is not small.
+    There is no need then to look for each row's maximum. A value row whose length is finite, and so its square,
+    has room for 32 bits more; whatever is not a number is not small.
     """
     key, value = torch.linalg.vector_norm(keys_and_values, dim=2).amax(1).tolist()
     query = torch.linalg.vector_norm(q, dim=1).amax().item()
-    return query * key * scale <= _SMALL_LOGIT and value <= _SMALL_VALUE
+    return query * key * abs(scale) <= _SMALL_LOGIT and math.isfinite(value)
 
 
 def _equally_wide(*tensors: Tensor) -> list[Tensor]:

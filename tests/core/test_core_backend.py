@@ -123,10 +123,20 @@ class TestAgainstTheOracle:
         params = small_params(sampling, pairing, min_seq_len=40)
         check(q, k, v, make_plan(q, k, params, is_causal=is_causal), scale)
 
-    @pytest.mark.parametrize("size", [30.0, 1e4])
-    def test_huge_logits_do_not_overflow(self, size: float, sampling: str, pairing: str, is_causal: bool) -> None:
+    @pytest.mark.parametrize(("size", "scale"), [(30.0, None), (1e4, None), (1e4, -1.0)])
+    def test_huge_logits_do_not_overflow(
+        self, size: float, scale: float | None, sampling: str, pairing: str, is_causal: bool
+    ) -> None:
         q, k, v = qkv(queries=90)
-        check(size * q, k, v, make_plan(q, k, small_params(sampling, pairing), is_causal=is_causal))
+        check(size * q, k, v, make_plan(q, k, small_params(sampling, pairing), is_causal=is_causal), scale)
+
+    def test_huge_values_do_not_overflow(self, sampling: str, pairing: str, is_causal: bool) -> None:
+        q, k, v = qkv(queries=90, dtype=torch.float32)
+        q *= 20 / (q.norm(dim=3).max() * k.norm(dim=3).max() * 8**-0.5)
+        plan = make_plan(q, k, small_params(sampling, pairing), is_causal=is_causal)
+        expected = hyper_attention(q, k, v, plan=plan, is_causal=is_causal)
+        out = hyper_attention(q, k, v * 2.0**120, plan=plan, is_causal=is_causal)
+        assert torch.allclose(out * 2.0**-120, expected, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
     def test_low_precision_loses_as_little_as_plain_attention(
