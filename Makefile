@@ -10,6 +10,8 @@ RUN ?= results/runs/fig4
 RESUME ?= --resume
 # More words for `hyperbench run`, such as ARGS="shape.heads=4 is_causal=false".
 ARGS ?=
+# Processes that share the tests, a file each at a time.
+TEST_PROCESSES ?= 2
 
 # For `make gpu`: PYTHON as given, else python3 if its PyTorch sees a GPU, else that of .venv; nothing is installed.
 GPU_PYTHON = $(if $(filter-out file,$(origin PYTHON)),$(PYTHON),$(shell \
@@ -40,7 +42,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -35,17 +35,24 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv in the dtype of q, from the final out (B, H, Nq, Dv) and lse (B, H, Nq) of every row.
 
-    A causal call adds the levels to the gradients of its leaves one after another, in float32.
+    A causal call adds the levels to the gradients of its leaves one after another, in float32: first dq, then dk and
+    dv, so that only those two are held in float32 together.
     """
     work = BackwardWork(grad_out, grad_lse, q, k, v, out, lse, data, weights, settings, scale)
     work.delta()
     work.samples()
     if settings.is_causal:
         work.leaves()
-    for level in range(len(work.where.levels)):
-        work.queries(level)
-        work.keys(level)
-    return work.dq.to(q.dtype), work.dk.to(k.dtype), work.dv.to(v.dtype)
+    levels = range(len(work.where.levels))
+    dq = work.total(0)
+    for level in levels:
+        work.queries(level, dq)
+    dq = dq.to(q.dtype)
+    dk, dv = work.total(1), work.total(2)
+    for level in levels:
+        work.keys(level, dk, dv)
+    dk = dk.to(k.dtype)
+    return dq, dk, dv.to(v.dtype)
 
 
 class BackwardWork:
@@ -72,13 +79,9 @@ class BackwardWork:
         self.where = where = geometry(plan_shape(q, k), settings)
         self.table = level_table(where, str(q.device))
         self.config = backward_config(q.device, q.dtype, max(q.shape[3], v.shape[3]))
-        # Levels add up in float32; a call of one level writes its gradients as they are returned.
-        total = torch.float32 if settings.is_causal else None
-        self.dq, self.dk, self.dv = (torch.empty(x.shape, dtype=total or x.dtype, device=x.device) for x in (q, k, v))
         self.deltas = torch.empty_like(self.lse)
-        widths = (q.shape[3], v.shape[3])
-        self.parts = [self._floats(where.sample_parts_size, width) for width in widths]
-        self.sums = [self._floats(where.drawn_size, width) for width in widths]
+        self.sums = self._floats(where.drawn_size)
+        self.leaf_grads: list[list[tuple[slice, Tensor]]] = [[], [], []]
 
     def delta(self) -> None:
         """delta = rowsum(grad_out * out) - grad_lse."""
@@ -97,15 +100,16 @@ class BackwardWork:
         queries, keys = where.sides
         node_parts = max(-(-level.num_tiles // TILES_PER_PART) * level.shape.num_nodes for level in where.levels)
         chunks = triton.cdiv(most, self.config.key_block_n)
+        parts = self._floats(where.sample_parts_size)
         sample_grad_kernels.sample_kernel[(node_parts * queries.rows, len(where.levels), chunks)](
             self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.weights, self.table,
-            *self.parts, *self._strides(),
+            *parts, *self._strides(),
             self.q.shape[1], queries.rows // keys.rows, queries.rows, self.q.shape[2], TILES_PER_PART,
             self.scale, **self._constants(self.config.key_block_n), **self._options(),
         )  # fmt: skip
         grid = (keys.rows * where.max_nodes, len(where.levels), triton.cdiv(most, _REDUCE_SLOTS))
         sample_grad_kernels.reduce_kernel[grid](
-            *self.parts, *self.sums, self.table, queries.rows // keys.rows, keys.rows, TILES_PER_PART,
+            *parts, *self.sums, self.table, queries.rows // keys.rows, keys.rows, TILES_PER_PART,
             **reduce_constants(self.q.shape[3], self.v.shape[3]), num_warps=4,
         )  # fmt: skip
 
@@ -116,34 +120,48 @@ class BackwardWork:
             grads = leaf_backward(
                 self.grad_out, self.grad_lse, self.q, self.k, self.v, self.out, self.lse, part, leaf, self.scale
             )
-            for total, grad in zip((self.dq, self.dk, self.dv), grads, strict=True):
-                total.flatten(0, 1)[:, part].unflatten(1, (-1, grad.shape[2])).copy_(grad.transpose(0, 1))
+            for found, grad in zip(self.leaf_grads, grads, strict=True):
+                found.append((part, grad))
 
-    def queries(self, level: int) -> None:
-        """dq over the blocks and samples of one level."""
+    def total(self, which: int) -> Tensor:
+        """Where the gradient of q, k or v (0, 1, 2) is summed up: that of the leaves, which are given up, in float32.
+
+        A call of one level writes its gradients as they are returned, and finds nothing there.
+        """
+        x = (self.q, self.k, self.v)[which]
+        dtype = torch.float32 if self.where.settings.is_causal else x.dtype
+        total = torch.empty(x.shape, dtype=dtype, device=x.device)
+        for part, grad in self.leaf_grads[which]:
+            total.flatten(0, 1)[:, part].unflatten(1, (-1, grad.shape[2])).copy_(grad.transpose(0, 1))
+        self.leaf_grads[which].clear()
+        return total
+
+    def queries(self, level: int, dq: Tensor) -> None:
+        """dq over the blocks and samples of one level: written where there are no leaves, else added."""
         sizes = self.where.levels[level]
         constants = self._constants(self.config.query_block_n)
         pieces = constants["SPLIT"] * sizes.num_tiles * sizes.shape.num_nodes * self.where.sides[0].rows
         kernels.query_kernel[(pieces,)](
-            self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.weights, self.table, self.dq,
+            self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.weights, self.table, dq,
             *self._strides(), level, self.q.shape[1], self.q.shape[1] // self.k.shape[1], self.q.shape[2], self.scale,
             ACCUMULATE=self.where.settings.is_causal, **constants, **self._options(),
         )  # fmt: skip
 
-    def keys(self, level: int) -> None:
-        """dk and dv of one level: every key of its nodes, with what it got as a sample."""
+    def keys(self, level: int, dk: Tensor, dv: Tensor) -> None:
+        """dk and dv of one level, as queries does: every key of its nodes, with what it got as a sample."""
         sizes = self.where.levels[level]
         pieces = triton.cdiv(sizes.block_size, self.config.key_block_n) * sizes.num_blocks
         kernels.key_kernel[(pieces * sizes.shape.num_nodes * self.where.sides[1].rows,)](
             self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.table, *self.sums,
-            self.dk, self.dv, *self._strides(), level, self.k.shape[1], self.q.shape[1] // self.k.shape[1],
+            dk, dv, *self._strides(), level, self.k.shape[1], self.q.shape[1] // self.k.shape[1],
             self.q.shape[2], self.k.shape[2], self.scale,
             ACCUMULATE=self.where.settings.is_causal, SLOTS=SLOTS, **self._constants(self.config.key_block_n),
             **self._options(),
         )  # fmt: skip
 
-    def _floats(self, rows: int, width: int) -> Tensor:
-        return torch.empty(rows, width, dtype=torch.float32, device=self.q.device)
+    def _floats(self, rows: int) -> list[Tensor]:
+        """Rows for a dk and for a dv, in float32."""
+        return [torch.empty(rows, x.shape[3], dtype=torch.float32, device=x.device) for x in (self.k, self.v)]
 
     def _strides(self) -> list[int]:
         return [x.stride(dim) for x in (self.q, self.k, self.v) for dim in range(3)]

@@ -143,7 +143,8 @@ def _time(row: Mapping[str, Any], side: str = "") -> str:
         return status
     median, low, high = (float(row[f"{side}{name}"]) for name in ("median_ms", "ci_low_ms", "ci_high_ms"))
     width = max(median - low, high - median) / median if median > 0 else 0.0
-    text = f"{milliseconds(median)} ±{100 * width:.1f}%"
+    # One sample has no interval, and must not look like a perfect one.
+    text = f"{milliseconds(median)} ±{100 * width:.1f}%" if high > low else milliseconds(median)
     return text if status == "ok" else f"{text} ({status})"
 
 

@@ -125,8 +125,8 @@ def markdown(view: View) -> str:
     return "\n".join(
         [
             *blocks,
-            "Medians, ± the wider side of the 95 % interval (of all samples below 6); error: relative Frobenius. "
-            f"{note}.",
+            "Medians, ± the wider side of the 95 % interval (of all samples below 6, none for one); "
+            f"error: relative Frobenius. {note}.",
             "",
         ]
     )

@@ -50,7 +50,7 @@ def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
         console.print(Text(line, style="yellow"))
     console.print(
         Text(
-            f"Times are medians, ± the wider side of the 95 % interval (of all samples below 6); "
+            f"Times are medians, ± the wider side of the 95 % interval (of all samples below 6, none for one); "
             f"speedup over {baseline}; error: relative Frobenius.",
             style="dim",
         )

@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from core_inputs import PAIRINGS, qkv, small_params
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from ledger import Ledger
 
 from hyperattn_core import exact_attention, hyper_attention
 
 BLOCK_SIZE = SAMPLE_SIZE = 256
 DIM = 16
-
-
-class Ledger(TorchDispatchMode):
-    """What the operations inside the context make: the largest tensor, and the most that was alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest_numel = 0
-        self.peak_bytes = 0
-        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor):
-                storage = x.untyped_storage()
-                size = storage.nbytes()
-                self._alive[storage._cdata] = (StorageWeakRef(storage), size)
-                self.largest_numel = max(self.largest_numel, size // x.element_size())
-        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
-        self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._alive.values()))
-        return result
 
 
 def ledger_of(length: int, pairing: str, is_causal: bool) -> Ledger:

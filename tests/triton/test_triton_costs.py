@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from hyperattn_core import HyperAttentionParams
 from hyperattn_core.triton_backend import model
-from hyperattn_core.triton_backend.model import HASH_TERMS, LaunchCost, floor_seconds, launch_costs
+from hyperattn_core.triton_backend.backward_costs import backward_costs
+from hyperattn_core.triton_backend.forward_costs import HASH_TERMS, forward_costs
+from hyperattn_core.triton_backend.launch_cost import LaunchCost, floor_seconds, total_cost
 from hyperbench.work import hyper_pairs
 
 # 12 heads, d = 64, b = m = 256, bfloat16, batch 1; hashing counted with one product over 16 padded columns.
 NON_CAUSAL_GFLOP = {4096: 6.6, 16384: 26.6, 65536: 106.0, 131072: 213.0}
 CAUSAL_GFLOP = {4096: 1347.0, 2048: 1037.0, 1024: 934.0}  # by leaf length, at n = 131,072
+# Five products a pair; our launches make seven outside the leaves.
+BACKWARD_GFLOP = {None: 515.0, 2048: 2577.0}
+MADE, NEEDED = 7, 5
 HEADS, HEAD_DIM = 12, 64
 A100 = {"flops_per_s": 312e12, "bytes_per_s": 1.555e12}
 H100 = {"flops_per_s": 800e12, "bytes_per_s": 3.0e12}
 
 
-def costs_of(seq_len: int, *, leaf: int | None = None) -> tuple[LaunchCost, ...]:
+def costs_of(
+    seq_len: int, *, leaf: int | None = None, costs: Callable[..., tuple[LaunchCost, ...]] = forward_costs
+) -> tuple[LaunchCost, ...]:
     """The launches at the paper's setting; causal where a leaf length is given."""
     params = HyperAttentionParams(min_seq_len=leaf or 1024)
     shape = (1, HEADS, HEADS, seq_len, seq_len)
-    return launch_costs(shape, params, is_causal=leaf is not None, head_dim=HEAD_DIM)
+    return costs(shape, params, is_causal=leaf is not None, head_dim=HEAD_DIM)
 
 
 def counted_gflop(costs: tuple[LaunchCost, ...]) -> float:
@@ -79,22 +88,59 @@ def test_pairs_are_those_that_the_harness_counts(seq_len: int, leaf: int | None)
     assert flops == pytest.approx(4 * HEADS * HEAD_DIM * pairs, rel=1e-9)
 
 
+@pytest.mark.parametrize("leaf", BACKWARD_GFLOP)
+def test_backward_operations(leaf: int | None) -> None:
+    costs = costs_of(131072, leaf=leaf, costs=backward_costs)
+    needed = sum(c.flops * (1 if c.name == "leaves" else NEEDED / MADE) for c in costs) / 1e9
+    assert needed == pytest.approx(BACKWARD_GFLOP[leaf], rel=0.002)
+
+
+@pytest.mark.parametrize(("seq_len", "leaf"), [(5000, 512), (4096, 700), (3000, None)])
+def test_backward_pairs_are_those_of_the_forward_pass(seq_len: int, leaf: int | None) -> None:
+    """Samples, queries and keys: each pair's exponential twice, the leaves' once."""
+    forward = sum(c.exponentials for c in costs_of(seq_len, leaf=leaf) if c.name in ("attend", "leaves"))
+    backward = costs_of(seq_len, leaf=leaf, costs=backward_costs)
+    assert forward == sum(c.exponentials / (1 if c.name == "leaves" else 2) for c in backward)
+
+
+def test_a_backward_pass_without_a_mask_is_bound_by_products_and_moves_few_bytes() -> None:
+    """Three launches read q, grad_out, k and v, of which samples reads few keys; three gradients are written."""
+    costs = costs_of(131072, costs=backward_costs)
+    rows = 131072 * HEADS * HEAD_DIM * 2
+    assert 15 * rows < total_cost(costs).bytes < 18 * rows
+    assert floor_seconds(costs, **A100) == pytest.approx(total_cost(costs).flops / A100["flops_per_s"])
+
+
 def test_launches_in_order() -> None:
     names = [c.name for c in costs_of(131072)]
     assert names == ["hash", "scan", "scatter", "pair", "attend"]
     assert [c.name for c in costs_of(131072, leaf=2048)] == [*names, "leaves", "merge"]
+    backward = [c.name for c in costs_of(131072, costs=backward_costs)]
+    assert backward == ["delta", "samples", "reduce", "queries", "keys"]
+    causal = [c.name for c in costs_of(131072, leaf=2048, costs=backward_costs)]
+    assert causal == ["delta", "samples", "reduce", "leaves", "queries", "keys", "rounding"]
 
 
-def test_exact_calls_have_no_launches() -> None:
+@pytest.mark.parametrize("costs", [forward_costs, backward_costs])
+def test_exact_calls_have_no_launches(costs: Callable[..., tuple[LaunchCost, ...]]) -> None:
     with pytest.raises(ValueError, match="exact"):
-        costs_of(1000)
+        costs_of(1000, costs=costs)
+
+
+def test_no_samples_no_launch_for_them() -> None:
+    """One block holds every key of a node."""
+    params = HyperAttentionParams(block_size=64, min_seq_len=64)
+    costs = backward_costs((1, 1, 1, 128, 128), params, is_causal=True, head_dim=64)
+    assert [c.name for c in costs] == ["delta", "leaves", "queries", "keys", "rounding"]
 
 
 def test_the_table_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert model.main(["--seq-len", "8192", "--causal"]) == 0
     table = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in table] == [
-        "launch", "hash", "scan", "scatter", "pair", "attend", "leaves", "merge", "all"
+    assert [line.split()[0] for line in table if line] == [
+        "forward", "hash", "scan", "scatter", "pair", "attend", "leaves", "merge", "all",
+        "backward", "delta", "samples", "reduce", "leaves", "queries", "keys", "rounding", "all",
+        "peak", "hyper", "flash2",
     ]  # fmt: skip
 
 
