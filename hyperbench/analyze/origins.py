@@ -11,7 +11,7 @@ from hyperbench.schema import Timing
 
 #: Keys of environment.json that change what a number means; the rest (when, which folder) differs between any two runs.
 _KEYS = (
-    "machine", "device", "cpu_model", "cpu_count", "threads", "gpu_name", "driver", "cuda", "torch", "triton", 
+    "machine", "device", "cpu_model", "cpu_count", "threads", "gpu_name", "driver", "cuda", "torch", "triton",
     "kernels", "flash_attn", "python", "hyperbench", "commit", "code", "env_vars",
 )  # fmt: skip
 _NOT_RECORDED = "not recorded"
