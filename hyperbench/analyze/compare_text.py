@@ -187,18 +187,16 @@ def _point_label(row: Row, dims: Sequence[str]) -> str:
 
 
 def _dims(comparison: Comparison) -> list[str]:
-    """What tells the rows apart: method and length always, everything else where it takes several values."""
+    """What tells the rows apart: method and length always, everything else where it takes several values on a side."""
     rows = (*comparison.rows, *comparison.unmatched)
-    flats = [_flat(p) for row in rows for p in (row.point_a, row.point_b) if p is not None]
-    methods = () if comparison.a.method != comparison.b.method else ("method",)
-    plain_heads = all(flat["heads"] == flat["kv_heads"] for flat in flats)
-    names = dict.fromkeys(name for flat in flats for name in flat)
-    shown = [
-        n
-        for n in names
-        if n not in ("method", "seq_len", *(("kv_heads",) if plain_heads else ())) and _varies(flats, n)
-    ]
-    return [*methods, "seq_len", *shown]
+    sides = [[_flat(row.point_a) for row in rows if row.point_a], [_flat(row.point_b) for row in rows if row.point_b]]
+    flats = [flat for side in sides for flat in side]
+    hidden = {"method", "seq_len"}
+    if all(flat["heads"] == flat["kv_heads"] for flat in flats):
+        hidden.add("kv_heads")
+    names = [name for name in dict.fromkeys(name for flat in flats for name in flat) if name not in hidden]
+    methods = [] if comparison.a.method != comparison.b.method else ["method"]
+    return [*methods, "seq_len", *(name for name in names if any(_varies(side, name) for side in sides))]
 
 
 def _varies(flats: Iterable[dict[str, Any]], name: str) -> bool:

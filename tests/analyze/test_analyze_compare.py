@@ -211,6 +211,8 @@ def test_runs_of_two_devices_meet_by_configuration_and_the_difference_is_said(tm
     assert "machine differs: Some CPU, 2 cores in A, Some GPU in B" in found.warnings
     assert "torch differs: 2.13.0 in A, 9.9 in B" in found.warnings
     assert all(f"warning: {warning}" in printed(found) for warning in found.warnings)
+    # What is the same for all rows of a side is no column.
+    assert "device" not in printed(found).split("B against A")[1]
     assert {(row.point_a.device, row.point_b.device) for row in found.rows if row.point_a and row.point_b} == {
         ("cpu", "cuda")
     }
