@@ -193,10 +193,10 @@ def compare(
         str | None, typer.Option(metavar="M1,M2", help="Compare method M1 of A with M2 of B, or of A itself.")
     ] = None,
     fail_on_regression: Annotated[
-        float | None, typer.Option(metavar="PCT", help="Exit 1 if B is slower by more than PCT %, or lacks a time.")
+        str | None, typer.Option(metavar="PCT", help="Exit 1 if B is slower by more than PCT %, or lacks a time.")
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(metavar="PCT", help="Smaller differences count as none (never below the A/A floor).")
+        str | None, typer.Option(metavar="PCT", help="Smaller differences count as none (never below the A/A floor).")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -207,8 +207,9 @@ def compare(
       hyperbench compare results/runs/mine --methods flash2,hyper
       hyperbench compare main branch --fail-on-regression 5
 
-    Rounds are compared, never pooled samples, and without at least 5 a side there is no verdict: measure with
-    protocol=strict. The threshold is 1 %, or what a machine differs from itself by (hyperbench doctor) if that is more.
+    Rounds are compared, never pooled samples; without at least 3 a side there is no verdict, and more of them see
+    smaller changes (protocol=strict). The threshold is 1 %, or what a machine differs from itself by (hyperbench
+    doctor) if that is more.
     """
     from hyperbench import comparing
 

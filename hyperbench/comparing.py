@@ -23,15 +23,24 @@ class Options:
     threshold: float | None
 
 
-def checked(methods: str | None, fail_on_regression: float | None, threshold: float | None) -> Options:
+def checked(methods: str | None, fail_on_regression: str | None, threshold: str | None) -> Options:
     """The options as typed. Raises ValueError, naming option and value, on one that is not allowed."""
-    for name, value in (("--fail-on-regression", fail_on_regression), ("--threshold", threshold)):
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"{name}={value:g} must be a number of percent, at least 0")
     names = None if methods is None else tuple(name.strip() for name in methods.split(","))
     if names is not None and (len(names) != 2 or not all(names)):
         raise ValueError(f"--methods={methods} must name two methods: --methods flash2,hyper")
-    return Options(names, fail_on_regression, threshold)
+    return Options(names, _percent("--fail-on-regression", fail_on_regression), _percent("--threshold", threshold))
+
+
+def _percent(name: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={text} must be a number of percent, at least 0: {name} 5")
+    return value
 
 
 def compared(run_a: Path, run_b: Path | None, options: Options) -> Comparison:

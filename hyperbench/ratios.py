@@ -6,7 +6,6 @@ is the round: each gives one median, and everything here is computed from those.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +19,9 @@ from hyperbench.stats import CONFIDENCE
 
 Array = NDArray[np.float64]
 
-#: With fewer rounds a side, resampling has too few distinct outcomes for a 95 % interval.
-MIN_ROUNDS = 5
-#: Up to so many distinct resamples all are taken, with their probabilities; beyond, RANDOM_RESAMPLES are drawn.
-MAX_EXHAUSTIVE = 20_000
-RANDOM_RESAMPLES = 9_999
+#: Two rounds say next to nothing of how much rounds differ; from three on the interval covers what it says.
+MIN_ROUNDS = 3
+RESAMPLES = 20_000
 SEED = 20_240_507
 #: Rounds that differ by less than this part are equal: that is the rounding of numbers, not a spread of times.
 EQUAL_WITHIN = 1e-9
@@ -109,76 +106,77 @@ def verdict_of(low: float, high: float, threshold: float) -> tuple[Verdict, Reas
 
 
 def log_ratio_interval(
-    log_a: Array, log_b: Array, *, paired: bool, confidence: float = CONFIDENCE, resamples: int = RANDOM_RESAMPLES
+    log_a: Array, log_b: Array, *, paired: bool, confidence: float = CONFIDENCE, resamples: int = RESAMPLES
 ) -> tuple[Array, Array, Array]:
     """The log of the ratio B over A and its interval, from logs of (..., n) rounds a side: three arrays (...).
 
-    The estimate is the mean of the logs of B minus that of A. The interval is the symmetric bootstrap-t over rounds:
-    resample rounds (pairs of them where `paired`, else each side by itself), divide the error of each resample by its
-    own standard error, and take the `confidence` quantile of the absolute value as the number of standard errors to
-    either side. All resamples are taken where there are few; else `resamples` are drawn with a fixed seed.
+    The estimate is the mean of the logs of B minus that of A. The interval is a smoothed bootstrap-t over rounds: draw
+    n rounds with replacement (pairs of them where `paired`, else from each side by itself), add normal noise of a
+    kernel's width to each, divide the error of the mean by its standard error; the quantiles of that quotient, times
+    the standard error of the rounds themselves, are how far the interval reaches. The draws have a fixed seed, and are
+    such that the interval of A over B is exactly the mirror image, and the order of rounds does not matter.
     Raises ValueError on unequal numbers of rounds.
     """
     if log_a.shape != log_b.shape or log_a.shape[-1] < 2:
         raise ValueError(f"rounds of shapes {log_a.shape} and {log_b.shape} must be equal and at least two a side")
     sides = [log_b - log_a] if paired else [log_a, log_b]
-    centre = sides[0].mean(-1) if paired else log_b.mean(-1) - log_a.mean(-1)
-    variance = np.sum([side.var(-1) for side in sides], axis=0)
-    error, variances, probabilities = _resampled(sides, resamples)
-    # A resample without spread has no standard error: it counts as infinitely far away, which widens the interval.
-    has_spread = variances > 1e-12 * variance[..., None]
-    distance = np.full(error.shape, np.inf)
-    np.divide(np.abs(error), np.sqrt(variances), out=distance, where=has_spread)
-    reach = _quantile(distance, probabilities, confidence) * np.sqrt(variance)
-    return centre, centre - reach, centre + reach
+    draws = _draws(log_a.shape[-1], paired, resamples)
+    resampled = [_resampled(side, draw) for side, draw in zip(sides, draws, strict=True)]
+    centre = log_b.mean(-1) - log_a.mean(-1)
+    error = resampled[0][0] if paired else resampled[1][0] - resampled[0][0]
+    quotients = error / np.sqrt(np.sum([variance for _, variance in resampled], axis=0))
+    scale = np.sqrt(np.sum([side.var(-1) for side in sides], axis=0))
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(quotients, [tail, 1.0 - tail], axis=-1)
+    return centre, centre - high * scale, centre - low * scale
 
 
-def _resampled(sides: list[Array], count: int) -> tuple[Array, Array, Array]:
-    """Errors of the resampled log ratio, their variances (..., R), and the probability of each of the R resamples."""
-    n = sides[0].shape[-1]
-    weights, probabilities = _weights(n, len(sides), count)
-    means, variances = [], []
-    for side, weight in zip(sides, weights, strict=True):
-        centred = side - side.mean(-1, keepdims=True)
-        mean = centred @ weight.T
-        means.append(mean)
-        variances.append(np.maximum(np.square(centred) @ weight.T - np.square(mean), 0.0))
-    if len(sides) == 1:
-        return means[0], variances[0], probabilities
-    if len(probabilities) == len(weights[0]):
-        return means[1] - means[0], variances[0] + variances[1], probabilities
-    # Every resample of one side with every one of the other.
-    flat = (*sides[0].shape[:-1], len(probabilities))
-    error = (means[1][..., None, :] - means[0][..., :, None]).reshape(flat)
-    return error, (variances[1][..., None, :] + variances[0][..., :, None]).reshape(flat), probabilities
+@dataclass(frozen=True)
+class _Draws:
+    """R resamples of n rounds: how often each was drawn and the noise added to it (R, n), and the noise's moments (R,).
+
+    All are parts of n; the noise is in units of the spread of the rounds.
+    """
+
+    weights: Array
+    noise: Array
+    noise_mean: Array
+    noise_square: Array
+
+
+def _resampled(rounds: Array, draws: _Draws) -> tuple[Array, Array]:
+    """The error of the mean of each resample (..., R) and the variance among its n rounds, which is never zero."""
+    centred = np.sort(rounds - rounds.mean(-1, keepdims=True), axis=-1)
+    spread = rounds.std(-1, ddof=1)[..., None]
+    mean = centred @ draws.weights.T + spread * draws.noise_mean
+    square = np.square(centred) @ draws.weights.T + 2.0 * spread * (centred @ draws.noise.T)
+    square += np.square(spread) * draws.noise_square
+    return mean, np.maximum(square - np.square(mean), np.square(1e-6 * spread))
 
 
 @lru_cache(maxsize=16)
-def _weights(n: int, num_sides: int, count: int) -> tuple[tuple[Array, ...], Array]:
-    """For each side the parts (R, n) that the n rounds have in a resample, and the probabilities of the resamples.
+def _draws(n: int, paired: bool, count: int) -> tuple[_Draws, ...]:
+    """The draws for each side, `count` or one fewer.
 
-    All R = C(2n - 1, n) distinct resamples a side, the probabilities then over all their combinations; or, where these
-    are more than MAX_EXHAUSTIVE, `count` drawn ones.
+    They come in twos: a pair's draw with its mirror image (the rounds from the other end, the noise of the other
+    sign); two sides' draws with those in which the sides have changed places.
     """
-    distinct = math.comb(2 * n - 1, n)
-    if distinct**num_sides <= MAX_EXHAUSTIVE:
-        chosen = itertools.combinations_with_replacement(range(n), n)
-        counts = np.array([np.bincount(rounds, minlength=n) for rounds in chosen])
-        ways = [math.factorial(n) // math.prod(math.factorial(int(c)) for c in row) for row in counts]
-        single = np.array(ways, dtype=float) / n**n
-        joint = single if num_sides == 1 else np.outer(single, single).ravel()
-        return (counts / n,) * num_sides, joint
     rng = np.random.default_rng(SEED)
-    drawn = tuple(rng.multinomial(n, [1.0 / n] * n, size=count) / n for _ in range(num_sides))
-    return drawn, np.full(count, 1.0 / count)
+    bandwidth = 1.06 * n**-0.2
+    chosen = rng.integers(0, n, (2, count // 2, n))
+    noise = bandwidth * rng.standard_normal((2, count // 2, n))
+    if paired:
+        return (_tabled(np.concatenate([chosen[0], n - 1 - chosen[0]]), np.concatenate([noise[0], -noise[0]])),)
+    return tuple(_tabled(np.concatenate(chosen[order]), np.concatenate(noise[order])) for order in ([0, 1], [1, 0]))
 
 
-def _quantile(values: Array, probabilities: Array, level: float) -> Array:
-    """The smallest value that is reached with a probability of at least `level`, along the last axis."""
-    order = np.argsort(values, axis=-1)
-    reached = np.cumsum(probabilities[order], axis=-1)
-    index = np.minimum((reached < level - 1e-12).sum(-1, keepdims=True), values.shape[-1] - 1)
-    return np.take_along_axis(np.take_along_axis(values, order, -1), index, -1)[..., 0]
+def _tabled(chosen: NDArray[np.int64], noise: Array) -> _Draws:
+    """Resamples given as indices of rounds and the noise of each (R, n)."""
+    n = chosen.shape[1]
+    one_hot = chosen[:, :, None] == np.arange(n)
+    weights = one_hot.sum(axis=1) / n
+    summed = (one_hot * noise[:, :, None]).sum(axis=1) / n
+    return _Draws(weights, summed, noise.mean(axis=1), np.square(noise).mean(axis=1))
 
 
 def _exp(value: float) -> float:

@@ -33,7 +33,7 @@ def logs_of_medians(rng: np.random.Generator, rounds: int, between: float = BETW
 def intervals(a: Array, b: Array, paired: bool) -> tuple[Array, Array]:
     """Lower and upper ends, in portions that fit into memory."""
     parts = [
-        log_ratio_interval(a[i : i + 100], b[i : i + 100], paired=paired, resamples=1999) for i in range(0, len(a), 100)
+        log_ratio_interval(a[i : i + 100], b[i : i + 100], paired=paired, resamples=4000) for i in range(0, len(a), 100)
     ]
     return np.concatenate([low for _, low, _ in parts]), np.concatenate([high for _, _, high in parts])
 
@@ -49,7 +49,7 @@ def pooled_t_test(a: Array, b: Array) -> Array:
 
 
 @PAIRED
-@pytest.mark.parametrize("rounds", [5, 10])
+@pytest.mark.parametrize("rounds", [3, 5, 10])
 def test_the_interval_covers_the_true_ratio_as_often_as_it_says(rounds: int, paired: bool) -> None:
     rng = np.random.default_rng(rounds)
     truth = math.log(1.05)
@@ -83,7 +83,7 @@ def alarms(low: Array, high: Array) -> float:
 
 
 @PAIRED
-@pytest.mark.parametrize(("rounds", "between", "power"), [(5, 0.01, 0.9), (10, 0.02, 0.9), (5, 0.02, 0.4)])
+@pytest.mark.parametrize(("rounds", "between", "power"), [(5, 0.01, 0.9), (10, 0.02, 0.9), (5, 0.02, 0.5)])
 def test_a_true_change_of_five_percent_is_seen(rounds: int, between: float, power: float, paired: bool) -> None:
     rng = np.random.default_rng(13)
     a, b = (logs_of_medians(rng, rounds, between) for _ in range(2))
@@ -200,7 +200,7 @@ def test_a_verdict_follows_from_where_the_interval_lies(low: float, width: float
         assert not (1 / limit * (1 + 1e-12) <= smallest and largest <= limit * (1 - 1e-12))
     else:
         assert outside
-        assert (verdict is Verdict.SLOWER) == (smallest > 1)
+        assert (verdict is Verdict.SLOWER) == (low > 0)
     # From the other side a faster B is a slower one.
     mirrored = {Verdict.FASTER: Verdict.SLOWER, Verdict.SLOWER: Verdict.FASTER}
     assert verdict_of(-(low + width), -low, threshold) == (mirrored.get(verdict, verdict), reason)

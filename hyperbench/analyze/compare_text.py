@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MEANINGS = {
     Reason.INTERVAL_STRADDLES_THRESHOLD: "the interval reaches over a threshold: more rounds would narrow it",
     Reason.TOO_FEW_ROUNDS: f"fewer than {MIN_ROUNDS} rounds a side, and samples of one process are no substitute: "
-    f"measure with protocol.rounds={MIN_ROUNDS} or more",
+    "measure with protocol.rounds=5",
     Reason.UNEQUAL_ROUNDS: "the two sides were not measured in as many (in one run: not in the same) rounds",
     Reason.ZERO_VARIANCE: "the rounds do not differ at all, which no clock of a machine does",
     Reason.ZERO_TIME: "a median of zero has no ratio",

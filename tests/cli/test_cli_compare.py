@@ -101,7 +101,7 @@ def test_two_methods_of_one_run(call: Call, before: Path) -> None:
         (["before", "before", "--threshold", "-1"], "--threshold=-1", "at least 0"),
         (["before", "before", "--threshold", "nan"], "--threshold=nan", "at least 0"),
         (["before", "before", "--fail-on-regression", "inf"], "--fail-on-regression=inf", "at least 0"),
-        (["before", "before", "--fail-on-regression", "5%"], "5%", "float"),
+        (["before", "before", "--fail-on-regression", "5%"], "--fail-on-regression=5%", "percent"),
         (["before", "before", "before"], "before", ""),
     ],
     ids=str,
