@@ -188,7 +188,7 @@ def export(
 @app.command()
 def compare(
     run_a: Annotated[Path, typer.Argument(metavar="A", help="Folder of the run that is compared with (before).")],
-    run_b: Annotated[Path | None, typer.Argument(metavar="[B]", help="Folder of the other run (after).")] = None,
+    run_b: Annotated[Path | None, typer.Argument(metavar="B", help="Folder of the other run (after).")] = None,
     methods: Annotated[
         str | None, typer.Option(metavar="M1,M2", help="Compare method M1 of A with M2 of B, or of A itself.")
     ] = None,

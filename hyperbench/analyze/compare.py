@@ -37,8 +37,9 @@ class Side:
     def aa_floor(self) -> float:
         """How far two measurements of the same call differ on this machine, relative; 0 where it was not measured."""
         value = self.environment.get("aa_floor")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if is_number and 0 <= value < math.inf else 0.0
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return 0.0
+        return float(value) if 0 <= value < math.inf else 0.0
 
     @property
     def protocols(self) -> list[str]:
