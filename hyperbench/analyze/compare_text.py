@@ -160,7 +160,7 @@ def _method_note(comparison: Comparison) -> str:
     )
     how = "pairs of rounds" if comparison.paired else "rounds"
     return (
-        f"Times are geometric means of the rounds' medians; the ratio is of times, its interval a bootstrap over {how}; "
+        f"Times: geometric means of the rounds' medians; the ratio is of times, its interval bootstrapped over {how}; "
         f"threshold ±{comparison.threshold:.2%}{why}."
     )
 
