@@ -185,6 +185,43 @@ def export(
         typer.echo("\n".join(paths))
 
 
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="A", help="Folder of the run that is compared with (before).")],
+    run_b: Annotated[Path | None, typer.Argument(metavar="B", help="Folder of the other run (after).")] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="M1,M2", help="Compare method M1 of A with M2 of B, or of A itself.")
+    ] = None,
+    fail_on_regression: Annotated[
+        str | None, typer.Option(metavar="PCT", help="Exit 1 if B is slower by more than PCT %, or lacks a time.")
+    ] = None,
+    threshold: Annotated[
+        str | None, typer.Option(metavar="PCT", help="Smaller differences count as none (never below the A/A floor).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two runs, or two methods of one: same, faster, slower or ambiguous, and why.
+
+    Examples:
+      hyperbench compare results/runs/before results/runs/after
+      hyperbench compare results/runs/mine --methods flash2,hyper
+      hyperbench compare main branch --fail-on-regression 5
+
+    Rounds are compared, never pooled samples; without at least 3 a side there is no verdict, and more of them see
+    smaller changes (protocol=strict). The threshold is 1 %, or what a machine differs from itself by (hyperbench
+    doctor) if that is more.
+    """
+    from hyperbench import comparing
+
+    options = comparing.checked(methods, fail_on_regression, threshold)
+    comparison = comparing.compared(run_a, run_b, options)
+    if as_json:
+        _print_json(comparing.data(comparison, options))
+    else:
+        comparing.print_text(comparison, options, _stdout())
+    raise typer.Exit(1 if comparing.fails(comparison, options) else 0)
+
+
 @app.command("list")
 def list_(
     what: Annotated[

@@ -145,13 +145,7 @@ def load_run(run_dir: Path) -> Run:
 
     Raises StoreError (one line) if the folder is missing, is no run's folder, or holds a damaged file.
     """
-    path = Path(run_dir)
-    # os.path answers where Path.is_dir raises: a name too long, a folder above that cannot be entered.
-    if not os.path.isdir(path):
-        raise StoreError(f"there is no run folder at {path}")
-    missing = [name for name in (CONFIG, ENVIRONMENT, JOURNAL) if not (path / name).is_file()]
-    if missing:
-        raise StoreError(f"{path} is not a run folder: it has no {', '.join(missing)}")
+    path = check_run_folder(run_dir)
     config = read_config(path)
     origin = read_environment(path)
     records = read_journal(path / JOURNAL)
@@ -160,6 +154,18 @@ def load_run(run_dir: Path) -> Run:
 
     frames = tables.build(records, run_id)
     return Run(path, config, origin, frames["timings"], frames["errors"], frames["stages"])
+
+
+def check_run_folder(run_dir: Path) -> Path:
+    """The path of a run's folder. Raises StoreError (one line) if it is missing or is no run's folder."""
+    path = Path(run_dir)
+    # os.path answers where Path.is_dir raises: a name too long, a folder above that cannot be entered.
+    if not os.path.isdir(path):
+        raise StoreError(f"there is no run folder at {path}")
+    missing = [name for name in (CONFIG, ENVIRONMENT, JOURNAL) if not (path / name).is_file()]
+    if missing:
+        raise StoreError(f"{path} is not a run folder: it has no {', '.join(missing)}")
+    return path
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:

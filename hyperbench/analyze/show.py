@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.digest import Digest, digests, stage_digests
 from hyperbench.analyze.stages import missing_stages
 from hyperbench.analyze.tables import records
-from hyperbench.analyze.text import is_null, short
+from hyperbench.analyze.text import is_null, json_value, short
 from hyperbench.analyze.view import View, error_columns, make_view, provenance, reason
 from hyperbench.store import load_run
 
@@ -43,9 +42,9 @@ def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
         return
     console.print(Text("  ·  ".join(provenance(view)), style="dim"))
     for digest in digests(view, methods_per_table=max(1, (console.width - 40) // 42)):
-        _print_digest(digest, console)
+        print_digest(digest, console)
     for digest in stage_digests(view):
-        _print_digest(digest, console)
+        print_digest(digest, console)
     for line in [*_missing(view), *_missing_stages(view)]:
         console.print(Text(line, style="yellow"))
     console.print(
@@ -69,21 +68,21 @@ def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
     errors = error_columns(frame)
     rows = []
     for record in records(frame):
-        row = {key: _json(record[key]) for key in _KEYS}
-        rows.append({**row, "errors": {metric: _json(record[metric]) for metric in errors}})
+        row = {key: json_value(record[key]) for key in _KEYS}
+        rows.append({**row, "errors": {metric: json_value(record[metric]) for metric in errors}})
     return {
         "run": str(run.path),
-        "environment": _json(run.environment),
+        "environment": json_value(run.environment),
         "baseline": baseline,
         "methods": [str(m) for m in frame["method"].unique()],
         "points": int(frame["point_id"].nunique()),
         "statuses": {str(k): int(v) for k, v in frame["status"].value_counts().items()},
         "rows": rows,
-        "stages": [{key: _json(record[key]) for key in _STAGE_KEYS} for record in records(view.stages)],
+        "stages": [{key: json_value(record[key]) for key in _STAGE_KEYS} for record in records(view.stages)],
     }
 
 
-def _print_digest(digest: Digest, console: Console) -> None:
+def print_digest(digest: Digest, console: Console) -> None:
     """A table where it fits the terminal; else a paragraph for each of its rows, so that no cell is cut."""
     from rich import box
     from rich.measure import Measurement
@@ -121,15 +120,3 @@ def _missing_stages(view: View) -> list[str]:
         line = f"stages of {methods[point]}: {short(reasons[0])}"
         lines[line] = lines.get(line, 0) + 1
     return [f"{line} ({count} {'point' if count == 1 else 'points'})" for line, count in lines.items()]
-
-
-def _json(value: Any) -> Any:
-    """A value as JSON holds it, containers too: null for a missing value, the name of an infinity."""
-    if isinstance(value, dict):
-        return {str(key): _json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(item) for item in value]
-    if is_null(value):
-        return None
-    item = value.item() if hasattr(value, "item") else value
-    return str(item) if isinstance(item, float) and not math.isfinite(item) else item

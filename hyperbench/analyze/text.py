@@ -46,6 +46,11 @@ def short(text: str, limit: int = 160) -> str:
     return line if len(line) <= limit else f"{line[: limit - 2]} …"
 
 
+def printable(value: object) -> str:
+    """A value as text without characters that a terminal would act on."""
+    return "".join(c for c in " ".join(str(value).split()) if c.isprintable())
+
+
 def significant(value: Any, digits: int = 3) -> str:
     """A number with so many significant digits, thousands separated, never in exponent form from 1e-4 on."""
     if is_null(value):
@@ -95,3 +100,15 @@ def at(dim: str, value: Any) -> str:
 def pass_label(name: str) -> str:
     """The name of a pass in words; an unknown one stands as it is."""
     return PASS_LABELS.get(name, name)
+
+
+def json_value(value: Any) -> Any:
+    """A value as JSON holds it, containers too: null for a missing value, the name of an infinity."""
+    if isinstance(value, dict):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    if is_null(value):
+        return None
+    item = value.item() if hasattr(value, "item") else value
+    return str(item) if isinstance(item, float) and not math.isfinite(item) else item
