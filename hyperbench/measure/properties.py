@@ -155,7 +155,7 @@ class _Examination:
 
     def _check_dependence(self, base: Tensor) -> None:
         """Another q, k or v gives another output, and what the last query gets depends on other positions than its."""
-        for index, name in enumerate("qkv"):
+        for index, name in ((2, "v"), (0, "q"), (1, "k")):
             if name in self._method.ignores:
                 continue
             changed = list(self._inputs)
