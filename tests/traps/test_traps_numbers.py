@@ -71,7 +71,7 @@ def test_calls_that_still_get_faster_are_no_samples() -> None:
 def test_a_wide_spread_alone_makes_nobody_wait() -> None:
     # Times of a kernel that vary by a tenth: the median is known to a hundredth long before the spread is small.
     draw = random.Random(0)
-    found = sampled((draw.gauss(20.0, 2.0) for _ in range(10_000)))
+    found = sampled(draw.gauss(20.0, 2.0) for _ in range(10_000))
     assert found.stop_reason in (StopReason.PRECISION, StopReason.MAX_SAMPLES)
     assert 10 <= len(found.samples_ms) <= 500
 
