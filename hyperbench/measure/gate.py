@@ -130,13 +130,13 @@ class Witness:
         self._inputs = inputs
         self._before = before
         self._tolerance = tolerance
-        self._last: list[Any] = []
+        self._last: tuple[Any, ...] = ()
         self.failure: Exception | None = None
 
     def call(self) -> object:
         """The call, its result kept."""
         result = self._call()
-        self._last.append(result)
+        self._last = (result,)
         return result
 
     def now_s(self) -> float:
@@ -145,14 +145,15 @@ class Witness:
 
     def time_ms(self, call: Callable[[], object]) -> float:
         """The clock's time of a call; what was kept of the one before is freed first, outside that time."""
-        self._last.clear()
+        self._last = ()
         return self._clock.time_ms(call)
 
     def check(self) -> None:
         """Forget the last result; raise IncorrectError if it is not what the pass gave before it was timed."""
-        if not self._last or self._before is None:
+        kept, self._last = self._last, ()
+        if not kept or self._before is None:
             return
-        last = self._last.pop()
+        (last,) = kept
         try:
             if isinstance(last, tuple):
                 tensors: list[Tensor] = list(accuracy.check_grads(last, self._inputs))
