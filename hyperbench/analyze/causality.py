@@ -17,7 +17,7 @@ CAUSAL_IN_Q = "causal_in_q"
 def causal_in_q(row: Mapping[str, Any]) -> bool | None:
     """Whether later queries leave earlier outputs of a row's method alone; None where that is not known."""
     value = row.get(CAUSAL_IN_Q)
-    return None if is_null(value) else float(value) == 1.0
+    return None if value is None or is_null(value) else float(value) == 1.0
 
 
 def causality_notes(frame: pd.DataFrame) -> list[str]:

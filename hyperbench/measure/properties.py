@@ -158,9 +158,10 @@ class _Examination:
         for index, name in ((2, "v"), (0, "q"), (1, "k")):
             if name in self._method.ignores:
                 continue
-            changed = list(self._inputs)
-            changed[index] = torch.cat([self._others[index][:, :, :-1], self._inputs[index][:, :, -1:]], dim=2)
-            out = self._ask(*changed)
+            q, k, v = (y if i == index else x for i, (x, y) in enumerate(zip(self._inputs, self._others, strict=True)))
+            if name == "v":
+                v = torch.cat([v[:, :, :-1], self._inputs[2][:, :, -1:]], dim=2)
+            out = self._ask(q, k, v)
             if self._moved(base, out) is None:
                 raise IncorrectError(
                     f"the output stays the same when {name} changes; a method that ignores it says so: ignores = "
