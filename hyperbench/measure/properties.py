@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from hyperbench.measure import accuracy
 from hyperbench.measure.accuracy import IncorrectError
@@ -141,8 +141,8 @@ class _Examination:
             )
         if first is not None and second is not None and second < first:
             raise IncorrectError(
-                f"a memoised result: a second call on the same values makes {second} of the {first} tensor operations "
-                "of the first"
+                f"a memoised result: a second call on the same values makes {second} of the {first} calls of "
+                "PyTorch that the first makes"
             )
         return base
 
@@ -218,7 +218,7 @@ class _Examination:
         return error if to_the_bit or not error <= self._tolerance else None
 
     def _counted(self, inputs: Inputs) -> tuple[Tensor, int | None]:
-        """The output and the number of tensor operations behind it; None where they cannot be seen."""
+        """The output and the number of calls of PyTorch behind it; None where they cannot be seen."""
         seen = _Operations()
         try:
             return self._ask(*inputs, during=seen), seen.count
@@ -245,12 +245,12 @@ def changed_in_place(names: list[str]) -> str:
     return f"the method changed {', '.join(names)} in place; it must leave its inputs as they are"
 
 
-class _Operations(TorchDispatchMode):
-    """Counts the tensor operations that reach PyTorch's kernels."""
+class _Operations(TorchFunctionMode):
+    """Counts what is asked of PyTorch."""
 
     count = 0
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self.count += 1
