@@ -21,7 +21,7 @@ from hyperbench.measure.clock import Clock
 from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.memory import Gauge
 from hyperbench.measure.prints import Print, difference, fingerprint, print_of
-from hyperbench.measure.properties import changed_in_place, examine
+from hyperbench.measure.properties import changed_in_place, examine, examine_exact_gradients
 from hyperbench.measure.reference import Reference
 from hyperbench.schema import Pass, Point
 
@@ -80,6 +80,8 @@ class Gate:
             candidate.peaks[Pass.FORWARD_BACKWARD] = max(0, max(forward_high, backward_high) - start)
         candidate.given[Pass.BACKWARD] = candidate.given[Pass.FORWARD_BACKWARD] = print_of(grads)
         if self._reference is None or self._reference.grads is None:
+            if candidate.wanted.cell.exact:
+                examine_exact_gradients(candidate.method, candidate.point)
             return {}
         errors = accuracy.grad_errors(grads, self._reference)
         if candidate.wanted.cell.exact:

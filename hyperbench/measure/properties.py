@@ -17,10 +17,10 @@ from torch.overrides import TorchFunctionMode
 
 from hyperbench.measure import accuracy
 from hyperbench.measure.accuracy import IncorrectError
-from hyperbench.measure.calls import Inputs
-from hyperbench.measure.inputs import make_inputs
+from hyperbench.measure.calls import Inputs, as_leaves, gradients
+from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.methods.registry import Method
-from hyperbench.measure.reference import make_reference
+from hyperbench.measure.reference import Reference, make_reference
 from hyperbench.schema import Point
 
 _MIN_PROBE_LEN = 1024
@@ -59,6 +59,20 @@ def examine(method: Method, point: Point, exact: bool) -> bool | None:
     if verdict.refusal:
         raise IncorrectError(verdict.refusal)
     return verdict.causal_in_q
+
+
+def examine_exact_gradients(method: Method, point: Point) -> None:
+    """Raise IncorrectError unless the gradients of an exact method are those of exact attention, at a short length.
+
+    Where those at the point's own length are not compared: above the limit of lengths, and in all rounds but the first.
+    """
+    probe = probe_point(point)
+    inputs, grad_output = make_inputs(probe), make_grad_output(probe)
+    leaves = as_leaves(inputs)
+    out = method.function(*leaves, is_causal=probe.is_causal, **probe.hyper)
+    grads = accuracy.check_grads(gradients(out, leaves, grad_output), inputs)
+    reference = _exact_answer(probe, inputs, grad_output)
+    accuracy.check_exact(accuracy.grad_errors(grads, reference), probe.dtype)
 
 
 def probe_point(point: Point) -> Point:
@@ -147,11 +161,8 @@ class _Examination:
         return base
 
     def _check_exact(self, base: Tensor) -> None:
-        reference = make_reference(
-            *self._inputs, None, is_causal=self._probe.is_causal, num_rows=self._probe.seq_len, dtype=torch.float64,
-            operator_norm=False, seed=self._probe.seed,
-        )  # fmt: skip
-        accuracy.check_exact(accuracy.output_errors(base, reference), self._probe.dtype)
+        errors = accuracy.output_errors(base, _exact_answer(self._probe, self._inputs, None))
+        accuracy.check_exact(errors, self._probe.dtype)
 
     def _check_dependence(self, base: Tensor) -> None:
         """Another q, k or v gives another output, and what the last query gets depends on other positions than its."""
@@ -243,6 +254,13 @@ class _Examination:
 def changed_in_place(names: list[str]) -> str:
     """The refusal of a method after whose call these inputs hold other values."""
     return f"the method changed {', '.join(names)} in place; it must leave its inputs as they are"
+
+
+def _exact_answer(probe: Point, inputs: Inputs, grad_output: Tensor | None) -> Reference:
+    return make_reference(
+        *inputs, grad_output, is_causal=probe.is_causal, num_rows=probe.seq_len, dtype=torch.float64,
+        operator_norm=False, seed=probe.seed,
+    )  # fmt: skip
 
 
 class _Operations(TorchFunctionMode):

@@ -85,6 +85,15 @@ def test_an_exact_method_is_held_against_exact_attention_in_every_round() -> Non
     assert "an exact method must agree with the reference" in found.timings("a_bit_off")["forward"].message
 
 
+@pytest.mark.parametrize("options", [{"round_": 1}, {"error": {"grad_max_seq_len": 39}}])
+def test_gradients_of_an_exact_method_are_held_against_exact_ones_wherever_they_are_timed(options: Any) -> None:
+    found = Measured(odd("wrong_gradient", exact=True), odd("exact", exact=True), **options)
+    statuses = {"forward": "ok", "backward": "incorrect", "forward_backward": "incorrect"}
+    assert found.statuses("wrong_gradient") == statuses
+    assert "must agree with the reference: dq_rel_fro" in found.timings("wrong_gradient")["backward"].message
+    assert found.statuses("exact") == all_of("ok")
+
+
 def test_mistakes_are_found_in_every_round() -> None:
     assert Measured(faulty("zeros"), round_=2).statuses("zeros") == all_of("incorrect")
 
