@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze import style
+from hyperbench.analyze.causality import causal_in_q
 from hyperbench.analyze.marks import Panel, crosses, curve, place_of
 from hyperbench.analyze.tables import records
 from hyperbench.analyze.text import at, escape, is_null, plain, short, significant
@@ -130,7 +131,10 @@ def trivial_curves(panel: Panel, points: pd.DataFrame, axis: str) -> None:
 
 
 def error_lines(row: Mapping[str, Any], view: View) -> list[str]:
-    """Every error metric of a row, escaped, the main one first, with the range over the seeds of the draw."""
+    """Every error metric of a row, escaped, the main one first, with the range over the seeds of the draw.
+
+    Before them a line where the method is not causal in q.
+    """
     metrics = error_columns(view.timings)
     lines = []
     for metric in dict.fromkeys([m for m in (MAIN_ERROR, *metrics) if m in metrics]):
@@ -140,9 +144,10 @@ def error_lines(row: Mapping[str, Any], view: View) -> list[str]:
         spread = f" ({low} to {high} over seeds)" if low != high else ""
         lines.append(f"{escape(metric)} {significant(row[metric])}{spread}")
     lost = view.error_reasons.get(row["point_id"])
+    moved = ["not causal in q: later queries change earlier outputs"] if causal_in_q(row) is False else []
     if not lines:
-        return [f"error not measured{f': {escape(short(lost))}' if lost else ''}"]
-    return [*lines, *([f"a draw without error: {escape(short(lost))}"] if lost else [])]
+        return [*moved, f"error not measured{f': {escape(short(lost))}' if lost else ''}"]
+    return [*moved, *lines, *([f"a draw without error: {escape(short(lost))}"] if lost else [])]
 
 
 def with_errors(view: View) -> list[str]:

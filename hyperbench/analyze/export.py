@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hyperbench.analyze.causality import causality_notes
 from hyperbench.analyze.digest import Digest, digests, stage_digests
 from hyperbench.analyze.tables import add_speedup, check_baseline
 from hyperbench.analyze.view import View, make_view, provenance
@@ -77,7 +78,7 @@ def _write_frame(frame: pd.DataFrame, fmt: str, path: Path) -> None:
 
 def latex(view: View) -> str:
     """A LaTeX table per masking, and those of the stages; needs no package beyond LaTeX itself."""
-    note = latex_escape("; ".join(provenance(view)))
+    note = latex_escape(_note(view))
     times = (
         "medians, $\\pm$ the wider side of the 95\\,\\% interval; "
         f"speedup over {latex_escape(view.baseline)}; error: relative Frobenius"
@@ -94,7 +95,7 @@ def latex(view: View) -> str:
 def _latex_table(digest: Digest, about: str, note: str) -> str:
     columns = "".join("r" if is_number else "l" for is_number in digest.is_number)
     lines = [" & ".join(latex_escape(cell) for cell in row) + r" \\" for row in digest.rows]
-    caption = f"Attention {latex_escape(digest.title)}: {about}. {note}."
+    caption = f"Attention {latex_escape(digest.title)}: {about}. {note}"
     return "\n".join(
         [
             r"\begin{table}",
@@ -121,15 +122,20 @@ def markdown(view: View) -> str:
         rows = [[markdown_escape(cell) for cell in row] for row in digest.rows]
         table = "\n".join("| " + " | ".join(cells) + " |" for cells in [*head, *rows])
         blocks.append(f"### {markdown_escape(digest.title)}\n\n{table}\n")
-    note = markdown_escape("; ".join(provenance(view)))
+    note = markdown_escape(_note(view))
     return "\n".join(
         [
             *blocks,
             "Medians, ± the wider side of the 95 % interval (of all samples below 6, none for one); "
-            f"error: relative Frobenius. {note}.",
+            f"error: relative Frobenius. {note}",
             "",
         ]
     )
+
+
+def _note(view: View) -> str:
+    """Where the numbers come from, and which methods are not causal in q."""
+    return " ".join([f"{'; '.join(provenance(view))}.", *causality_notes(view.timings)])
 
 
 def latex_escape(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hyperbench.analyze.causality import causal_in_q, causality_notes
 from hyperbench.analyze.digest import Digest, digests, stage_digests
 from hyperbench.analyze.stages import missing_stages
 from hyperbench.analyze.tables import records
@@ -45,7 +46,7 @@ def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
         print_digest(digest, console)
     for digest in stage_digests(view):
         print_digest(digest, console)
-    for line in [*_missing(view), *_missing_stages(view)]:
+    for line in [*causality_notes(view.timings), *_missing(view), *_missing_stages(view)]:
         console.print(Text(line, style="yellow"))
     console.print(
         Text(
@@ -69,6 +70,7 @@ def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
     rows = []
     for record in records(frame):
         row = {key: json_value(record[key]) for key in _KEYS}
+        row["causal_in_q"] = causal_in_q(record)
         rows.append({**row, "errors": {metric: json_value(record[metric]) for metric in errors}})
     return {
         "run": str(run.path),

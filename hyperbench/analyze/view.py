@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hyperbench.analyze.causality import CAUSAL_IN_Q, causality_notes
 from hyperbench.analyze.stages import stage_table
 from hyperbench.analyze.tables import (
     HYPER_DIMS,
@@ -88,7 +89,8 @@ def _method_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def error_columns(frame: pd.DataFrame) -> list[str]:
     """The error metrics among a view's columns, without their low and high companions."""
-    return [c for c in frame.columns if f"{c}_low" in frame.columns and f"{c}_high" in frame.columns and c != "speedup"]
+    others = ("speedup", CAUSAL_IN_Q)
+    return [c for c in frame.columns if {f"{c}_low", f"{c}_high"} <= set(frame.columns) and c not in others]
 
 
 def has_timing(frame: pd.DataFrame) -> pd.Series:
@@ -118,13 +120,15 @@ def parameters(frame: pd.DataFrame, method: str, without: Sequence[str] = ()) ->
 
 
 def meanings(view: View, without: Sequence[str] = ()) -> list[str]:
-    """Notes on what the methods are, where a title has no room for them, and what the letters of parameters stand for.
+    """Notes on what the methods are, where a title has no room for them, what the letters of parameters stand for, and
+    which methods are not causal in q.
 
     As far as they occur; parameters in `without` are on an axis. The texts are not escaped.
     """
     described = [f"{m}: {view.descriptions[m]}" for m in view.methods if m in view.descriptions]
     used = [t for dim, t in _MEANINGS.items() if dim not in without and view.timings[dim].notna().any()]
-    return [f"{'; '.join(texts)}." for texts in (described if len(described) > 1 else [], used) if texts]
+    texts = [f"{'; '.join(texts)}." for texts in (described if len(described) > 1 else [], used) if texts]
+    return [*causality_notes(view.timings), *texts]
 
 
 def headline(view: View) -> list[str]:

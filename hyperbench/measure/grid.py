@@ -18,6 +18,8 @@ Key = tuple[str, str, int] | tuple[str, int, str] | tuple[str, str, str, int]
 #: Every point's error rows, in the order they are written; lse_mean_abs comes first where a method has a log-sum-exp.
 _OUTPUT_METRICS = ("out_rel_fro", "out_max_abs", "out_row_rel_p50", "out_row_rel_p90", "out_row_rel_p99")
 _GRAD_METRICS = ("dq_rel_fro", "dk_rel_fro", "dv_rel_fro")
+#: A property and no error: 1 if later queries leave earlier outputs alone. Rows of points under a causal mask have it.
+CAUSAL_IN_Q = "causal_in_q"
 _CONTEXT_METRICS = ("mean_v_rel_fro", "zero_rel_fro")
 #: Parts of a call that count no operations, relative to exact attention's rate; for the estimate of time only.
 _OVERHEAD_S = 2e-3
@@ -156,7 +158,7 @@ def wants_grads(point: Point, passes: Iterable[str], error: ErrorConfig) -> bool
 
 
 def expected_metrics(point: Point, passes: Iterable[str], error: ErrorConfig) -> tuple[str, ...]:
-    """The metrics that every method has at a point."""
+    """The metrics that every method has at a point; lse_mean_abs and causal_in_q are not waited for."""
     metrics = list(_OUTPUT_METRICS)
     if point.seq_len <= error.operator_norm_max_seq_len:
         metrics.append("out_rel_op")

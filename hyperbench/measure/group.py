@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +11,10 @@ from torch import Tensor
 
 from hyperbench.measure import accuracy, grid
 from hyperbench.measure.calls import Inputs, as_leaves, gradients, timed_call
+from hyperbench.measure.candidate import Candidate
 from hyperbench.measure.clock import Clock
 from hyperbench.measure.failures import classify, poisons_device
+from hyperbench.measure.gate import Gate, Witness
 from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.memory import Gauge
 from hyperbench.measure.methods import registry
@@ -24,30 +25,6 @@ from hyperbench.measure.wire import Task
 from hyperbench.schema import ErrorRow, Pass, Point, Record, Status, Timing, to_json
 
 Emit = Callable[[dict[str, Any]], object]
-
-
-@dataclass
-class Candidate:
-    """A cell under measurement: its method, the peak memory of each pass, and the passes that failed their check."""
-
-    wanted: grid.Todo
-    method: registry.Method
-    peaks: dict[Pass, int] = field(default_factory=dict)
-    failed: dict[Pass, tuple[Status, str]] = field(default_factory=dict)
-
-    @property
-    def point(self) -> Point:
-        """The cell's point."""
-        return self.wanted.cell.point
-
-    def call(self, q: Tensor, k: Tensor, v: Tensor, seed: int | None = None) -> Tensor:
-        """The method on these inputs, under another seed of the draw if one is given."""
-        return self.method.function(q, k, v, is_causal=self.point.is_causal, **self.hyper(seed))
-
-    def hyper(self, seed: int | None) -> dict[str, Any]:
-        """The method's parameters, the seed of the draw replaced where there is one."""
-        replaced = seed is not None and self.point.hyper.get("seed") is not None
-        return {**self.point.hyper, "seed": seed} if replaced else dict(self.point.hyper)
 
 
 class GroupMeasurement:
@@ -88,11 +65,12 @@ class GroupMeasurement:
                 if self.poisoned:
                     raise
             _release()
+        gate = Gate(point, inputs, grad_output, self._reference)
         passing = []
         for candidate in candidates:
             self._begin("check", candidate.point)
             try:
-                self._check(candidate, inputs, grad_output)
+                self._check(candidate, inputs, grad_output, gate)
                 passing.append(candidate)
             except Exception as error:  # of the measured code
                 self._fail(candidate.wanted, *self._classify(error, candidate))
@@ -102,7 +80,7 @@ class GroupMeasurement:
         for pass_ in map(Pass, self._task.passes):
             if self.poisoned:
                 return
-            self._time(pass_, [c for c in passing if pass_ in c.wanted.passes], inputs, grad_output)
+            self._time(pass_, [c for c in passing if pass_ in c.wanted.passes], inputs, grad_output, gate)
             _release()
         # Last, so that stages that crash take no time of a pass with them.
         for candidate in passing:
@@ -134,22 +112,12 @@ class GroupMeasurement:
         self._context = accuracy.trivial_errors(*inputs, reference, point.is_causal)
         self._reference = reference
 
-    def _check(self, candidate: Candidate, inputs: Inputs, grad_output: Tensor) -> None:
-        """Run each pass once, gauge its memory and refuse a wrong answer; then write the errors of every seed."""
-        with torch.no_grad():
-            level = self._gauge.reset()
-            out = candidate.call(*inputs)
-            high = self._gauge.high_bytes()
-        accuracy.check_output(out, inputs[0], inputs[2])
-        if high is not None:
-            candidate.peaks[Pass.FORWARD] = max(0, high - level)
-        errors = accuracy.output_errors(out, self._reference) if self._reference else {}
-        del out
-        if candidate.wanted.cell.exact:
-            accuracy.check_exact(errors, candidate.point.dtype)
+    def _check(self, candidate: Candidate, inputs: Inputs, grad_output: Tensor, gate: Gate) -> None:
+        """Take a candidate through the gate; then write the errors of every seed."""
+        errors = gate.forward(candidate, self._gauge)
         if any(p != Pass.FORWARD for p in self._task.passes):
             try:
-                errors |= self._check_grads(candidate, inputs, grad_output)
+                errors |= gate.backward(candidate, self._gauge)
             except Exception as error:  # of the measured code; the forward pass is sound and stays
                 candidate.failed = dict.fromkeys(
                     (Pass.BACKWARD, Pass.FORWARD_BACKWARD), self._classify(error, candidate)
@@ -161,35 +129,21 @@ class GroupMeasurement:
         own_seed = candidate.point.hyper.get("seed", candidate.point.seed)
         for seed in candidate.wanted.seeds:
             try:
-                self._errors_of_seed(candidate, seed, inputs, grad_output, errors if seed == own_seed else None)
+                known = errors if seed == own_seed else None
+                self._errors_of_seed(candidate, seed, inputs, grad_output, gate, known)
             except Exception as error:  # of the measured code; the other seeds' rows stay
                 self._fail(grid.Todo(candidate.wanted.cell, (), (seed,)), *self._classify(error, candidate))
                 if self.poisoned:
                     return
 
-    def _check_grads(self, candidate: Candidate, inputs: Inputs, grad_output: Tensor) -> dict[str, float]:
-        """One forward and backward pass: its peaks, its gate, and the gradients' errors where they are compared."""
-        leaves = as_leaves(inputs)
-        start = self._gauge.reset()
-        out = candidate.call(*leaves)
-        forward_high = self._gauge.high_bytes()
-        middle = self._gauge.reset()
-        raw = gradients(out, leaves, grad_output)
-        backward_high = self._gauge.high_bytes()
-        del out
-        grads = accuracy.check_grads(raw, inputs)
-        if forward_high is not None and backward_high is not None:
-            candidate.peaks[Pass.BACKWARD] = max(0, backward_high - middle)
-            candidate.peaks[Pass.FORWARD_BACKWARD] = max(0, max(forward_high, backward_high) - start)
-        if self._reference is None or self._reference.grads is None:
-            return {}
-        errors = accuracy.grad_errors(grads, self._reference)
-        if candidate.wanted.cell.exact:
-            accuracy.check_exact(errors, candidate.point.dtype)
-        return errors
-
     def _errors_of_seed(
-        self, candidate: Candidate, seed: int, inputs: Inputs, grad_output: Tensor, known: dict[str, float] | None
+        self,
+        candidate: Candidate,
+        seed: int,
+        inputs: Inputs,
+        grad_output: Tensor,
+        gate: Gate,
+        known: dict[str, float] | None,
     ) -> None:
         """Write the error rows of one seed of the draw; `known` are those of the check, if it ran under this seed."""
         assert self._reference is not None
@@ -208,6 +162,10 @@ class GroupMeasurement:
             leaves = as_leaves(inputs)
             raw = gradients(candidate.call(*leaves, seed), leaves, grad_output)
             errors |= accuracy.grad_errors(accuracy.check_grads(raw, inputs), self._reference)
+        gate.check_inputs()
+        if candidate.causal_in_q is not None:
+            # First, like lse_mean_abs: what only some points have is not missed when a run goes on.
+            errors = {grid.CAUSAL_IN_Q: float(candidate.causal_in_q), **errors}
         errors |= self._context
         for metric, value in errors.items():
             self._write(ErrorRow(candidate.point, seed, metric, value))
@@ -216,9 +174,9 @@ class GroupMeasurement:
                 status, message = candidate.failed[Pass.BACKWARD]
                 self._write(ErrorRow(candidate.point, seed, metric, None, status, message))
 
-    def _time(self, pass_: Pass, candidates: list[Candidate], inputs: Inputs, grad_output: Tensor) -> None:
+    def _time(self, pass_: Pass, candidates: list[Candidate], inputs: Inputs, grad_output: Tensor, gate: Gate) -> None:
         """Time one pass of all cells in turns and write a row for each."""
-        timed: list[tuple[Candidate, Sampler]] = []
+        timed: list[tuple[Candidate, Sampler, Witness]] = []
         budget_s = self._task.protocol.budget_s[pass_]
         for candidate in candidates:
             if pass_ in candidate.failed:
@@ -227,17 +185,23 @@ class GroupMeasurement:
             self._begin("prepare", candidate.point, pass_)
             try:
                 call = timed_call(candidate.call, pass_, inputs, grad_output)
+                gate.check_inputs()
             except Exception as error:  # of the measured code
                 self._write(self._failed_timing(candidate, pass_, *self._classify(error, candidate)))
                 continue
-            timed.append((candidate, Sampler(call, self._clock, self._task.protocol, budget_s)))
-        interleave(
-            [sampler for _, sampler in timed],
-            budget_s / self._task.protocol.slices,
-            lambda index: self._begin("time", timed[index][0].point, pass_),
+            witness = gate.witness(candidate, pass_, call, self._clock)
+            timed.append((candidate, Sampler(witness.call, witness, self._task.protocol, budget_s), witness))
+
+        def on_turn(index: int) -> None:
+            gate.turn(timed[index][2])
+            self._begin("time", timed[index][0].point, pass_)
+
+        def on_done(index: int) -> None:
+            gate.turn(None)
             # At once: a kill while a slower method is still being timed must not lose what is finished.
-            lambda index: self._finish(*timed[index], pass_),
-        )
+            self._finish(*timed[index], pass_)
+
+        interleave([sampler for _, sampler, _ in timed], budget_s / self._task.protocol.slices, on_turn, on_done)
 
     def _time_stages(self, candidate: Candidate, inputs: Inputs) -> None:
         """Time the stages of one cell's forward pass and write a row for each."""
@@ -250,9 +214,10 @@ class GroupMeasurement:
         )  # fmt: skip
         stages.run(inputs, lambda: candidate.call(*inputs))
 
-    def _finish(self, candidate: Candidate, sampler: Sampler, pass_: Pass) -> None:
-        if sampler.failure is not None:
-            self._write(self._failed_timing(candidate, pass_, *self._classify(sampler.failure, candidate)))
+    def _finish(self, candidate: Candidate, sampler: Sampler, witness: Witness, pass_: Pass) -> None:
+        failure = sampler.failure or witness.failure
+        if failure is not None:
+            self._write(self._failed_timing(candidate, pass_, *self._classify(failure, candidate)))
         else:
             self._write(self._timing(candidate, pass_, sampler))
 

@@ -4,7 +4,8 @@ A method is any callable f(q, k, v, *, is_causal, **hyper). It may have further 
 implementation(device) -> str, implementation_at(point) -> str (where the point decides), note(point) -> str (a line for
 the timing's message), why_unsupported(device, dtype) -> str | None, defaults() -> dict, check(hyper) raising
 ValueError, executed_flops(point, pass) -> float, with_lse(...) -> (out, lse), stages(...) -> the parts of its forward
-pass.
+pass, ignores (names among "q", "k" and "v" on which its output does not depend on purpose), deterministic (False where
+the same inputs and seed do not give the same output to the last bit).
 """
 
 from __future__ import annotations
@@ -77,6 +78,16 @@ class Method:
         if own is not None:
             return float(own(point, pass_))
         return exact_equivalent_flops(point, pass_) if exact else None
+
+    @property
+    def ignores(self) -> frozenset[str]:
+        """The inputs, of q, k and v, on which the output openly does not depend."""
+        return frozenset(getattr(self.function, "ignores", ()))
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same inputs and seed give the same output to the last bit, unless it says otherwise."""
+        return bool(getattr(self.function, "deterministic", True))
 
     @property
     def with_lse(self) -> Callable[..., tuple[Tensor, Tensor]] | None:

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+Function = TypeVar("Function", bound=Callable[..., Tensor])
 
+
+def ignoring(*names: str) -> Callable[[Function], Function]:
+    """Mark a method whose output does not depend on these inputs, and is not meant to."""
+
+    def mark(function: Function) -> Function:
+        function.__dict__["ignores"] = names
+        return function
+
+    return mark
+
+
+@ignoring("q", "k", "v")
 def zero(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
     """Zeros (B, H, N, Dv), differentiable so that its gradients are zeros too."""
     return q.new_zeros(*q.shape[:3], v.shape[3]) + 0.0 * (q.sum() + k.sum() + v.sum())
 
 
+@ignoring("q", "k")
 def mean_v(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
     """The mean of the values that a query may see (B, H, N, Dv); the gradients of q and k are zeros."""
     shared = repeat_heads(v, q.shape[1])

@@ -1,0 +1,43 @@
+"""A cell under measurement, with what is known of its method so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from hyperbench.measure import grid
+from hyperbench.measure.methods import registry
+from hyperbench.measure.prints import Print
+from hyperbench.schema import Pass, Point, Status
+
+
+@dataclass
+class Candidate:
+    """A cell and its method: the peak memory of each pass, the passes that failed their check, and why.
+
+    `given` is what each pass gave before it was timed, `causal_in_q` whether later queries leave earlier outputs alone
+    (None without a causal mask).
+    """
+
+    wanted: grid.Todo
+    method: registry.Method
+    peaks: dict[Pass, int] = field(default_factory=dict)
+    failed: dict[Pass, tuple[Status, str]] = field(default_factory=dict)
+    given: dict[Pass, Print] = field(default_factory=dict)
+    causal_in_q: bool | None = None
+
+    @property
+    def point(self) -> Point:
+        """The cell's point."""
+        return self.wanted.cell.point
+
+    def call(self, q: Tensor, k: Tensor, v: Tensor, seed: int | None = None) -> Tensor:
+        """The method on these inputs, under another seed of the draw if one is given."""
+        return self.method.function(q, k, v, is_causal=self.point.is_causal, **self.hyper(seed))
+
+    def hyper(self, seed: int | None) -> dict[str, Any]:
+        """The method's parameters, the seed of the draw replaced where there is one."""
+        replaced = seed is not None and self.point.hyper.get("seed") is not None
+        return {**self.point.hyper, "seed": seed} if replaced else dict(self.point.hyper)

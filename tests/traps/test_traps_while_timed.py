@@ -1,0 +1,68 @@
+"""Methods that pass the check and go wrong while a stopwatch runs: the turn is looked at when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from measured_group import PASSES, Clock, Measured, all_of, cell, odd
+
+from hyperbench.measure.methods import registry
+
+#: After the check of a forward pass, before its first sample.
+DURING_WARM_UP = 10
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("later_in_place", "the method changed v in place"),
+        ("later_drifts", "while it was timed, its output became another than before, on the same inputs"),
+        ("later_nan", "while it was timed, the output has non-finite values"),
+        ("later_nothing", "while it was timed, the output is None"),
+    ],
+)
+def test_what_goes_wrong_while_it_is_timed_has_no_time(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = cell(f"faulty_methods.{name}", hyper={"after": DURING_WARM_UP})
+    monkeypatch.setattr(registry.find(one.point.target).function, "calls", 0)
+    found = Measured(odd("exact", exact=True), one, odd("takes_anything"), passes=("forward",))
+    row = found.timings(name)["forward"]
+    assert str(row.status) == "incorrect"
+    assert row.message.startswith(words)
+    # It took its turns between two others, which were on the inputs that they were promised.
+    assert found.statuses("exact") == found.statuses("takes_anything") == {"forward": "ok"}
+
+
+def test_one_that_goes_wrong_takes_no_later_pass_of_another_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = cell("faulty_methods.later_in_place", hyper={"after": DURING_WARM_UP + 2})
+    monkeypatch.setattr(registry.find(one.point.target).function, "calls", 0)
+    found = Measured(odd("exact", exact=True), one)
+    assert found.statuses("later_in_place")["forward"] == "incorrect"
+    assert found.statuses("exact") == all_of("ok")
+    assert set(found.keys) == found.expected
+
+
+def test_a_graph_that_is_used_up_is_not_timed_as_if_it_were_new() -> None:
+    found = Measured(cell("faulty_methods.spends_its_graph"))
+    statuses = {"forward": "ok", "backward": "incorrect", "forward_backward": "ok"}
+    assert found.statuses("spends_its_graph") == statuses
+    assert found.timings("spends_its_graph")["backward"].message.startswith(
+        "while it was timed, its gradients became another than before"
+    )
+
+
+class PassClock(Clock):
+    """A pass takes the time of its name; what both take together is not the sum."""
+
+    TIMES = {"forward": 1.0, "backward": 2.0, "forward_backward": 7.0}  # noqa: RUF012
+
+    def time_ms(self, call: Callable[[], object]) -> float:
+        """Make the call."""
+        call()
+        return self.TIMES[next(m["pass"] for m in reversed(self.heard) if m.get("pass"))]
+
+
+def test_each_pass_is_timed_directly_and_none_is_a_sum() -> None:
+    found = Measured(odd("exact"), clock=PassClock())
+    samples = {name: set(timing.samples_ms) for name, timing in found.timings("exact").items()}
+    assert samples == {name: {PassClock.TIMES[name]} for name in PASSES}
