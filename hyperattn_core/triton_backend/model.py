@@ -1,4 +1,4 @@
-"""What a call on a GPU needs, launch by launch, and its peak memory: `python -m hyperattn_core.triton_backend.model`."""
+"""What a call on a GPU needs, launch by launch, and at its peak: `python -m hyperattn_core.triton_backend.model`."""
 
 from __future__ import annotations
 

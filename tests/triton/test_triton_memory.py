@@ -48,9 +48,7 @@ def test_the_count_is_what_a_call_allocates(is_causal: bool, heads: int, kv_head
     )  # fmt: skip
     q, k, v = call.inputs()
     settings = Settings.of(call.parameters(), is_causal=is_causal, tile_size=64)
-    counted = hyper_peak(
-        plan_shape(q, k), call.parameters(), is_causal=is_causal, head_dim=64, value_dim=v.shape[3]
-    )
+    counted = hyper_peak(plan_shape(q, k), call.parameters(), is_causal=is_causal, head_dim=64, value_dim=v.shape[3])
     plan_buffers(q, k, 3, settings)  # fills the tables that are kept
     with Ledger([q, k, v], collect=True) as ledger:
         data, weights = plan_buffers(q, k, 3, settings)
