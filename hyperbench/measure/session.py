@@ -8,53 +8,61 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hyperbench import environment, store
+from hyperbench import environment, origins, store
 from hyperbench.catalog import ConfigError
 from hyperbench.config import RunConfig, differing_keys, load
 from hyperbench.measure import grid
+from hyperbench.measure.account import Account
 from hyperbench.measure.child import Child, WorkerProcess
+from hyperbench.measure.estimate import Speed, plan_s
+from hyperbench.measure.interrupts import AtOnce
+from hyperbench.measure.rounds import Plan
 from hyperbench.measure.runner import Listener, Outcome, Runner
-from hyperbench.schema import SCHEMA_VERSION
+from hyperbench.schema import SCHEMA_VERSION, ErrorRow, Record
 from hyperbench.store import StoreError
 
 Facts = dict[str, Any]
 _PROBE_LIMIT_S = 300.0
 _LOG = "worker.log"
-_FALLBACK_FLOPS_PER_S = 1e11
-#: Keys of the environment that must agree for a run to go on: numbers of two origins never stand in one table.
-_ORIGIN = ("machine", "threads", "torch", "triton", "flash_attn", "code")
+#: A line for each session that came to its end: where its time went.
+SESSIONS = "sessions.jsonl"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can start: its configuration, its cells, and what torch said about this machine."""
+    """A run that can start: its configuration, its cells, and what torch said about this machine.
+
+    `began_s` is when it began, on a clock that never goes back.
+    """
 
     config: RunConfig
     cells: tuple[grid.Cell, ...]
     facts: Facts
+    began_s: float = field(default_factory=time.monotonic)
 
     @property
-    def flops_per_s(self) -> float:
-        """The measured rate of exact attention on the run's device."""
-        return float(self.facts.get("flops_per_s", {}).get(self.config.device.name, _FALLBACK_FLOPS_PER_S))
+    def speed(self) -> Speed:
+        """How fast the run's device is, as far as the probe has measured it."""
+        rates = self.facts.get("flops_per_s", {})
+        return Speed(
+            float(rates.get(self.config.device.name, Speed.flops_per_s)),
+            float(self.facts.get("start_s", Speed.start_s)),
+        )
 
     def estimates_s(self) -> list[float]:
-        """Seconds that each cell is likely to take, all rounds together."""
-        config = self.config
-        found = []
-        for cell in self.cells:
-            none_yet = grid.FinishedStages() if config.stages else None
-            rounds = (
-                grid.todo(cell, config.passes, config.error, r, set(), none_yet) for r in range(config.protocol.rounds)
-            )
-            found.append(sum(sum(grid.estimate_s(w, config, self.flops_per_s).values()) for w in rounds))
-        return found
+        """Seconds that each cell is likely to take, all rounds together, with its share of starting the workers."""
+        groups = grid.group(self.cells)
+        plan = Plan(self.config, groups, 0, set(), grid.FinishedStages())
+        found = plan_s(groups, plan, set(), self.config, self.speed)
+        return [found.get(cell.point.point_id, 0.0) for cell in self.cells]
 
 
 def prepare(words: Sequence[str], ask: Callable[[dict[str, Any], Mapping[str, str]], Facts] | None = None) -> Prepared:
@@ -63,6 +71,7 @@ def prepare(words: Sequence[str], ask: Callable[[dict[str, Any], Mapping[str, st
     `ask` puts a request to the probe. Raises ConfigError, one line, on anything that cannot be run.
     """
     chosen: list[str] = []
+    began_s = time.monotonic()
 
     def as_asked(asked: str) -> tuple[str, str]:
         chosen.append(asked)
@@ -76,7 +85,7 @@ def prepare(words: Sequence[str], ask: Callable[[dict[str, Any], Mapping[str, st
     _check_device(config, facts)
     defaults = {target: found["defaults"] for target, found in facts["methods"].items()}
     try:
-        return Prepared(config, grid.resolve(config, defaults), facts)
+        return Prepared(config, grid.resolve(config, defaults), facts, began_s)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -143,24 +152,68 @@ def measure(
 ) -> Outcome:
     """Measure what the folder's journal lacks, then write the tables. Raises StoreError or MeasureError.
 
-    `start` hears, before the first cell, the seconds that the whole is likely to take.
+    `start` hears, before the first cell, the seconds that the whole is likely to take. A run that was begun under
+    another origin (see hyperbench.origins) goes on in new rounds.
     """
-    config = prepared.config
+    config, account = prepared.config, Account(began_s=prepared.began_s)
 
     def spawn() -> Child:
         return WorkerProcess(config.device.env, folder / _LOG)
 
     with store.Journal(folder / store.JOURNAL) as journal:
-        runner = Runner(
-            config, prepared.cells, journal, spawn, listener,
-            history=store.read_journal(folder / store.JOURNAL),
-            retry_failed=retry_failed, flops_per_s=prepared.flops_per_s,
-        )  # fmt: skip
+        history = store.read_journal(folder / store.JOURNAL)
+
+        def runner_from(first_round: int) -> Runner:
+            return Runner(
+                config, prepared.cells, journal, spawn, listener,
+                history=history, retry_failed=retry_failed, speed=prepared.speed, first_round=first_round,
+                account=account,
+            )  # fmt: skip
+
+        known = store.read_origins(folder, store.read_environment(folder))
+        runner, here = runner_from(known[-1].first_round), _environment(prepared)
+        changed = origins.changes(known[-1].environment, here, origins.ORIGIN_KEYS)
+        if changed and runner.remaining_s():
+            new = origins.Origin(_next_round(history), here)
+            runner = runner_from(new.first_round)
+            store.add_origin(folder, known, new)
+            listener.note(_goes_on(changed, new.first_round))
         start(runner.remaining_s())
         try:
-            return runner.run()
-        finally:
-            store.write_tables(folder)
+            outcome = runner.run()
+        except AtOnce:
+            raise
+        except BaseException:
+            # What went wrong is told; that the tables cannot be written for the same reason is not.
+            with suppress(StoreError):
+                store.write_tables(folder)
+            raise
+        account.switch("tables")
+        store.write_tables(folder)
+        outcome.time = account.report()
+        _note_session(folder, outcome)
+        return outcome
+
+
+def _next_round(history: Sequence[Record]) -> int:
+    """The first round that no record belongs to."""
+    return max((record.round + 1 for record in history if not isinstance(record, ErrorRow)), default=0)
+
+
+def _goes_on(changed: Sequence[str], first_round: int) -> str:
+    how = "nothing was timed before" if first_round == 0 else (
+        f"finished rounds stay as they are, the rest is measured in new rounds from {first_round} on"
+    )  # fmt: skip
+    return f"this run goes on under another {' and '.join(changed)}: {how}"
+
+
+def _note_session(folder: Path, outcome: Outcome) -> None:
+    line = {"ended": _now().isoformat(timespec="seconds"), "interrupted": outcome.interrupted, **outcome.time}
+    try:
+        with (folder / SESSIONS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise StoreError(f"cannot write {folder / SESSIONS}: {error.strerror}") from None
 
 
 def _request(config: RunConfig) -> dict[str, Any]:
@@ -214,7 +267,7 @@ def _check_same(prepared: Prepared, folder: Path, resume: bool) -> None:
     if not resume:
         raise StoreError(f"out={folder} holds a run of this configuration; --resume continues it, --fresh replaces it")
     there, here = store.read_environment(folder), _environment(prepared)
-    changed = [f"{key} ({there.get(key)} there, {here[key]} here)" for key in _ORIGIN if there.get(key) != here[key]]
+    changed = origins.changes(there, here, origins.MACHINE_KEYS)
     if changed:
         raise StoreError(
             f"out={folder} cannot go on: its numbers come from another {' and '.join(changed)};"
