@@ -103,7 +103,7 @@ class Runner:
         self._stages = grid.FinishedStages()
         self._oom: dict[str, Point] = {}
         self._no_reference: dict[str, str] = {}
-        self._killed: set[tuple[str, int, str]] = set()
+        self._killed: set[tuple[Any, ...]] = set()
         for record in history:
             if record.status.has_timing or not retry_failed:
                 self._note(record)
@@ -169,7 +169,7 @@ class Runner:
     def _run_worker(self, group: grid.Group, todos: tuple[grid.Todo, ...], round_: int, outcome: Outcome) -> bool:
         """Send the group to a worker and listen until it is done or gone; whether the same is to be tried once more."""
         config = self._config
-        child = self._ready_child()
+        child = self._ready_child(round_)
         task = Task(
             todos, config.passes, config.protocol, config.error, round_, config.device.threads,
             self._no_reference.get(group.key, ""),
@@ -198,15 +198,17 @@ class Runner:
             self._end_child()
             if self._interrupts.asked:
                 return False
-            if gone.returncode == _SIGKILL and not gone.out_of_memory and self._is_first_kill(round_, unit):
+            if self._may_be_no_fault(gone, round_, unit):
                 return True
             status = Status.OOM if gone.returncode == _SIGKILL else Status.ERROR
             self._blame(group, round_, unit, status, str(gone), outcome)
         return False
 
-    def _is_first_kill(self, round_: int, unit: dict[str, Any]) -> bool:
-        """Whether a worker was killed at this for the first time: then it may be that somebody did it, for no fault."""
-        place = (str(unit["point_id"]), round_, f"{unit['unit']} {unit.get('pass')} {unit.get('stage')}")
+    def _may_be_no_fault(self, gone: WorkerGone, round_: int, unit: dict[str, Any]) -> bool:
+        """Whether a worker was killed at this for the first time, and not by the kernel: it is then tried once more."""
+        if gone.returncode != _SIGKILL or gone.out_of_memory:
+            return False
+        place = (round_, *(unit.get(key) for key in ("unit", "point_id", "pass", "stage")))
         is_first = place not in self._killed
         self._killed.add(place)
         return is_first
@@ -266,13 +268,16 @@ class Runner:
         if record.status is Status.OOM:
             self._oom[record.point.point_id] = record.point
 
-    def _ready_child(self) -> Child:
-        if self._child is None:
+    def _ready_child(self, round_: int) -> Child:
+        while self._child is None:
             child = self._child = self._spawn()
             try:
                 child.receive(_START_LIMIT_S)
             except (WorkerGone, WorkerTimeout) as error:
                 self._end_if_asked()
+                if isinstance(error, WorkerGone) and self._may_be_no_fault(error, round_, {"unit": "start"}):
+                    self._end_child()
+                    continue
                 reason = str(error) or f"it was not ready within {_START_LIMIT_S:g} s"
                 raise MeasureError(
                     f"a worker process did not start: {reason}; see worker.log in the run's folder"

@@ -207,14 +207,14 @@ def test_a_run_is_not_measured_twice_by_accident(measured: Path, call: Call) -> 
     assert "--fresh" in answer.err
 
 
-def test_numbers_of_other_code_or_another_machine_are_not_mixed_in(measured: Path, tmp_path: Path, call: Call) -> None:
+def test_numbers_of_another_machine_are_not_mixed_in(measured: Path, tmp_path: Path, call: Call) -> None:
     run = copy_of(measured, tmp_path)
     environment = json.loads((run / "environment.json").read_text())
-    (run / "environment.json").write_text(json.dumps({**environment, "torch": "1.0", "code": "0" * 12}))
+    (run / "environment.json").write_text(json.dumps({**environment, "machine": "a Z80", "threads": 99}))
     answer = call("run", *TINY, f"out={run}", "--resume")
     assert answer.code == 2
-    assert "torch (1.0 there" in answer.err
-    assert "code (000000000000 there" in answer.err
+    assert "machine (a Z80 there" in answer.err
+    assert "threads (99 there" in answer.err
 
 
 @pytest.mark.parametrize("flags", [[], ["--resume"], ["--fresh"]])
