@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hyperbench import environment, origins, store
+from hyperbench import origins, store
 from hyperbench.catalog import ConfigError
-from hyperbench.config import RunConfig, differing_keys, load
+from hyperbench.config import RunConfig, load
 from hyperbench.measure import grid
 from hyperbench.measure.account import Account
 from hyperbench.measure.child import Child, WorkerProcess
 from hyperbench.measure.estimate import Speed, plan_s
+from hyperbench.measure.folder import environment_of, now, sweep_up
+from hyperbench.measure.folder import open_folder as open_folder
 from hyperbench.measure.interrupts import AtOnce
 from hyperbench.measure.rounds import Plan
 from hyperbench.measure.runner import Listener, Outcome, Runner
-from hyperbench.schema import SCHEMA_VERSION, ErrorRow, Record
+from hyperbench.schema import ErrorRow, Record
 from hyperbench.store import StoreError
 
 Facts = dict[str, Any]
@@ -118,30 +117,6 @@ def ask_probe(request: dict[str, Any], env: Mapping[str, str]) -> Facts:
     return answer
 
 
-def open_folder(prepared: Prepared, out: Path | None, *, resume: bool, fresh: bool) -> Path:
-    """The run's folder, made or continued, with its config.yaml and environment.json.
-
-    With `resume` a named folder that is not there is made, so that the same command starts a run and goes on with it.
-    Raises StoreError if the folder is foreign, holds another configuration, or cannot be written.
-    """
-    config = prepared.config
-    if out is None and resume:
-        out = _latest_of(config)
-    folder = out if out is not None else store.RUNS_ROOT / f"{config.sweep}-{config.device.name}-{_now():%Y%m%d-%H%M%S}"
-    if folder.exists() and not folder.is_dir():
-        raise StoreError(f"out={folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not store.is_run_folder(folder) and not _was_begun(config, folder):
-            raise StoreError(f"out={folder} is not empty and no run's folder; choose another out=DIR")
-        if fresh:
-            _remove_run(folder)
-        elif store.is_run_folder(folder):
-            _check_same(prepared, folder, resume)
-            return folder
-    _make(prepared, folder)
-    return folder
-
-
 def measure(
     prepared: Prepared,
     folder: Path,
@@ -162,6 +137,7 @@ def measure(
 
     with store.Journal(folder / store.JOURNAL) as journal:
         history = store.read_journal(folder / store.JOURNAL)
+        sweep_up(folder)
 
         def runner_from(first_round: int) -> Runner:
             return Runner(
@@ -171,7 +147,7 @@ def measure(
             )  # fmt: skip
 
         known = store.read_origins(folder, store.read_environment(folder))
-        runner, here = runner_from(known[-1].first_round), _environment(prepared)
+        runner, here = runner_from(known[-1].first_round), environment_of(prepared)
         changed = origins.changes(known[-1].environment, here, origins.ORIGIN_KEYS)
         if changed and runner.remaining_s():
             new = origins.Origin(_next_round(history), here)
@@ -208,7 +184,7 @@ def _goes_on(changed: Sequence[str], first_round: int) -> str:
 
 
 def _note_session(folder: Path, outcome: Outcome) -> None:
-    line = {"ended": _now().isoformat(timespec="seconds"), "interrupted": outcome.interrupted, **outcome.time}
+    line = {"ended": now().isoformat(timespec="seconds"), "interrupted": outcome.interrupted, **outcome.time}
     try:
         with (folder / SESSIONS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -232,86 +208,3 @@ def _check_device(config: RunConfig, facts: Facts) -> None:
         for point in config.points:
             if point.dtype == "bfloat16":
                 raise ConfigError(f"dtype=bfloat16: {facts['gpu_name']} lacks it; allowed: float16, float32, float64")
-
-
-def _was_begun(config: RunConfig, folder: Path) -> bool:
-    """Whether a folder holds only what a run of this configuration leaves that was killed while making it."""
-    names = {path.name for path in folder.iterdir()}
-    begun = {name for name in names if name.startswith((f".{store.CONFIG}.", f".{store.ENVIRONMENT}."))}
-    written = names - begun
-    return written <= {store.CONFIG} and (not written or store.read_config(folder) == config.resolved)
-
-
-def _latest_of(config: RunConfig) -> Path:
-    runs = [path.parent for path in store.RUNS_ROOT.glob(f"*/{store.CONFIG}") if store.is_run_folder(path.parent)]
-    same = [run for run in runs if _holds(run, config)]
-    if not same:
-        raise StoreError(f"there is no run of this configuration under {store.RUNS_ROOT} to resume; name it by out=DIR")
-    return max(same, key=lambda run: (run / store.CONFIG).stat().st_mtime_ns)
-
-
-def _holds(run: Path, config: RunConfig) -> bool:
-    try:
-        return store.read_config(run) == config.resolved
-    except StoreError:
-        return False  # a damaged run of something else must not stand in the way
-
-
-def _check_same(prepared: Prepared, folder: Path, resume: bool) -> None:
-    differing = differing_keys(store.read_config(folder), prepared.config.resolved)
-    if differing:
-        raise StoreError(
-            f"out={folder} holds another configuration, which differs in {', '.join(differing)};"
-            " choose another out=DIR, or --fresh to replace it"
-        )
-    if not resume:
-        raise StoreError(f"out={folder} holds a run of this configuration; --resume continues it, --fresh replaces it")
-    there, here = store.read_environment(folder), _environment(prepared)
-    changed = origins.changes(there, here, origins.MACHINE_KEYS)
-    if changed:
-        raise StoreError(
-            f"out={folder} cannot go on: its numbers come from another {' and '.join(changed)};"
-            " choose another out=DIR, or --fresh to measure all again"
-        )
-
-
-def _environment(prepared: Prepared) -> dict[str, Any]:
-    config = prepared.config
-    settings = {
-        "device": config.device.name,
-        "device_reason": config.device.reason,
-        "config_hash": config.config_hash,
-        "run_id": uuid.uuid4().hex[:12],
-        "started": _now().isoformat(timespec="seconds"),
-        "schema_version": SCHEMA_VERSION,
-    }
-    if config.device.threads is not None:
-        settings["threads"] = config.device.threads
-    return environment.collect(prepared.facts, settings, config.device.env)
-
-
-def _make(prepared: Prepared, folder: Path) -> None:
-    import yaml
-
-    config, found = prepared.config, _environment(prepared)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        store.atomic_write_text(folder / store.CONFIG, yaml.safe_dump(config.resolved, sort_keys=False))
-        store.atomic_write_text(folder / store.ENVIRONMENT, json.dumps(found, indent=2) + "\n")
-        store.Journal(folder / store.JOURNAL).close()
-    except OSError as error:
-        raise StoreError(f"out={folder} cannot be written: {error.strerror}") from None
-
-
-def _remove_run(folder: Path) -> None:
-    """Replace a run: the journal is held first, so that a run that is still being written is not taken away."""
-    with store.Journal(folder / store.JOURNAL):
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)

@@ -55,6 +55,7 @@ def test_every_point_is_measured_exactly_once(storm: Any) -> None:
     assert len(keys) == len(set(keys))
     assert set(keys) == Site(tiny(*WORDS)).expected
     assert seen[-1]["statuses"] == ["ok"]
+    assert not list(folder.glob(".*"))
     run = load_run(folder)
     assert len(run.timings) == 3 * 2 * 3 * 2
     assert len(run.origins) == 1
