@@ -86,9 +86,11 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
 
 
 def _in_order(timings: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
-    """Methods in the order of the configuration, whatever the order in which a round measured them."""
+    """Methods in the order of the configuration, if it names them, whatever the order in which rounds measured them."""
     ranks = {name: rank for rank, name in enumerate(methods)}
-    return timings.sort_values("method", key=lambda names: names.map(lambda n: ranks.get(n, len(ranks))), kind="stable")
+    if not ranks.keys() >= set(timings["method"]):
+        return timings
+    return timings.sort_values("method", key=lambda names: names.map(ranks), kind="stable")
 
 
 def _method_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
