@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +27,7 @@ class Account:
         self.began_s = now_s() if began_s is None else began_s
         self._since_s = self.began_s
         self._part = "prepare"
-        self._spent_s: Counter[str] = Counter()
+        self._spent_s: defaultdict[str, float] = defaultdict(float)
 
     def switch(self, part: str) -> None:
         """From now on time goes to `part`."""
@@ -46,11 +46,12 @@ class Account:
         """`wall_s`, its parts in `spent_s`, the largest first, and `overhead`, the part of it that is no measuring."""
         self.switch(self._part)
         wall_s = self._since_s - self.began_s
-        measured_s = sum(self._spent_s[part] for part in PRODUCTIVE)
+        by_size = sorted(self._spent_s.items(), key=lambda item: -item[1])
+        measured_s = sum(self._spent_s.get(part, 0.0) for part in PRODUCTIVE)
         return {
             "wall_s": round(wall_s, 3),
             "overhead": round(1.0 - measured_s / wall_s, 4) if wall_s > 0 else 0.0,
-            "spent_s": {part: round(spent_s, 3) for part, spent_s in self._spent_s.most_common()},
+            "spent_s": {part: round(spent_s, 3) for part, spent_s in by_size},
         }
 
 

@@ -5,7 +5,7 @@ It is meant to be within a factor of two of the truth; the constants were chosen
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,13 +36,14 @@ def plan_s(
     groups: Sequence[grid.Group], plan: Plan, finished: set[grid.Key], config: RunConfig, speed: Speed
 ) -> dict[str, float]:
     """Seconds that what is not finished is likely to take, by the id of the point; the workers' starts are shared."""
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for round_ in plan.rounds:
         costs: dict[Part, float] = {}
         for group in groups:
             costs |= group_s(plan.todos(group, round_, finished), config, speed)
         points = {point_id for point_id, _ in costs}
-        found.update(dict.fromkeys(points, speed.start_s / max(1, len(points))))
+        for point_id in points:
+            found[point_id] += speed.start_s / len(points)
         for (point_id, _), cost_s in costs.items():
             found[point_id] += cost_s
     return dict(found)
