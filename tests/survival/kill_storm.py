@@ -28,33 +28,47 @@ from hyperbench.measure.session import Prepared
 from hyperbench.measure.wire import Lines, Task, send
 
 WORDS = ("shape.seq_len=64,128,256", "method=[math,hyper]", "protocol.rounds=2")
-_MOST_UNITS = 3
+_MOST_UNITS = 7
+#: The part of the kills that come between two pieces of a line.
+_TEARS = 0.3
 _MOST_CALLS = 2500
 _real_write = os.write
 
 
 class Fuse:
-    """Kills this process some calls after it has written a number of units; it burns at every call and return."""
+    """Kills this process after it has written a number of units: some calls and returns later, or within the next."""
+
+    #: That of this process, if it has one.
+    mine: Fuse | None = None
 
     def __init__(self, victim: str, log: Path, chance: random.Random) -> None:
         self._victim = victim
         self._log = log
         self._units = chance.randint(0, _MOST_UNITS)
         self._calls = chance.randint(0, _MOST_CALLS)
+        self._tears = chance.random() < _TEARS
 
     def unit(self) -> None:
-        """A unit has been written; after the last of them the calls count."""
-        if self._units == 0:
+        """A unit is about to be written; after the last of them the calls count."""
+        if self._units == 0 and not self._tears:
             sys.setprofile(self._burn)
         self._units -= 1
+
+    def piece(self) -> None:
+        """A piece of a line has been written."""
+        if self._tears and self._units < 0:
+            self._blow()
 
     def _burn(self, frame: FrameType, event: str, argument: Any) -> None:
         self._calls -= 1
         if self._calls < 0:
             sys.setprofile(None)
-            fd = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            _real_write(fd, f"{self._victim}\n".encode())
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._blow()
+
+    def _blow(self) -> None:
+        fd = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        _real_write(fd, f"{self._victim}\n".encode())
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Forked:
@@ -87,37 +101,41 @@ class ForkedWorker(WorkerProcess):
         if pid:
             return Forked(pid)
         sys.setprofile(None)
+        Fuse.mine = fuse
         try:
             kept = sorted((read_fd, write_fd))
             for start, stop in ((3, kept[0]), (kept[0] + 1, kept[1]), (kept[1] + 1, 256)):
                 os.closerange(start, stop)
-            serve(read_fd, write_fd, fuse)
+            serve(read_fd, write_fd)
         except BrokenPipeError:
             pass  # the parent was killed
         finally:
             os._exit(0)
 
 
-def serve(read_fd: int, write_fd: int, fuse: Fuse | None) -> None:
+def serve(read_fd: int, write_fd: int) -> None:
     """What a worker does, with made-up records."""
     send(write_fd, {"event": "ready"})
     lines = Lines()
     while data := os.read(read_fd, 1 << 16):
         for message in lines.feed(data):
             for said in (*FakeWorker()._script(Task.from_json(message)), {"event": "done"}):
-                if fuse is not None:
-                    fuse.unit()
+                if Fuse.mine is not None:
+                    Fuse.mine.unit()
                 send(write_fd, said)
 
 
 def write_in_pieces(fd: int, data: Any) -> int:
     """Write less than is wanted, as a disk or a pipe may: lines are torn between the pieces."""
-    return _real_write(fd, bytes(data)[: max(1, len(data) // 2)])
+    written = _real_write(fd, bytes(data)[: max(1, len(data) // 2)])
+    if Fuse.mine is not None:
+        Fuse.mine.piece()
+    return written
 
 
 def one_session(prepared: Prepared, folder: Path, log: Path, chance: random.Random) -> None:
     """`hyperbench run --resume`, with a fuse in the parent, and in half of the cases one in its first worker."""
-    fuse = Fuse("parent", log, chance)
+    fuse = Fuse.mine = Fuse("parent", log, chance)
     ForkedWorker.fuses = [Fuse("worker", log, chance)] if chance.random() < 0.5 else []
     append = store.Journal.append
 
@@ -163,7 +181,7 @@ def main(folder: Path, kills: int, seed: str) -> None:
         whole = data[: data.rfind(b"\n") + 1]
         print(json.dumps({
             "code": code, "killed": log.read_text().split(), "keys": [list(r.key) for r in records],
-            "statuses": sorted({str(r.status) for r in records}), "lines": whole.decode(),
+            "statuses": sorted({str(r.status) for r in records}), "lines": whole.decode(), "torn": data != whole,
         }), flush=True)  # fmt: skip
         if len(killed) >= kills:
             return
