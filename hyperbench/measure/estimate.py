@@ -20,6 +20,14 @@ Part = tuple[str, str]
 #: Parts of a call that count no operations, and the rate of approximate attention relative to exact attention's.
 _OVERHEAD_S = 2e-3
 _APPROXIMATE_RATE = 0.5
+#: Seconds of a check beside its calls (gauging memory, comparing), and of making an element of the inputs.
+_CHECK_S = 0.08
+_ELEMENT_S = 3e-9
+#: What the reference costs for each query-key pair, in operations that exact attention would do in the same time: its
+#: rows (softmax and products) in float64, and the operator norm (some eighty products with one dense matrix).
+_ROW_PAIR_FLOPS = 4e3
+_NORM_PAIR_FLOPS = 2.2e4
+_REFERENCE_S = 0.05
 #: Stages of a method as far as the estimate of time goes; how many there are, only the method knows.
 _TYPICAL_STAGES = 5
 
@@ -63,7 +71,23 @@ def group_s(todos: Sequence[grid.Todo], config: RunConfig, speed: Speed) -> dict
 
 def common_s(todos: Sequence[grid.Todo], config: RunConfig, flops_per_s: float) -> float:
     """Seconds that the inputs of a group are likely to take, and its reference where errors are measured."""
-    return 0.0
+    if not todos:
+        return 0.0
+    p, error = todos[0].cell.point, config.error
+    inputs_s = _ELEMENT_S * p.batch * p.seq_len * p.head_dim * 2 * (p.heads + p.kv_heads)
+    if not any(wanted.seeds for wanted in todos):
+        return inputs_s
+    grads = grid.wants_grads(p, config.passes, error)
+    norm = p.seq_len <= error.operator_norm_max_seq_len
+    in_float64 = p.dtype == "float64" or p.seq_len <= error.float64_max_seq_len
+    rows, slowness = min(p.seq_len, error.rows), 1.0 if in_float64 else 0.5
+    flops = p.batch * p.heads * p.seq_len * rows * slowness * _ROW_PAIR_FLOPS * (1.0 if grads else 0.5)
+    if norm:
+        flops += p.batch * p.heads * p.seq_len**2 * slowness * _NORM_PAIR_FLOPS
+    if p.seq_len > rows and (grads or norm):
+        whole = exact_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, Pass.FORWARD)
+        flops += 2.0 * slowness * whole
+    return _REFERENCE_S + inputs_s + flops / flops_per_s
 
 
 def estimate_s(wanted: grid.Todo, config: RunConfig, flops_per_s: float) -> dict[str, float]:
@@ -72,12 +96,15 @@ def estimate_s(wanted: grid.Todo, config: RunConfig, flops_per_s: float) -> dict
         return {}
     protocol = config.protocol
     call_s = {pass_: _call_s(wanted.cell, pass_, flops_per_s) for pass_ in Pass}
-    parts = {"check": call_s[Pass.FORWARD] + call_s[Pass.FORWARD_BACKWARD] * max(1, len(wanted.seeds))}
+    both = call_s[Pass.FORWARD_BACKWARD] if any(p != Pass.FORWARD for p in config.passes) else call_s[Pass.FORWARD]
+    parts = {"check": _CHECK_S + call_s[Pass.FORWARD] + both * max(1, len(wanted.seeds))}
     for pass_ in wanted.passes:
         fitting = min(protocol.max_samples, protocol.budget_s[pass_] / call_s[pass_])
         # Steady calls reach their precision well before the budget.
         samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
         parts[str(pass_)] = samples * call_s[pass_]
+        if pass_ is Pass.BACKWARD:  # its graph is made once
+            parts[str(pass_)] += call_s[Pass.FORWARD]
         if call_s[pass_] < protocol.skip_warmup_above_s:
             parts[str(pass_)] += protocol.warmup_min_calls * call_s[pass_] + protocol.warmup_min_s
     if wanted.stages:

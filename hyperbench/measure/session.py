@@ -53,7 +53,8 @@ class Prepared:
         rates = self.facts.get("flops_per_s", {})
         return Speed(
             float(rates.get(self.config.device.name, Speed.flops_per_s)),
-            float(self.facts.get("start_s", Speed.start_s)),
+            # The probe times the import of PyTorch; a worker makes its first calls as well.
+            1.5 * float(self.facts.get("start_s", Speed.start_s)),
         )
 
     def estimates_s(self) -> list[float]:

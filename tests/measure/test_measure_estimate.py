@@ -62,7 +62,6 @@ def test_an_estimate_follows_lengths_and_budgets() -> None:
     assert total("protocol.budget_s.forward=0.001") < plain
     assert total("error.seeds=[0]") < plain
     assert total("protocol.rounds=2") > plain
-    assert total("is_causal=true") < plain
 
 
 def test_what_is_finished_costs_nothing() -> None:
