@@ -80,8 +80,9 @@ def run(
       hyperbench run method=[flash2,hyper,uniform] input=gaussian,clustered_values
       hyperbench run sweep=fig4 --dry-run
 
-    `hyperbench list keys` shows every key. A run that was killed goes on with the same command and --resume. out=DIR
-    names the folder; default: results/runs/<sweep>-<device>-<time>.
+    `hyperbench list keys` shows every key. A run that was killed goes on with the same command and --resume. Ctrl-C
+    ends it after the current sample, a second one at once. out=DIR names the folder; default:
+    results/runs/<sweep>-<device>-<time>.
     """
     if resume and fresh:
         raise typer.BadParameter("--resume continues a run and --fresh replaces it: give one of them")

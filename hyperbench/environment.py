@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,16 @@ _ENV_PREFIXES = (
     "MKL_",
     "KMP_",
     "GOMP_",
+    "OPENBLAS_",
+    "DNNL_",
+    "ONEDNN_",
+    "ATEN_",
     "MALLOC_",
     "PYTORCH_",
     "CUDA_",
     "CUBLAS_",
+    "CUDNN_",
+    "NVIDIA_TF32_OVERRIDE",
     "TORCH_",
     "LD_PRELOAD",
     "TRITON_INTERPRET",
@@ -65,13 +71,16 @@ KEYS: dict[str, Key] = {
     "machine": Key(str, _filled),
     "cpu_model": Key(str, _filled),
     "cpu_count": Key(int, _positive),
+    "affinity": Key(str, _filled),
     "threads": Key(int, _positive),
+    "parallel": Key(dict, show=_pairs),
     "memory_total_bytes": Key(int, _positive, _gib),
     "gpu_name": Key(str, _filled),
     "gpu_count": Key(int, lambda value: value >= 0),
     "gpu_memory_bytes": Key(int, _positive, _gib),
     "driver": Key(str, _filled),
     "cuda": Key(str, _filled),
+    "cudnn": Key(str, _filled),
     "torch": Key(str, _filled),
     "triton": Key(str, _filled),
     "kernels": Key(dict, show=_pairs),
@@ -163,6 +172,17 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers as people write them, in order: 0-3,8."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
+
+
 def version_of(distribution: str) -> str | None:
     """The version of an installed distribution, without importing it; None if it is not installed."""
     try:
@@ -176,6 +196,7 @@ def _machine() -> dict[str, Any]:
     return {
         "cpu_model": (cpu_model(cpuinfo.read_text()) if cpuinfo.exists() else None) or platform.processor() or None,
         "cpu_count": available_cpus(),
+        "affinity": ranges(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "memory_total_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "python": platform.python_version(),
         "os": platform.platform(),

@@ -1,6 +1,7 @@
 """The hinge of the house: a run's folder, its journal (the truth) and the tables made from it.
 
-A run's folder holds config.yaml (resolved), environment.json, journal.jsonl (a line per finished measurement) and the
+A run's folder holds config.yaml (resolved), environment.json (and origins.json where rounds were measured under another
+one), journal.jsonl (a line per finished measurement), sessions.jsonl (where the time of each session went) and the
 tables timings, errors and stages as .csv, and as .parquet where pyarrow is installed. The tables can always be made
 again from the journal.
 """
@@ -17,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hyperbench import environment
+from hyperbench import environment, origins
+from hyperbench.origins import Origin
 from hyperbench.schema import Record, from_json, to_json
 
 if TYPE_CHECKING:
@@ -35,7 +37,11 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run as read from its folder; the tables have the columns named in `hyperbench.tables`."""
+    """A run as read from its folder; the tables have the columns named in `hyperbench.tables`.
+
+    `environment` is that of the first origin. Rows of `timings` and `stages` have the run_id of the origin that their
+    round was measured under, so that a reader can tell the origins apart.
+    """
 
     path: Path
     config: dict[str, Any]
@@ -43,6 +49,7 @@ class Run:
     timings: DataFrame
     errors: DataFrame
     stages: DataFrame
+    origins: tuple[Origin, ...] = ()
 
 
 class Journal:
@@ -80,7 +87,10 @@ class Journal:
             os.fsync(self._fd)
         except OSError as error:
             os.ftruncate(self._fd, size)
-            raise StoreError(f"cannot write the journal {self.path}: {error.strerror}") from None
+            raise StoreError(
+                f"cannot write the journal {self.path}: {error.strerror}; it holds what was measured before, and"
+                " --resume goes on when there is room"
+            ) from None
 
     def close(self) -> None:
         """Give the journal back; closing twice is harmless."""
@@ -126,18 +136,26 @@ def write_tables(run_dir: Path) -> None:
     """Make timings, errors and stages from the journal, as .parquet and .csv, each by temporary file and rename.
 
     Without pyarrow there is no .parquet; one that is there from before goes, as it would be behind the journal.
+    Raises StoreError if the disk does not take them.
     """
     run = load_run(run_dir)
     from hyperbench import tables
 
     with_parquet = tables.can_write_parquet()
-    for name in tables.TABLES:
-        frame: DataFrame = getattr(run, name)
-        if with_parquet:
-            atomic_write(run.path / f"{name}.parquet", partial(tables.to_parquet, frame, name))
-        else:
-            (run.path / f"{name}.parquet").unlink(missing_ok=True)
-        atomic_write(run.path / f"{name}.csv", partial(frame.to_csv, index=False))
+    try:
+        for name in tables.TABLES:
+            frame: DataFrame = getattr(run, name)
+            if with_parquet:
+                atomic_write(run.path / f"{name}.parquet", partial(tables.to_parquet, frame, name))
+            else:
+                (run.path / f"{name}.parquet").unlink(missing_ok=True)
+            atomic_write(run.path / f"{name}.csv", partial(frame.to_csv, index=False))
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise StoreError(
+            f"cannot write the tables of {run.path}: {reason}; the journal holds everything that was measured, and"
+            " --resume makes the tables of it"
+        ) from None
 
 
 def load_run(run_dir: Path) -> Run:
@@ -153,7 +171,13 @@ def load_run(run_dir: Path) -> Run:
     from hyperbench import tables
 
     frames = tables.build(records, run_id)
-    return Run(path, config, origin, frames["timings"], frames["errors"], frames["stages"])
+    found = read_origins(path, origin)
+    if len(found) > 1:
+        ids = {round_: str(origins.of_round(found, round_).environment.get("run_id") or run_id)
+               for name in ("timings", "stages") for round_ in map(int, frames[name]["round"].unique())}  # fmt: skip
+        for name in ("timings", "stages"):
+            frames[name]["run_id"] = frames[name]["round"].map(ids).astype(object)
+    return Run(path, config, origin, frames["timings"], frames["errors"], frames["stages"], found)
 
 
 def check_run_folder(run_dir: Path) -> Path:
@@ -184,6 +208,21 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
         environment.checked({name: value for name, value in found.items() if name in environment.KEYS})
     except ValueError as error:
         raise StoreError(f"{path} is damaged: {error}") from None
+    return found
+
+
+def read_origins(run_dir: Path, first: dict[str, Any]) -> tuple[Origin, ...]:
+    """The origins of a run's rounds; `first` is its environment.json. Raises StoreError if the file is damaged."""
+    try:
+        return origins.read(run_dir, first)
+    except ValueError as error:
+        raise StoreError(str(error)) from None
+
+
+def add_origin(run_dir: Path, known: tuple[Origin, ...], new: Origin) -> tuple[Origin, ...]:
+    """Write down that the rounds from `new.first_round` on are measured under another origin; all of them now."""
+    found = (*known, new)
+    atomic_write_text(Path(run_dir) / origins.FILE, origins.to_text(found))
     return found
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hyperbench.analyze.show import show_run
+from hyperbench.measure.account import PRODUCTIVE
 from hyperbench.measure.runner import GOOD_STATUSES, Outcome
 from hyperbench.measure.session import Prepared
 from hyperbench.progress import duration
@@ -78,6 +79,7 @@ def outcome_data(folder: Path, outcome: Outcome) -> dict[str, Any]:
         "rows": {str(k): int(v) for k, v in load_run(folder).timings["status"].value_counts().items()},
         "measured_now": {str(status): count for status, count in outcome.statuses.items()},
         **stages,
+        **outcome.time,
         "interrupted": outcome.interrupted,
     }
 
@@ -93,8 +95,19 @@ def print_outcome(folder: Path, outcome: Outcome, console: Console) -> None:
     show_run(folder, console)
     if not can_write_parquet():
         console.print("the tables are .csv alone: .parquet needs pyarrow, which is not installed here", soft_wrap=True)
+    if outcome.time:
+        console.print(overhead_line(outcome.time), highlight=False, soft_wrap=True)
     if outcome.interrupted:
         console.print("interrupted; what was finished is kept: the same command with --resume goes on", soft_wrap=True)
     console.print(
         f"next: hyperbench plot --run {shlex.quote(str(folder))}", highlight=False, markup=False, soft_wrap=True
+    )
+
+
+def overhead_line(time: dict[str, Any]) -> str:
+    """The share of a session's time that was not spent on warm-up, samples and errors, and where it went instead."""
+    rest = {part: seconds for part, seconds in time["spent_s"].items() if part not in PRODUCTIVE and seconds >= 0.1}
+    listed = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in rest.items())
+    return f"overhead of the harness: {time['overhead']:.0%} of {duration(time['wall_s'])}" + (
+        f" ({listed})" if listed else ""
     )

@@ -130,6 +130,20 @@ def test_a_tool_that_fails_tells_nothing() -> None:
     assert environment._output(["echo", "yes"]) == "yes"
 
 
+@pytest.mark.parametrize(
+    ("numbers", "text"), [({0, 1, 2, 3}, "0-3"), ({5}, "5"), ({8, 0, 1, 3}, "0-1,3,8"), ([2, 1, 2], "1-2"), ([], "")]
+)
+def test_cores_are_written_as_people_write_them(numbers: set[int], text: str) -> None:
+    assert environment.ranges(numbers) == text
+
+
+def test_the_cores_that_may_be_used_and_the_threads_are_told() -> None:
+    found = collected(parallel={"intraop": "2", "backend": "OpenMP"}, cudnn="91002")
+    assert found["affinity"]
+    assert shown(found)["parallel"] == "intraop=2 backend=OpenMP"
+    assert found["cudnn"] == "91002"
+
+
 def test_a_distribution_that_is_missing_has_no_version() -> None:
     assert environment.version_of("no-such-distribution") is None
     assert environment.version_of("numpy")
@@ -151,7 +165,9 @@ def test_the_quick_rooms_import_no_torch_and_no_pandas() -> None:
     program = (
         "import sys, hyperbench.schema, hyperbench.store, hyperbench.stats, hyperbench.config, hyperbench.validate,"
         " hyperbench.catalog, hyperbench.environment, hyperbench.overrides, hyperbench.measure.grid,"
-        " hyperbench.measure.runner, hyperbench.measure.session, hyperbench.measure.wire, hyperbench.measure.child;"
+        " hyperbench.measure.runner, hyperbench.measure.session, hyperbench.measure.wire, hyperbench.measure.child,"
+        " hyperbench.measure.account, hyperbench.measure.folder, hyperbench.measure.interrupts, hyperbench.origins,"
+        " hyperbench.measure.estimate, hyperbench.measure.rounds, hyperbench.summary;"
         "from hyperbench.config import load; load(['sweep=smoke'], lambda asked: ('cpu', ''));"
         "print(sorted({'torch', 'pandas', 'plotly', 'hyperattn_core'} & set(sys.modules)))"
     )

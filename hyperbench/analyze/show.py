@@ -75,6 +75,7 @@ def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
     return {
         "run": str(run.path),
         "environment": json_value(run.environment),
+        "origins": view.origins,
         "baseline": baseline,
         "methods": [str(m) for m in frame["method"].unique()],
         "points": int(frame["point_id"].nunique()),

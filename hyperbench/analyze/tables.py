@@ -75,6 +75,21 @@ def _ratio(over: pd.Series, under: pd.Series) -> pd.Series:
     return over / under.where(under > 0)
 
 
+def without_partial_rounds(timings: pd.DataFrame) -> pd.DataFrame:
+    """The rows that count where a run has several origins (values of run_id); all of them where it has one.
+
+    A round that an origin left unfinished at some shape was measured again under the next one: its rows there count
+    only where there is nothing else, so that a median over rounds takes all methods from the same rounds.
+    """
+    if timings["run_id"].nunique() < 2:
+        return timings
+    shape = [timings[name] for name in (*SHAPE_DIMS, *CONDITION_DIMS)]
+    rows = timings.groupby([*shape, timings["round"]])["point_id"].transform("size")
+    whole = rows == rows.groupby(shape).transform("max")
+    place = timings["point_id"].astype(str) + " " + timings["pass"].astype(str)
+    return timings[whole | ~place.isin(set(place[whole]))]
+
+
 def combine_rounds(timings: pd.DataFrame) -> pd.DataFrame:
     """One row per point and pass: over several rounds the median of medians, with the hull of their intervals.
 

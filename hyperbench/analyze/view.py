@@ -17,8 +17,10 @@ from hyperbench.analyze.tables import (
     error_table,
     missing_errors,
     select,
+    without_partial_rounds,
 )
 from hyperbench.analyze.text import is_null, plain
+from hyperbench.origins import described
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +45,8 @@ class View:
 
     `stages` has a row per stage of a forward pass, as `stage_table` makes them.
     `descriptions` says what a method is, `exact_methods` which are known to be exact, `error_reasons` why a point (by
-    its id) has no error; all may lack some.
+    its id) has no error; all may lack some. `origins` says which rounds are of which code or libraries, "" where all
+    are of the same.
     """
 
     timings: pd.DataFrame
@@ -54,6 +57,7 @@ class View:
     descriptions: dict[str, str] = field(default_factory=dict)
     exact_methods: frozenset[str] = frozenset()
     error_reasons: dict[str, str] = field(default_factory=dict)
+    origins: str = ""
 
     @property
     def methods(self) -> list[str]:
@@ -65,19 +69,29 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
     """Select, combine rounds, join speedups and errors. Raises ValueError on a filter that matches nothing."""
     check_baseline(run.timings, baseline)
     filters = {name: list(values) for name, values in (where or {}).items()}
-    chosen = select(run.timings, filters, keep_method=baseline)
     nodes = _method_nodes(run.config)
+    timings = _in_order(without_partial_rounds(run.timings), list(nodes))
+    chosen = select(timings, filters, keep_method=baseline)
     joined = add_speedup(combine_rounds(chosen), baseline)
     return View(
         joined.merge(error_table(run.errors), how="left", left_on="point_id", right_index=True),
-        stage_table(run.stages[run.stages["point_id"].isin(chosen["point_id"])], combine_rounds(run.timings)),
+        stage_table(run.stages[run.stages["point_id"].isin(chosen["point_id"])], combine_rounds(timings)),
         run.environment,
         baseline,
         filters,
         {m: str(node["description"]) for m, node in nodes.items() if node.get("description")},
         frozenset(m for m, node in nodes.items() if node.get("exact")),
         missing_errors(run.errors, MAIN_ERROR),
+        described(run.origins, sorted({int(round_) for round_ in chosen["round"]})),
     )
+
+
+def _in_order(timings: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """Methods in the order of the configuration, if it names them, whatever the order in which rounds measured them."""
+    ranks = {name: rank for rank, name in enumerate(methods)}
+    if not ranks.keys() >= set(timings["method"]):
+        return timings
+    return timings.sort_values("method", key=lambda names: names.map(ranks), kind="stable")
 
 
 def _method_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -168,6 +182,7 @@ def provenance(view: View, varying_dims: Sequence[str] = ()) -> list[str]:
         f"protocol {listed['protocol']}",
         f"input {listed['input']} (seed {listed['seed']})",
         f"commit {commit[:10] or 'not recorded'}" + (", dirty" if env.get("dirty") else ""),
+        *([view.origins] if view.origins else []),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The points of a run in the order they are measured, what each of them still needs, and what it is likely to cost.
+"""The points of a run, grouped as they are measured, and what each of them still needs.
 
 No torch: this is the parent's side.
 """
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperbench.config import PointConfig, RunConfig
-from hyperbench.measure.flops import exact_flops, hyper_flops
 from hyperbench.schema import ALL_STAGES, ErrorRow, Pass, Point, Record, Stage, Status, Timing
 from hyperbench.validate import ErrorConfig
 
@@ -21,11 +20,6 @@ _GRAD_METRICS = ("dq_rel_fro", "dk_rel_fro", "dv_rel_fro")
 #: A property and no error: 1 if later queries leave earlier outputs alone. Rows of points under a causal mask have it.
 CAUSAL_IN_Q = "causal_in_q"
 _CONTEXT_METRICS = ("mean_v_rel_fro", "zero_rel_fro")
-#: Parts of a call that count no operations, relative to exact attention's rate; for the estimate of time only.
-_OVERHEAD_S = 2e-3
-_APPROXIMATE_RATE = 0.5
-#: Stages of a method as far as the estimate of time goes; how many there are, only the method knows.
-_TYPICAL_STAGES = 5
 
 
 @dataclass(frozen=True)
@@ -127,15 +121,17 @@ def todo(
     round_: int,
     finished: set[Key],
     stages: FinishedStages | None = None,
+    *,
+    errors_in: int | None = 0,
 ) -> Todo:
-    """What a cell needs in a round, given the keys of the records that are there; errors belong to the first round.
+    """What a cell needs in a round, given the keys of the records that are there; errors belong to one round alone.
 
     Stages are wanted where `stages` is given; it knows which of them are finished.
     """
     point = cell.point
     timed = tuple(Pass(p) for p in passes if (point.point_id, str(p), round_) not in finished)
     seeds: tuple[int, ...] = ()
-    if round_ == 0:
+    if round_ == errors_in:
         wanted = expected_metrics(point, passes, error)
         seeds = tuple(
             seed
@@ -181,30 +177,6 @@ def failed_records(
         yield Stage(point, ALL_STAGES, None, protocol=protocol, round=round_, status=status, message=message)
 
 
-def estimate_s(wanted: Todo, config: RunConfig, flops_per_s: float) -> dict[str, float]:
-    """Seconds that the parts of a cell are likely to take: `check` (errors too), each pass to be timed, `stages`."""
-    if wanted.is_empty:
-        return {}
-    protocol = config.protocol
-    call_s = {pass_: _call_s(wanted.cell, pass_, flops_per_s) for pass_ in Pass}
-    parts = {"check": call_s[Pass.FORWARD] + call_s[Pass.FORWARD_BACKWARD] * max(1, len(wanted.seeds))}
-    for pass_ in wanted.passes:
-        fitting = min(protocol.max_samples, protocol.budget_s[pass_] / call_s[pass_])
-        # Steady calls reach their precision well before the budget.
-        samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
-        parts[str(pass_)] = samples * call_s[pass_]
-        if call_s[pass_] < protocol.skip_warmup_above_s:
-            parts[str(pass_)] += protocol.warmup_min_calls * call_s[pass_] + protocol.warmup_min_s
-    if wanted.stages:
-        # Each of them has the budget of the forward pass; together they take as long as one.
-        forward_s = call_s[Pass.FORWARD]
-        fitting = min(protocol.max_samples, _TYPICAL_STAGES * protocol.budget_s[Pass.FORWARD] / forward_s)
-        samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
-        calls = samples + protocol.warmup_min_calls + 2
-        parts["stages"] = calls * forward_s + _TYPICAL_STAGES * protocol.warmup_min_s
-    return parts
-
-
 def expects_skip(point: Point, oom: Iterable[Point]) -> Point | None:
     """A shorter or equal point of the same method and configuration that ran out of memory, or None."""
     for other in oom:
@@ -215,22 +187,6 @@ def expects_skip(point: Point, oom: Iterable[Point]) -> Point | None:
 
 def _but_length(point: Point) -> dict[str, Any]:
     return {name: value for name, value in point.as_dict().items() if name != "seq_len"}
-
-
-def _call_s(cell: Cell, pass_: Pass, flops_per_s: float) -> float:
-    p = cell.point
-    named = {name: p.hyper.get(name) for name in ("block_size", "sample_size", "min_seq_len")}
-    sizes = {name: size for name, size in named.items() if isinstance(size, int)}
-    if len(sizes) == len(named):
-        sampling = str(p.hyper.get("sampling"))
-        flops = hyper_flops(
-            p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_, sampling=sampling, **sizes
-        ) / _APPROXIMATE_RATE  # fmt: skip
-    elif cell.exact:
-        flops = exact_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_)
-    else:
-        flops = 0.0
-    return flops / flops_per_s + _OVERHEAD_S
 
 
 def _work(point: Point) -> tuple[float, bool]:

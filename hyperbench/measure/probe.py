@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from typing import Any
@@ -15,6 +16,16 @@ from typing import Any
 _RATE_SEQ_LEN = 2048
 _RATE_HEAD_DIM = 64
 _RATE_CALLS = 3
+#: Where PyTorch's report on its parallelism says what.
+_PARALLEL = {
+    "backend": r"parallel backend: (\S+)",
+    "intraop": r"get_num_threads\(\) : (\d+)",
+    "interop": r"get_num_interop_threads\(\) : (\d+)",
+    "omp": r"omp_get_max_threads\(\) : (\d+)",
+    "mkl": r"mkl_get_max_threads\(\) : (\d+)",
+    "mkl_version": r"Math Kernel Library Version (\S+)",
+    "onednn_version": r"MKL-DNN v(\S+)",
+}
 
 
 def main() -> None:
@@ -23,7 +34,9 @@ def main() -> None:
     answer_fd = os.dup(1)
     os.dup2(2, 1)
     request = json.load(sys.stdin)
+    start_s = time.perf_counter()
     answer = {**facts(), "methods": {}, "problems": []}
+    answer["start_s"] = time.perf_counter() - start_s
     for item in request["methods"]:
         _examine(item, answer)
     answer["problems"] += _input_problems(request["inputs"])
@@ -43,18 +56,27 @@ def facts() -> dict[str, Any]:
     import torch
 
     cuda = torch.cuda.is_available()
+    cudnn = torch.backends.cudnn.version() if cuda else None
     found: dict[str, Any] = {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        "cudnn": None if cudnn is None else str(cudnn),
         "cuda_available": cuda,
         "gpu_name": torch.cuda.get_device_name(0) if cuda else None,
         "gpu_count": torch.cuda.device_count() if cuda else 0,
         "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory if cuda else None,
         "cuda_bfloat16": torch.cuda.is_bf16_supported() if cuda else False,
         "threads": torch.get_num_threads(),
+        "parallel": thread_pools(torch.__config__.parallel_info()),
         "kernels": kernels() if cuda else None,
     }
     return found
+
+
+def thread_pools(info: str) -> dict[str, str]:
+    """What PyTorch's report on its parallelism says, in short: threads of each library, their versions, the backend."""
+    found = {name: re.search(pattern, info) for name, pattern in _PARALLEL.items()}
+    return {name: match.group(1) for name, match in found.items() if match is not None}
 
 
 def kernels() -> dict[str, str] | None:

@@ -2,59 +2,67 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import shutil
 import subprocess
 import sys
-import uuid
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hyperbench import environment, store
+from hyperbench import origins, store
 from hyperbench.catalog import ConfigError
-from hyperbench.config import RunConfig, differing_keys, load
+from hyperbench.config import RunConfig, load
 from hyperbench.measure import grid
+from hyperbench.measure.account import Account
 from hyperbench.measure.child import Child, WorkerProcess
+from hyperbench.measure.estimate import Speed, plan_s
+from hyperbench.measure.folder import environment_of, now, sweep_up
+from hyperbench.measure.folder import open_folder as open_folder
+from hyperbench.measure.interrupts import AtOnce
+from hyperbench.measure.rounds import Plan
 from hyperbench.measure.runner import Listener, Outcome, Runner
-from hyperbench.schema import SCHEMA_VERSION
+from hyperbench.schema import ErrorRow, Record
 from hyperbench.store import StoreError
 
 Facts = dict[str, Any]
 _PROBE_LIMIT_S = 300.0
 _LOG = "worker.log"
-_FALLBACK_FLOPS_PER_S = 1e11
-#: Keys of the environment that must agree for a run to go on: numbers of two origins never stand in one table.
-_ORIGIN = ("machine", "threads", "torch", "triton", "flash_attn", "code")
+#: A line for each session that came to its end: where its time went.
+SESSIONS = "sessions.jsonl"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can start: its configuration, its cells, and what torch said about this machine."""
+    """A run that can start: its configuration, its cells, and what torch said about this machine.
+
+    `began_s` is when it began, on a clock that never goes back.
+    """
 
     config: RunConfig
     cells: tuple[grid.Cell, ...]
     facts: Facts
+    began_s: float = field(default_factory=time.monotonic)
 
     @property
-    def flops_per_s(self) -> float:
-        """The measured rate of exact attention on the run's device."""
-        return float(self.facts.get("flops_per_s", {}).get(self.config.device.name, _FALLBACK_FLOPS_PER_S))
+    def speed(self) -> Speed:
+        """How fast the run's device is, as far as the probe has measured it."""
+        rates = self.facts.get("flops_per_s", {})
+        return Speed(
+            float(rates.get(self.config.device.name, Speed.flops_per_s)),
+            # The probe times the import of PyTorch; a worker makes its first calls as well.
+            1.5 * float(self.facts.get("start_s", Speed.start_s)),
+        )
 
     def estimates_s(self) -> list[float]:
-        """Seconds that each cell is likely to take, all rounds together."""
-        config = self.config
-        found = []
-        for cell in self.cells:
-            none_yet = grid.FinishedStages() if config.stages else None
-            rounds = (
-                grid.todo(cell, config.passes, config.error, r, set(), none_yet) for r in range(config.protocol.rounds)
-            )
-            found.append(sum(sum(grid.estimate_s(w, config, self.flops_per_s).values()) for w in rounds))
-        return found
+        """Seconds that each cell is likely to take, all rounds together, with its share of starting the workers."""
+        groups = grid.group(self.cells)
+        plan = Plan(self.config, groups, 0, set(), grid.FinishedStages())
+        found = plan_s(groups, plan, set(), self.config, self.speed)
+        return [found.get(cell.point.point_id, 0.0) for cell in self.cells]
 
 
 def prepare(words: Sequence[str], ask: Callable[[dict[str, Any], Mapping[str, str]], Facts] | None = None) -> Prepared:
@@ -63,6 +71,7 @@ def prepare(words: Sequence[str], ask: Callable[[dict[str, Any], Mapping[str, st
     `ask` puts a request to the probe. Raises ConfigError, one line, on anything that cannot be run.
     """
     chosen: list[str] = []
+    began_s = time.monotonic()
 
     def as_asked(asked: str) -> tuple[str, str]:
         chosen.append(asked)
@@ -76,7 +85,7 @@ def prepare(words: Sequence[str], ask: Callable[[dict[str, Any], Mapping[str, st
     _check_device(config, facts)
     defaults = {target: found["defaults"] for target, found in facts["methods"].items()}
     try:
-        return Prepared(config, grid.resolve(config, defaults), facts)
+        return Prepared(config, grid.resolve(config, defaults), facts, began_s)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -109,30 +118,6 @@ def ask_probe(request: dict[str, Any], env: Mapping[str, str]) -> Facts:
     return answer
 
 
-def open_folder(prepared: Prepared, out: Path | None, *, resume: bool, fresh: bool) -> Path:
-    """The run's folder, made or continued, with its config.yaml and environment.json.
-
-    With `resume` a named folder that is not there is made, so that the same command starts a run and goes on with it.
-    Raises StoreError if the folder is foreign, holds another configuration, or cannot be written.
-    """
-    config = prepared.config
-    if out is None and resume:
-        out = _latest_of(config)
-    folder = out if out is not None else store.RUNS_ROOT / f"{config.sweep}-{config.device.name}-{_now():%Y%m%d-%H%M%S}"
-    if folder.exists() and not folder.is_dir():
-        raise StoreError(f"out={folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not store.is_run_folder(folder) and not _was_begun(config, folder):
-            raise StoreError(f"out={folder} is not empty and no run's folder; choose another out=DIR")
-        if fresh:
-            _remove_run(folder)
-        elif store.is_run_folder(folder):
-            _check_same(prepared, folder, resume)
-            return folder
-    _make(prepared, folder)
-    return folder
-
-
 def measure(
     prepared: Prepared,
     folder: Path,
@@ -143,24 +128,69 @@ def measure(
 ) -> Outcome:
     """Measure what the folder's journal lacks, then write the tables. Raises StoreError or MeasureError.
 
-    `start` hears, before the first cell, the seconds that the whole is likely to take.
+    `start` hears, before the first cell, the seconds that the whole is likely to take. A run that was begun under
+    another origin (see hyperbench.origins) goes on in new rounds.
     """
-    config = prepared.config
+    config, account = prepared.config, Account(began_s=prepared.began_s)
 
     def spawn() -> Child:
         return WorkerProcess(config.device.env, folder / _LOG)
 
     with store.Journal(folder / store.JOURNAL) as journal:
-        runner = Runner(
-            config, prepared.cells, journal, spawn, listener,
-            history=store.read_journal(folder / store.JOURNAL),
-            retry_failed=retry_failed, flops_per_s=prepared.flops_per_s,
-        )  # fmt: skip
+        history = store.read_journal(folder / store.JOURNAL)
+        sweep_up(folder)
+
+        def runner_from(first_round: int) -> Runner:
+            return Runner(
+                config, prepared.cells, journal, spawn, listener,
+                history=history, retry_failed=retry_failed, speed=prepared.speed, first_round=first_round,
+                account=account,
+            )  # fmt: skip
+
+        known = store.read_origins(folder, store.read_environment(folder))
+        runner, here = runner_from(known[-1].first_round), environment_of(prepared)
+        changed = origins.changes(known[-1].environment, here, origins.ORIGIN_KEYS)
+        if changed and runner.remaining_s():
+            new = origins.Origin(_next_round(history), here)
+            runner = runner_from(new.first_round)
+            store.add_origin(folder, known, new)
+            listener.note(_goes_on(changed, new.first_round))
         start(runner.remaining_s())
         try:
-            return runner.run()
-        finally:
-            store.write_tables(folder)
+            outcome = runner.run()
+        except AtOnce:
+            raise
+        except BaseException:
+            # What went wrong is told; that the tables cannot be written for the same reason is not.
+            with suppress(StoreError):
+                store.write_tables(folder)
+            raise
+        account.switch("tables")
+        store.write_tables(folder)
+        outcome.time = account.report()
+        _note_session(folder, outcome)
+        return outcome
+
+
+def _next_round(history: Sequence[Record]) -> int:
+    """The first round that no record belongs to."""
+    return max((record.round + 1 for record in history if not isinstance(record, ErrorRow)), default=0)
+
+
+def _goes_on(changed: Sequence[str], first_round: int) -> str:
+    how = "nothing was timed before" if first_round == 0 else (
+        f"finished rounds stay as they are, the rest is measured in new rounds from {first_round} on"
+    )  # fmt: skip
+    return f"this run goes on under another {' and '.join(changed)}: {how}"
+
+
+def _note_session(folder: Path, outcome: Outcome) -> None:
+    line = {"ended": now().isoformat(timespec="seconds"), "interrupted": outcome.interrupted, **outcome.time}
+    try:
+        with (folder / SESSIONS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise StoreError(f"cannot write {folder / SESSIONS}: {error.strerror}") from None
 
 
 def _request(config: RunConfig) -> dict[str, Any]:
@@ -179,86 +209,3 @@ def _check_device(config: RunConfig, facts: Facts) -> None:
         for point in config.points:
             if point.dtype == "bfloat16":
                 raise ConfigError(f"dtype=bfloat16: {facts['gpu_name']} lacks it; allowed: float16, float32, float64")
-
-
-def _was_begun(config: RunConfig, folder: Path) -> bool:
-    """Whether a folder holds only what a run of this configuration leaves that was killed while making it."""
-    names = {path.name for path in folder.iterdir()}
-    begun = {name for name in names if name.startswith((f".{store.CONFIG}.", f".{store.ENVIRONMENT}."))}
-    written = names - begun
-    return written <= {store.CONFIG} and (not written or store.read_config(folder) == config.resolved)
-
-
-def _latest_of(config: RunConfig) -> Path:
-    runs = [path.parent for path in store.RUNS_ROOT.glob(f"*/{store.CONFIG}") if store.is_run_folder(path.parent)]
-    same = [run for run in runs if _holds(run, config)]
-    if not same:
-        raise StoreError(f"there is no run of this configuration under {store.RUNS_ROOT} to resume; name it by out=DIR")
-    return max(same, key=lambda run: (run / store.CONFIG).stat().st_mtime_ns)
-
-
-def _holds(run: Path, config: RunConfig) -> bool:
-    try:
-        return store.read_config(run) == config.resolved
-    except StoreError:
-        return False  # a damaged run of something else must not stand in the way
-
-
-def _check_same(prepared: Prepared, folder: Path, resume: bool) -> None:
-    differing = differing_keys(store.read_config(folder), prepared.config.resolved)
-    if differing:
-        raise StoreError(
-            f"out={folder} holds another configuration, which differs in {', '.join(differing)};"
-            " choose another out=DIR, or --fresh to replace it"
-        )
-    if not resume:
-        raise StoreError(f"out={folder} holds a run of this configuration; --resume continues it, --fresh replaces it")
-    there, here = store.read_environment(folder), _environment(prepared)
-    changed = [f"{key} ({there.get(key)} there, {here[key]} here)" for key in _ORIGIN if there.get(key) != here[key]]
-    if changed:
-        raise StoreError(
-            f"out={folder} cannot go on: its numbers come from another {' and '.join(changed)};"
-            " choose another out=DIR, or --fresh to measure all again"
-        )
-
-
-def _environment(prepared: Prepared) -> dict[str, Any]:
-    config = prepared.config
-    settings = {
-        "device": config.device.name,
-        "device_reason": config.device.reason,
-        "config_hash": config.config_hash,
-        "run_id": uuid.uuid4().hex[:12],
-        "started": _now().isoformat(timespec="seconds"),
-        "schema_version": SCHEMA_VERSION,
-    }
-    if config.device.threads is not None:
-        settings["threads"] = config.device.threads
-    return environment.collect(prepared.facts, settings, config.device.env)
-
-
-def _make(prepared: Prepared, folder: Path) -> None:
-    import yaml
-
-    config, found = prepared.config, _environment(prepared)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        store.atomic_write_text(folder / store.CONFIG, yaml.safe_dump(config.resolved, sort_keys=False))
-        store.atomic_write_text(folder / store.ENVIRONMENT, json.dumps(found, indent=2) + "\n")
-        store.Journal(folder / store.JOURNAL).close()
-    except OSError as error:
-        raise StoreError(f"out={folder} cannot be written: {error.strerror}") from None
-
-
-def _remove_run(folder: Path) -> None:
-    """Replace a run: the journal is held first, so that a run that is still being written is not taken away."""
-    with store.Journal(folder / store.JOURNAL):
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)

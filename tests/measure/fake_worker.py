@@ -64,6 +64,7 @@ class Listener:
         self.labels: list[str] = []
         self.cost_s = 0.0
         self.rows: list[Record] = []
+        self.notes: list[str] = []
 
     def begin(self, label: str) -> None:
         """Keep a label."""
@@ -77,6 +78,10 @@ class Listener:
         """Keep a record."""
         self.rows.append(record)
 
+    def note(self, text: str) -> None:
+        """Keep a note."""
+        self.notes.append(text)
+
 
 class FakeWorker:
     """Answers a task with good records for all of it, unless its fate comes first."""
@@ -88,6 +93,7 @@ class FakeWorker:
         self._messages: Iterator[Message] | None = None
         self.tasks: list[Task] = []
         self.ended = False
+        self.interrupted = False
 
     def send(self, task: Task) -> None:
         """Take a task as it comes over the wire."""
@@ -106,6 +112,10 @@ class FakeWorker:
                 raise self._start
             return {"event": "ready"}
         return next(self._messages)
+
+    def interrupt(self) -> None:
+        """Hear that nothing more is wanted."""
+        self.interrupted = True
 
     def end(self) -> None:
         """Nothing more comes."""

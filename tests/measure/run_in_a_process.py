@@ -22,6 +22,9 @@ class Speaker:
     def row(self, record: Record) -> None:
         """Say nothing."""
 
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
 
 if __name__ == "__main__":
     prepared = session.prepare(sys.argv[2:])

@@ -12,6 +12,7 @@ from made_records import a_point
 from made_runs import HYPER_DEFAULTS, prepared, tiny
 
 from hyperbench.measure import grid
+from hyperbench.measure.estimate import estimate_s
 from hyperbench.schema import ErrorRow, Pass, Point, Status, Timing
 from hyperbench.validate import ErrorConfig
 
@@ -138,11 +139,11 @@ def test_estimates_are_positive_and_nothing_costs_nothing(words: str) -> None:
     run = prepared(words, cuda_available=True, gpu_name="Some GPU", cuda_bfloat16=True, flops_per_s={"cuda": 1e13})
     for cell in run.cells:
         wanted = grid.todo(cell, run.config.passes, run.config.error, 0, set())
-        parts = grid.estimate_s(wanted, run.config, run.flops_per_s)
+        parts = estimate_s(wanted, run.config, run.speed.flops_per_s)
         assert set(parts) == {"check", *run.config.passes}
         assert all(cost > 0 for cost in parts.values())
-        assert grid.estimate_s(grid.Todo(cell, (), ()), run.config, run.flops_per_s) == {}
-        assert set(grid.estimate_s(grid.Todo(cell, (Pass.FORWARD,), ()), run.config, 1e11)) == {"check", "forward"}
+        assert estimate_s(grid.Todo(cell, (), ()), run.config, run.speed.flops_per_s) == {}
+        assert set(estimate_s(grid.Todo(cell, (Pass.FORWARD,), ()), run.config, 1e11)) == {"check", "forward"}
     assert all(seconds > 0 for seconds in run.estimates_s())
 
 
@@ -152,11 +153,11 @@ def test_a_longer_sequence_and_a_slower_machine_cost_more() -> None:
         for causal in (False, True):
             cells = [c for c in run.cells if (c.point.method, c.point.is_causal) == (method, causal)]
             for rate in (1e11, 1e10):
-                costs = [grid.estimate_s(grid.Todo(c, (Pass.FORWARD,), ()), run.config, rate)["forward"] for c in cells]
+                costs = [estimate_s(grid.Todo(c, (Pass.FORWARD,), ()), run.config, rate)["forward"] for c in cells]
                 assert costs == sorted(costs)
                 assert costs[0] < costs[-1]
             slow, fast = (
-                grid.estimate_s(grid.Todo(cells[-1], (Pass.FORWARD,), ()), run.config, rate)["forward"]
+                estimate_s(grid.Todo(cells[-1], (Pass.FORWARD,), ()), run.config, rate)["forward"]
                 for rate in (1e10, 1e11)
             )
             assert slow > fast

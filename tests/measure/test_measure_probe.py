@@ -63,6 +63,31 @@ def test_facts_are_those_of_torch() -> None:
     assert (facts["gpu_name"] is None) == (not facts["cuda_available"])
 
 
+REPORT = """ATen/Parallel:
+\tat::get_num_threads() : 4
+\tat::get_num_interop_threads() : 2
+OpenMP 201511 (a.k.a. OpenMP 4.5)
+\tomp_get_max_threads() : 4
+Intel(R) oneAPI Math Kernel Library Version 2024.2-Product Build 1 for Intel(R) 64 architecture applications
+\tmkl_get_max_threads() : 3
+Intel(R) MKL-DNN v3.7.1 (Git Hash 8d26)
+std::thread::hardware_concurrency() : 8
+Environment variables:
+\tOMP_NUM_THREADS : [not set]
+ATen parallel backend: OpenMP
+"""
+
+
+def test_the_report_on_parallelism_is_told_in_short() -> None:
+    assert probe.thread_pools(REPORT) == {
+        "backend": "OpenMP", "intraop": "4", "interop": "2", "omp": "4", "mkl": "3", "mkl_version": "2024.2-Product",
+        "onednn_version": "3.7.1",
+    }  # fmt: skip
+    assert probe.thread_pools("") == {}
+    here = probe.facts()
+    assert here["parallel"]["intraop"] == str(here["threads"])
+
+
 def test_what_imported_code_prints_does_not_mix_with_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     paths = (str(Path(__file__).parent), str(Path(hyperbench.__file__).parents[1]), os.environ.get("PYTHONPATH", ""))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
@@ -76,6 +101,7 @@ def test_what_imported_code_prints_does_not_mix_with_the_answer(monkeypatch: pyt
     assert answer["torch"] == torch.__version__
     assert answer["threads"] == 1
     assert answer["flops_per_s"]["cpu"] > 0
+    assert answer["start_s"] > 0
     assert set(answer["methods"]) == {"prints_at_import.exact", "odd_methods.keyword_defaults"}
     assert [problem.split(":")[0] for problem in answer["problems"]] == [
         "method raises_at_import.f",

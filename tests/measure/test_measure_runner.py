@@ -102,6 +102,61 @@ def test_a_kill_is_want_of_memory_and_longer_points_are_not_tried(run: Prepared)
     assert all(r.value is None for r in site.journal.records if isinstance(r, ErrorRow) and r.status is not Status.OK)
 
 
+def test_a_worker_that_somebody_killed_costs_no_row(run: Prepared) -> None:
+    site = Site(run, dies(OOM, unit="check", method="math", seq_len=128), lives)
+    outcome = site.run()
+    assert len(site.workers) == 2
+    assert all_ok(site)
+    assert outcome.statuses == {Status.OK: 2 * 3 * 3}
+    assert len(site.keys) == len(set(site.keys))
+
+
+def test_a_kill_that_the_kernel_did_for_memory_is_not_tried_again(run: Prepared) -> None:
+    site = Site(run, befalls(WorkerGone(OOM, out_of_memory=True), unit="check", method="math", seq_len=128))
+    site.run()
+    assert site.statuses()["math", 128] == {"oom"}
+    assert site.statuses()["math", 256] == {"skipped_after_oom"}
+    assert len(site.workers) == 2
+
+
+def test_over_the_rounds_no_method_is_always_first(run: Prepared) -> None:
+    site = Site(tiny("shape.seq_len=64,128", "method=[math,hyper]", "passes=[forward]", "protocol.rounds=4"))
+    site.run()
+    first: dict[int, list[str]] = {}
+    for worker in site.workers:
+        for task in worker.tasks:
+            point = task.todos[0].cell.point
+            first.setdefault(point.seq_len, []).append(point.method)
+    assert {length: sorted(methods) for length, methods in first.items()} == {
+        length: ["hyper", "hyper", "math", "math"] for length in (64, 128)
+    }
+
+
+def test_errors_that_are_there_are_not_written_again(small: Prepared) -> None:
+    whole = Site(small)
+    whole.run()
+    errors = [r for r in whole.journal.records if isinstance(r, ErrorRow)]
+    site = Site(small)
+    site.journal.records = errors[:-1]  # the last seed is measured again as a whole
+    site.run()
+    assert len(site.keys) == len(set(site.keys))
+    assert set(site.keys) == site.expected
+
+
+def test_under_another_origin_the_rest_is_measured_in_new_rounds(small: Prepared) -> None:
+    whole = Site(small)
+    whole.run()
+    # The second round (of index 1) lacks its last time.
+    site = Site(small)
+    site.journal.records = whole.journal.records[:-1]
+    site.run(first_round=2)
+    new = site.journal.records[len(whole.journal.records) - 1 :]
+    assert {r.round for r in new if isinstance(r, Timing)} == {2}
+    assert len(new) == 2 * 2
+    assert site.runner(first_round=2).remaining_s() == 0
+    assert site.runner().remaining_s() > 0
+
+
 def test_a_worker_that_takes_too_long_is_ended(run: Prepared) -> None:
     site = Site(run, hangs(unit="time", method="math", seq_len=64))
     site.run()

@@ -61,7 +61,7 @@ def test_the_device_is_what_is_there_and_the_reason_is_said() -> None:
     assert (on_gpu.config.device.name, on_gpu.config.device.reason) == ("cuda", "PyTorch sees Some GPU")
     assert {cell.point.dtype for cell in on_gpu.cells} == {"bfloat16"}
     assert {cell.point.seq_len for cell in on_gpu.cells} == {2**e for e in range(12, 18)}
-    assert on_gpu.flops_per_s == 1e14
+    assert on_gpu.speed.flops_per_s == 1e14
     chosen = prepared("device=cpu", **GPU)
     assert (chosen.config.device.name, chosen.config.device.reason) == ("cpu", "device=cpu was asked for")
 
@@ -159,14 +159,20 @@ def test_another_configuration_is_refused_with_what_differs() -> None:
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("changed", ["code", "torch", "threads", "machine"])
-def test_numbers_of_two_origins_never_stand_in_one_table(changed: str) -> None:
-    folder = opened(tiny(), Path("run"))
+def another(folder: Path, **changes: Any) -> None:
+    """Make it so that a run was begun in another environment."""
     environment = json.loads((folder / store.ENVIRONMENT).read_text())
-    environment[changed] = 64 if changed == "threads" else "another"
-    (folder / store.ENVIRONMENT).write_text(json.dumps(environment))
+    (folder / store.ENVIRONMENT).write_text(json.dumps({**environment, **changes}))
+
+
+@pytest.mark.parametrize("changed", ["threads", "machine", "cpu_model", "gpu_name"])
+def test_numbers_of_two_machines_never_stand_in_one_table(changed: str) -> None:
+    folder = opened(tiny(), Path("run"))
+    another(folder, **{changed: 64 if changed == "threads" else "another"})
+    before = contents(folder)
     with pytest.raises(StoreError, match=f"another {changed} "):
         opened(tiny(), folder, resume=True)
+    assert contents(folder) == before
 
 
 def test_a_fresh_run_replaces_the_old_one() -> None:
@@ -224,11 +230,13 @@ class Measured:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.started_s: list[float] = []
+        self.listener = Listener()
         monkeypatch.setattr(session, "WorkerProcess", lambda env, log: FakeWorker())
 
     def __call__(self, run: session.Prepared, folder: Path, **options: Any) -> session.Outcome:
+        self.listener = Listener()
         return session.measure(
-            run, folder, Listener(), start=self.started_s.append, **{"retry_failed": False, **options}
+            run, folder, self.listener, start=self.started_s.append, **{"retry_failed": False, **options}
         )
 
 
@@ -241,6 +249,86 @@ def test_a_measured_run_has_its_tables_and_says_beforehand_how_long_it_takes(mon
     assert {"timings.csv", "errors.parquet", "stages.csv"} <= set(contents(folder))
     measure(run, opened(run, folder, resume=True))
     assert measure.started_s[1] == 0
+
+
+def cut(folder: Path, lines: int) -> list[Any]:
+    """Take the last lines off a journal; the records that are left."""
+    path = folder / store.JOURNAL
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-lines]))
+    return read_journal(path)
+
+
+ORIGIN_CHANGES = {
+    "commit": "0" * 40, "code": "f" * 12, "torch": "1.0", "driver": "1.2", "env_vars": {"OMP_PLACES": "cores"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", list(ORIGIN_CHANGES))
+def test_a_run_of_another_origin_goes_on_in_new_rounds_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    run, measure = tiny("protocol.rounds=2", "passes=[forward]"), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    measure(run, folder)
+    kept = cut(folder, 1)
+    another(folder, **{changed: ORIGIN_CHANGES[changed]})
+    first = (folder / store.ENVIRONMENT).read_bytes()
+    outcome = measure(run, opened(run, folder, resume=True))
+    # Both methods again, in one round of their own.
+    assert outcome.statuses == {Status.OK: 2}
+    records = read_journal(folder / store.JOURNAL)
+    assert records[: len(kept)] == kept
+    assert [record.round for record in records[len(kept) :]] == [2, 2]
+    (note,) = measure.listener.notes
+    assert f"another {changed} (" in note
+    assert "new rounds from 2 on" in note
+    assert (folder / store.ENVIRONMENT).read_bytes() == first
+    found = load_run(folder)
+    assert [origin.first_round for origin in found.origins] == [0, 2]
+    assert found.origins[0].environment[changed] == ORIGIN_CHANGES[changed]
+    assert found.origins[1].environment[changed] != ORIGIN_CHANGES[changed]
+    of_rounds = found.timings.groupby("round")["run_id"].agg(set)
+    assert of_rounds[0] == of_rounds[1] == {found.origins[0].environment["run_id"]}
+    assert of_rounds[2] == {found.origins[1].environment["run_id"]} != of_rounds[0]
+    # The new origin's own rounds go on as ever.
+    (folder / store.JOURNAL).write_bytes(b"".join((folder / store.JOURNAL).read_bytes().splitlines(True)[:-1]))
+    assert measure(run, opened(run, folder, resume=True)).statuses == {Status.OK: 1}
+    assert read_journal(folder / store.JOURNAL)[-1].round == 2
+    assert measure.listener.notes == []
+    assert len(load_run(folder).origins) == 2
+
+
+def test_a_finished_run_stays_as_it_is_whatever_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measure = tiny(), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    measure(run, folder)
+    another(folder, code="f" * 12)
+    before = (folder / store.JOURNAL).read_bytes()
+    assert not measure(run, opened(run, folder, resume=True)).statuses
+    assert (folder / store.JOURNAL).read_bytes() == before
+    assert len(load_run(folder).origins) == 1
+    assert measure.listener.notes == []
+
+
+def test_keys_that_the_environment_did_not_have_yet_are_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measure = tiny(), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    environment = json.loads((folder / store.ENVIRONMENT).read_text())
+    del environment["affinity"], environment["cpu_model"]
+    (folder / store.ENVIRONMENT).write_text(json.dumps(environment))
+    measure(run, opened(run, folder, resume=True))
+    assert len(load_run(folder).origins) == 1
+
+
+def test_a_session_says_where_its_time_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measure = tiny(), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    outcome = measure(run, folder)
+    assert outcome.time["wall_s"] == pytest.approx(sum(outcome.time["spent_s"].values()), abs=0.1)
+    measure(run, opened(run, folder, resume=True))
+    lines = [json.loads(line) for line in (folder / session.SESSIONS).read_text().splitlines()]
+    assert [line["interrupted"] for line in lines] == [False, False]
+    assert {key: lines[0][key] for key in outcome.time} == outcome.time
 
 
 def test_a_torn_journal_goes_on_where_it_was_torn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from made_runs import HYPER_DEFAULTS, prepared, tiny
 
 from hyperbench.measure import grid
 from hyperbench.measure import group as group_module
+from hyperbench.measure.estimate import estimate_s
 from hyperbench.measure.group import GroupMeasurement
 from hyperbench.measure.methods import registry
 from hyperbench.measure.wire import Task
@@ -215,7 +216,7 @@ def test_giving_up_leaves_no_stage_to_do() -> None:
 def test_stages_have_their_part_in_the_estimate() -> None:
     run = prepared("stages=true", "method=hyper")
     cell = run.cells[0]
-    alone = grid.estimate_s(grid.Todo(cell, (), (), True), run.config, 1e11)
+    alone = estimate_s(grid.Todo(cell, (), (), True), run.config, 1e11)
     assert set(alone) == {"check", "stages"}
     assert alone["stages"] > 0
     assert run.estimates_s()[0] > prepared("method=hyper").estimates_s()[0]

@@ -1,0 +1,133 @@
+"""What a run is likely to take, from its configuration and the rate of exact attention on this machine. No torch.
+
+It is meant to be within a factor of two of the truth; the constants were chosen so on two CPU cores.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hyperbench.config import RunConfig
+from hyperbench.measure import grid
+from hyperbench.measure.flops import exact_flops, hyper_flops
+from hyperbench.measure.rounds import Plan
+from hyperbench.schema import Pass
+
+#: (point id, part of its work)
+Part = tuple[str, str]
+#: Parts of a call that count no operations, and the rate of approximate attention relative to exact attention's.
+_OVERHEAD_S = 2e-3
+_APPROXIMATE_RATE = 0.5
+#: Seconds of a check beside its calls (gauging memory, comparing), and of making an element of the inputs.
+_CHECK_S = 0.08
+_ELEMENT_S = 3e-9
+#: What the reference costs for each query-key pair, in operations that exact attention would do in the same time: its
+#: rows (softmax and products) in float64, and the operator norm (some eighty products with one dense matrix).
+_ROW_PAIR_FLOPS = 4e3
+_NORM_PAIR_FLOPS = 2.2e4
+_REFERENCE_S = 0.05
+#: Stages of a method as far as the estimate of time goes; how many there are, only the method knows.
+_TYPICAL_STAGES = 5
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast this machine is: the rate of exact attention, and the seconds until a worker process is ready."""
+
+    flops_per_s: float = 1e11
+    start_s: float = 3.0
+
+
+def plan_s(
+    groups: Sequence[grid.Group], plan: Plan, finished: set[grid.Key], config: RunConfig, speed: Speed
+) -> dict[str, float]:
+    """Seconds that what is not finished is likely to take, by the id of the point; the workers' starts are shared."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for round_ in plan.rounds:
+        costs: dict[Part, float] = {}
+        for group in groups:
+            costs |= group_s(plan.todos(group, round_, finished), config, speed)
+        points = {point_id for point_id, _ in costs}
+        for point_id in points:
+            found[point_id] += speed.start_s / len(points)
+        for (point_id, _), cost_s in costs.items():
+            found[point_id] += cost_s
+    return dict(found)
+
+
+def group_s(todos: Sequence[grid.Todo], config: RunConfig, speed: Speed) -> dict[Part, float]:
+    """Seconds that each part of the work of a group is likely to take; inputs and reference are part of its checks."""
+    costs = {
+        (wanted.cell.point.point_id, part): cost_s
+        for wanted in todos
+        for part, cost_s in estimate_s(wanted, config, speed.flops_per_s).items()
+    }
+    for wanted in todos:
+        costs[wanted.cell.point.point_id, "check"] += common_s(todos, config, speed.flops_per_s) / len(todos)
+    return costs
+
+
+def common_s(todos: Sequence[grid.Todo], config: RunConfig, flops_per_s: float) -> float:
+    """Seconds that the inputs of a group are likely to take, and its reference where errors are measured."""
+    if not todos:
+        return 0.0
+    p, error = todos[0].cell.point, config.error
+    inputs_s = _ELEMENT_S * p.batch * p.seq_len * p.head_dim * 2 * (p.heads + p.kv_heads)
+    if not any(wanted.seeds for wanted in todos):
+        return inputs_s
+    grads = grid.wants_grads(p, config.passes, error)
+    norm = p.seq_len <= error.operator_norm_max_seq_len
+    in_float64 = p.dtype == "float64" or p.seq_len <= error.float64_max_seq_len
+    rows, slowness = min(p.seq_len, error.rows), 1.0 if in_float64 else 0.5
+    flops = p.batch * p.heads * p.seq_len * rows * slowness * _ROW_PAIR_FLOPS * (1.0 if grads else 0.5)
+    if norm:
+        flops += p.batch * p.heads * p.seq_len**2 * slowness * _NORM_PAIR_FLOPS
+    if p.seq_len > rows and (grads or norm):
+        whole = exact_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, Pass.FORWARD)
+        flops += 2.0 * slowness * whole
+    return _REFERENCE_S + inputs_s + flops / flops_per_s
+
+
+def estimate_s(wanted: grid.Todo, config: RunConfig, flops_per_s: float) -> dict[str, float]:
+    """Seconds that the parts of a cell are likely to take: `check` (errors too), each pass to be timed, `stages`."""
+    if wanted.is_empty:
+        return {}
+    protocol = config.protocol
+    call_s = {pass_: _call_s(wanted.cell, pass_, flops_per_s) for pass_ in Pass}
+    both = call_s[Pass.FORWARD_BACKWARD] if any(p != Pass.FORWARD for p in config.passes) else call_s[Pass.FORWARD]
+    parts = {"check": _CHECK_S + call_s[Pass.FORWARD] + both * max(1, len(wanted.seeds))}
+    for pass_ in wanted.passes:
+        fitting = min(protocol.max_samples, protocol.budget_s[pass_] / call_s[pass_])
+        # Steady calls reach their precision well before the budget.
+        samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
+        parts[str(pass_)] = samples * call_s[pass_]
+        if pass_ is Pass.BACKWARD:  # its graph is made once
+            parts[str(pass_)] += call_s[Pass.FORWARD]
+        if call_s[pass_] < protocol.skip_warmup_above_s:
+            parts[str(pass_)] += protocol.warmup_min_calls * call_s[pass_] + protocol.warmup_min_s
+    if wanted.stages:
+        # Each of them has the budget of the forward pass; together they take as long as one.
+        forward_s = call_s[Pass.FORWARD]
+        fitting = min(protocol.max_samples, _TYPICAL_STAGES * protocol.budget_s[Pass.FORWARD] / forward_s)
+        samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
+        calls = samples + protocol.warmup_min_calls + 2
+        parts["stages"] = calls * forward_s + _TYPICAL_STAGES * protocol.warmup_min_s
+    return parts
+
+
+def _call_s(cell: grid.Cell, pass_: Pass, flops_per_s: float) -> float:
+    p = cell.point
+    named = {name: p.hyper.get(name) for name in ("block_size", "sample_size", "min_seq_len")}
+    sizes = {name: size for name, size in named.items() if isinstance(size, int)}
+    if len(sizes) == len(named):
+        sampling = str(p.hyper.get("sampling"))
+        flops = hyper_flops(
+            p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_, sampling=sampling, **sizes
+        ) / _APPROXIMATE_RATE  # fmt: skip
+    elif cell.exact:
+        flops = exact_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_)
+    else:
+        flops = 0.0
+    return flops / flops_per_s + _OVERHEAD_S

@@ -1,0 +1,51 @@
+"""Ctrl-C in two steps: the first asks for an end after the current sample, the second ends at once. No torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+_NOTICE = b"\nstopping after the current sample; Ctrl-C again stops at once\n"
+
+
+class AtOnce(KeyboardInterrupt):
+    """The second Ctrl-C: nothing more is waited for or written."""
+
+
+class Interrupts:
+    """Hears SIGINT while it is entered; `asked` tells whether it came, `on_first` is called when it does.
+
+    Nothing is raised at the first one, so that no line of the journal is torn by it. Raises AtOnce at the second.
+    Where signals cannot be heard (in a thread) or are ignored nothing changes.
+    """
+
+    def __init__(self, on_first: Callable[[], object], say: Callable[[bytes], object] | None = None) -> None:
+        self.asked = False
+        self._on_first = on_first
+        # Not print: the signal may have come in the middle of one.
+        self._say = say or (lambda text: os.write(2, text))
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupts:
+        in_main = threading.current_thread() is threading.main_thread()
+        # A shell starts its background jobs with SIGINT ignored; they stay deaf to it.
+        if in_main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            self._before = signal.signal(signal.SIGINT, self._hear)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise AtOnce
+        self.asked = True
+        self._on_first()
+        self._say(_NOTICE)

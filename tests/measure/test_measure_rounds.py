@@ -1,0 +1,139 @@
+"""Rounds: the order of methods is balanced and the seed's own, and finished rounds of another origin are not redone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_runs import tiny
+
+from hyperbench.measure import grid
+from hyperbench.measure.rounds import Plan, order
+from hyperbench.measure.session import Prepared
+from hyperbench.schema import Record, Status
+
+counts = st.integers(1, 9)
+seeds = st.text(max_size=5)
+
+
+@given(counts, st.integers(0, 40), seeds)
+def test_an_order_holds_everything_once_and_is_the_seeds_own(count: int, round_: int, seed: str) -> None:
+    assert sorted(order(count, round_, seed)) == list(range(count))
+    assert order(count, round_, seed) == order(count, round_, seed)
+
+
+@given(counts, st.integers(1, 40), seeds)
+def test_over_any_number_of_rounds_all_stand_at_each_place_about_equally_often(
+    count: int, rounds: int, seed: str
+) -> None:
+    orders = [order(count, round_, seed) for round_ in range(rounds)]
+    for place in range(count):
+        times = Counter(found[place] for found in orders)
+        often = [times[one] for one in range(count)]
+        assert max(often) - min(often) <= 1
+
+
+@given(st.integers(2, 9), st.integers(0, 5), seeds)
+def test_over_two_squares_each_follows_each_other_one_equally_often(count: int, pair: int, seed: str) -> None:
+    rounds = range(2 * pair * count, 2 * (pair + 1) * count)
+    followed = Counter(step for round_ in rounds for step in pairwise(order(count, round_, seed)))
+    assert len(followed) == count * (count - 1)
+    assert set(followed.values()) == {2}
+
+
+def test_seeds_give_other_orders() -> None:
+    assert len({order(4, 0, str(seed)) for seed in range(50)}) > 10
+    # Which of two methods is first in the first round is not always the same either.
+    assert {order(2, 0, str(seed)) for seed in range(50)} == {(0, 1), (1, 0)}
+
+
+@pytest.fixture(scope="module")
+def run() -> Prepared:
+    """Three methods at two lengths, two passes, three rounds."""
+    return tiny(
+        "shape.seq_len=64,128", "method=[math,hyper,mean_v]", "passes=[forward,backward]", "protocol.rounds=3"
+    )  # fmt: skip
+
+
+def plan_of(run: Prepared, first_round: int, finished: set[grid.Key]) -> Plan:
+    """The plan of a run under the origin that begins with a round."""
+    return Plan(run.config, grid.group(run.cells), first_round, finished, grid.FinishedStages())
+
+
+def ids(todos: tuple[grid.Todo, ...]) -> set[str]:
+    """The points that something is to be done at."""
+    return {wanted.cell.point.point_id for wanted in todos}
+
+
+def written(plan: Plan, run: Prepared, round_: int, which: slice = slice(None)) -> list[Record]:
+    """Records of everything that some groups need in a round."""
+    config = run.config
+    return [
+        record
+        for group in grid.group(run.cells)[which]
+        for wanted in plan.todos(group, round_, set())
+        for record in grid.failed_records(wanted, config.passes, config.error, "p", round_, Status.ERROR, "why")
+    ]
+
+
+def test_a_run_has_its_rounds_and_errors_are_measured_in_the_first(run: Prepared) -> None:
+    plan = plan_of(run, 0, set())
+    assert list(plan.rounds) == [0, 1, 2]
+    for group in grid.group(run.cells):
+        for round_ in plan.rounds:
+            todos = plan.todos(group, round_, set())
+            assert ids(todos) == {cell.point.point_id for cell in group.cells}
+            assert all(bool(w.seeds) == (round_ == 0) for w in todos)
+        assert plan.todos(group, 3, set()) == ()
+
+
+def test_methods_are_handed_over_in_the_order_of_the_round_also_when_some_are_finished(run: Prepared) -> None:
+    plan = plan_of(run, 0, set())
+    (group, other) = grid.group(run.cells)
+    firsts = {plan.todos(group, round_, set())[0].cell.point.method for round_ in plan.rounds}
+    assert len(firsts) == 3
+    whole = plan.todos(group, 1, set())
+    done = {r.key for r in grid.failed_records(whole[1], run.config.passes, run.config.error, "", 1, Status.ERROR, "")}
+    assert plan.todos(group, 1, done) == (whole[0], whole[2])
+    assert plan.todos(other, 1, done) == plan.todos(other, 1, set())
+
+
+def test_another_origin_measures_in_new_rounds_what_no_whole_round_holds(run: Prepared) -> None:
+    before = plan_of(run, 0, set())
+    first, second = grid.group(run.cells)
+    # Round 0 is whole; of round 1 the first group is whole, the second lacks its last record.
+    records = [*written(before, run, 0), *written(before, run, 1)][:-1]
+    finished = {record.key for record in records}
+    plan = plan_of(run, 2, finished)
+    assert list(plan.rounds) == [2, 3]
+    assert [len(plan.todos(first, r, finished)) for r in (0, 1, 2, 3)] == [0, 0, 3, 0]
+    assert [len(plan.todos(second, r, finished)) for r in (0, 1, 2, 3)] == [0, 0, 3, 3]
+    # All methods again, every pass, and no error that is there already.
+    assert ids(plan.todos(second, 2, finished)) == {cell.point.point_id for cell in second.cells}
+    assert all(len(w.passes) == 2 and not w.seeds for w in plan.todos(second, 2, finished))
+    # What the new origin has measured leaves less to do, not fewer rounds.
+    done = finished | {record.key for record in written(plan, run, 2)}
+    again = plan_of(run, 2, done)
+    assert list(again.rounds) == [2, 3]
+    assert again.todos(second, 2, done) == ()
+    assert len(again.todos(second, 3, done)) == 3
+
+
+def test_errors_that_are_missing_get_a_round_under_the_new_origin(run: Prepared) -> None:
+    before = plan_of(run, 0, set())
+    records = [record for round_ in range(3) for record in written(before, run, round_)]
+    whole = {record.key for record in records}
+    assert list(plan_of(run, 3, whole).rounds) == []
+    group = grid.group(run.cells)[0]
+    lost = next(record.key for record in records if record.point.seq_len == 64 and isinstance(record.key[1], int))
+    plan = plan_of(run, 3, whole - {lost})
+    assert list(plan.rounds) == [3]
+    assert [bool(w.seeds) for w in plan.todos(group, 3, whole - {lost})].count(True) == 1
+
+
+def test_nothing_timed_yet_means_that_the_new_origin_has_all_rounds(run: Prepared) -> None:
+    assert list(plan_of(run, 0, set()).rounds) == [0, 1, 2]
+    assert list(plan_of(run, 1, set()).rounds) == [1, 2, 3]
