@@ -103,6 +103,8 @@ class Runner:
         self._stages = grid.FinishedStages()
         self._oom: dict[str, Point] = {}
         self._no_reference: dict[str, str] = {}
+        self._first_round = first_round
+        self._incorrect: dict[tuple[str, str], str] = {}
         self._killed: set[tuple[Any, ...]] = set()
         for record in history:
             if record.status.has_timing or not retry_failed:
@@ -144,7 +146,7 @@ class Runner:
         self._costs = group_s(self._todos(group, round_), self._config, self._speed)
         while todos := self._todos(group, round_):
             self._end_if_asked()
-            skipped = False
+            skipped = self._refuse_again(todos, round_, outcome)
             for wanted in todos:
                 shorter = grid.expects_skip(wanted.cell.point, self._oom.values())
                 if shorter is not None:
@@ -162,6 +164,20 @@ class Runner:
                     self._give_up(wanted, round_, Status.ERROR, "the worker reported nothing for it", outcome)
         for part in list(self._costs):
             self._advance(part)
+
+    def _refuse_again(self, todos: tuple[grid.Todo, ...], round_: int, outcome: Outcome) -> bool:
+        """Refuse passes that were wrong in an earlier round; whether there were any.
+
+        Later rounds have no reference to see it by.
+        """
+        refused = False
+        for wanted in todos:
+            for pass_ in wanted.passes:
+                message = self._incorrect.get((wanted.cell.point.point_id, str(pass_)))
+                if message is not None:
+                    self._give_up(grid.Todo(wanted.cell, (pass_,), ()), round_, Status.INCORRECT, message, outcome)
+                    refused = True
+        return refused
 
     def _todos(self, group: grid.Group, round_: int) -> tuple[grid.Todo, ...]:
         return self._plan.todos(group, round_, self._finished)
@@ -267,6 +283,9 @@ class Runner:
             self._stages.add(record)
         if record.status is Status.OOM:
             self._oom[record.point.point_id] = record.point
+        # What other code got wrong may be right now.
+        if isinstance(record, Timing) and record.status is Status.INCORRECT and record.round >= self._first_round:
+            self._incorrect[record.point.point_id, str(record.pass_)] = record.message
 
     def _ready_child(self, round_: int) -> Child:
         while self._child is None:

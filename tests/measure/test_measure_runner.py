@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,6 +156,25 @@ def test_under_another_origin_the_rest_is_measured_in_new_rounds(small: Prepared
     assert len(new) == 2 * 2
     assert site.runner(first_round=2).remaining_s() == 0
     assert site.runner().remaining_s() > 0
+
+
+@pytest.mark.parametrize("first_round", [0, 2])
+def test_what_was_wrong_in_a_round_is_not_timed_in_the_next(small: Prepared, first_round: int) -> None:
+    """Of the same code alone."""
+    whole = Site(small)
+    whole.run()
+    site = Site(small)
+    for record in whole.journal.records:
+        if isinstance(record, Timing) and (record.round, record.point.method) == (0, "math"):
+            record = replace(record, status=Status.INCORRECT, samples_ms=(), message="not that of exact attention")
+        if getattr(record, "round", 0) == 0:
+            site.journal.records.append(record)
+    before = len(site.journal.records)
+    site.run(first_round=first_round)
+    new = [r for r in site.journal.records[before:] if isinstance(r, Timing) and r.point.method == "math"]
+    assert {r.pass_ for r in new} == {"forward", "backward"}
+    expected = ("incorrect", "not that of exact attention") if first_round == 0 else ("ok", "")
+    assert {(str(r.status), r.message) for r in new} == {expected}
 
 
 def test_a_worker_that_takes_too_long_is_ended(run: Prepared) -> None:
