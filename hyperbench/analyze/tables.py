@@ -78,12 +78,12 @@ def _ratio(over: pd.Series, under: pd.Series) -> pd.Series:
 def without_partial_rounds(timings: pd.DataFrame) -> pd.DataFrame:
     """The rows that count where a run has several origins (values of run_id); all of them where it has one.
 
-    A round that an origin left unfinished at some shape was measured again under the next one: its rows there count
-    only where there is nothing else, so that a median over rounds takes all methods from the same rounds.
+    A round that an origin left unfinished at some shape was measured again under the next one: the rows of a pass there
+    count only where there is nothing else, so that a median over rounds takes all methods from the same rounds.
     """
     if timings["run_id"].nunique() < 2:
         return timings
-    shape = [timings[name] for name in (*SHAPE_DIMS, *CONDITION_DIMS)]
+    shape = [timings[name] for name in (*SHAPE_DIMS, *CONDITION_DIMS, "pass")]
     rows = timings.groupby([*shape, timings["round"]])["point_id"].transform("size")
     whole = rows == rows.groupby(shape).transform("max")
     place = timings["point_id"].astype(str) + " " + timings["pass"].astype(str)
