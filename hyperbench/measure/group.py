@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from hyperbench.measure import accuracy, grid
-from hyperbench.measure.calls import Inputs, as_leaves, gradients, timed_call
+from hyperbench.measure.calls import Inputs, as_leaves, gradients
 from hyperbench.measure.clock import Clock
 from hyperbench.measure.failures import classify, poisons_device
 from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.memory import Gauge
 from hyperbench.measure.methods import registry
 from hyperbench.measure.reference import Reference, make_reference
-from hyperbench.measure.sampler import Sampler, interleave
+from hyperbench.measure.sampler import interleave
 from hyperbench.measure.stages import StageMeasurement
+from hyperbench.measure.surroundings import Surroundings
+from hyperbench.measure.timed import TimedPass, prepare_pass
 from hyperbench.measure.wire import Task
 from hyperbench.schema import ErrorRow, Pass, Point, Record, Status, Timing, to_json
 
@@ -28,11 +30,17 @@ Emit = Callable[[dict[str, Any]], object]
 
 @dataclass
 class Candidate:
-    """A cell under measurement: its method, the peak memory of each pass, and the passes that failed their check."""
+    """A cell under measurement: its method, and what the check told of its passes.
+
+    That is the peak memory of each above the bytes that were in use before (`levels`), how many milliseconds its first
+    call in this process took, and which passes failed.
+    """
 
     wanted: grid.Todo
     method: registry.Method
     peaks: dict[Pass, int] = field(default_factory=dict)
+    levels: dict[Pass, int] = field(default_factory=dict)
+    first_ms: dict[Pass, float] = field(default_factory=dict)
     failed: dict[Pass, tuple[Status, str]] = field(default_factory=dict)
 
     @property
@@ -56,11 +64,14 @@ class GroupMeasurement:
     `poisoned` tells that an error left the device unusable in this process: `run` ended early, the rest is still to do.
     """
 
-    def __init__(self, task: Task, emit: Emit, clock: Clock, gauge: Gauge) -> None:
+    def __init__(
+        self, task: Task, emit: Emit, clock: Clock, gauge: Gauge, surroundings: Surroundings | None = None
+    ) -> None:
         self._task = task
         self._emit = emit
         self._clock = clock
         self._gauge = gauge
+        self._surroundings = surroundings or Surroundings()
         self._reference: Reference | None = None
         self._no_reference = task.no_reference
         self._context: dict[str, float] = {}
@@ -137,12 +148,13 @@ class GroupMeasurement:
     def _check(self, candidate: Candidate, inputs: Inputs, grad_output: Tensor) -> None:
         """Run each pass once, gauge its memory and refuse a wrong answer; then write the errors of every seed."""
         with torch.no_grad():
-            level = self._gauge.reset()
+            level, start_s = self._gauge.reset(), self._clock.now_s()
             out = candidate.call(*inputs)
             high = self._gauge.high_bytes()
+            candidate.first_ms[Pass.FORWARD] = (self._clock.now_s() - start_s) * 1e3
         accuracy.check_output(out, inputs[0], inputs[2])
         if high is not None:
-            candidate.peaks[Pass.FORWARD] = max(0, high - level)
+            candidate.levels[Pass.FORWARD], candidate.peaks[Pass.FORWARD] = level, max(0, high - level)
         errors = accuracy.output_errors(out, self._reference) if self._reference else {}
         del out
         if candidate.wanted.cell.exact:
@@ -170,15 +182,19 @@ class GroupMeasurement:
     def _check_grads(self, candidate: Candidate, inputs: Inputs, grad_output: Tensor) -> dict[str, float]:
         """One forward and backward pass: its peaks, its gate, and the gradients' errors where they are compared."""
         leaves = as_leaves(inputs)
-        start = self._gauge.reset()
+        start, start_s = self._gauge.reset(), self._clock.now_s()
         out = candidate.call(*leaves)
         forward_high = self._gauge.high_bytes()
-        middle = self._gauge.reset()
+        forward_ms = (self._clock.now_s() - start_s) * 1e3
+        middle, middle_s = self._gauge.reset(), self._clock.now_s()
         raw = gradients(out, leaves, grad_output)
         backward_high = self._gauge.high_bytes()
+        candidate.first_ms[Pass.BACKWARD] = (self._clock.now_s() - middle_s) * 1e3
+        candidate.first_ms[Pass.FORWARD_BACKWARD] = forward_ms + candidate.first_ms[Pass.BACKWARD]
         del out
         grads = accuracy.check_grads(raw, inputs)
         if forward_high is not None and backward_high is not None:
+            candidate.levels |= {Pass.BACKWARD: middle, Pass.FORWARD_BACKWARD: start}
             candidate.peaks[Pass.BACKWARD] = max(0, backward_high - middle)
             candidate.peaks[Pass.FORWARD_BACKWARD] = max(0, max(forward_high, backward_high) - start)
         if self._reference is None or self._reference.grads is None:
@@ -218,25 +234,37 @@ class GroupMeasurement:
 
     def _time(self, pass_: Pass, candidates: list[Candidate], inputs: Inputs, grad_output: Tensor) -> None:
         """Time one pass of all cells in turns and write a row for each."""
-        timed: list[tuple[Candidate, Sampler]] = []
-        budget_s = self._task.protocol.budget_s[pass_]
+        timed: list[tuple[Candidate, TimedPass]] = []
+        protocol, copies = self._task.protocol, [inputs]
         for candidate in candidates:
             if pass_ in candidate.failed:
                 self._write(self._failed_timing(candidate, pass_, *candidate.failed[pass_]))
                 continue
             self._begin("prepare", candidate.point, pass_)
             try:
-                call = timed_call(candidate.call, pass_, inputs, grad_output)
+                one = prepare_pass(
+                    candidate.call, pass_, copies, grad_output, self._clock, protocol,
+                    self._surroundings.conditions(), candidate.point,
+                    forward_ms=candidate.first_ms.get(Pass.FORWARD, 0.0),
+                    graph_bytes=candidate.peaks.get(Pass.FORWARD_BACKWARD, 0),
+                )  # fmt: skip
             except Exception as error:  # of the measured code
                 self._write(self._failed_timing(candidate, pass_, *self._classify(error, candidate)))
                 continue
-            timed.append((candidate, Sampler(call, self._clock, self._task.protocol, budget_s)))
+            timed.append((candidate, one))
+
+        def begin_turn(index: int) -> None:
+            self._begin("time", timed[index][0].point, pass_)
+            timed[index][1].conditions.begin_turn()
+
         interleave(
-            [sampler for _, sampler in timed],
-            budget_s / self._task.protocol.slices,
-            lambda index: self._begin("time", timed[index][0].point, pass_),
+            [one.sampler for _, one in timed],
+            protocol.budget_s[pass_] / protocol.slices,
+            begin_turn,
             # At once: a kill while a slower method is still being timed must not lose what is finished.
             lambda index: self._finish(*timed[index], pass_),
+            lambda index: timed[index][1].conditions.end_turn(),
+            in_turns=not protocol.fixed_time,
         )
 
     def _time_stages(self, candidate: Candidate, inputs: Inputs) -> None:
@@ -250,28 +278,36 @@ class GroupMeasurement:
         )  # fmt: skip
         stages.run(inputs, lambda: candidate.call(*inputs))
 
-    def _finish(self, candidate: Candidate, sampler: Sampler, pass_: Pass) -> None:
-        if sampler.failure is not None:
-            self._write(self._failed_timing(candidate, pass_, *self._classify(sampler.failure, candidate)))
+    def _finish(self, candidate: Candidate, timed: TimedPass, pass_: Pass) -> None:
+        failure = timed.failure()
+        if failure is not None:
+            self._write(self._failed_timing(candidate, pass_, *self._classify(failure, candidate)))
         else:
-            self._write(self._timing(candidate, pass_, sampler))
+            self._write(self._timing(candidate, pass_, timed))
 
-    def _timing(self, candidate: Candidate, pass_: Pass, sampler: Sampler) -> Timing:
-        point = candidate.point
+    def _timing(self, candidate: Candidate, pass_: Pass, timed: TimedPass) -> Timing:
+        point, sampler = candidate.point, timed.sampler
+        executed_flops = candidate.method.executed_flops(point, pass_, candidate.wanted.cell.exact)
+        judged = timed.judge(executed_flops, self._surroundings.peak_flops_per_s(point.dtype))
         return Timing(
             point=point,
             pass_=pass_,
             protocol=self._task.protocol.name,
             round=self._task.round,
-            status=Status.OK,
+            status=judged.status,
             implementation=candidate.method.implementation(point.device, point),
             stop_reason=sampler.stop_reason,
             samples_ms=tuple(sampler.samples_ms),
             warmup_ms=tuple(sampler.warmup_ms),
             peak_memory_bytes=candidate.peaks.get(pass_),
             exact_equivalent_flops=registry.exact_equivalent_flops(point, pass_),
-            executed_flops=candidate.method.executed_flops(point, pass_, candidate.wanted.cell.exact),
-            message="; ".join(filter(None, (candidate.method.note(point), sampler.note))),
+            executed_flops=executed_flops,
+            message="; ".join(filter(None, (candidate.method.note(point), sampler.note, *judged.notes))),
+            first_call_ms=candidate.first_ms.get(pass_),
+            host_ms=judged.host_ms,
+            baseline_memory_bytes=candidate.levels.get(pass_),
+            flags=judged.flags,
+            conditions={**self._surroundings.fixed, **timed.facts, **timed.conditions.summary()},
         )
 
     def _failed_timing(self, candidate: Candidate, pass_: Pass, status: Status, message: str) -> Timing:

@@ -81,6 +81,7 @@ class Runner:
         self._costs: dict[tuple[str, str], float] = {}
         self._finished: set[grid.Key] = set()
         self._stages = grid.FinishedStages()
+        self._limits = grid.RoundLimits(config.protocol)
         self._oom: dict[str, Point] = {}
         self._no_reference: dict[str, str] = {}
         for record in history:
@@ -137,7 +138,10 @@ class Runner:
     def _todos(self, group: grid.Group, round_: int) -> tuple[grid.Todo, ...]:
         config = self._config
         stages = self._stages if config.stages else None
-        found = (grid.todo(cell, config.passes, config.error, round_, self._finished, stages) for cell in group.cells)
+        found = (
+            grid.todo(cell, config.passes, config.error, round_, self._finished, stages, self._limits)
+            for cell in group.cells
+        )
         return tuple(wanted for wanted in found if not wanted.is_empty)
 
     def _run_worker(self, group: grid.Group, todos: tuple[grid.Todo, ...], round_: int, outcome: Outcome) -> None:
@@ -214,6 +218,7 @@ class Runner:
 
     def _note(self, record: Record) -> None:
         self._finished.add(record.key)
+        self._limits.add(record)
         if isinstance(record, Stage):
             self._stages.add(record)
         if record.status is Status.OOM:
