@@ -22,7 +22,9 @@ free_parameters = st.dictionaries(
 )
 
 conditions = st.dictionaries(
-    names, st.none() | st.booleans() | st.integers(-10, 10) | st.floats(-1e9, 1e9) | st.lists(names, max_size=3), max_size=3
+    names,
+    st.none() | st.booleans() | st.integers(-10, 10) | st.floats(-1e9, 1e9) | st.lists(names, max_size=3),
+    max_size=3,
 )
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Key = tuple[str, ...]
+#: Stands behind a time whose samples are flagged.
+FLAGGED = "*"
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,8 @@ def _time(row: Mapping[str, Any], side: str = "") -> str:
         return status
     median, low, high = (float(row[f"{side}{name}"]) for name in ("median_ms", "ci_low_ms", "ci_high_ms"))
     width = max(median - low, high - median) / median if median > 0 else 0.0
-    text = f"{milliseconds(median)} ±{100 * width:.1f}%"
+    flagged = "" if is_null(row[f"{side}flags"]) else FLAGGED
+    text = f"{milliseconds(median)} ±{100 * width:.1f}%{flagged}"
     return text if status == "ok" else f"{text} ({status})"
 
 

@@ -18,6 +18,7 @@ from hyperbench import environment, store
 from hyperbench.catalog import ConfigError
 from hyperbench.config import RunConfig, differing_keys, load
 from hyperbench.measure import grid
+from hyperbench.measure import noise as noise_room
 from hyperbench.measure.child import Child, WorkerProcess
 from hyperbench.measure.runner import Listener, Outcome, Runner
 from hyperbench.schema import SCHEMA_VERSION
@@ -109,9 +110,17 @@ def ask_probe(request: dict[str, Any], env: Mapping[str, str]) -> Facts:
     return answer
 
 
-def open_folder(prepared: Prepared, out: Path | None, *, resume: bool, fresh: bool) -> Path:
+def open_folder(
+    prepared: Prepared,
+    out: Path | None,
+    *,
+    resume: bool,
+    fresh: bool,
+    noise: Callable[[Prepared], Mapping[str, Any]] = lambda prepared: {},
+) -> Path:
     """The run's folder, made or continued, with its config.yaml and environment.json.
 
+    `noise` is asked for further keys of the environment where a folder is made (see `noise_here`).
     With `resume` a named folder that is not there is made, so that the same command starts a run and goes on with it.
     Raises StoreError if the folder is foreign, holds another configuration, or cannot be written.
     """
@@ -129,8 +138,27 @@ def open_folder(prepared: Prepared, out: Path | None, *, resume: bool, fresh: bo
         elif store.is_run_folder(folder):
             _check_same(prepared, folder, resume)
             return folder
-    _make(prepared, folder)
+    _make(prepared, folder, noise(prepared))
     return folder
+
+
+def noise_here(prepared: Prepared, ask: Callable[[dict[str, Any], Mapping[str, str]], Facts] | None = None) -> Facts:
+    """The A/A floor, the timer's resolution and the effect of the flush, measured or as `doctor` or a run found them.
+
+    Nothing for one round: what cannot be compared needs no floor, and starting processes takes seconds.
+    """
+    config = prepared.config
+    if config.protocol.rounds < 2:
+        return {}
+    env = {**config.device.env, **_threads_env(config)}
+    return noise_room.noise_of(
+        noise_room.origin_of(prepared.facts, config.device.name, env, config.device.threads),
+        lambda: noise_room.measure_noise(ask or ask_probe, config.device.name, env),
+    )
+
+
+def _threads_env(config: RunConfig) -> dict[str, str]:
+    return {} if config.device.threads is None else {"OMP_NUM_THREADS": str(config.device.threads)}
 
 
 def measure(
@@ -175,6 +203,8 @@ def _request(config: RunConfig) -> dict[str, Any]:
 
 
 def _check_device(config: RunConfig, facts: Facts) -> None:
+    if config.protocol.cuda_graph and config.device.name != "cuda":
+        raise ConfigError(f"protocol.cuda_graph=true needs device=cuda, and this run is on {config.device.name}")
     if config.device.name == "cuda" and not facts["cuda_bfloat16"]:
         for point in config.points:
             if point.dtype == "bfloat16":
@@ -222,7 +252,7 @@ def _check_same(prepared: Prepared, folder: Path, resume: bool) -> None:
         )
 
 
-def _environment(prepared: Prepared) -> dict[str, Any]:
+def _environment(prepared: Prepared, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
     config = prepared.config
     settings = {
         "device": config.device.name,
@@ -231,16 +261,17 @@ def _environment(prepared: Prepared) -> dict[str, Any]:
         "run_id": uuid.uuid4().hex[:12],
         "started": _now().isoformat(timespec="seconds"),
         "schema_version": SCHEMA_VERSION,
+        **(more or {}),
     }
     if config.device.threads is not None:
         settings["threads"] = config.device.threads
     return environment.collect(prepared.facts, settings, config.device.env)
 
 
-def _make(prepared: Prepared, folder: Path) -> None:
+def _make(prepared: Prepared, folder: Path, more: Mapping[str, Any]) -> None:
     import yaml
 
-    config, found = prepared.config, _environment(prepared)
+    config, found = prepared.config, _environment(prepared, more)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         store.atomic_write_text(folder / store.CONFIG, yaml.safe_dump(config.resolved, sort_keys=False))
