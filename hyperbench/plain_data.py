@@ -6,7 +6,6 @@ import dataclasses
 import math
 import types
 import typing
-from functools import cache
 from typing import Any
 
 #: The largest integer that a column of the tables holds.
@@ -15,10 +14,14 @@ _SHOWN_CHARS = 60
 _MAX_LEVELS = 8
 
 
-@cache
+_HINTS: dict[type[Any], dict[str, Any]] = {}
+
+
 def hints(cls: type[Any]) -> dict[str, Any]:
     """The annotated type of every field of a record."""
-    return typing.get_type_hints(cls)
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
 
 
 def from_mapping(cls: type[Any], data: Any) -> Any:

@@ -34,8 +34,9 @@ def authors_digests(view: View) -> list[Digest]:
             where = [f"{int(one[d]):,}" if d == "seq_len" else plain(one[d]) for d in dims]
             cells = []
             for name in ("forward", "forward_backward"):
-                speedup = None if mine[name] is None or base[name] is None else base[name] / mine[name]
-                cells += [milliseconds(mine[name]), "" if one["method"] == view.baseline else ratio(speedup)]
+                own_ms, base_ms = mine[name], base[name]
+                speedup = None if own_ms is None or base_ms is None else base_ms / own_ms
+                cells += [milliseconds(own_ms), "" if one["method"] == view.baseline else ratio(speedup)]
             rows.append((one["method"], *where, *cells))
         columns = ("method", *("n" if d == "seq_len" else d for d in dims),
                    "forward", "speedup", "forward + backward", "speedup of the sums")  # fmt: skip
@@ -48,7 +49,7 @@ def _stated(passes: Mapping[str, Mapping[str, Any]], side: str) -> dict[str, flo
     """The authors' numbers of a point in milliseconds: the forward pass, and the sum of both passes."""
     found: dict[str, float | None] = {}
     for name in ("forward", "backward"):
-        value = passes[name][f"{side}p20_ms"] if name in passes else None
+        value: Any = passes[name][f"{side}p20_ms"] if name in passes else None
         found[name] = None if is_null(value) or value <= 0 else float(value)
     forward, backward = found["forward"], found["backward"]
     return {"forward": forward, "forward_backward": None if forward is None or backward is None else forward + backward}

@@ -94,8 +94,8 @@ def parse_budget(text: str) -> float | None:
 def choices(scale: Scale) -> Iterator[Choice]:
     """What may be measured, the most first: each drops what is missed least of the one before.
 
-    First rounds go; then the backward passes, their small lengths before the large ones; then points get shorter budgets; then the
-    small lengths of the forward pass go, then the other steps. The largest length is never dropped.
+    First rounds go; then the backward passes, their small lengths before the large ones; then points get shorter
+    budgets; then the small lengths of the forward pass go, then the other steps. The largest length is never dropped.
     """
     extras = ("long", "min_seq_len", "stages")
     full = Choice(scale.seq_lens, scale.seq_lens, extras, 5.0)

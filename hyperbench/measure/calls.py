@@ -90,9 +90,9 @@ def _accumulating(
     method: Callable[[Tensor, Tensor, Tensor], Tensor], pass_: Pass, leaves: Inputs, grad_output: Tensor
 ) -> Callable[[], object]:
     if pass_ is Pass.FORWARD_BACKWARD:
-        return lambda: method(*leaves).backward(grad_output)  # type: ignore[no-untyped-call]
+        return lambda: method(*leaves).backward(grad_output)
     out = method(*leaves)
-    return lambda: out.backward(grad_output, retain_graph=True)  # type: ignore[no-untyped-call]
+    return lambda: out.backward(grad_output, retain_graph=True)
 
 
 def gradients(out: Tensor, leaves: Inputs, grad_output: Tensor) -> tuple[Tensor | None, ...]:

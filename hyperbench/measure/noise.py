@@ -63,7 +63,7 @@ def noise_of(
     file = path or cache_file()
     key = json.dumps(dict(origin), sort_keys=True, default=str)
     kept = _read(file)
-    entry = kept.get(key)
+    entry: Any = kept.get(key)
     if _is_good(entry) and 0 <= now_s() - entry["measured_s"] < _KEPT_S:
         ratio = entry["flush_ratio"]
         return {
