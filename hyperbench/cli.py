@@ -89,6 +89,7 @@ def run(
     if retry_failed and not resume:
         raise typer.BadParameter("--retry-failed goes with --resume")
     from hyperbench import progress, summary
+    from hyperbench.device_lock import DeviceLock, device_key
     from hyperbench.measure import session
 
     prepared = session.prepare(overrides or [])
@@ -99,10 +100,13 @@ def run(
         summary.print_grid(prepared, console if dry_run else notes)
     if dry_run:
         return summary.print_dry_run(prepared, console)
-    out = prepared.config.out
-    folder = session.open_folder(prepared, Path(out) if out is not None else None, resume=resume, fresh=fresh)
-    with progress.listener(notes, quiet=as_json) as shown:
-        outcome = session.measure(prepared, folder, shown, retry_failed=retry_failed, start=shown.start)
+    out = Path(prepared.config.out) if prepared.config.out is not None else None
+    if not as_json:
+        summary.print_warnings(notes)
+    with DeviceLock(device_key(prepared.config.device.name, prepared.facts)):
+        folder = session.open_folder(prepared, out, resume=resume, fresh=fresh, noise=session.noise_here)
+        with progress.listener(notes, quiet=as_json) as shown:
+            outcome = session.measure(prepared, folder, shown, retry_failed=retry_failed, start=shown.start)
     if as_json:
         _print_json(summary.outcome_data(folder, outcome))
     else:

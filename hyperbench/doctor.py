@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hyperbench import catalog, environment
+from hyperbench.device_lock import DeviceBusyError, DeviceLock, device_key
+from hyperbench.measure import noise
+from hyperbench.measure.conditions import busy_warning, load_average
 from hyperbench.measure.session import ask_probe
 
 if TYPE_CHECKING:
@@ -29,7 +32,8 @@ def examine() -> dict[str, Any]:
     facts = ask_probe(request, {k: str(v) for k, v in device_files["cpu"]["env"].items()})
     device = "cuda" if facts["cuda_available"] else "cpu"
     env = {k: str(v) for k, v in device_files[device]["env"].items()}
-    found = environment.collect(facts, {"device": device}, env)
+    measured, busy = _noise(facts, device, env)
+    found = environment.collect(facts, {"device": device, **measured}, env)
     runnable = {
         name: {where: facts["methods"][data["_target_"]]["unsupported"][where] for where in ("cpu", "cuda")}
         for name, data in methods.items()
@@ -44,7 +48,22 @@ def examine() -> dict[str, Any]:
         "problems": facts["problems"],
         "attention_flops_per_s": facts["flops_per_s"],
         "timer": facts["timer"],
+        "noise": {**measured, "processes": noise.PROCESSES},
+        "busy": busy,
     }
+
+
+def _noise(facts: dict[str, Any], device: str, env: dict[str, str]) -> tuple[dict[str, Any], str]:
+    """The noise of this machine, kept for runs to come unless something else was measured meanwhile; and what was."""
+    busy = busy_warning(load_average(), environment.available_cpus())
+    try:
+        with DeviceLock(device_key(device, facts)):
+            measured = noise.measure_noise(ask_probe, device, env)
+            noise.store_noise(noise.origin_of(facts, device, env, None), measured)
+    except DeviceBusyError as error:
+        busy = str(error)
+        measured = noise.measure_noise(ask_probe, device, env)
+    return measured, busy
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
@@ -80,9 +99,13 @@ def _timer_lines(report: dict[str, Any]) -> list[str]:
         f"clock resolution {timer['resolution_ns']:,.0f} ns",
         f"the same call measured twice, {timer['pairs']} times: its medians differ by {timer['floor']:.2%} at most; "
         "smaller differences mean nothing here",
+        f"the same call in {report['noise']['processes']} fresh processes: their medians lie within "
+        f"{report['noise']['aa_floor']:.2%} of the middle one (the A/A floor); `run` takes it from here",
     ]
-    if timer["floor"] > _NOISY:
-        lines.append("this machine is noisy: close other programs, or take more rounds (protocol.rounds=5)")
+    if max(timer["floor"], report["noise"]["aa_floor"]) > _NOISY:
+        lines.append("this machine is noisy: close other programs, or take more rounds (protocol=strict)")
+    if report["busy"]:
+        lines.append(report["busy"])
     if timer["flush_ratio"] is not None:
         lines.append(f"a read after the L2 flush takes {timer['flush_ratio']:.2f} times that of a warm one")
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -92,6 +93,9 @@ KEYS: dict[str, Key] = {
     "dirty": Key(bool),
     "code": Key(str, _filled),
     "env_vars": Key(dict, show=_pairs),
+    "aa_floor": Key(float, lambda value: 0 <= value < math.inf, lambda value: f"{value:.2%}"),
+    "timer_resolution_ns": Key(int, lambda value: value >= 0, lambda value: f"{value:,} ns"),
+    "flush_ratio": Key(float, _positive, lambda value: f"{value:.2f}"),
     "device": Key(str, _filled),
     "device_reason": Key(str),
     "config_hash": Key(str, _filled),

@@ -73,8 +73,8 @@ def _keys() -> list[dict[str, str]]:
             {k: v for k, v in data.items() if k not in ("name", "description")}, "input."
         ).items():
             found[key] = f"{value} (input={name})" if key not in found else f"{found[key]}, {value} (input={name})"
-    strict = catalog.entries("protocol")["strict"]
-    found |= _leaves({k: v for k, v in strict.items() if k not in ("name", "description")}, "protocol.")
+    standard = catalog.entries("protocol")["standard"]
+    found |= _leaves({k: v for k, v in standard.items() if k not in ("name", "description")}, "protocol.")
     found["device.threads"] = "null"
     return [{"name": key, "description": value} for key, value in found.items()]
 

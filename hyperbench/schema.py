@@ -9,11 +9,12 @@ import dataclasses
 import hashlib
 import json
 import math
-import types
-import typing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+from hyperbench.plain_data import MAX_INT as MAX_INT
+from hyperbench.plain_data import check_types, fits, from_mapping, hints, is_finite, is_plain, options, short
 
 SCHEMA_VERSION = 1
 #: Parameters of methods that have a column of their own in the tables, and their types there.
@@ -25,8 +26,6 @@ PARAMETER_TYPES: dict[str, type[Any]] = {
     "sampling": str,
     "pairing": str,
 }
-#: The largest integer that a column of the tables holds.
-MAX_INT = 2**63 - 1
 #: In the place of a stage's name: all stages of a point, where none could be told apart.
 ALL_STAGES = "all"
 
@@ -65,6 +64,23 @@ class StopReason(StrEnum):
     MAX_SAMPLES = "max_samples"
 
 
+class Flag(StrEnum):
+    """What a reader must know of a timing before trusting it; a flagged timing stays where it is."""
+
+    #: The samples fall into two groups apart from each other: their median lies in one of them, or between.
+    BIMODAL = "bimodal"
+    #: The samples get slower or faster with time.
+    DRIFT = "drift"
+    #: Launching the call takes the host longer than the device needs for it: the launch is what was timed.
+    HOST_BOUND = "host_bound"
+    #: Other processes used the machine's cores during the samples.
+    BUSY_MACHINE = "busy_machine"
+    #: The clocks of the device were held down.
+    THROTTLED = "throttled"
+    #: More operations per second than the device can do: not all of the work was done, or not all was timed.
+    ABOVE_PEAK = "above_peak"
+
+
 @dataclass(frozen=True)
 class Point:
     """One resolved configuration of the grid: a method on an input of one shape. Its id is a hash of all of it.
@@ -90,8 +106,8 @@ class Point:
     input_params: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        if not (_is_plain(self.hyper) and _is_plain(self.input_params)):
+        check_types(self)
+        if not (is_plain(self.hyper) and is_plain(self.input_params)):
             raise ValueError("the parameters of a point must be plain data, not nested deeply")
         for name in ("batch", "heads", "kv_heads", "seq_len", "head_dim"):
             if getattr(self, name) < 1:
@@ -100,8 +116,8 @@ class Point:
             raise ValueError(f"kv_heads={self.kv_heads} of a point must divide heads={self.heads}")
         for name, kind in PARAMETER_TYPES.items():
             value = self.hyper.get(name)
-            if value is not None and not _fits(value, kind):
-                raise ValueError(f"{name}={_short(value)} of a point must be of type {kind.__name__}")
+            if value is not None and not fits(value, kind):
+                raise ValueError(f"{name}={short(value)} of a point must be of type {kind.__name__}")
 
     @property
     def point_id(self) -> str:
@@ -116,12 +132,18 @@ class Point:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Point:
         """The inverse of `as_dict`. Raises ValueError on an unknown or missing key."""
-        return _from_dict(cls, data)
+        return from_mapping(cls, data)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Samples of one pass of one point in one round, in time order, with how and why they ended."""
+    """Samples of one pass of one point in one round, in time order, with how and why they ended.
+
+    `first_call_ms` is the wall time of the first such call in the process (compilation, tuning, page faults), never a
+    sample. `host_ms` is the median time after which a call gave the host back, on a device that works beside it.
+    `peak_memory_bytes` is above `baseline_memory_bytes`, what was in use before the call. `flags` say what a reader
+    must know before trusting it; `conditions` hold load, clocks, power, temperature and so on during the samples.
+    """
 
     point: Point
     pass_: Pass
@@ -136,9 +158,14 @@ class Timing:
     exact_equivalent_flops: float | None = None
     executed_flops: float | None = None
     message: str = ""
+    first_call_ms: float | None = None
+    host_ms: float | None = None
+    baseline_memory_bytes: int | None = None
+    flags: tuple[str, ...] = ()
+    conditions: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         if self.samples_ms and not self.status.has_timing:
             raise ValueError(f"a timing of status {self.status} cannot carry samples")
         if self.status.has_timing and not self.samples_ms:
@@ -146,8 +173,20 @@ class Timing:
         for name in ("samples_ms", "warmup_ms"):
             if not all(0.0 <= sample < math.inf for sample in getattr(self, name)):
                 raise ValueError(f"{name} must be non-negative numbers")
-        if self.round < 0 or (self.peak_memory_bytes or 0) < 0:
-            raise ValueError(f"round={self.round} and peak_memory_bytes={self.peak_memory_bytes} cannot be negative")
+        for name in ("first_call_ms", "host_ms"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < math.inf:
+                raise ValueError(f"{name}={value} must be a non-negative number")
+        for name in ("round", "peak_memory_bytes", "baseline_memory_bytes"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} cannot be negative")
+        for flag in self.flags:
+            if flag not in list(Flag):
+                raise ValueError(f"flags={short(flag)} is unknown; allowed: {', '.join(Flag)}")
+        if self.flags and not self.samples_ms:
+            raise ValueError("flags are of samples, and a timing without samples has none")
+        if not (is_plain(self.conditions) and is_finite(self.conditions)):
+            raise ValueError("conditions of a timing must be plain data, finite and not nested deeply")
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -167,7 +206,7 @@ class ErrorRow:
     message: str = ""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         if self.status.has_timing != (self.value is not None):
             raise ValueError(f"an error row of status {self.status} cannot have value={self.value}")
 
@@ -197,7 +236,7 @@ class Stage:
     message: str = ""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         if self.status.has_timing != (self.median_ms is not None):
             raise ValueError(f"a stage of status {self.status} cannot have median_ms={self.median_ms}")
         if self.median_ms is not None and not 0.0 <= self.median_ms < math.inf:
@@ -209,7 +248,7 @@ class Stage:
         if not all(0.0 <= sample < math.inf for sample in self.samples_ms):
             raise ValueError("samples_ms must be non-negative numbers")
         if self.all_stages and self.stage not in (*self.all_stages, ALL_STAGES):
-            raise ValueError(f"stage={_short(self.stage)} must be one of {_short(self.all_stages)}")
+            raise ValueError(f"stage={short(self.stage)} must be one of {short(self.all_stages)}")
         if self.round < 0:
             raise ValueError(f"round={self.round} cannot be negative")
 
@@ -221,11 +260,7 @@ class Stage:
 
 Record = Timing | ErrorRow | Stage
 _KINDS: dict[str, type[Any]] = {"timing": Timing, "error": ErrorRow, "stage": Stage}
-_CLASSES: list[type[Any]] = [Point, *_KINDS.values()]
-_HINTS: dict[type[Any], dict[str, Any]] = {cls: typing.get_type_hints(cls) for cls in _CLASSES}
 _NON_FINITE = ("inf", "-inf", "nan")
-_SHOWN_CHARS = 60
-_MAX_LEVELS = 8
 
 
 def to_json(record: Record) -> dict[str, Any]:
@@ -241,82 +276,22 @@ def to_json(record: Record) -> dict[str, Any]:
 def from_json(data: Any) -> Record:
     """The inverse of `to_json`. Raises ValueError on anything that is no record in a possible state."""
     if not isinstance(data, dict):
-        raise ValueError(f"a record is a mapping, not {_short(data)}")
+        raise ValueError(f"a record is a mapping, not {short(data)}")
     fields = dict(data)
     kind = fields.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise ValueError(f"unknown record kind {_short(kind)}; allowed: {', '.join(_KINDS)}")
+        raise ValueError(f"unknown record kind {short(kind)}; allowed: {', '.join(_KINDS)}")
     cls = _KINDS[kind]
-    hints = _HINTS[cls]
+    known = hints(cls)
     for name, value in fields.items():
-        hint = hints.get(name)
+        hint = known.get(name)
         if hint is Point:
             fields[name] = Point.from_dict(value)
         elif isinstance(value, list):
             fields[name] = tuple(value)
-        elif isinstance(value, str) and float in _options(hint) and value in _NON_FINITE:
+        elif isinstance(value, str) and float in options(hint) and value in _NON_FINITE:
             fields[name] = float(value)
         elif value is not None:
-            enum = next((option for option in _options(hint) if issubclass(option, StrEnum)), None)
+            enum = next((option for option in options(hint) if issubclass(option, StrEnum)), None)
             fields[name] = enum(value) if enum else value
-    return _from_dict(cls, fields)
-
-
-def _from_dict(cls: type[Any], data: Any) -> Any:
-    if not isinstance(data, dict):
-        raise ValueError(f"a {cls.__name__} record is a mapping, not {_short(data)}")
-    names = [f.name for f in dataclasses.fields(cls)]
-    unknown = sorted(set(data) - set(names))
-    if unknown:
-        raise ValueError(f"unknown key {unknown[0]!r} in a {cls.__name__} record; allowed: {', '.join(sorted(names))}")
-    try:
-        return cls(**data)
-    except TypeError as error:
-        raise ValueError(f"a {cls.__name__} record is malformed: {error}") from None
-
-
-def _check_types(record: Any) -> None:
-    for name, hint in _HINTS[type(record)].items():
-        value = getattr(record, name)
-        if not _fits(value, hint):
-            wanted = getattr(hint, "__name__", str(hint))
-            raise ValueError(f"{name}={_short(value)} of a {type(record).__name__} record must be of type {wanted}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; an integer is a number too, a truth value is neither."""
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    if hint in (int, float):
-        allowed = (int, float) if hint is float else int
-        small = not isinstance(value, int) or -MAX_INT <= value <= MAX_INT
-        return isinstance(value, allowed) and not isinstance(value, bool) and small
-    if hint is str:
-        # Half of a surrogate pair is a str that no file can hold.
-        return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
-    return isinstance(value, hint)
-
-
-def _is_plain(value: Any, levels: int = _MAX_LEVELS) -> bool:
-    """Whether JSON gives the value back as it is, and it is nested at most so many levels."""
-    if isinstance(value, dict):
-        return levels > 0 and all(isinstance(k, str) and _is_plain(v, levels - 1) for k, v in value.items())
-    if isinstance(value, list):
-        return levels > 0 and all(_is_plain(item, levels - 1) for item in value)
-    return value is None or isinstance(value, str | int | float)
-
-
-def _options(hint: Any) -> tuple[type[Any], ...]:
-    """The plain types that an annotation allows."""
-    found = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return tuple(option for option in found if isinstance(option, type) and not typing.get_origin(option))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
+    return from_mapping(cls, fields)

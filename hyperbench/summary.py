@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from hyperbench.analyze.show import show_run
+from hyperbench.environment import available_cpus
 from hyperbench.measure.account import PRODUCTIVE
+from hyperbench.measure.conditions import busy_warning, load_average
 from hyperbench.measure.runner import GOOD_STATUSES, Outcome
 from hyperbench.measure.session import Prepared
 from hyperbench.progress import duration
@@ -31,6 +33,13 @@ def print_grid(prepared: Prepared, console: Console) -> None:
         f" seq_len {span}, heads {heads}, {dtypes}, protocol {config.protocol.name}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+
+
+def print_warnings(console: Console) -> None:
+    """What stands in the way of good times on this machine, before a run begins."""
+    warning = busy_warning(load_average(), available_cpus())
+    if warning:
+        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
 
 
 def dry_run(prepared: Prepared) -> dict[str, Any]:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProtocolConfig:
-    """How a pass is timed: warm-up, when sampling stops, and the budgets in seconds."""
+    """How a pass is timed: warm-up, when sampling stops, and the budgets in seconds of one round."""
 
     name: str
     description: str
@@ -32,12 +32,23 @@ class ProtocolConfig:
     skip_warmup_above_s: float
     slices: int
     timeout_s: float
+    slow_rounds: int = 1
+    fixed_time: bool = False
+    input_copies: int = 1
+    input_copies_bytes: int = 0
+    cuda_graph: bool = False
+    as_paper: bool = False
 
     def __post_init__(self) -> None:
         check_text("protocol.name", self.name)
-        for name in ("rounds", "min_samples", "max_samples", "slow_min_samples", "slices"):
+        for name in (
+            "rounds", "slow_rounds", "min_samples", "max_samples", "slow_min_samples", "slices", "input_copies"
+        ):  # fmt: skip
             check_int(f"protocol.{name}", getattr(self, name), low=1)
-        check_int("protocol.warmup_min_calls", self.warmup_min_calls, low=0)
+        for name in ("warmup_min_calls", "input_copies_bytes"):
+            check_int(f"protocol.{name}", getattr(self, name), low=0)
+        for name in ("fixed_time", "cuda_graph", "as_paper"):
+            check_bool(f"protocol.{name}", getattr(self, name))
         for name in ("warmup_min_s", "warmup_max_s", "skip_warmup_above_s"):
             check_number(f"protocol.{name}", getattr(self, name), positive=False)
         check_number("protocol.target_half_width", self.target_half_width)
@@ -51,6 +62,10 @@ class ProtocolConfig:
             raise ConfigError(
                 f"protocol.max_samples={self.max_samples} must be at least protocol.min_samples={self.min_samples}"
             )
+
+    def rounds_for(self, pass_: str, call_s: float) -> int:
+        """Rounds in which a pass is measured whose call takes so many seconds: fewer where one exceeds its budget."""
+        return min(self.rounds, self.slow_rounds) if call_s > self.budget_s[pass_] else self.rounds
 
 
 @dataclass(frozen=True)
@@ -105,11 +120,10 @@ def passes_of(value: Any, protocol: ProtocolConfig) -> tuple[str, ...]:
 
 def stages_of(value: Any, passes: tuple[str, ...]) -> bool:
     """Whether stages are timed. Raises ConfigError unless it is true or false and the forward pass is timed as well."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"stages={value} must be true or false")
+    check_bool("stages", value)
     if value and Pass.FORWARD not in passes:
         raise ConfigError(f"stages=true needs the forward pass, whose stages they are; passes={list(passes)} lacks it")
-    return value
+    return bool(value)
 
 
 def check_shape(shape: dict[str, Any], is_causal: Any, seed: Any, method: str, hyper: dict[str, Any]) -> None:
@@ -118,8 +132,7 @@ def check_shape(shape: dict[str, Any], is_causal: Any, seed: Any, method: str, h
         check_int(f"shape.{name}", value, low=1)
     if shape["heads"] % shape["kv_heads"]:
         raise ConfigError(f"shape.kv_heads={shape['kv_heads']} must divide shape.heads={shape['heads']}")
-    if not isinstance(is_causal, bool):
-        raise ConfigError(f"is_causal={is_causal} must be true or false")
+    check_bool("is_causal", is_causal)
     check_int("seed", seed, low=0)
     for name, kind in PARAMETER_TYPES.items():
         if hyper.get(name) is not None:
@@ -135,6 +148,12 @@ def check_int(key: str, value: Any, *, low: int) -> None:
         raise ConfigError(f"{key}={value} must be an integer of at least {low}")
     if value > MAX_INT:
         raise ConfigError(f"{key}={value} must be an integer of at most {MAX_INT}")
+
+
+def check_bool(key: str, value: Any) -> None:
+    """Raise ConfigError unless value is true or false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key}={value} must be true or false")
 
 
 def check_text(key: str, value: Any) -> None:

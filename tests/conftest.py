@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 # Kernels run in Triton's interpreter, on the CPU; this must be known before they are first imported. The tests of
@@ -13,3 +15,12 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # A machine that other work shares is slow at times; that is no failure.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Locks and caches of the tests are their own: a run that is measuring meanwhile neither stops them nor is used."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("XDG_RUNTIME_DIR", "XDG_CACHE_HOME"):
+            patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        yield

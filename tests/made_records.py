@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from hyperbench.schema import PARAMETER_TYPES, ErrorRow, Pass, Point, Record, Stage, Status, StopReason, Timing
+from hyperbench.schema import PARAMETER_TYPES, ErrorRow, Flag, Pass, Point, Record, Stage, Status, StopReason, Timing
 from hyperbench.stats import median
 
 names = st.text(min_size=1, max_size=8)
@@ -19,6 +19,12 @@ parameters = st.dictionaries(
 free_values = st.none() | st.booleans() | st.integers(-10, 10) | st.floats(allow_nan=False) | names
 free_parameters = st.dictionaries(
     names.filter(lambda name: name not in PARAMETER_TYPES), free_values | st.lists(free_values, max_size=3), max_size=3
+)
+
+conditions = st.dictionaries(
+    names,
+    st.none() | st.booleans() | st.integers(-10, 10) | st.floats(-1e9, 1e9) | st.lists(names, max_size=3),
+    max_size=3,
 )
 
 
@@ -103,6 +109,11 @@ def timings(draw: st.DrawFn) -> Timing:
         exact_equivalent_flops=draw(st.none() | st.floats()),
         executed_flops=draw(st.none() | st.floats()),
         message=draw(st.text(max_size=20)),
+        first_call_ms=draw(st.none() | milliseconds),
+        host_ms=draw(st.none() | milliseconds),
+        baseline_memory_bytes=draw(st.none() | st.integers(0, 2**62)),
+        flags=tuple(map(str, draw(st.lists(st.sampled_from(Flag), unique=True)))) if samples else (),
+        conditions=draw(conditions),
     )
 
 

@@ -242,7 +242,7 @@ def test_what_differs_is_named() -> None:
     assert differing_keys(base, config_of("error.rows=7").resolved) == ["error.rows"]
     assert "sweep.axes.shape.seq_len" in differing_keys(base, config_of("shape.seq_len=1,2").resolved)
     assert "method.math.exact" in differing_keys(base, config_of("method=math").resolved)
-    assert "protocol.name" in differing_keys(base, config_of("protocol=short").resolved)
+    assert "protocol.name" in differing_keys(base, config_of("protocol=quick").resolved)
     assert "a.b" in differing_keys({"a": {"b": 1}}, {"a": {}})
     assert differing_keys({"a": None}, {}) == ["a"]
 
@@ -319,7 +319,7 @@ def test_what_differs_is_named() -> None:
         ("device.grid.seq_len=8,16", ["device.grid.seq_len takes one value for a run"]),
         ("sweep=fig4,smoke", ["sweep=fig4,smoke: a run has one sweep"]),
         ("device=cpu,cuda", ["device=cpu,cuda: a run has one device"]),
-        ("protocol=short,strict", ["protocol=short,strict: a run has one protocol"]),
+        ("protocol=quick,strict", ["protocol=quick,strict: a run has one protocol"]),
         ("+sweep.axes.colour=[1]", ["colour takes one value"]),
         ("sweep=block_size method=math", ["method.hyper.block_size is swept", "hyper", "(math)"]),
         ("input=clustered,clustered_values input.num_clusters=1,2", ["input.num_clusters cannot be swept together"]),

@@ -50,7 +50,7 @@ def test_a_dry_run_holds_every_point_and_adds_up() -> None:
     json.dumps(data)
     assert [p["point_id"] for p in data["points"]] == [cell.point.point_id for cell in run.cells]
     assert data["estimate_s"] == pytest.approx(sum(p["estimate_s"] for p in data["points"]), abs=1e-3 * len(run.cells))
-    assert (data["sweep"], data["device"], data["protocol"]) == ("smoke", "cpu", "short")
+    assert (data["sweep"], data["device"], data["protocol"]) == ("smoke", "cpu", "quick")
     console, text = a_console()
     summary.print_dry_run(run, console)
     lines = text.getvalue().splitlines()

@@ -33,21 +33,23 @@ ERROR: dict[str, Any] = {
 
 
 def protocol(**changes: Any) -> dict[str, Any]:
-    """The strict protocol as data, with changes."""
-    return {**catalog.entries("protocol")["strict"], **changes}
+    """The standard protocol, from which the others follow, as data, with changes."""
+    return {**catalog.entries("protocol")["standard"], **changes}
 
 
 def test_the_shipped_protocol_is_good() -> None:
-    assert typed(ProtocolConfig, protocol(), "protocol").name == "strict"
+    assert typed(ProtocolConfig, protocol(), "protocol").name == "standard"
     assert typed(ErrorConfig, ERROR, "error").seeds == (0, 1)
 
 
 @pytest.mark.parametrize(
     ("name", "bad"),
     [
-        *((name, bad) for name in ("rounds", "min_samples", "max_samples", "slow_min_samples", "slices")
+        *((name, bad) for name in ("rounds", "slow_rounds", "min_samples", "max_samples", "slow_min_samples", "slices",
+                                   "input_copies")
           for bad in (0, -1, 1.0, True, "2", None)),
-        *(("warmup_min_calls", bad) for bad in (-1, 0.5, None)),
+        *((name, bad) for name in ("warmup_min_calls", "input_copies_bytes") for bad in (-1, 0.5, None)),
+        *((name, bad) for name in ("fixed_time", "cuda_graph", "as_paper") for bad in (0, 1, "true", None)),
         *((name, bad) for name in ("warmup_min_s", "warmup_max_s", "skip_warmup_above_s")
           for bad in (-0.1, math.nan, math.inf, "1", None, True)),
         *((name, bad) for name in ("target_half_width", "timeout_s")

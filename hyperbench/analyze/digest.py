@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Key = tuple[str, ...]
+#: Stands behind a time whose samples are flagged.
+FLAGGED = "*"
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,10 @@ def _time(row: Mapping[str, Any], side: str = "") -> str:
         return status
     median, low, high = (float(row[f"{side}{name}"]) for name in ("median_ms", "ci_low_ms", "ci_high_ms"))
     width = max(median - low, high - median) / median if median > 0 else 0.0
+    flagged = "" if is_null(row[f"{side}flags"]) else FLAGGED
     # One sample has no interval, and must not look like a perfect one.
-    text = f"{milliseconds(median)} ±{100 * width:.1f}%" if high > low else milliseconds(median)
+    interval = f" ±{100 * width:.1f}%" if high > low else ""
+    text = f"{milliseconds(median)}{interval}{flagged}"
     return text if status == "ok" else f"{text} ({status})"
 
 

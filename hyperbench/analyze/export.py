@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hyperbench.analyze.authors import authors_digests
 from hyperbench.analyze.causality import causality_notes
-from hyperbench.analyze.digest import Digest, digests, stage_digests
+from hyperbench.analyze.digest import FLAGGED, Digest, digests, stage_digests
 from hyperbench.analyze.tables import add_speedup, check_baseline
 from hyperbench.analyze.view import View, make_view, provenance
 from hyperbench.store import Run, atomic_write, atomic_write_text, load_run
@@ -80,13 +81,14 @@ def latex(view: View) -> str:
     """A LaTeX table per masking, and those of the stages; needs no package beyond LaTeX itself."""
     note = latex_escape(_note(view))
     times = (
-        "medians, $\\pm$ the wider side of the 95\\,\\% interval; "
+        f"medians, $\\pm$ the wider side of the 95\\,\\% interval ({FLAGGED}: samples flagged); "
         f"speedup over {latex_escape(view.baseline)}; error: relative Frobenius"
     )
     stages = "medians, and their part of the sum of the stages"
     return "\n".join(
         [
             *(_latex_table(digest, times, note) for digest in digests(view)),
+            *(_latex_table(digest, "20th percentiles", note) for digest in authors_digests(view)),
             *(_latex_table(digest, stages, note) for digest in stage_digests(view)),
         ]
     )
@@ -116,7 +118,7 @@ def _latex_table(digest: Digest, about: str, note: str) -> str:
 def markdown(view: View) -> str:
     """A Markdown table per masking, and those of the stages, with where it was measured."""
     blocks = []
-    for digest in [*digests(view), *stage_digests(view)]:
+    for digest in [*digests(view), *authors_digests(view), *stage_digests(view)]:
         rule = ["---:" if is_number else ":---" for is_number in digest.is_number]
         head = [[markdown_escape(name) for name in digest.columns], rule]
         rows = [[markdown_escape(cell) for cell in row] for row in digest.rows]
@@ -126,8 +128,8 @@ def markdown(view: View) -> str:
     return "\n".join(
         [
             *blocks,
-            "Medians, ± the wider side of the 95 % interval (of all samples below 6, none for one); "
-            f"error: relative Frobenius. {note}",
+            "Medians, ± the wider side of the 95 % interval (of all samples below 6, none for one), "
+            f"{markdown_escape(FLAGGED)} where samples are flagged; error: relative Frobenius. {note}",
             "",
         ]
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hyperbench.analyze.authors import authors_digests
 from hyperbench.analyze.causality import causal_in_q, causality_notes
-from hyperbench.analyze.digest import Digest, digests, stage_digests
+from hyperbench.analyze.digest import FLAGGED, Digest, digests, stage_digests
 from hyperbench.analyze.stages import missing_stages
-from hyperbench.analyze.tables import records
+from hyperbench.analyze.tables import flags_in, records
 from hyperbench.analyze.text import is_null, json_value, short
 from hyperbench.analyze.view import View, error_columns, make_view, provenance, reason
 from hyperbench.store import load_run
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 _KEYS = (
     "point_id", "method", "implementation", "device", "dtype", "is_causal", "batch", "heads", "kv_heads", "seq_len",
     "head_dim", "block_size", "sample_size", "num_projections", "min_seq_len", "sampling", "pairing", "input", "seed",
-    "pass", "protocol", "status", "n_samples", "median_ms", "ci_low_ms", "ci_high_ms", "peak_memory_bytes",
-    "baseline_median_ms", "baseline_status", "speedup", "speedup_low", "speedup_high", "message",
+    "pass", "protocol", "status", "n_samples", "median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "first_call_ms",
+    "host_ms", "baseline_memory_bytes", "peak_memory_bytes", "flags", "baseline_median_ms", "baseline_status",
+    "speedup", "speedup_low", "speedup_high", "message",
 )  # fmt: skip
 _STAGE_KEYS = (
     "point_id", "method", "is_causal", "seq_len", "stage", "status", "n_samples", "median_ms", "ci_low_ms",
@@ -44,9 +46,9 @@ def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
     console.print(Text("  ·  ".join(provenance(view)), style="dim"))
     for digest in digests(view, methods_per_table=max(1, (console.width - 40) // 42)):
         print_digest(digest, console)
-    for digest in stage_digests(view):
+    for digest in [*authors_digests(view), *stage_digests(view)]:
         print_digest(digest, console)
-    for line in [*causality_notes(view.timings), *_missing(view), *_missing_stages(view)]:
+    for line in [*causality_notes(view.timings), *_flagged(view), *_missing(view), *_missing_stages(view)]:
         console.print(Text(line, style="yellow"))
     console.print(
         Text(
@@ -105,6 +107,20 @@ def print_digest(digest: Digest, console: Console) -> None:
     for row in digest.rows:
         cells = [f"{name} {cell}" for name, cell in zip(digest.columns, row, strict=True) if cell]
         console.print(Text(" · ".join(cells)), overflow="fold")
+
+
+def _flagged(view: View) -> list[str]:
+    """A line per flag: of which methods times are marked, and how many."""
+    counts: dict[str, dict[str, int]] = {}
+    for row in records(view.timings):
+        for flag in flags_in([row["flags"]]):
+            of_flag = counts.setdefault(flag, {})
+            of_flag[row["method"]] = of_flag.get(row["method"], 0) + 1
+    return [
+        f"{FLAGGED} {flag}: "
+        + ", ".join(f"{method} ({n} {'row' if n == 1 else 'rows'})" for method, n in found.items())
+        for flag, found in counts.items()
+    ]
 
 
 def _missing(view: View) -> list[str]:

@@ -18,7 +18,9 @@ HYPER_DIMS = ("block_size", "sample_size", "num_projections", "min_seq_len", "sa
 DIMENSIONS = ("method", *SHAPE_DIMS, *HYPER_DIMS, *CONDITION_DIMS, "pass")
 
 _JOIN = (*SHAPE_DIMS, *CONDITION_DIMS, "pass", "round")
-_TAKEN = ("median_ms", "ci_low_ms", "ci_high_ms", "status", "implementation", "message", "n_samples")
+_TAKEN = (
+    "median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "status", "implementation", "message", "n_samples", "flags"
+)  # fmt: skip
 
 
 class DoesNotFitError(ValueError):
@@ -114,6 +116,8 @@ def _combined(group: pd.DataFrame) -> dict[str, Any]:
         row["min_ms"] = timed["min_ms"].min()
         row["n_samples"] = timed["n_samples"].sum()
         row["peak_memory_bytes"] = timed["peak_memory_bytes"].max()
+        row["p20_ms"] = timed["p20_ms"].median()
+        row["flags"] = ",".join(flags_in(timed["flags"])) or None
         if (timed["status"] == "throttled").any():
             row["status"] = "throttled"
     row["round"] = 0
@@ -123,6 +127,12 @@ def _combined(group: pd.DataFrame) -> dict[str, Any]:
         note = f"{len(failed)} of {len(group)} rounds have no timing ({reasons})."
         row["message"] = f"{note} {row['message'] or ''}".strip()
     return row
+
+
+def flags_in(cells: Iterable[Any]) -> list[str]:
+    """Every flag in cells of the column `flags`, each once, in the order of its first row."""
+    texts = [str(cell) for cell in cells if not is_null(cell)]
+    return list(dict.fromkeys(flag for text in texts for flag in text.split(",") if flag))
 
 
 def error_table(errors: pd.DataFrame) -> pd.DataFrame:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 #: The error metric that stands beside every time, and the trivial answers that put it in proportion.
 MAIN_ERROR = "out_rel_fro"
 TRIVIAL_ERRORS = {"mean_v_rel_fro": "answering mean(v)", "zero_rel_fro": "answering zero"}
+#: What marks numbers of protocol=paper wherever they are shown.
+AS_PAPER = "timed as the authors did: no result by itself"
 _SHORT = {"block_size": "b", "sample_size": "m", "num_projections": "r", "min_seq_len": "leaf"}
 _MEANINGS = {
     "block_size": "b: keys in a query's block",
@@ -46,7 +48,7 @@ class View:
     `stages` has a row per stage of a forward pass, as `stage_table` makes them.
     `descriptions` says what a method is, `exact_methods` which are known to be exact, `error_reasons` why a point (by
     its id) has no error; all may lack some. `origins` says which rounds are of which code or libraries, "" where all
-    are of the same.
+    are of the same. `as_paper`: timed as the paper's authors did, which is no result by itself.
     """
 
     timings: pd.DataFrame
@@ -58,6 +60,7 @@ class View:
     exact_methods: frozenset[str] = frozenset()
     error_reasons: dict[str, str] = field(default_factory=dict)
     origins: str = ""
+    as_paper: bool = False
 
     @property
     def methods(self) -> list[str]:
@@ -83,6 +86,7 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
         frozenset(m for m, node in nodes.items() if node.get("exact")),
         missing_errors(run.errors, MAIN_ERROR),
         described(run.origins, sorted({int(round_) for round_ in chosen["round"]})),
+        _timed_as_paper(run.config),
     )
 
 
@@ -92,6 +96,11 @@ def _in_order(timings: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     if not ranks.keys() >= set(timings["method"]):
         return timings
     return timings.sort_values("method", key=lambda names: names.map(ranks), kind="stable")
+
+
+def _timed_as_paper(config: Mapping[str, Any]) -> bool:
+    protocol = config.get("protocol")
+    return isinstance(protocol, dict) and (protocol.get("as_paper") is True or protocol.get("name") == "paper")
 
 
 def _method_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -154,7 +163,9 @@ def headline(view: View) -> list[str]:
     base = [f"{view.baseline}: {', '.join([*exact, *kernels])}"] if kernels else []
     inputs = ", ".join(plain(v) for v in frame["input"].unique())
     dtypes = ", ".join(plain(v) for v in frame["dtype"].unique())
-    return ["; ".join([*methods, *base]) if len(methods) < 2 else "", f"{_machine(view)}; {dtypes}; {inputs} input"]
+    marked = f"; {AS_PAPER}" if view.as_paper else ""
+    where = f"{_machine(view)}; {dtypes}; {inputs} input{marked}"
+    return ["; ".join([*methods, *base]) if len(methods) < 2 else "", where]
 
 
 def provenance(view: View, varying_dims: Sequence[str] = ()) -> list[str]:
@@ -179,7 +190,7 @@ def provenance(view: View, varying_dims: Sequence[str] = ()) -> list[str]:
         f"{listed['dtype']}, {', '.join(shape)}" if shape else listed["dtype"],
         *(f"{m}: {text}" for m, text in methods if text),
         f"baseline {view.baseline}" + (f" = {', '.join(kernels)}" if kernels else " (not in this run)"),
-        f"protocol {listed['protocol']}",
+        f"protocol {listed['protocol']}" + (f" ({AS_PAPER})" if view.as_paper else ""),
         f"input {listed['input']} (seed {listed['seed']})",
         f"commit {commit[:10] or 'not recorded'}" + (", dirty" if env.get("dirty") else ""),
         *([view.origins] if view.origins else []),

@@ -46,7 +46,9 @@ def runs(scale: Scale, choice: Choice, device: str, flops_per_s: float) -> tuple
     """The runs of a choice in their order; one whose sweep does not exist is left out."""
     lengths = _listed(choice.forward)
     largest = str(scale.seq_lens[-1])
-    common = (f"device={device}", f"protocol={PROTOCOL}", f"shape.heads={scale.heads}")
+    common = (
+        f"device={device}", f"protocol={PROTOCOL}", f"protocol.rounds={choice.rounds}", f"shape.heads={scale.heads}",
+    )  # fmt: skip
     forward = ("passes=[forward]", f"protocol.budget_s.forward={choice.point_budget_s:g}")
     backward = (
         f"passes=[{','.join(BACKWARD)}]",
@@ -57,7 +59,7 @@ def runs(scale: Scale, choice: Choice, device: str, flops_per_s: float) -> tuple
     words = {
         "fig4": ("sweep=fig4", *common, exact, f"shape.seq_len={lengths}", *forward),
         "long": (
-            "sweep=single", *common[:2], "shape.heads=1", "method=[hyper]", f"shape.seq_len={scale.long_seq_len}",
+            "sweep=single", *common[:3], "shape.heads=1", "method=[hyper]", f"shape.seq_len={scale.long_seq_len}",
             "is_causal=false,true", *forward, "error.seeds=[0]",
         ),
         "min_seq_len": (

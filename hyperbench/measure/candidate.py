@@ -15,15 +15,18 @@ from hyperbench.schema import Pass, Point, Status
 
 @dataclass
 class Candidate:
-    """A cell and its method: the peak memory of each pass, the passes that failed their check, and why.
+    """A cell and its method, and what the check told of its passes.
 
-    `given` is what each pass gave before it was timed, `causal_in_q` whether later queries leave earlier outputs alone
-    (None without a causal mask).
+    That is the peak memory of each above the bytes that were in use before (`levels`), how many milliseconds its first
+    call in this process took, which passes failed, and why. `given` is what each pass gave before it was timed,
+    `causal_in_q` whether later queries leave earlier outputs alone (None without a causal mask).
     """
 
     wanted: grid.Todo
     method: registry.Method
     peaks: dict[Pass, int] = field(default_factory=dict)
+    levels: dict[Pass, int] = field(default_factory=dict)
+    first_ms: dict[Pass, float] = field(default_factory=dict)
     failed: dict[Pass, tuple[Status, str]] = field(default_factory=dict)
     given: dict[Pass, Print] = field(default_factory=dict)
     causal_in_q: bool | None = None

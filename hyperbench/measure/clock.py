@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+_FALLBACK_L2_BYTES = 64 << 20
+
 
 class Clock(Protocol):
-    """Times one call at a time."""
+    """Times one call at a time; `host_ms` is after how long the last call gave the host back, where that is not all."""
+
+    host_ms: float | None
 
     def now_s(self) -> float:
         """Seconds on a clock that never goes back, for budgets."""
@@ -23,6 +27,8 @@ class Clock(Protocol):
 
 class CpuClock:
     """time.perf_counter around the call; the result is freed after the clock has stopped."""
+
+    host_ms: float | None = None
 
     def now_s(self) -> float:
         """Seconds of time.perf_counter."""
@@ -38,23 +44,38 @@ class CpuClock:
 
 
 class CudaClock:
-    """CUDA events around the call, after the L2 cache was overwritten outside the events."""
+    """CUDA events around the call, after the L2 cache was overwritten outside the events.
 
-    def __init__(self) -> None:
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        self._flush = torch.empty(2 * properties.L2_cache_size, dtype=torch.int8, device="cuda")
+    `cuda` is torch.cuda or stands for it; `allocate` makes a buffer of so many bytes on the device whose `zero_` writes
+    it; `now_s` is the host's clock. The buffer is twice the device's L2.
+    """
+
+    def __init__(
+        self,
+        cuda: Any = torch.cuda,
+        allocate: Callable[[int], Any] | None = None,
+        now_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._cuda = cuda
+        self._now_s = now_s
+        properties = cuda.get_device_properties(cuda.current_device())
+        l2_bytes = getattr(properties, "L2_cache_size", 0) or _FALLBACK_L2_BYTES
+        self._flush = (allocate or _device_bytes)(2 * l2_bytes)
+        self.host_ms: float | None = None
 
     def now_s(self) -> float:
-        """Seconds of time.perf_counter."""
-        return time.perf_counter()
+        """Seconds of the host's clock."""
+        return self._now_s()
 
     def time_ms(self, call: Callable[[], object]) -> float:
-        """Device time of the call in milliseconds."""
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        """Device time of the call in milliseconds; `host_ms` is then the time its launch took the host."""
+        start, stop = self._cuda.Event(enable_timing=True), self._cuda.Event(enable_timing=True)
         self._flush.zero_()
-        torch.cuda.synchronize()
+        self._cuda.synchronize()
         start.record()
+        before_s = self._now_s()
         result = call()
+        self.host_ms = (self._now_s() - before_s) * 1e3
         stop.record()
         stop.synchronize()
         del result
@@ -64,3 +85,7 @@ class CudaClock:
 def clock_for(device: str) -> Clock:
     """The clock of a device."""
     return CudaClock() if device == "cuda" else CpuClock()
+
+
+def _device_bytes(size: int) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.int8, device="cuda")

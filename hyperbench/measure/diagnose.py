@@ -14,6 +14,7 @@ from hyperbench.stats import median
 
 _PAIRS = 5
 _CALLS = 15
+_PROCESS_CALLS = 61
 _SEQ_LEN = 1024
 _FLUSH_BYTES = 1 << 22
 
@@ -21,13 +22,24 @@ _FLUSH_BYTES = 1 << 22
 def timer_facts(device: str) -> dict[str, Any]:
     """The timer's report as plain data: `floor` is the largest relative difference of two medians of the same call."""
     clock = clock_for(device)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    x = torch.randn(1, 1, _SEQ_LEN, 64, device=device, dtype=dtype)
     return {
         "resolution_ns": clock_resolution_ns(time.perf_counter_ns),
         "pairs": _PAIRS,
-        "floor": noise_floor(clock, lambda: scaled_dot_product_attention(x, x, x)),
+        "floor": noise_floor(clock, _small_call(device)),
         "flush_ratio": _flush_ratio(clock) if device == "cuda" else None,
+    }
+
+
+def noise_facts(device: str, *, full: bool) -> dict[str, Any]:
+    """This process's median of a small call in milliseconds; with `full` the timer's resolution and the flush too."""
+    clock = clock_for(device)
+    call = _small_call(device)
+    for _ in range(_CALLS):
+        clock.time_ms(call)
+    return {
+        "median_ms": median([clock.time_ms(call) for _ in range(_PROCESS_CALLS)]),
+        "resolution_ns": clock_resolution_ns(time.perf_counter_ns) if full else None,
+        "flush_ratio": _flush_ratio(clock) if full and device == "cuda" else None,
     }
 
 
@@ -55,6 +67,12 @@ def noise_floor(clock: Clock, call: Callable[[], object], pairs: int = _PAIRS, c
         low, high = sorted((median(sides[0]), median(sides[1])))
         worst = max(worst, high / low - 1.0 if low > 0 else 0.0)
     return worst
+
+
+def _small_call(device: str) -> Callable[[], object]:
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    x = torch.randn(1, 1, _SEQ_LEN, 64, device=device, dtype=dtype)
+    return lambda: scaled_dot_product_attention(x, x, x)
 
 
 def _flush_ratio(clock: Clock) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hyperbench.config import RunConfig
 from hyperbench.measure import grid
@@ -20,8 +20,9 @@ Part = tuple[str, str]
 #: Parts of a call that count no operations, and the rate of approximate attention relative to exact attention's.
 _OVERHEAD_S = 2e-3
 _APPROXIMATE_RATE = 0.5
-#: Seconds of a check beside its calls (gauging memory, comparing), and of making an element of the inputs.
-_CHECK_S = 0.08
+#: Seconds of a check beside its calls (gauging memory, comparing, a part of examining the method on short inputs), and
+#: of making an element of the inputs.
+_CHECK_S = 0.1
 _ELEMENT_S = 3e-9
 #: What the reference costs for each query-key pair, in operations that exact attention would do in the same time: its
 #: rows (softmax and products) in float64, and the operator norm (some eighty products with one dense matrix).
@@ -45,16 +46,25 @@ def plan_s(
 ) -> dict[str, float]:
     """Seconds that what is not finished is likely to take, by the id of the point; the workers' starts are shared."""
     found: defaultdict[str, float] = defaultdict(float)
-    for round_ in plan.rounds:
+    for offset, round_ in enumerate(plan.rounds):
         costs: dict[Part, float] = {}
         for group in groups:
-            costs |= group_s(plan.todos(group, round_, finished), config, speed)
+            wanted = [_likely(w, offset, config, speed) for w in plan.todos(group, round_, finished)]
+            todos = [w for w in wanted if not w.is_empty]
+            costs |= group_s(todos, config, speed)
         points = {point_id for point_id, _ in costs}
         for point_id in points:
             found[point_id] += speed.start_s / len(points)
         for (point_id, _), cost_s in costs.items():
             found[point_id] += cost_s
     return dict(found)
+
+
+def _likely(wanted: grid.Todo, offset: int, config: RunConfig, speed: Speed) -> grid.Todo:
+    """What a cell is likely to need in the round of this number: passes that turn out slow get fewer rounds."""
+    protocol, cell = config.protocol, wanted.cell
+    passes = [p for p in wanted.passes if offset < protocol.rounds_for(p, _call_s(cell, p, speed.flops_per_s))]
+    return replace(wanted, passes=tuple(passes))
 
 
 def group_s(todos: Sequence[grid.Todo], config: RunConfig, speed: Speed) -> dict[Part, float]:
@@ -102,7 +112,7 @@ def estimate_s(wanted: grid.Todo, config: RunConfig, flops_per_s: float) -> dict
         fitting = min(protocol.max_samples, protocol.budget_s[pass_] / call_s[pass_])
         # Steady calls reach their precision well before the budget.
         samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
-        parts[str(pass_)] = samples * call_s[pass_]
+        parts[str(pass_)] = protocol.budget_s[pass_] if protocol.fixed_time else samples * call_s[pass_]
         if pass_ is Pass.BACKWARD:  # its graph is made once
             parts[str(pass_)] += call_s[Pass.FORWARD]
         if call_s[pass_] < protocol.skip_warmup_above_s:

@@ -6,6 +6,7 @@ import datetime
 import json
 import shutil
 import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,17 @@ if TYPE_CHECKING:
     from hyperbench.measure.session import Prepared
 
 
-def open_folder(prepared: Prepared, out: Path | None, *, resume: bool, fresh: bool) -> Path:
+def open_folder(
+    prepared: Prepared,
+    out: Path | None,
+    *,
+    resume: bool,
+    fresh: bool,
+    noise: Callable[[Prepared], Mapping[str, Any]] = lambda prepared: {},
+) -> Path:
     """The run's folder, made or continued, with its config.yaml and environment.json.
 
+    `noise` is asked for further keys of the environment where a folder is made (see `session.noise_here`).
     With `resume` a named folder that is not there is made, so that the same command starts a run and goes on with it.
     Raises StoreError if the folder is foreign, holds another configuration, or cannot be written.
     """
@@ -38,7 +47,7 @@ def open_folder(prepared: Prepared, out: Path | None, *, resume: bool, fresh: bo
         elif store.is_run_folder(folder):
             _check_same(prepared, folder, resume)
             return folder
-    _make(prepared, folder)
+    _make(prepared, folder, noise(prepared))
     return folder
 
 
@@ -89,8 +98,8 @@ def _check_same(prepared: Prepared, folder: Path, resume: bool) -> None:
         )
 
 
-def environment_of(prepared: Prepared) -> dict[str, Any]:
-    """What the numbers of a run that is measured now come from; its run_id is new."""
+def environment_of(prepared: Prepared, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the numbers of a run that is measured now come from, with some more keys; its run_id is new."""
     config = prepared.config
     settings = {
         "device": config.device.name,
@@ -99,16 +108,17 @@ def environment_of(prepared: Prepared) -> dict[str, Any]:
         "run_id": uuid.uuid4().hex[:12],
         "started": now().isoformat(timespec="seconds"),
         "schema_version": SCHEMA_VERSION,
+        **(more or {}),
     }
     if config.device.threads is not None:
         settings["threads"] = config.device.threads
     return environment.collect(prepared.facts, settings, config.device.env)
 
 
-def _make(prepared: Prepared, folder: Path) -> None:
+def _make(prepared: Prepared, folder: Path, more: Mapping[str, Any]) -> None:
     import yaml
 
-    config, found = prepared.config, environment_of(prepared)
+    config, found = prepared.config, environment_of(prepared, more)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         store.atomic_write_text(folder / store.CONFIG, yaml.safe_dump(config.resolved, sort_keys=False))

@@ -38,19 +38,20 @@ class Gate:
         self._before = tuple(map(fingerprint, (*inputs, grad_output)))
         self._holder: Witness | None = None
 
-    def forward(self, candidate: Candidate, gauge: Gauge) -> dict[str, float]:
-        """The errors of the output, after a forward pass that also tells its peak memory.
+    def forward(self, candidate: Candidate, gauge: Gauge, clock: Clock) -> dict[str, float]:
+        """The errors of the output, after a forward pass that also tells its peak memory and how long it took.
 
         Raises IncorrectError on a wrong answer.
         """
         with torch.no_grad():
-            level = gauge.reset()
+            level, start_s = gauge.reset(), clock.now_s()
             out = candidate.call(*self._inputs)
             high = gauge.high_bytes()
+            candidate.first_ms[Pass.FORWARD] = (clock.now_s() - start_s) * 1e3
         self.check_inputs()
         accuracy.check_output(out, self._inputs[0], self._inputs[2])
         if high is not None:
-            candidate.peaks[Pass.FORWARD] = max(0, high - level)
+            candidate.levels[Pass.FORWARD], candidate.peaks[Pass.FORWARD] = level, max(0, high - level)
         errors = accuracy.output_errors(out, self._reference) if self._reference else {}
         candidate.given[Pass.FORWARD] = print_of([out])
         del out
@@ -60,22 +61,26 @@ class Gate:
         candidate.causal_in_q = examine(candidate.method, candidate.point, exact)
         return errors
 
-    def backward(self, candidate: Candidate, gauge: Gauge) -> dict[str, float]:
+    def backward(self, candidate: Candidate, gauge: Gauge, clock: Clock) -> dict[str, float]:
         """The errors of the gradients where they are compared, after a forward and a backward pass with their peaks.
 
         Raises IncorrectError on wrong gradients.
         """
         leaves = as_leaves(self._inputs)
-        start = gauge.reset()
+        start, start_s = gauge.reset(), clock.now_s()
         out = candidate.call(*leaves)
         forward_high = gauge.high_bytes()
-        middle = gauge.reset()
+        forward_ms = (clock.now_s() - start_s) * 1e3
+        middle, middle_s = gauge.reset(), clock.now_s()
         raw = gradients(out, leaves, self._grad_output)
         backward_high = gauge.high_bytes()
+        candidate.first_ms[Pass.BACKWARD] = (clock.now_s() - middle_s) * 1e3
+        candidate.first_ms[Pass.FORWARD_BACKWARD] = forward_ms + candidate.first_ms[Pass.BACKWARD]
         del out
         self.check_inputs()
         grads = accuracy.check_grads(raw, self._inputs)
         if forward_high is not None and backward_high is not None:
+            candidate.levels |= {Pass.BACKWARD: middle, Pass.FORWARD_BACKWARD: start}
             candidate.peaks[Pass.BACKWARD] = max(0, backward_high - middle)
             candidate.peaks[Pass.FORWARD_BACKWARD] = max(0, max(forward_high, backward_high) - start)
         candidate.given[Pass.BACKWARD] = candidate.given[Pass.FORWARD_BACKWARD] = print_of(grads)
@@ -100,11 +105,17 @@ class Gate:
             x.data.copy_(y)
         raise IncorrectError(changed_in_place(changed))
 
-    def witness(self, candidate: Candidate, pass_: Pass, call: Callable[[], object], clock: Clock) -> Witness:
-        """What watches the calls of a pass of a candidate that has passed."""
+    def witness(
+        self, candidate: Candidate, pass_: Pass, call: Callable[[], object], clock: Clock, period: int, adds_up: bool
+    ) -> Witness:
+        """What watches the calls of a pass of a candidate that has passed: those on the group's own inputs.
+
+        They are every `period`-th call, the first among them. Gradients that add up become others by every call.
+        """
         to_the_bit = pass_ is Pass.FORWARD and candidate.point.device == "cpu" and candidate.method.deterministic
         tolerance = None if to_the_bit else accuracy.EXACT_TOLERANCES[candidate.point.dtype]
-        return Witness(call, clock, self._inputs, candidate.given.get(pass_), tolerance)
+        before = None if adds_up and pass_ is not Pass.FORWARD else candidate.given.get(pass_)
+        return Witness(call, clock, self._inputs, before, tolerance, period)
 
     def turn(self, witness: Witness | None) -> None:
         """The turn of another witness begins, or of none: whoever had the last one must have left all as it was."""
@@ -119,19 +130,28 @@ class Gate:
 
 
 class Witness:
-    """A clock for one call that keeps what the call gave last, until `check` compares it with what it gave before.
+    """A clock for calls of which every `period`-th is `call`; it keeps what that gave last, until `check` compares it.
 
-    `failure` is the first difference that was found; with a tolerance of None a single bit is one.
+    It is compared with what the pass gave before it was timed. `failure` is the first difference that was found; with a
+    tolerance of None a single bit is one.
     """
 
     def __init__(
-        self, call: Callable[[], object], clock: Clock, inputs: Inputs, before: Print | None, tolerance: float | None
+        self,
+        call: Callable[[], object],
+        clock: Clock,
+        inputs: Inputs,
+        before: Print | None,
+        tolerance: float | None,
+        period: int = 1,
     ) -> None:
         self._call = call
         self._clock = clock
         self._inputs = inputs
         self._before = before
         self._tolerance = tolerance
+        self._period = period
+        self._calls = 0
         self._last: tuple[Any, ...] = ()
         self.failure: Exception | None = None
 
@@ -141,13 +161,20 @@ class Witness:
         self._last = (result,)
         return result
 
+    @property
+    def host_ms(self) -> float | None:
+        """After how long the last call gave the host back, where the clock tells."""
+        return self._clock.host_ms
+
     def now_s(self) -> float:
         """The clock's seconds."""
         return self._clock.now_s()
 
     def time_ms(self, call: Callable[[], object]) -> float:
-        """The clock's time of a call; what was kept of the one before is freed first, outside that time."""
-        self._last = ()
+        """The clock's time of a call; what was kept is freed before it is replaced, outside that time."""
+        if self._calls % self._period == 0:
+            self._last = ()
+        self._calls += 1
         return self._clock.time_ms(call)
 
     def check(self) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from hyperbench.config import PointConfig, RunConfig
 from hyperbench.schema import ALL_STAGES, ErrorRow, Pass, Point, Record, Stage, Status, Timing
-from hyperbench.validate import ErrorConfig
+from hyperbench.stats import median
+from hyperbench.validate import ErrorConfig, ProtocolConfig
 
 Key = tuple[str, str, int] | tuple[str, int, str] | tuple[str, str, str, int]
 #: Every point's error rows, in the order they are written; lse_mean_abs comes first where a method has a log-sum-exp.
@@ -114,6 +115,29 @@ class FinishedStages:
         return None if place in self._whole else tuple(self._timed.get(place, ()))
 
 
+class RoundLimits:
+    """In how many rounds a pass of a point is measured: in fewer where a call takes longer than its budget.
+
+    The first round that has a time decides, so that a run that goes on decides as it did before.
+    """
+
+    def __init__(self, protocol: ProtocolConfig) -> None:
+        self._protocol = protocol
+        self._first: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def add(self, record: Record) -> None:
+        """Take note of a record."""
+        if isinstance(record, Timing) and record.samples_ms:
+            place = record.point.point_id, str(record.pass_)
+            if place not in self._first or record.round < self._first[place][0]:
+                self._first[place] = record.round, median(record.samples_ms) / 1e3
+
+    def wants(self, point: Point, pass_: str, round_: int) -> bool:
+        """Whether a pass of a point is to be measured in a round."""
+        first = self._first.get((point.point_id, str(pass_)))
+        return first is None or round_ - first[0] < self._protocol.rounds_for(pass_, first[1])
+
+
 def todo(
     cell: Cell,
     passes: Iterable[str],
@@ -123,13 +147,19 @@ def todo(
     stages: FinishedStages | None = None,
     *,
     errors_in: int | None = 0,
+    limits: RoundLimits | None = None,
 ) -> Todo:
     """What a cell needs in a round, given the keys of the records that are there; errors belong to one round alone.
 
-    Stages are wanted where `stages` is given; it knows which of them are finished.
+    Stages are wanted where `stages` is given; it knows which of them are finished. `limits` knows which passes are too
+    slow for another round; with a forward pass its stages are.
     """
     point = cell.point
-    timed = tuple(Pass(p) for p in passes if (point.point_id, str(p), round_) not in finished)
+    timed = tuple(
+        Pass(p)
+        for p in passes
+        if (point.point_id, str(p), round_) not in finished and (limits is None or limits.wants(point, p, round_))
+    )
     seeds: tuple[int, ...] = ()
     if round_ == errors_in:
         wanted = expected_metrics(point, passes, error)
@@ -138,6 +168,8 @@ def todo(
             for seed in draw_seeds(point, error)
             if any((point.point_id, seed, metric) not in finished for metric in wanted)
         )
+    if stages is not None and limits is not None and not limits.wants(point, Pass.FORWARD, round_):
+        stages = None
     timed_stages = stages.timed(point, round_) if stages is not None else None
     return Todo(cell, timed, seeds, timed_stages is not None, timed_stages or ())
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hyperbench.measure import accuracy, grid
-from hyperbench.measure.calls import Inputs, as_leaves, gradients, timed_call
+from hyperbench.measure.calls import Inputs, as_leaves, gradients
 from hyperbench.measure.candidate import Candidate
 from hyperbench.measure.clock import Clock
 from hyperbench.measure.failures import classify, poisons_device
-from hyperbench.measure.gate import Gate, Witness
+from hyperbench.measure.gate import Gate
 from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.memory import Gauge
 from hyperbench.measure.methods import registry
 from hyperbench.measure.reference import Reference, make_reference
-from hyperbench.measure.sampler import Sampler, interleave
+from hyperbench.measure.sampler import interleave
 from hyperbench.measure.stages import StageMeasurement
+from hyperbench.measure.surroundings import Surroundings
+from hyperbench.measure.timed import TimedPass, prepare_pass
 from hyperbench.measure.wire import Task
 from hyperbench.schema import ErrorRow, Pass, Point, Record, Status, Timing, to_json
 
@@ -33,11 +36,14 @@ class GroupMeasurement:
     `poisoned` tells that an error left the device unusable in this process: `run` ended early, the rest is still to do.
     """
 
-    def __init__(self, task: Task, emit: Emit, clock: Clock, gauge: Gauge) -> None:
+    def __init__(
+        self, task: Task, emit: Emit, clock: Clock, gauge: Gauge, surroundings: Surroundings | None = None
+    ) -> None:
         self._task = task
         self._emit = emit
         self._clock = clock
         self._gauge = gauge
+        self._surroundings = surroundings or Surroundings()
         self._reference: Reference | None = None
         self._no_reference = task.no_reference
         self._context: dict[str, float] = {}
@@ -114,10 +120,10 @@ class GroupMeasurement:
 
     def _check(self, candidate: Candidate, inputs: Inputs, grad_output: Tensor, gate: Gate) -> None:
         """Take a candidate through the gate; then write the errors of every seed."""
-        errors = gate.forward(candidate, self._gauge)
+        errors = gate.forward(candidate, self._gauge, self._clock)
         if any(p != Pass.FORWARD for p in self._task.passes):
             try:
-                errors |= gate.backward(candidate, self._gauge)
+                errors |= gate.backward(candidate, self._gauge, self._clock)
             except Exception as error:  # of the measured code; the forward pass is sound and stays
                 candidate.failed = dict.fromkeys(
                     (Pass.BACKWARD, Pass.FORWARD_BACKWARD), self._classify(error, candidate)
@@ -176,32 +182,45 @@ class GroupMeasurement:
 
     def _time(self, pass_: Pass, candidates: list[Candidate], inputs: Inputs, grad_output: Tensor, gate: Gate) -> None:
         """Time one pass of all cells in turns and write a row for each."""
-        timed: list[tuple[Candidate, Sampler, Witness]] = []
-        budget_s = self._task.protocol.budget_s[pass_]
+        timed: list[tuple[Candidate, TimedPass]] = []
+        protocol, copies = self._task.protocol, [inputs]
         for candidate in candidates:
             if pass_ in candidate.failed:
                 self._write(self._failed_timing(candidate, pass_, *candidate.failed[pass_]))
                 continue
             self._begin("prepare", candidate.point, pass_)
             try:
-                call = timed_call(candidate.call, pass_, inputs, grad_output)
+                one = prepare_pass(
+                    candidate.call, pass_, copies, grad_output, self._clock, protocol,
+                    self._surroundings.conditions(), candidate.point,
+                    partial(gate.witness, candidate, pass_),
+                    forward_ms=candidate.first_ms.get(Pass.FORWARD, 0.0),
+                    graph_bytes=candidate.peaks.get(Pass.FORWARD_BACKWARD, 0),
+                )  # fmt: skip
                 gate.check_inputs()
             except Exception as error:  # of the measured code
                 self._write(self._failed_timing(candidate, pass_, *self._classify(error, candidate)))
                 continue
-            witness = gate.witness(candidate, pass_, call, self._clock)
-            timed.append((candidate, Sampler(witness.call, witness, self._task.protocol, budget_s), witness))
+            timed.append((candidate, one))
 
-        def on_turn(index: int) -> None:
-            gate.turn(timed[index][2])
+        def begin_turn(index: int) -> None:
+            gate.turn(timed[index][1].witness)
             self._begin("time", timed[index][0].point, pass_)
+            timed[index][1].conditions.begin_turn()
 
         def on_done(index: int) -> None:
             gate.turn(None)
             # At once: a kill while a slower method is still being timed must not lose what is finished.
             self._finish(*timed[index], pass_)
 
-        interleave([sampler for _, sampler, _ in timed], budget_s / self._task.protocol.slices, on_turn, on_done)
+        interleave(
+            [one.sampler for _, one in timed],
+            protocol.budget_s[pass_] / protocol.slices,
+            begin_turn,
+            on_done,
+            lambda index: timed[index][1].conditions.end_turn(),
+            in_turns=not protocol.fixed_time,
+        )
 
     def _time_stages(self, candidate: Candidate, inputs: Inputs) -> None:
         """Time the stages of one cell's forward pass and write a row for each."""
@@ -214,29 +233,36 @@ class GroupMeasurement:
         )  # fmt: skip
         stages.run(inputs, lambda: candidate.call(*inputs))
 
-    def _finish(self, candidate: Candidate, sampler: Sampler, witness: Witness, pass_: Pass) -> None:
-        failure = sampler.failure or witness.failure
+    def _finish(self, candidate: Candidate, timed: TimedPass, pass_: Pass) -> None:
+        failure = timed.failure()
         if failure is not None:
             self._write(self._failed_timing(candidate, pass_, *self._classify(failure, candidate)))
         else:
-            self._write(self._timing(candidate, pass_, sampler))
+            self._write(self._timing(candidate, pass_, timed))
 
-    def _timing(self, candidate: Candidate, pass_: Pass, sampler: Sampler) -> Timing:
-        point = candidate.point
+    def _timing(self, candidate: Candidate, pass_: Pass, timed: TimedPass) -> Timing:
+        point, sampler = candidate.point, timed.sampler
+        executed_flops = candidate.method.executed_flops(point, pass_, candidate.wanted.cell.exact)
+        judged = timed.judge(executed_flops, self._surroundings.peak_flops_per_s(point.dtype))
         return Timing(
             point=point,
             pass_=pass_,
             protocol=self._task.protocol.name,
             round=self._task.round,
-            status=Status.OK,
+            status=judged.status,
             implementation=candidate.method.implementation(point.device, point),
             stop_reason=sampler.stop_reason,
             samples_ms=tuple(sampler.samples_ms),
             warmup_ms=tuple(sampler.warmup_ms),
             peak_memory_bytes=candidate.peaks.get(pass_),
             exact_equivalent_flops=registry.exact_equivalent_flops(point, pass_),
-            executed_flops=candidate.method.executed_flops(point, pass_, candidate.wanted.cell.exact),
-            message="; ".join(filter(None, (candidate.method.note(point), sampler.note))),
+            executed_flops=executed_flops,
+            message="; ".join(filter(None, (candidate.method.note(point), sampler.note, *judged.notes))),
+            first_call_ms=candidate.first_ms.get(pass_),
+            host_ms=judged.host_ms,
+            baseline_memory_bytes=candidate.levels.get(pass_),
+            flags=judged.flags,
+            conditions={**self._surroundings.fixed, **timed.facts, **timed.conditions.summary()},
         )
 
     def _failed_timing(self, candidate: Candidate, pass_: Pass, status: Status, message: str) -> Timing:

@@ -47,6 +47,10 @@ def main() -> None:
 
         answer["timer"] = timer_facts(_devices(answer)[-1])
         answer["triton_backend"] = why_no_triton(answer["cuda_available"])
+    if request.get("noise"):
+        from hyperbench.measure.diagnose import noise_facts
+
+        answer["noise"] = noise_facts(request["noise"]["device"], full=request["noise"]["full"])
     with os.fdopen(answer_fd, "w") as out:
         json.dump(answer, out)
 
@@ -64,6 +68,7 @@ def facts() -> dict[str, Any]:
         "cuda_available": cuda,
         "gpu_name": torch.cuda.get_device_name(0) if cuda else None,
         "gpu_count": torch.cuda.device_count() if cuda else 0,
+        "gpu_uuid": _gpu_uuid() if cuda else None,
         "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory if cuda else None,
         "cuda_bfloat16": torch.cuda.is_bf16_supported() if cuda else False,
         "threads": torch.get_num_threads(),
@@ -77,6 +82,14 @@ def thread_pools(info: str) -> dict[str, str]:
     """What PyTorch's report on its parallelism says, in short: threads of each library, their versions, the backend."""
     found = {name: re.search(pattern, info) for name, pattern in _PARALLEL.items()}
     return {name: match.group(1) for name, match in found.items() if match is not None}
+
+
+def _gpu_uuid() -> str | None:
+    """The id of the GPU itself, whatever number it has here; None where PyTorch is too old to tell."""
+    import torch
+
+    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None)
+    return None if uuid is None else str(uuid)
 
 
 def kernels() -> dict[str, str] | None:

@@ -33,6 +33,7 @@ class Plan:
 
     An origin is one state of code, libraries and driver. Rounds that an earlier one finished for a whole group count;
     the rest of the protocol's rounds are measured anew, all methods of the group, so that every round has one origin.
+    `limits` knows which passes are too slow for another round of this origin, `past` for another one of those before.
     """
 
     def __init__(
@@ -42,10 +43,13 @@ class Plan:
         first_round: int,
         finished: set[grid.Key],
         stages: grid.FinishedStages,
+        limits: grid.RoundLimits | None = None,
+        past: grid.RoundLimits | None = None,
     ) -> None:
         self._config = config
         self._seed = config.config_hash
         self._stages = stages if config.stages else None
+        self._limits, self._past = limits, past
         self._rounds = {
             group.key: range(first_round, first_round + self._missing(group, first_round, finished)) for group in groups
         }
@@ -60,7 +64,7 @@ class Plan:
         """What the cells of a group still need in a round, in the order of that round."""
         if round_ not in self._rounds[group.key]:
             return ()
-        found = self._needs(group, round_, finished, errors_in=self.first_round)
+        found = self._needs(group, round_, finished, self._limits, errors_in=self.first_round)
         places = order(len(found), round_, f"{self._seed}:{group.key}")
         return tuple(found[place] for place in places if not found[place].is_empty)
 
@@ -68,18 +72,28 @@ class Plan:
         """The rounds that earlier origins left to be measured; one at least where errors are missing."""
         left = self._config.protocol.rounds
         left -= sum(
-            all(wanted.is_empty for wanted in self._needs(group, round_, finished, errors_in=None))
+            all(wanted.is_empty for wanted in self._needs(group, round_, finished, self._past, errors_in=None))
             for round_ in range(first_round)
         )
-        if left < 1 and any(w.seeds for w in self._needs(group, first_round, finished, errors_in=first_round)):
+        if left < 1 and any(
+            w.seeds for w in self._needs(group, first_round, finished, self._limits, errors_in=first_round)
+        ):
             return 1
         return max(0, left)
 
     def _needs(
-        self, group: grid.Group, round_: int, finished: set[grid.Key], *, errors_in: int | None
+        self,
+        group: grid.Group,
+        round_: int,
+        finished: set[grid.Key],
+        limits: grid.RoundLimits | None,
+        *,
+        errors_in: int | None,
     ) -> list[grid.Todo]:
         config = self._config
         return [
-            grid.todo(cell, config.passes, config.error, round_, finished, self._stages, errors_in=errors_in)
+            grid.todo(
+                cell, config.passes, config.error, round_, finished, self._stages, errors_in=errors_in, limits=limits
+            )
             for cell in group.cells
         ]

@@ -101,6 +101,7 @@ class Runner:
         self._costs: dict[tuple[str, str], float] = {}
         self._finished: set[grid.Key] = set()
         self._stages = grid.FinishedStages()
+        self._limits, self._past = grid.RoundLimits(config.protocol), grid.RoundLimits(config.protocol)
         self._oom: dict[str, Point] = {}
         self._no_reference: dict[str, str] = {}
         self._first_round = first_round
@@ -109,7 +110,7 @@ class Runner:
         for record in history:
             if record.status.has_timing or not retry_failed:
                 self._note(record)
-        self._plan = Plan(config, self._groups, first_round, self._finished, self._stages)
+        self._plan = Plan(config, self._groups, first_round, self._finished, self._stages, self._limits, self._past)
 
     def remaining_s(self) -> float:
         """Seconds that everything not finished is likely to take; zero if all is."""
@@ -278,13 +279,15 @@ class Runner:
             self._listener.finished(cost_s)
 
     def _note(self, record: Record) -> None:
+        first = self._first_round
         self._finished.add(record.key)
+        (self._past if getattr(record, "round", first) < first else self._limits).add(record)
         if isinstance(record, Stage):
             self._stages.add(record)
         if record.status is Status.OOM:
             self._oom[record.point.point_id] = record.point
         # What other code got wrong may be right now.
-        if isinstance(record, Timing) and record.status is Status.INCORRECT and record.round >= self._first_round:
+        if isinstance(record, Timing) and record.status is Status.INCORRECT and record.round >= first:
             self._incorrect[record.point.point_id, str(record.pass_)] = record.message
 
     def _ready_child(self, round_: int) -> Child:

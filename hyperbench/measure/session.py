@@ -17,6 +17,7 @@ from hyperbench import origins, store
 from hyperbench.catalog import ConfigError
 from hyperbench.config import RunConfig, load
 from hyperbench.measure import grid
+from hyperbench.measure import noise as noise_room
 from hyperbench.measure.account import Account
 from hyperbench.measure.child import Child, WorkerProcess
 from hyperbench.measure.estimate import Speed, plan_s
@@ -118,6 +119,25 @@ def ask_probe(request: dict[str, Any], env: Mapping[str, str]) -> Facts:
     return answer
 
 
+def noise_here(prepared: Prepared, ask: Callable[[dict[str, Any], Mapping[str, str]], Facts] | None = None) -> Facts:
+    """The A/A floor, the timer's resolution and the effect of the flush, measured or as `doctor` or a run found them.
+
+    Nothing for one round: what cannot be compared needs no floor, and starting processes takes seconds.
+    """
+    config = prepared.config
+    if config.protocol.rounds < 2:
+        return {}
+    env = {**config.device.env, **_threads_env(config)}
+    return noise_room.noise_of(
+        noise_room.origin_of(prepared.facts, config.device.name, env, config.device.threads),
+        lambda: noise_room.measure_noise(ask or ask_probe, config.device.name, env),
+    )
+
+
+def _threads_env(config: RunConfig) -> dict[str, str]:
+    return {} if config.device.threads is None else {"OMP_NUM_THREADS": str(config.device.threads)}
+
+
 def measure(
     prepared: Prepared,
     folder: Path,
@@ -205,6 +225,8 @@ def _request(config: RunConfig) -> dict[str, Any]:
 
 
 def _check_device(config: RunConfig, facts: Facts) -> None:
+    if config.protocol.cuda_graph and config.device.name != "cuda":
+        raise ConfigError(f"protocol.cuda_graph=true needs device=cuda, and this run is on {config.device.name}")
     if config.device.name == "cuda" and not facts["cuda_bfloat16"]:
         for point in config.points:
             if point.dtype == "bfloat16":

@@ -77,6 +77,7 @@ def main(read_fd: int, write_fd: int) -> None:
     from hyperbench.measure.clock import clock_for
     from hyperbench.measure.group import GroupMeasurement
     from hyperbench.measure.memory import gauge_for
+    from hyperbench.measure.surroundings import surroundings_for
 
     # Threads and libraries that the first calls start are no method's memory.
     x = torch.randn(1, 1, _SETTLE_SEQ_LEN, 64, requires_grad=True)
@@ -93,7 +94,8 @@ def main(read_fd: int, write_fd: int) -> None:
                 torch.set_num_threads(task.threads)
             device = task.todos[0].cell.point.device
             clock = StoppableClock(clock_for(device), stop.check)
-            measurement = GroupMeasurement(task, emit, clock, gauge_for(device))
+            surroundings = surroundings_for(device, torch.get_num_threads())
+            measurement = GroupMeasurement(task, emit, clock, gauge_for(device), surroundings)
             try:
                 measurement.run()
             except Stop:

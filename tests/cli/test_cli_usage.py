@@ -36,7 +36,7 @@ WRONG = [
     (["run", "is_causal=maybe"], "is_causal=maybe", "true or false"),
     (["run", "passes=[forwards]"], "passes=forwards", "forward_backward"),
     (["run", "protocol.rounds=0"], "protocol.rounds=0", "at least 1"),
-    (["run", "protocol=strict,short"], "protocol=strict,short", "one protocol"),
+    (["run", "protocol=strict,quick"], "protocol=strict,quick", "one protocol"),
     (["run", "seq_len"], "'seq_len'", "KEY=VALUE"),
     (["run", "shape.seq_len="], "shape.seq_len", "integer"),
     (["run", "out="], "out=", "out=DIR"),

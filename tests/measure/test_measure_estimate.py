@@ -23,7 +23,7 @@ def by_point(run: Prepared, speed: Speed = SPEED, finished: set[Any] | None = No
 
 
 def test_the_parts_of_a_run_add_up_to_it() -> None:
-    run = prepared("sweep=smoke", "protocol.rounds=3")
+    run = prepared("sweep=smoke", "protocol.rounds=3", "protocol.slow_rounds=3")
     groups = grid.group(run.cells)
     plan = Plan(run.config, groups, 0, set(), grid.FinishedStages())
     parts = [group_s(plan.todos(g, r, set()), run.config, SPEED) for r in plan.rounds for g in groups]
@@ -57,11 +57,25 @@ def test_an_estimate_follows_lengths_and_budgets() -> None:
     def total(*words: str) -> float:
         return sum(by_point(prepared("shape.seq_len=8192", "method=[flash2,hyper]", *words)).values())
 
-    plain = total()
-    assert total("shape.seq_len=32768") > plain
-    assert total("protocol.budget_s.forward=0.001") < plain
-    assert total("error.seeds=[0]") < plain
+    plain = total("protocol.rounds=1")
+    assert total("protocol.rounds=1", "shape.seq_len=32768") > plain
+    assert total("protocol.rounds=1", "protocol.budget_s.forward=0.001") < plain
+    assert total("protocol.rounds=1", "error.seeds=[0]") < plain
     assert total("protocol.rounds=2") > plain
+
+
+def test_passes_slower_than_their_budget_are_expected_in_fewer_rounds() -> None:
+    def total(*words: str) -> float:
+        return sum(by_point(prepared("method=[flash2]", "protocol.rounds=4", *words)).values())
+
+    slow = ("shape.seq_len=65536", "protocol.budget_s.forward=1", "protocol.budget_s.backward=1")
+    assert (
+        total(*slow, "protocol.slow_rounds=1")
+        < total(*slow, "protocol.slow_rounds=2")
+        < total(*slow, "protocol.slow_rounds=4")
+    )
+    quick = ("shape.seq_len=256",)
+    assert total(*quick, "protocol.slow_rounds=1") == total(*quick, "protocol.slow_rounds=4")
 
 
 def test_what_is_finished_costs_nothing() -> None:

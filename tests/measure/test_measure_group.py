@@ -36,7 +36,7 @@ def test_a_timing_says_how_it_was_taken() -> None:
         assert timing.implementation.startswith("hyperattn-core-")
         exact = registry.exact_equivalent_flops(timing.point, Pass(name))
         assert (timing.exact_equivalent_flops, timing.executed_flops is not None) == (exact, True)
-        assert timing.protocol == "short"
+        assert timing.protocol == "quick"
 
 
 def test_errors_are_measured_for_every_seed_and_exact_is_exact() -> None:

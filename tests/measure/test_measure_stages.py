@@ -92,7 +92,7 @@ def test_every_stage_is_timed_once_and_knows_its_place(target: str, is_causal: b
     assert sorted(row.stage for row in found.rows) == sorted(names)
     protocol = tiny().config.protocol
     for row in found.rows:
-        assert (row.status, row.all_stages, row.protocol, row.round) == (Status.OK, names, "short", 0)
+        assert (row.status, row.all_stages, row.protocol, row.round) == (Status.OK, names, "quick", 0)
         assert protocol.slow_min_samples <= len(row.samples_ms) <= protocol.max_samples
         assert row.median_ms == median(row.samples_ms)
         assert row.stop_reason in StopReason

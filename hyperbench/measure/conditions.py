@@ -1,0 +1,222 @@
+"""Under which conditions samples were taken: load from others, clocks, power, temperature, reasons for throttling.
+
+Everything is read between the samples, through objects that are passed in, and nothing read here is required: what a
+system does not tell is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hyperbench.schema import Flag
+from hyperbench.stats import median
+
+#: Other processes that use more than this part of the cores' time disturb.
+BUSY_SHARE = 0.1
+#: Shorter than this, the kernel's counts of used time (in hundredths of a second) say nothing.
+_SHORTEST_S = 0.25
+_STAT = Path("/proc/stat")
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """What a GPU said at one moment; null where it does not tell."""
+
+    sm_clock_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    throttle_reasons: tuple[str, ...] = ()
+
+
+class Gpu(Protocol):
+    """A GPU that can be asked."""
+
+    def read(self) -> GpuReading:
+        """What it says now."""
+        ...
+
+
+@dataclass(frozen=True)
+class CpuTimes:
+    """Seconds of one moment: on the clock, and used since the start by all processes on our cores and by this one."""
+
+    now_s: float
+    all_s: float | None
+    own_s: float
+
+
+class Conditions:
+    """Follows one pass of one point: `look` at the start and the end of each of its turns, then `summary` and `flags`.
+
+    `cpu_times` and `cpu_mhz` read this machine, `gpu` the GPU that is measured, if one is; `cpus` is how many cores
+    there are for us.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu | None = None,
+        *,
+        cpus: int = 1,
+        cpu_times: Callable[[], CpuTimes] | None = None,
+        cpu_mhz: Callable[[], float | None] | None = None,
+    ) -> None:
+        self._gpu = gpu
+        self._cpus = max(1, cpus)
+        self._cpu_times = cpu_times or read_cpu_times
+        self._cpu_mhz = cpu_mhz or read_cpu_mhz
+        self._begun: CpuTimes | None = None
+        self._elapsed_s = self._others_s = 0.0
+        self._readings: list[GpuReading] = []
+        self._mhz: list[float] = []
+
+    def begin_turn(self) -> None:
+        """Samples are about to be taken."""
+        self._begun = self._cpu_times()
+
+    def end_turn(self) -> None:
+        """Samples have been taken: read everything, while what they did is still to be seen."""
+        if self._gpu is not None:
+            self._readings.append(self._gpu.read())
+        times, begun = self._cpu_times(), self._begun
+        self._begun = None
+        if begun is not None and times.all_s is not None and begun.all_s is not None:
+            self._elapsed_s += times.now_s - begun.now_s
+            self._others_s += (times.all_s - begun.all_s) - (times.own_s - begun.own_s)
+        # On a machine of many cores this reading takes a while.
+        if not self._mhz and (mhz := self._cpu_mhz()) is not None:
+            self._mhz.append(mhz)
+
+    @property
+    def others_share(self) -> float | None:
+        """The part of the cores' time that others used during the samples; None where it is not known."""
+        if self._elapsed_s < _SHORTEST_S:
+            return None
+        return min(1.0, max(0.0, self._others_s / (self._elapsed_s * self._cpus)))
+
+    @property
+    def throttle_reasons(self) -> tuple[str, ...]:
+        """Why the clocks of the GPU were held down at any moment, each once."""
+        return tuple(dict.fromkeys(name for reading in self._readings for name in reading.throttle_reasons))
+
+    def flags(self) -> list[Flag]:
+        """What the conditions alone say against the samples."""
+        share = self.others_share
+        busy = [Flag.BUSY_MACHINE] if share is not None and share > BUSY_SHARE else []
+        return busy + ([Flag.THROTTLED] if self.throttle_reasons else [])
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data for the record; what is not known is left out."""
+        found: dict[str, Any] = {"others_share": _rounded(self.others_share, 3)}
+        if self._mhz:
+            found |= {"cpu_mhz": _rounded(self._mhz[0], 0)}
+        if self._readings:
+            clocks = [r.sm_clock_mhz for r in self._readings if r.sm_clock_mhz is not None]
+            powers = [r.power_w for r in self._readings if r.power_w is not None]
+            degrees = [r.temperature_c for r in self._readings if r.temperature_c is not None]
+            found |= {
+                "sm_clock_mhz_first": clocks[0] if clocks else None,
+                "sm_clock_mhz_last": clocks[-1] if clocks else None,
+                "sm_clock_mhz_min": min(clocks, default=None),
+                "power_w_max": _rounded(max(powers, default=None), 1),
+                "temperature_c_max": max(degrees, default=None),
+                "throttle_reasons": list(self.throttle_reasons),
+            }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def fixed_conditions(threads: int) -> dict[str, Any]:
+    """What holds for a whole process: threads, the cores it may run on, and the load when it began."""
+    return {"threads": threads, "affinity": affinity(), "load_average": _rounded(load_average(), 2)}
+
+
+def affinity() -> str:
+    """The cores this process may run on, as "0-3,8"; empty where the system does not tell."""
+    return ranges(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else ""
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers in short: 0-3,8."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def load_average() -> float | None:
+    """Processes that wanted to run, on average over the last minute; None where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return None
+
+
+def busy_warning(load: float | None, cpus: int) -> str:
+    """One line on a machine that others use already, before a run begins; empty where all is quiet."""
+    if load is None or load <= max(0.5, 0.25 * cpus):
+        return ""
+    return (
+        f"this machine is busy: a load of {load:.1f} on {cpus} core{'' if cpus == 1 else 's'} before the run begins; "
+        "times will scatter, and rows are flagged busy_machine where others use the cores during the samples"
+    )
+
+
+def read_cpu_times() -> CpuTimes:
+    """The times of now, the cores of all processes being those that this process may run on."""
+    own = os.times()
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    try:
+        used = busy_seconds(_STAT.read_text(), cpus)
+    except OSError:
+        used = None
+    return CpuTimes(time.perf_counter(), used, own.user + own.system)
+
+
+def busy_seconds(stat: str, cpus: Iterable[int] | None = None, ticks_per_s: float | None = None) -> float | None:
+    """Seconds that cores were not idle since the start of the system, from the text of /proc/stat; time stolen by
+    other machines on the same hardware counts. None if the text tells nothing of these cores.
+    """
+    ticks = ticks_per_s or float(os.sysconf("SC_CLK_TCK"))
+    wanted = None if cpus is None else {f"cpu{number}" for number in cpus}
+    total, seen = 0.0, False
+    for line in stat.splitlines():
+        name, *fields = line.split() or [""]
+        if name.startswith("cpu") and name != "cpu" and (wanted is None or name in wanted):
+            # user nice system idle iowait irq softirq steal; guests are part of user.
+            numbers = [float(field) for field in fields[:8] if field.isdigit()]
+            total += sum(numbers) - sum(numbers[3:5])
+            seen = True
+    return total / ticks if seen else None
+
+
+def read_cpu_mhz() -> float | None:
+    """The median clock of the cores in MHz; None where the system does not tell."""
+    try:
+        return cpu_mhz(_CPUINFO.read_text())
+    except OSError:
+        return None
+
+
+def cpu_mhz(cpuinfo: str) -> float | None:
+    """The median clock in the text of /proc/cpuinfo in MHz, if it tells."""
+    values = []
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "cpu MHz":
+            try:
+                values.append(float(value))
+            except ValueError:
+                continue
+    return median(values) if values else None
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

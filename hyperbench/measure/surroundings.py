@@ -1,0 +1,44 @@
+"""What a worker knows of the machine around its samples: the GPU's sensors and peak rate, cores, threads, load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hyperbench.measure.conditions import Conditions, Gpu, fixed_conditions
+from hyperbench.measure.peaks import peak_flops_per_s
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """`fixed` holds for the whole process; `gpu` can be asked between samples, `gpu_name` tells the peak rate."""
+
+    gpu: Gpu | None = None
+    gpu_name: str | None = None
+    cpus: int = 1
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+    def conditions(self) -> Conditions:
+        """New conditions to follow one pass of one point."""
+        return Conditions(self.gpu, cpus=self.cpus)
+
+    def peak_flops_per_s(self, dtype: str) -> float | None:
+        """The most operations per second of the GPU; None where it is not known, as for CPUs."""
+        return peak_flops_per_s(self.gpu_name, dtype)
+
+
+def surroundings_for(device: str, threads: int) -> Surroundings:
+    """What is around this process on a device."""
+    from hyperbench.environment import available_cpus
+
+    fixed = fixed_conditions(threads)
+    if device != "cuda":
+        return Surroundings(cpus=available_cpus(), fixed=fixed)
+    import torch
+
+    from hyperbench.measure.nvml import find_gpu
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    uuid = getattr(properties, "uuid", None)
+    gpu = find_gpu(None if uuid is None else str(uuid))
+    return Surroundings(gpu, properties.name, available_cpus(), {**fixed, "nvml": gpu is not None})

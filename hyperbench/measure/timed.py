@@ -1,0 +1,134 @@
+"""One pass of one cell from its call to its timing: prepared, sampled, judged by its samples and conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from hyperbench.measure.calls import Inputs, in_turn, number_of_copies, rotated, timed_call
+from hyperbench.measure.clock import Clock
+from hyperbench.measure.conditions import Conditions
+from hyperbench.measure.gate import Witness
+from hyperbench.measure.graphs import GraphedCall
+from hyperbench.measure.peaks import is_above_peak
+from hyperbench.measure.sampler import Sampler
+from hyperbench.sample_shape import has_drift, has_two_modes
+from hyperbench.schema import Flag, Pass, Point, Status
+from hyperbench.stats import median
+from hyperbench.validate import ProtocolConfig
+
+#: Forward passes made to prepare copies for a backward pass take at most this part of its budget.
+_PREPARE_SHARE = 0.1
+#: Steps of the events of CUDA, in milliseconds: samples that differ by one are the same.
+_EVENT_STEP_MS = 1e-3
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a timing's samples and conditions say of it; a throttled timing is marked, never dropped."""
+
+    status: Status
+    flags: tuple[str, ...]
+    notes: tuple[str, ...]
+    host_ms: float | None
+
+
+@dataclass
+class TimedPass:
+    """A pass under measurement, and what watches it; `graphs` are its captured calls in graph mode.
+
+    `facts` go into the conditions.
+    """
+
+    sampler: Sampler
+    conditions: Conditions
+    witness: Witness
+    graphs: list[GraphedCall] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    resolution_ms: float = 0.0
+
+    def failure(self) -> Exception | None:
+        """Why there is no timing: what the call raised, another answer than before, or a graph's; else None."""
+        found = self.sampler.failure or self.witness.failure
+        if found is not None:
+            return found
+        try:
+            for graph in self.graphs:
+                graph.check()
+        except Exception as error:  # of the measured code
+            return error.with_traceback(None)
+        return None
+
+    def judge(self, executed_flops: float | None, peak_flops_per_s: float | None) -> Judged:
+        """Flags, status and notes of the samples, held against the peak rate where it is known."""
+        samples = self.sampler.samples_ms
+        host_ms = median(self.sampler.host_ms) if self.sampler.host_ms else None
+        flags = self.conditions.flags()
+        if has_drift(samples):
+            flags.append(Flag.DRIFT)
+        if has_two_modes(samples, self.resolution_ms):
+            flags.append(Flag.BIMODAL)
+        if host_ms is not None and host_ms > median(samples):
+            flags.append(Flag.HOST_BOUND)
+        if is_above_peak(executed_flops, median(samples), peak_flops_per_s):
+            flags.append(Flag.ABOVE_PEAK)
+        reasons = self.conditions.throttle_reasons
+        return Judged(
+            Status.THROTTLED if reasons else Status.OK,
+            tuple(str(flag) for flag in Flag if flag in flags),
+            (f"throttled: {', '.join(reasons)}",) if reasons else (),
+            host_ms,
+        )
+
+
+def prepare_pass(
+    method: Callable[[Tensor, Tensor, Tensor], Tensor],
+    pass_: Pass,
+    copies: list[Inputs],
+    grad_output: Tensor,
+    clock: Clock,
+    protocol: ProtocolConfig,
+    conditions: Conditions,
+    point: Point,
+    witness_of: Callable[[Callable[[], object], Clock, int, bool], Witness],
+    forward_ms: float = 0.0,
+    graph_bytes: int = 0,
+) -> TimedPass:
+    """A pass of a method, ready to be sampled on several copies of its inputs in turn.
+
+    `copies` begins with the inputs themselves; missing copies are added to it, for the methods that come after as well.
+    `witness_of` makes what watches the call on the inputs themselves: of that call, the clock, every how many calls it
+    comes, and whether gradients add up. `forward_ms` is what a forward pass takes, `graph_bytes` what its graph keeps
+    at most. Raises whatever the method raises.
+    """
+    budget_s = protocol.budget_s[pass_]
+    spare_calls = _PREPARE_SHARE * budget_s * 1e3 / forward_ms if forward_ms > 0 else protocol.input_copies
+    count = number_of_copies(
+        copies[0], pass_, protocol.input_copies, protocol.input_copies_bytes, spare_calls, graph_bytes
+    )
+    if len(copies) < count:
+        copies[:] = rotated(copies[0], count)
+    graphs: list[GraphedCall] = []
+
+    def call_on(inputs: Inputs) -> Callable[[], object]:
+        def prepare() -> Callable[[], object]:
+            return timed_call(method, pass_, inputs, grad_output, accumulate=protocol.as_paper)
+
+        if not protocol.cuda_graph:
+            return prepare()
+        graphs.append(GraphedCall(prepare, point.dtype))
+        return graphs[-1]
+
+    calls = [call_on(inputs) for inputs in copies[:count]]
+    witness = witness_of(calls[0], clock, len(calls), protocol.as_paper)
+    return TimedPass(
+        Sampler(in_turn([witness.call, *calls[1:]]), witness, protocol, budget_s),
+        conditions,
+        witness,
+        graphs,
+        {"input_copies": len(calls), **({"cuda_graph": True} if graphs else {})},
+        _EVENT_STEP_MS if point.device == "cuda" else 0.0,
+    )
