@@ -1,4 +1,4 @@
-"""What is read between samples: load of others, clocks and reasons of a GPU that is only pretended, rates above a peak."""
+"""What is read between samples: load of others, a GPU that is only pretended, rates above a peak."""
 
 from __future__ import annotations
 
@@ -132,13 +132,17 @@ def test_idleness_and_settings_are_no_throttling(bits: int) -> None:
 def test_a_gpu_is_found_by_its_id_and_its_absence_is_no_error() -> None:
     asked: list[Any] = []
 
-    def handle(name: Any) -> str:
-        if isinstance(name, str) and old:
+    def new(name: str) -> str:
+        asked.append(name)
+        return "handle"
+
+    def old(name: Any) -> str:
+        if isinstance(name, str):
             raise TypeError("bytes wanted")
         asked.append(name)
         return "handle"
 
-    for old in (False, True):
+    for handle in (new, old):
         module = SimpleNamespace(nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=handle)
         assert find_gpu("1234-5", module) is not None
     assert asked == ["GPU-1234-5", b"GPU-1234-5"]
@@ -178,13 +182,14 @@ def test_this_machine_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("load", "cpus", "busy"), [(None, 2, False), (0.3, 2, False), (1.5, 2, True), (3.0, 64, False)]
+    ("others_s", "seconds", "busy"), [(0.1, 3.0, False), (3.0, 3.0, True), (9.0, 3.0, True), (0.2, 0.1, False)]
 )
-def test_a_machine_that_others_use_is_told_before_a_run(load: float | None, cpus: int, busy: bool) -> None:
-    warning = busy_warning(load, cpus)
+def test_a_machine_that_others_use_is_told_before_a_run(others_s: float, seconds: float, busy: bool) -> None:
+    warning = busy_warning(*turn(0, seconds, others_s), cpus=2)
     assert bool(warning) == busy
     assert "\n" not in warning
-    assert not busy or "load of 1.5 on 2 cores" in warning
+    assert not busy or "of its 2 cores" in warning
+    assert busy_warning(CpuTimes(0, None, 0), CpuTimes(9, None, 1), cpus=2) == ""
 
 
 def test_the_peak_of_a_gpu_is_found_by_its_name() -> None:
