@@ -13,8 +13,10 @@ from made_runs import tiny
 
 from hyperbench.measure import grid
 from hyperbench.measure import group as module
+from hyperbench.measure.conditions import GpuReading
 from hyperbench.measure.group import GroupMeasurement
 from hyperbench.measure.methods import registry
+from hyperbench.measure.surroundings import Surroundings
 from hyperbench.measure.wire import Task
 from hyperbench.schema import ErrorRow, Pass, Status, Timing, from_json
 
@@ -26,6 +28,8 @@ HYPER = {"block_size": 8, "sample_size": 8, "num_projections": 3, "min_seq_len":
 
 class Clock:
     """Every call takes a millisecond."""
+
+    host_ms: float | None = None
 
     def now_s(self) -> float:
         """Never later."""
@@ -68,9 +72,10 @@ class Measured:
         error = dataclasses.replace(config.error, **options.pop("error", {}))
         todos = tuple(grid.todo(one, passes, error, round_, options.get("finished", set())) for one in cells)
         options.pop("finished", None)
-        self.task = Task(todos, passes, config.protocol, error, round_, None, **options)
         self.messages: list[dict[str, Any]] = []
-        self.measurement = GroupMeasurement(self.task, self.messages.append, Clock(), Gauge())
+        clock, surroundings = options.pop("clock", None) or Clock(), options.pop("surroundings", None)
+        self.task = Task(todos, passes, config.protocol, error, round_, None, **options)
+        self.measurement = GroupMeasurement(self.task, self.messages.append, clock, Gauge(), surroundings)
         self.measurement.run()
         self.records = [from_json(m["record"]) for m in self.messages if m["event"] == "record"]
 
@@ -335,3 +340,39 @@ def test_a_finished_method_is_written_while_a_slower_one_is_still_timed() -> Non
         i for i, m in enumerate(done.messages) if m["event"] == "record" and m["record"]["kind"] == "timing"
     )
     assert ("begin", "time") in events[first_row:]
+
+
+def test_a_timing_says_what_its_first_call_took_and_what_was_in_memory_before() -> None:
+    class Later(Clock):
+        """Every look at it is a second later."""
+
+        def __init__(self) -> None:
+            self.s = 0.0
+
+        def now_s(self) -> float:
+            self.s += 1.0
+            return self.s
+
+    found = Measured(odd("exact", exact=True), clock=Later()).timings("exact")
+    assert {name: timing.first_call_ms for name, timing in found.items()} == {
+        "forward": 1000.0, "backward": 1000.0, "forward_backward": 2000.0
+    }  # fmt: skip
+    assert {timing.memory_before_bytes for timing in found.values()} == {1000}
+
+
+def test_conditions_and_flags_stand_in_the_record_and_throttling_marks_it() -> None:
+    class Gpu:
+        def read(self) -> GpuReading:
+            return GpuReading(1200.0, 700.0, 85.0, ("sw_power_cap",))
+
+    hot = Surroundings(Gpu(), "NVIDIA H100 80GB HBM3", 2, {"threads": 2})
+    for timing in Measured(odd("exact", exact=True), surroundings=hot).timings("exact").values():
+        assert timing.status is Status.THROTTLED
+        assert timing.samples_ms
+        assert "throttled" in timing.flags
+        assert "sw_power_cap" in timing.message
+        assert timing.conditions["threads"] == 2
+        assert timing.conditions["sm_clock_mhz_min"] == 1200.0
+        assert timing.conditions["input_copies"] >= 1
+    quiet = Measured(odd("exact", exact=True)).timings("exact")["forward"]
+    assert (quiet.status, "throttled" in quiet.flags) == (Status.OK, False)
