@@ -91,7 +91,9 @@ def run(
     from hyperbench import progress, summary
     from hyperbench.device_lock import DeviceLock, device_key
     from hyperbench.measure import session
+    from hyperbench.measure.conditions import read_cpu_times
 
+    begun = read_cpu_times()
     prepared = session.prepare(overrides or [])
     console, notes = _stdout(), Console(stderr=True)
     if dry_run and as_json:
@@ -101,10 +103,10 @@ def run(
     if dry_run:
         return summary.print_dry_run(prepared, console)
     out = Path(prepared.config.out) if prepared.config.out is not None else None
-    if not as_json:
-        summary.print_warnings(notes)
     with DeviceLock(device_key(prepared.config.device.name, prepared.facts)):
         folder = session.open_folder(prepared, out, resume=resume, fresh=fresh, noise=session.noise_here)
+        if not as_json:
+            summary.print_warnings(begun, notes)
         with progress.listener(notes, quiet=as_json) as shown:
             outcome = session.measure(prepared, folder, shown, retry_failed=retry_failed, start=shown.start)
     if as_json:

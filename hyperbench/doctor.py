@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hyperbench import catalog, environment
 from hyperbench.device_lock import DeviceBusyError, DeviceLock, device_key
 from hyperbench.measure import noise
-from hyperbench.measure.conditions import busy_warning, load_average
+from hyperbench.measure.conditions import busy_warning, read_cpu_times
 from hyperbench.measure.session import ask_probe
 
 if TYPE_CHECKING:
@@ -28,11 +28,12 @@ def examine() -> dict[str, Any]:
         "measure_rate": True,
         "diagnose": True,
     }
-    device_files = catalog.entries("device")
+    device_files, begun = catalog.entries("device"), read_cpu_times()
     facts = ask_probe(request, {k: str(v) for k, v in device_files["cpu"]["env"].items()})
     device = "cuda" if facts["cuda_available"] else "cpu"
     env = {k: str(v) for k, v in device_files[device]["env"].items()}
-    measured, busy = _noise(facts, device, env)
+    busy = busy_warning(begun, read_cpu_times(), environment.available_cpus())
+    measured, owner = _noise(facts, device, env)
     found = environment.collect(facts, {"device": device, **measured}, env)
     runnable = {
         name: {where: facts["methods"][data["_target_"]]["unsupported"][where] for where in ("cpu", "cuda")}
@@ -49,21 +50,19 @@ def examine() -> dict[str, Any]:
         "attention_flops_per_s": facts["flops_per_s"],
         "timer": facts["timer"],
         "noise": {**measured, "processes": noise.PROCESSES},
-        "busy": busy,
+        "busy": owner or busy,
     }
 
 
 def _noise(facts: dict[str, Any], device: str, env: dict[str, str]) -> tuple[dict[str, Any], str]:
-    """The noise of this machine, kept for runs to come unless something else was measured meanwhile; and what was."""
-    busy = busy_warning(load_average(), environment.available_cpus())
+    """The noise of this machine, kept for runs to come unless one measures meanwhile; and what is said of that."""
     try:
         with DeviceLock(device_key(device, facts)):
             measured = noise.measure_noise(ask_probe, device, env)
             noise.store_noise(noise.origin_of(facts, device, env, None), measured)
     except DeviceBusyError as error:
-        busy = str(error)
-        measured = noise.measure_noise(ask_probe, device, env)
-    return measured, busy
+        return noise.measure_noise(ask_probe, device, env), str(error)
+    return measured, ""
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:

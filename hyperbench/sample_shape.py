@@ -18,13 +18,13 @@ _TREND_LEVEL = 0.01
 _TREND_MIN_SAMPLES = 8
 #: More samples than this are first made so many medians of neighbours.
 _TREND_MOST = 120
-#: A mode has at least this part of the samples, and at least so many; fewer are outliers.
-_MODE_SHARE = 0.2
+#: A mode has at least this part of the samples, and at least so many samples; fewer are outliers.
+_MODE_SHARE = 0.25
 _MODE_MIN_SAMPLES = 3
 _MODES_MIN_SAMPLES = 10
-#: The gap between two modes must be this many times the largest gap that is likely within one of them.
+#: The means of two modes lie this many deviations apart, for many samples; the other term is over their number.
 _MODE_DISTANCE = 4.5
-_MODE_DISTANCE_FEW = 22.0
+_MODE_DISTANCE_FEW = 25.0
 
 
 def has_drift(samples: Sequence[float]) -> bool:
@@ -59,7 +59,7 @@ def trend_p_value(samples: Sequence[float]) -> float:
 
 
 def has_two_modes(samples: Sequence[float], resolution: float = 0.0) -> bool:
-    """Whether samples fall into two groups, each of a fifth of them or more, that lie far apart for their widths.
+    """Whether samples fall into two groups, each of a quarter of them or more, that lie far apart for their widths.
 
     The groups are those whose spread within is least; they count as two where the distance of their means is many times
     that spread (4.5 for many samples, more for few), and 2 % of the median and twice the clock's resolution or more.

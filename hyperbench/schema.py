@@ -141,7 +141,7 @@ class Timing:
 
     `first_call_ms` is the wall time of the first such call in the process (compilation, tuning, page faults), never a
     sample. `host_ms` is the median time after which a call gave the host back, on a device that works beside it.
-    `peak_memory_bytes` is above `baseline_memory_bytes`, what was in use before the call. `flags` say what a reader
+    `peak_memory_bytes` is above `memory_before_bytes`, what was in use before the call. `flags` say what a reader
     must know before trusting it; `conditions` hold load, clocks, power, temperature and so on during the samples.
     """
 
@@ -160,7 +160,7 @@ class Timing:
     message: str = ""
     first_call_ms: float | None = None
     host_ms: float | None = None
-    baseline_memory_bytes: int | None = None
+    memory_before_bytes: int | None = None
     flags: tuple[str, ...] = ()
     conditions: dict[str, Any] = field(default_factory=dict)
 
@@ -177,7 +177,7 @@ class Timing:
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < math.inf:
                 raise ValueError(f"{name}={value} must be a non-negative number")
-        for name in ("round", "peak_memory_bytes", "baseline_memory_bytes"):
+        for name in ("round", "peak_memory_bytes", "memory_before_bytes"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be negative")
         for flag in self.flags:

@@ -12,7 +12,7 @@ from rich.table import Table
 from hyperbench.analyze.show import show_run
 from hyperbench.environment import available_cpus
 from hyperbench.measure.account import PRODUCTIVE
-from hyperbench.measure.conditions import busy_warning, load_average
+from hyperbench.measure.conditions import CpuTimes, busy_warning, read_cpu_times
 from hyperbench.measure.runner import GOOD_STATUSES, Outcome
 from hyperbench.measure.session import Prepared
 from hyperbench.progress import duration
@@ -35,9 +35,9 @@ def print_grid(prepared: Prepared, console: Console) -> None:
     )  # fmt: skip
 
 
-def print_warnings(console: Console) -> None:
-    """What stands in the way of good times on this machine, before a run begins."""
-    warning = busy_warning(load_average(), available_cpus())
+def print_warnings(begun: CpuTimes, console: Console) -> None:
+    """What stands in the way of good times on this machine, by what others did since a moment before the run."""
+    warning = busy_warning(begun, read_cpu_times(), available_cpus())
     if warning:
         console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
 

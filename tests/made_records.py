@@ -111,7 +111,7 @@ def timings(draw: st.DrawFn) -> Timing:
         message=draw(st.text(max_size=20)),
         first_call_ms=draw(st.none() | milliseconds),
         host_ms=draw(st.none() | milliseconds),
-        baseline_memory_bytes=draw(st.none() | st.integers(0, 2**62)),
+        memory_before_bytes=draw(st.none() | st.integers(0, 2**62)),
         flags=tuple(map(str, draw(st.lists(st.sampled_from(Flag), unique=True)))) if samples else (),
         conditions=draw(conditions),
     )

@@ -29,6 +29,8 @@ TINY = (
     "protocol.warmup_max_s=0.01",
     "protocol.min_samples=2",
     "protocol.max_samples=3",
+    # On a machine that is busy a call may take longer than its budget: every round is measured all the same.
+    "protocol.slow_rounds=9",
     "shape.head_dim=8",
     "error.seeds=[0,1]",
 )

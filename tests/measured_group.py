@@ -11,6 +11,7 @@ from made_runs import tiny
 
 from hyperbench.measure import grid
 from hyperbench.measure.group import GroupMeasurement
+from hyperbench.measure.surroundings import Surroundings
 from hyperbench.measure.wire import Task
 from hyperbench.schema import ErrorRow, Status, Timing, from_json
 
@@ -24,6 +25,7 @@ class Clock:
     """Every call takes a millisecond; `heard` is what the group has said so far."""
 
     heard: list[dict[str, Any]]
+    host_ms: float | None = None
 
     def now_s(self) -> float:
         """Never later."""
@@ -67,6 +69,7 @@ class Measured:
         passes: tuple[str, ...] = PASSES,
         round_: int = 0,
         clock: Clock | None = None,
+        surroundings: Surroundings | None = None,
         **options: Any,
     ) -> None:
         config = tiny().config
@@ -77,7 +80,7 @@ class Measured:
         self.messages: list[dict[str, Any]] = []
         clock = clock or Clock()
         clock.heard = self.messages
-        self.measurement = GroupMeasurement(self.task, self.messages.append, clock, Gauge())
+        self.measurement = GroupMeasurement(self.task, self.messages.append, clock, Gauge(), surroundings)
         self.measurement.run()
         self.records = [from_json(m["record"]) for m in self.messages if m["event"] == "record"]
 

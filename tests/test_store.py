@@ -32,7 +32,7 @@ DOCUMENTED = {
     "timings": [
         *POINT_COLUMNS, "seed", "pass", "protocol", "round", "status", "stop_reason", "n_samples", "median_ms",
         "ci_low_ms", "ci_high_ms", "p20_ms", "p80_ms", "min_ms", "mad_ms", "first_call_ms", "host_ms",
-        "baseline_memory_bytes", "peak_memory_bytes", "exact_equivalent_flops", "executed_flops", "flags", "message",
+        "memory_before_bytes", "peak_memory_bytes", "exact_equivalent_flops", "executed_flops", "flags", "message",
     ],
     "errors": [*POINT_COLUMNS, "input_seed", "seed", "metric", "value", "status", "message"],
     "stages": [
@@ -46,7 +46,7 @@ WHOLE_OR_NULL = {
     "sample_size",
     "num_projections",
     "min_seq_len",
-    "baseline_memory_bytes",
+    "memory_before_bytes",
     "peak_memory_bytes",
     "position",
     "num_stages",

@@ -86,7 +86,7 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
         frozenset(m for m, node in nodes.items() if node.get("exact")),
         missing_errors(run.errors, MAIN_ERROR),
         described(run.origins, sorted({int(round_) for round_ in chosen["round"]})),
-        _timed_as_paper(run.config),
+        _timed_as_paper(run.config) or bool((chosen["protocol"] == "paper").any()),
     )
 
 
@@ -100,7 +100,7 @@ def _in_order(timings: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
 
 def _timed_as_paper(config: Mapping[str, Any]) -> bool:
     protocol = config.get("protocol")
-    return isinstance(protocol, dict) and (protocol.get("as_paper") is True or protocol.get("name") == "paper")
+    return isinstance(protocol, dict) and protocol.get("as_paper") is True
 
 
 def _method_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -44,7 +44,7 @@ class Gpu(Protocol):
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """Seconds of one moment: on the clock, and used since the start by all processes on our cores and by this one."""
+    """Seconds of one moment: on the clock, and used since the start by all processes on our cores and by our own."""
 
     now_s: float
     all_s: float | None
@@ -159,25 +159,29 @@ def load_average() -> float | None:
         return None
 
 
-def busy_warning(load: float | None, cpus: int) -> str:
-    """One line on a machine that others use already, before a run begins; empty where all is quiet."""
-    if load is None or load <= max(0.5, 0.25 * cpus):
+def busy_warning(begun: CpuTimes, ended: CpuTimes, cpus: int) -> str:
+    """One line where others used the cores between two moments before a run begins; empty where all is quiet."""
+    if begun.all_s is None or ended.all_s is None or ended.now_s - begun.now_s < _SHORTEST_S:
+        return ""
+    used_s = ended.all_s - begun.all_s - (ended.own_s - begun.own_s)
+    share = used_s / ((ended.now_s - begun.now_s) * cpus)
+    if share <= BUSY_SHARE:
         return ""
     return (
-        f"this machine is busy: a load of {load:.1f} on {cpus} core{'' if cpus == 1 else 's'} before the run begins; "
-        "times will scatter, and rows are flagged busy_machine where others use the cores during the samples"
+        f"this machine is busy: others use {min(share, 1.0):.0%} of its {cpus} core{'' if cpus == 1 else 's'}; "
+        "times will scatter, and rows are flagged busy_machine where this goes on during the samples"
     )
 
 
 def read_cpu_times() -> CpuTimes:
-    """The times of now, the cores of all processes being those that this process may run on."""
+    """The times of now: of all processes on the cores we may run on, and our own, with those of children that ended."""
     own = os.times()
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     try:
         used = busy_seconds(_STAT.read_text(), cpus)
     except OSError:
         used = None
-    return CpuTimes(time.perf_counter(), used, own.user + own.system)
+    return CpuTimes(time.perf_counter(), used, sum(own[:4]))
 
 
 def busy_seconds(stat: str, cpus: Iterable[int] | None = None, ticks_per_s: float | None = None) -> float | None:

@@ -260,7 +260,7 @@ class GroupMeasurement:
             message="; ".join(filter(None, (candidate.method.note(point), sampler.note, *judged.notes))),
             first_call_ms=candidate.first_ms.get(pass_),
             host_ms=judged.host_ms,
-            baseline_memory_bytes=candidate.levels.get(pass_),
+            memory_before_bytes=candidate.levels.get(pass_),
             flags=judged.flags,
             conditions={**self._surroundings.fixed, **timed.facts, **timed.conditions.summary()},
         )

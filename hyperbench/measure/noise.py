@@ -36,12 +36,12 @@ def aa_floor(medians_ms: list[float]) -> float:
     return max(abs(value / centre - 1.0) for value in medians_ms) if centre > 0 else 0.0
 
 
-def measure_noise(ask: Ask, device: str, env: Mapping[str, str], processes: int = PROCESSES) -> dict[str, Any]:
-    """KEYS, measured: every probe times the same small call in a fresh process.
+def measure_noise(ask: Ask, device: str, env: Mapping[str, str]) -> dict[str, Any]:
+    """KEYS, measured: each of PROCESSES probes times the same small call in a fresh process.
 
     Raises whatever `ask` raises.
     """
-    answers = [ask(_request(device, full=index == 0), env)["noise"] for index in range(processes)]
+    answers = [ask(_request(device, full=index == 0), env)["noise"] for index in range(PROCESSES)]
     first = answers[0]
     return {
         "aa_floor": aa_floor([answer["median_ms"] for answer in answers]),

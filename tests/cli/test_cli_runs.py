@@ -16,6 +16,7 @@ import pytest
 import yaml
 from commands import TINY, Call, process
 
+from hyperbench.measure import noise
 from hyperbench.schema import Timing
 from hyperbench.store import load_run, read_journal
 
@@ -286,11 +287,13 @@ def test_a_method_from_outside_is_measured_and_its_failure_is_a_row(tmp_path: Pa
     assert error.iloc[0] == pytest.approx(0.5, abs=1e-3)
 
 
-def test_the_doctor_says_what_runs_here(call: Call) -> None:
+def test_the_doctor_says_what_runs_here(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "PROCESSES", 2)
     answer = call("doctor", "--json")
     report = json.loads(answer.out)
     assert answer.code == 0
     assert report["methods"]["hyper"]["cpu"] is None
     assert "CUDA" in report["methods"]["cudnn"]["cpu"]
     assert report["timer"]["resolution_ns"] > 0
+    assert 0 <= report["noise"]["aa_floor"] == report["environment"]["aa_floor"] < 10
     assert "flash2" in call("doctor").out

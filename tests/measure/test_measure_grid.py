@@ -182,3 +182,53 @@ def test_another_configuration_is_tried(name: str) -> None:
                              "head_dim": 32, "seed": 1}  # fmt: skip
     changed = a_point(seq_len=2048, **{name: other.get(name, "other")})
     assert grid.expects_skip(changed, [a_point(seq_len=1024)]) is None
+
+
+def timed(round_: int, ms: float, pass_: Pass = Pass.FORWARD) -> Timing:
+    """A timing of the exact cell."""
+    return Timing(EXACT.point, pass_, "strict", round_, Status.OK, samples_ms=(ms,))
+
+
+class TestSlowPasses:
+    """A call that takes longer than its budget is not measured again in every round."""
+
+    protocol = dataclasses.replace(
+        tiny().config.protocol, rounds=5, slow_rounds=2, budget_s={"forward": 1.0, "backward": 9.0}
+    )
+
+    def rounds(self, *records: Any) -> dict[str, list[int]]:
+        """Pass -> the rounds in which it is wanted, after these records."""
+        limits = grid.RoundLimits(self.protocol)
+        for record in records:
+            limits.add(record)
+        passes = ("forward", "backward")
+        wanted = [grid.todo(EXACT, passes, ERROR, r, set(), None, limits).passes for r in range(5)]
+        return {name: [r for r in range(5) if Pass(name) in wanted[r]] for name in passes}
+
+    def test_a_call_within_its_budget_is_measured_in_every_round(self) -> None:
+        every = list(range(5))
+        assert self.rounds() == {"forward": every, "backward": every}
+        assert self.rounds(timed(0, 999.0), timed(0, 8999.0, Pass.BACKWARD)) == {"forward": every, "backward": every}
+
+    def test_a_slower_one_in_fewer(self) -> None:
+        found = self.rounds(timed(0, 1001.0), timed(0, 1001.0, Pass.BACKWARD))
+        assert found == {"forward": [0, 1], "backward": list(range(5))}
+
+    def test_the_first_round_decides_whatever_the_others_say_and_in_whatever_order_they_are_read(self) -> None:
+        slow_later = [timed(0, 999.0), timed(1, 5000.0)]
+        fast_later = [timed(0, 1001.0), timed(1, 10.0)]
+        for order in (1, -1):
+            assert self.rounds(*slow_later[::order])["forward"] == list(range(5))
+            assert self.rounds(*fast_later[::order])["forward"] == [0, 1]
+
+    def test_a_failure_decides_nothing(self) -> None:
+        failed = Timing(EXACT.point, Pass.FORWARD, "strict", 0, Status.TIMEOUT)
+        assert self.rounds(failed)["forward"] == list(range(5))
+
+    def test_with_a_slow_forward_pass_its_stages_are_left_out_too(self) -> None:
+        limits = grid.RoundLimits(self.protocol)
+        limits.add(timed(0, 1001.0))
+        wanted = [
+            grid.todo(EXACT, ("forward",), ERROR, r, set(), grid.FinishedStages(), limits).stages for r in range(5)
+        ]
+        assert wanted == [True, True, False, False, False]

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from measured_group import HYPER, PASSES, Measured, all_of, cell, odd
+from measured_group import HYPER, PASSES, Clock, Measured, all_of, cell, odd
 
 from hyperbench.measure import group as module
+from hyperbench.measure.conditions import GpuReading
 from hyperbench.measure.methods import registry
+from hyperbench.measure.surroundings import Surroundings
 from hyperbench.schema import Pass, Status
 
 
@@ -239,3 +241,38 @@ def test_a_finished_method_is_written_while_a_slower_one_is_still_timed() -> Non
         i for i, m in enumerate(done.messages) if m["event"] == "record" and m["record"]["kind"] == "timing"
     )
     assert ("begin", "time") in events[first_row:]
+
+
+def test_a_timing_says_what_its_first_call_took_and_what_was_in_memory_before() -> None:
+    class Later(Clock):
+        """Every look at it is a second later."""
+
+        s = 0.0
+
+        def now_s(self) -> float:
+            self.s += 1.0
+            return self.s
+
+    found = Measured(odd("exact", exact=True), clock=Later()).timings("exact")
+    assert {name: timing.first_call_ms for name, timing in found.items()} == {
+        "forward": 1000.0, "backward": 1000.0, "forward_backward": 2000.0
+    }  # fmt: skip
+    assert {timing.memory_before_bytes for timing in found.values()} == {1000}
+
+
+def test_conditions_and_flags_stand_in_the_record_and_throttling_marks_it() -> None:
+    class Gpu:
+        def read(self) -> GpuReading:
+            return GpuReading(1200.0, 700.0, 85.0, ("sw_power_cap",))
+
+    hot = Surroundings(Gpu(), "NVIDIA H100 80GB HBM3", 2, {"threads": 2})
+    for timing in Measured(odd("exact", exact=True), surroundings=hot).timings("exact").values():
+        assert timing.status is Status.THROTTLED
+        assert timing.samples_ms
+        assert "throttled" in timing.flags
+        assert "sw_power_cap" in timing.message
+        assert timing.conditions["threads"] == 2
+        assert timing.conditions["sm_clock_mhz_min"] == 1200.0
+        assert timing.conditions["input_copies"] >= 1
+    quiet = Measured(odd("exact", exact=True)).timings("exact")["forward"]
+    assert (quiet.status, "throttled" in quiet.flags) == (Status.OK, False)

@@ -66,6 +66,21 @@ def test_each_round_is_a_new_process(small: Prepared) -> None:
     assert [task.round for worker in site.workers for task in worker.tasks] == [0, 1]
 
 
+def test_slow_passes_are_not_measured_in_every_round_and_that_ends_the_run() -> None:
+    # A made-up worker's calls take a millisecond.
+    site = Site(
+        tiny("shape.seq_len=64", "method=[math,hyper]", "passes=[forward,backward]", "protocol.rounds=4",
+             "protocol.slow_rounds=2", "protocol.budget_s.forward=0.0005"),
+    )  # fmt: skip
+    site.run()
+    rounds: dict[str, set[int]] = {}
+    for record in site.journal.records:
+        if isinstance(record, Timing):
+            rounds.setdefault(str(record.pass_), set()).add(record.round)
+    assert rounds == {"forward": {0, 1}, "backward": {0, 1, 2, 3}}
+    assert site.runner().remaining_s() == 0
+
+
 @pytest.mark.parametrize("unit", ["check", "prepare", "time"])
 def test_a_crash_is_put_down_to_what_was_measured(run: Prepared, unit: str) -> None:
     fate = dies(SIGSEGV, unit=unit if unit != "prepare" else "check", method="hyper", seq_len=64)

@@ -233,3 +233,62 @@ def test_the_others_go_on_when_one_fails_or_is_done() -> None:
 
 def test_no_methods_need_no_turns() -> None:
     interleave([], 1.0)
+
+
+def test_each_turn_is_framed_and_ends_before_the_result_is_taken() -> None:
+    heard = list[tuple[str, int]]()
+    group = [sampler(forever(1.0)), sampler([RuntimeError("no")])]
+    interleave(
+        group, 1.0,
+        lambda i: heard.append(("turn", i)), lambda i: heard.append(("done", i)), lambda i: heard.append(("rest", i)),
+    )  # fmt: skip
+    assert heard == [("turn", 0), ("rest", 0), ("turn", 1), ("rest", 1), ("done", 1),
+                     ("turn", 0), ("rest", 0), ("done", 0)]  # fmt: skip
+
+
+class TestFixedTime:
+    """Load for a fixed time: no precision ends it, and the calls between two samples are made all the same."""
+
+    def test_precision_does_not_end_it_and_the_budget_does(self) -> None:
+        found = measured(forever(1.0), budget_s=0.5, fixed_time=True, max_samples=10_000)
+        assert (found.stop_reason, len(found.samples_ms)) == (StopReason.BUDGET, 500)
+
+    def test_of_many_calls_the_samples_are_spread_over_the_whole_time(self) -> None:
+        times = [1.0 + i for i in range(100)]
+        found = measured(forever(*[1.0] * 6, *times), budget_s=sum(times) / 1e3, fixed_time=True, max_samples=20)
+        assert 15 <= len(found.samples_ms) <= 20
+        assert found.samples_ms[0] == times[0]
+        assert found.samples_ms[-1] >= times[-10]
+        assert found.samples_ms == sorted(found.samples_ms)
+
+    def test_a_slow_call_is_made_as_often_as_it_must_be(self) -> None:
+        found = measured(forever(900.0), budget_s=0.1, fixed_time=True, min_samples=1, slow_min_samples=1)
+        assert (found.stop_reason, found.samples_ms) == (StopReason.BUDGET, [900.0])
+
+    def test_one_is_brought_to_its_end_right_after_its_warm_up_before_the_next_begins(self) -> None:
+        turns, clock = list[int](), Clock()
+        group = [sampler(forever(ms), 0.2, clock, fixed_time=True) for ms in (1.0, 2.0)]
+        interleave(group, 0.05, turns.append, in_turns=False)
+        assert turns == sorted(turns)
+        assert all(s.done for s in group)
+        assert set(turns) == {0, 1}
+
+    def test_a_long_warm_up_is_not_kept_whole(self) -> None:
+        found = sampler(forever(1.0), fixed_time=True, warmup_min_s=5.0, warmup_max_s=5.0)
+        found.warm_up()
+        assert len(found.warmup_ms) == 1000
+
+
+def test_the_time_of_the_host_is_kept_beside_each_sample_where_the_clock_tells() -> None:
+    class Both(Clock):
+        host_ms: float | None = None
+
+        def time_ms(self, call: Callable[[], Any]) -> float:
+            self.host_ms = 3.0 + self.now_ms
+            return super().time_ms(call)
+
+    found = sampler(forever(1.0), clock=Both())
+    interleave([found], 0.01)
+    assert len(found.host_ms) == len(found.samples_ms)
+    assert found.host_ms == sorted(found.host_ms)
+    assert measured(forever(1.0)).host_ms == []
