@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from made_records import a_point
+from measured_group import Clock
 from torch import Tensor
 
 from hyperbench.measure import properties
 from hyperbench.measure.accuracy import IncorrectError
-from hyperbench.measure.gate import Gate
+from hyperbench.measure.gate import Gate, Witness
 from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.methods import registry
 from hyperbench.measure.prints import difference, fingerprint, print_of
@@ -126,3 +129,21 @@ def test_one_position_alone_is_examined_for_what_it_can_show() -> None:
 def test_the_shortest_causal_sequences_have_a_verdict(seq_len: int) -> None:
     point = a_point(**{**SMALL, "seq_len": seq_len}, target="odd_methods.exact", is_causal=True)
     assert properties.examine(registry.find("odd_methods.exact"), point, exact=False) is True
+
+
+def test_of_calls_on_several_inputs_only_those_on_the_groups_own_are_compared() -> None:
+    """The first call and every third one after it; what the others give is not kept."""
+    own, other = torch.ones(1, 1, 4, 2), torch.zeros(1, 1, 4, 2)
+    inputs = (own, own, own)
+    gives = [own]
+    witness = Witness(lambda: gives[0], Clock(), inputs, print_of([own]), None, period=3)
+    calls = itertools.cycle([witness.call, lambda: other, lambda: other])
+    for _ in range(5):
+        witness.time_ms(next(calls))
+    witness.check()
+    witness.time_ms(next(calls))
+    witness.check()
+    gives[0] = other
+    witness.time_ms(next(calls))
+    with pytest.raises(IncorrectError, match="while it was timed, its output became another"):
+        witness.check()

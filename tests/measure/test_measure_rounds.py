@@ -13,7 +13,7 @@ from made_runs import tiny
 from hyperbench.measure import grid
 from hyperbench.measure.rounds import Plan, order
 from hyperbench.measure.session import Prepared
-from hyperbench.schema import Record, Status
+from hyperbench.schema import ErrorRow, Pass, Record, Status, Timing
 
 counts = st.integers(1, 9)
 seeds = st.text(max_size=5)
@@ -137,3 +137,37 @@ def test_errors_that_are_missing_get_a_round_under_the_new_origin(run: Prepared)
 def test_nothing_timed_yet_means_that_the_new_origin_has_all_rounds(run: Prepared) -> None:
     assert list(plan_of(run, 0, set()).rounds) == [0, 1, 2]
     assert list(plan_of(run, 1, set()).rounds) == [1, 2, 3]
+
+
+def test_a_slow_pass_has_its_fewer_rounds_under_every_origin() -> None:
+    run = tiny(
+        "shape.seq_len=64", "method=[math]", "passes=[forward,backward]", "protocol.rounds=3", "protocol.slow_rounds=1"
+    )
+    config, (group,) = run.config, grid.group(run.cells)
+    slow_s = 2 * config.protocol.budget_s["forward"]
+
+    def timed(round_: int, pass_: Pass) -> Timing:
+        took_ms = 1e3 * slow_s if pass_ is Pass.FORWARD else 1e-3
+        return Timing(group.cells[0].point, pass_, "p", round_, Status.OK, samples_ms=(took_ms,))
+
+    def limits_of(*records: Timing) -> grid.RoundLimits:
+        limits = grid.RoundLimits(config.protocol)
+        for record in records:
+            limits.add(record)
+        return limits
+
+    errors = {r.key for r in written(plan_of(run, 0, set()), run, 0) if isinstance(r, ErrorRow)}
+    old = [timed(0, Pass.FORWARD), *(timed(round_, Pass.BACKWARD) for round_ in range(3))]
+    finished = errors | {record.key for record in old}
+    stages = grid.FinishedStages()
+    # Complete as it is: another origin has nothing to add.
+    assert list(Plan(config, [group], 3, finished, stages, limits_of(), limits_of(*old)).rounds) == []
+    # One of the quick pass's rounds is lost: the other origin measures both passes in a round of its own.
+    finished -= {old[-1].key}
+    plan = Plan(config, [group], 3, finished, stages, limits_of(), limits_of(*old[:-1]))
+    assert list(plan.rounds) == [3]
+    assert [w.passes for w in plan.todos(group, 3, finished)] == [(Pass.FORWARD, Pass.BACKWARD)]
+    # Nothing is finished: the slow pass comes in the first of the new rounds alone, wherever that one stands.
+    plan = Plan(config, [group], 5, set(), stages, limits_of(timed(5, Pass.FORWARD)), limits_of())
+    assert list(plan.rounds) == [5, 6, 7]
+    assert [w.passes for w in plan.todos(group, 6, set())] == [(Pass.BACKWARD,)]
