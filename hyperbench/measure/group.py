@@ -159,7 +159,9 @@ class GroupMeasurement:
         del out
         if candidate.wanted.cell.exact:
             accuracy.check_exact(errors, candidate.point.dtype)
-        if any(p != Pass.FORWARD for p in self._task.passes):
+        # In a later round a slow backward pass may not be wanted, and one call of it would be the longest of all.
+        wanted = self._task.passes if candidate.wanted.seeds else candidate.wanted.passes
+        if any(p != Pass.FORWARD for p in wanted):
             try:
                 errors |= self._check_grads(candidate, inputs, grad_output)
             except Exception as error:  # of the measured code; the forward pass is sound and stays
