@@ -61,8 +61,8 @@ def _noise(facts: dict[str, Any], device: str, env: dict[str, str]) -> tuple[dic
             measured = noise.measure_noise(ask_probe, device, env)
             noise.store_noise(noise.origin_of(facts, device, env, None), measured)
     except DeviceBusyError as error:
-        return noise.measure_noise(ask_probe, device, env), str(error)
-    return measured, ""
+        return noise.measure_noise(ask_probe, device, env).facts, str(error)
+    return measured.facts, ""
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:

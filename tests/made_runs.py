@@ -57,6 +57,7 @@ def facts(request: Mapping[str, Any], env: Mapping[str, str] | None = None, **ch
         "methods": methods,
         "problems": [],
         "flops_per_s": {"cpu": 1e11},
+        "noise": {"median_ms": 1.0, "resolution_ns": 1, "flush_ratio": None},
         **changes,
     }
 

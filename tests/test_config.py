@@ -376,3 +376,19 @@ def test_words_are_read_as_hydra_reads_them(
 ) -> None:
     found = parse(words)
     assert (list(found.plain), found.axes, found.fixed) == (plain, axes, fixed)
+
+
+def test_protocols_differ_in_what_they_are_for() -> None:
+    found = {name: config_of(f"protocol={name}").protocol for name in catalog.names("protocol")}
+    assert set(found) == {"quick", "standard", "strict", "sustained", "paper"}
+    assert config_of().protocol == found["standard"]
+    assert (found["quick"].rounds, found["standard"].rounds) == (1, 3)
+    assert found["strict"].rounds >= 5
+    assert [name for name, protocol in found.items() if protocol.fixed_time] == ["paper", "sustained"]
+    assert [name for name, protocol in found.items() if protocol.as_paper] == ["paper"]
+    # Load of other methods between the samples would be a pause of this one's.
+    assert found["sustained"].slices == 1
+    for protocol in (found["standard"], found["strict"]):
+        slow_s, quick_s = protocol.budget_s["forward"] + 0.1, protocol.budget_s["forward"] - 0.1
+        assert protocol.rounds_for("forward", slow_s) == protocol.slow_rounds < protocol.rounds
+        assert protocol.rounds_for("forward", quick_s) == protocol.rounds

@@ -85,6 +85,9 @@ def test_each_choice_takes_less_and_keeps_the_largest_length(scale: budget.Scale
         assert choice.forward == scale.seq_lens[-len(choice.forward) :]
         assert not choice.backward or choice.backward == scale.seq_lens[-len(choice.backward) :]
     assert found[-1].forward == scale.seq_lens[-1:]
+    # No pass goes before the rounds have gone to one.
+    assert [choice.rounds for choice in found[:3]] == [5, 3, 1]
+    assert all(choice.rounds == 1 for choice in found[2:])
     # No length of the forward pass goes before the backward passes have gone.
     assert all(choice.forward == scale.seq_lens for choice in found if choice.backward)
 

@@ -121,7 +121,9 @@ class GroupMeasurement:
     def _check(self, candidate: Candidate, inputs: Inputs, grad_output: Tensor, gate: Gate) -> None:
         """Take a candidate through the gate; then write the errors of every seed."""
         errors = gate.forward(candidate, self._gauge, self._clock)
-        if any(p != Pass.FORWARD for p in self._task.passes):
+        # In a later round a slow backward pass may not be wanted, and one call of it would be the longest of all.
+        wanted = self._task.passes if candidate.wanted.seeds else candidate.wanted.passes
+        if any(p != Pass.FORWARD for p in wanted):
             try:
                 errors |= gate.backward(candidate, self._gauge, self._clock)
             except Exception as error:  # of the measured code; the forward pass is sound and stays

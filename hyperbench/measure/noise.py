@@ -9,9 +9,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hyperbench.environment import available_cpus, cpu_label, relevant_env
+from hyperbench.measure.conditions import CpuTimes, busy_warning, read_cpu_times
 from hyperbench.stats import median
 from hyperbench.store import atomic_write_text
 
@@ -36,23 +39,35 @@ def aa_floor(medians_ms: list[float]) -> float:
     return max(abs(value / centre - 1.0) for value in medians_ms) if centre > 0 else 0.0
 
 
-def measure_noise(ask: Ask, device: str, env: Mapping[str, str]) -> dict[str, Any]:
-    """KEYS, measured: each of PROCESSES probes times the same small call in a fresh process.
+@dataclass(frozen=True)
+class Noise:
+    """KEYS as they were measured, and whether the machine was quiet meanwhile: else they are not kept for others."""
+
+    facts: dict[str, Any]
+    quiet: bool
+
+
+def measure_noise(
+    ask: Ask, device: str, env: Mapping[str, str], cpu_times: Callable[[], CpuTimes] = read_cpu_times
+) -> Noise:
+    """The noise, measured: each of PROCESSES probes times the same small call in a fresh process.
 
     Raises whatever `ask` raises.
     """
+    begun = cpu_times()
     answers = [ask(_request(device, full=index == 0), env)["noise"] for index in range(PROCESSES)]
     first = answers[0]
-    return {
+    facts = {
         "aa_floor": aa_floor([answer["median_ms"] for answer in answers]),
         "timer_resolution_ns": first["resolution_ns"],
         "flush_ratio": first["flush_ratio"],
     }
+    return Noise(facts, quiet=not busy_warning(begun, cpu_times(), available_cpus()))
 
 
 def noise_of(
     origin: Mapping[str, Any],
-    measure: Callable[[], dict[str, Any]],
+    measure: Callable[[], Noise],
     path: Path | None = None,
     now_s: Callable[[], float] = time.time,
 ) -> dict[str, Any]:
@@ -73,20 +88,22 @@ def noise_of(
         }
     found = measure()
     store_noise(origin, found, file, now_s)
-    return found
+    return found.facts
 
 
 def store_noise(
     origin: Mapping[str, Any],
-    found: Mapping[str, Any],
+    found: Noise,
     path: Path | None = None,
     now_s: Callable[[], float] = time.time,
 ) -> None:
-    """Keep what was measured for later runs."""
+    """Keep what was measured on a quiet machine for later runs."""
+    if not found.quiet:
+        return
     file = path or cache_file()
     key = json.dumps(dict(origin), sort_keys=True, default=str)
     entries = {name: value for name, value in _read(file).items() if _is_good(value)}
-    entries[key] = {**{name: found[name] for name in KEYS}, "measured_s": now_s()}
+    entries[key] = {**{name: found.facts[name] for name in KEYS}, "measured_s": now_s()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(file, json.dumps(entries, indent=2) + "\n")
@@ -102,16 +119,14 @@ def cache_file(env: Mapping[str, str] = os.environ) -> Path:
 
 def origin_of(facts: Mapping[str, Any], device: str, env: Mapping[str, str], threads: int | None) -> dict[str, Any]:
     """What the noise of a machine depends on, as far as it is known beforehand."""
-    from hyperbench import environment
-
     return {
         "device": device,
-        "cpu": environment.cpu_label(None, environment.available_cpus()),
+        "cpu": cpu_label(None, available_cpus()),
         "node": os.uname().nodename,
         "gpu": facts.get("gpu_name") if device == "cuda" else None,
         "torch": facts["torch"],
         "threads": threads or facts["threads"],
-        "env": environment.relevant_env({**os.environ, **env}),
+        "env": relevant_env({**os.environ, **env}),
     }
 
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from commands import TINY, Call, process
 
+from hyperbench.device_lock import DeviceLock
 from hyperbench.measure import noise
 from hyperbench.schema import Timing
 from hyperbench.store import load_run, read_journal
@@ -201,6 +202,17 @@ def test_other_settings_are_refused_with_what_differs(measured: Path, call: Call
         assert "error.seeds" in answer.err
         assert len(answer.err.strip().splitlines()) == 2  # the grid, then the refusal
     assert (measured / "journal.jsonl").read_bytes() == before
+
+
+def test_two_runs_at_once_on_one_device_are_refused_and_a_finished_one_stays(measured: Path, call: Call) -> None:
+    before = (measured / "journal.jsonl").read_bytes()
+    with DeviceLock("cpu"):
+        for words in (["--fresh", f"out={measured}"], ["out=new"]):
+            answer = call("run", *TINY, *words)
+            assert answer.code == 2
+            assert f"(process {os.getpid()})" in answer.err.splitlines()[-1]
+    assert (measured / "journal.jsonl").read_bytes() == before
+    assert not Path("new").exists()
 
 
 def test_a_run_is_not_measured_twice_by_accident(measured: Path, call: Call) -> None:

@@ -202,7 +202,7 @@ class TestSlowPasses:
         for record in records:
             limits.add(record)
         passes = ("forward", "backward")
-        wanted = [grid.todo(EXACT, passes, ERROR, r, set(), None, limits).passes for r in range(5)]
+        wanted = [grid.todo(EXACT, passes, ERROR, r, set(), limits=limits).passes for r in range(5)]
         return {name: [r for r in range(5) if Pass(name) in wanted[r]] for name in passes}
 
     def test_a_call_within_its_budget_is_measured_in_every_round(self) -> None:
@@ -229,6 +229,7 @@ class TestSlowPasses:
         limits = grid.RoundLimits(self.protocol)
         limits.add(timed(0, 1001.0))
         wanted = [
-            grid.todo(EXACT, ("forward",), ERROR, r, set(), grid.FinishedStages(), limits).stages for r in range(5)
+            grid.todo(EXACT, ("forward",), ERROR, r, set(), grid.FinishedStages(), limits=limits).stages
+            for r in range(5)
         ]
         assert wanted == [True, True, False, False, False]

@@ -200,6 +200,13 @@ def test_later_rounds_time_and_measure_no_errors() -> None:
     assert not found.errors("exact")
 
 
+def test_a_later_round_that_wants_no_backward_pass_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "gradients", lambda *_: pytest.fail("a backward pass was made"))
+    point_id = odd("exact").point.point_id
+    done = {(point_id, name, 1) for name in ("backward", "forward_backward")}
+    assert Measured(odd("exact"), round_=1, finished=done).statuses("exact") == {"forward": "ok"}
+
+
 def test_lengths_above_their_limits_are_not_compared() -> None:
     found = Measured(odd("exact"), error={"grad_max_seq_len": 39, "operator_norm_max_seq_len": 39})
     assert not {"dq_rel_fro", "out_rel_op"} & set(found.errors("exact"))

@@ -13,8 +13,10 @@ from made_runs import tiny
 
 from hyperbench import environment
 from hyperbench.measure import noise, session
+from hyperbench.measure.conditions import CpuTimes
 
-FOUND = {"aa_floor": 0.02, "timer_resolution_ns": 40, "flush_ratio": None}
+FACTS = {"aa_floor": 0.02, "timer_resolution_ns": 40, "flush_ratio": None}
+FOUND = noise.Noise(FACTS, quiet=True)
 
 
 class Probes:
@@ -54,7 +56,7 @@ def test_the_floor_has_no_unit_and_no_order(medians: list[float], unit: float) -
 
 def test_every_median_comes_from_a_process_of_its_own_under_the_settings_of_the_run() -> None:
     probes = Probes(1.0, 1.0, 1.1, 1.0, flush_ratio=2.5)
-    found = noise.measure_noise(probes, "cuda", {"OMP_NUM_THREADS": "2"})
+    found = noise.measure_noise(probes, "cuda", {"OMP_NUM_THREADS": "2"}).facts
     assert found == {"aa_floor": pytest.approx(0.1), "timer_resolution_ns": 40, "flush_ratio": 2.5}
     assert len(probes.asked) == noise.PROCESSES
     assert {request["noise"]["device"] for request, _ in probes.asked} == {"cuda"}
@@ -65,7 +67,7 @@ def test_every_median_comes_from_a_process_of_its_own_under_the_settings_of_the_
 def test_what_was_measured_is_taken_again_for_the_same_machine_and_for_a_while(tmp_path: Path) -> None:
     measured: list[int] = []
 
-    def measure() -> dict[str, Any]:
+    def measure() -> noise.Noise:
         measured.append(1)
         return FOUND
 
@@ -74,16 +76,28 @@ def test_what_was_measured_is_taken_again_for_the_same_machine_and_for_a_while(t
     def ask(torch: str = "2.13") -> dict[str, Any]:
         return noise.noise_of({"torch": torch}, measure, path, lambda: now[0])
 
-    assert ask() == ask() == FOUND
+    assert ask() == ask() == FACTS
     assert len(measured) == 1
-    assert ask("2.14") == FOUND
+    assert ask("2.14") == FACTS
     assert len(measured) == 2
     now[0] += 30 * 24 * 3600
-    assert ask() == FOUND
+    assert ask() == FACTS
     assert len(measured) == 3
     now[0] -= 60 * 24 * 3600
     ask()
     assert len(measured) == 4
+
+
+@pytest.mark.parametrize("others_s", [0.0, 5.0])
+def test_what_a_busy_machine_gave_is_not_kept_for_later(tmp_path: Path, others_s: float) -> None:
+    cpus = environment.available_cpus()
+
+    def measure() -> noise.Noise:
+        times = iter([CpuTimes(0.0, 0.0, 0.0), CpuTimes(10.0, 1.0 + others_s * cpus, 1.0)])
+        return noise.measure_noise(Probes(1.0, 1.0, 2.0, 1.0), "cpu", {}, lambda: next(times))
+
+    assert noise.noise_of({}, measure, tmp_path / "noise.json")["aa_floor"] == 1.0
+    assert (tmp_path / "noise.json").exists() == (others_s == 0.0)
 
 
 @pytest.mark.parametrize(
@@ -98,19 +112,20 @@ def test_what_was_measured_is_taken_again_for_the_same_machine_and_for_a_while(t
 def test_a_damaged_cache_is_measured_over(tmp_path: Path, text: str) -> None:
     path = tmp_path / "noise.json"
     path.write_text(text.replace("KEY", '{\\"a\\": 1}'))
-    assert noise.noise_of({"a": 1}, lambda: FOUND, path, lambda: 1e9) == FOUND
-    assert noise.noise_of({"a": 1}, lambda: pytest.fail("measured again"), path, lambda: 1e9) == FOUND
+    assert noise.noise_of({"a": 1}, lambda: FOUND, path, lambda: 1e9) == FACTS
+    assert noise.noise_of({"a": 1}, lambda: pytest.fail("measured again"), path, lambda: 1e9) == FACTS
 
 
 def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert noise.noise_of({}, lambda: FOUND, tmp_path / "file" / "noise.json") == FOUND
+    assert noise.noise_of({}, lambda: FOUND, tmp_path / "file" / "noise.json") == FACTS
 
 
 def test_a_run_of_several_rounds_has_a_floor_and_one_of_one_round_asks_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(noise, "busy_warning", lambda *_: "")
     assert session.noise_here(tiny(), Probes()) == {}
     several = tiny("protocol.rounds=2")
     probes = Probes(1.0, 1.0, 1.05, 1.0)

@@ -76,6 +76,12 @@ def test_a_dtype_that_the_device_lacks_is_refused() -> None:
     assert prepared("sweep=fig4", "dtype=float16", **old).cells
 
 
+def test_graphs_need_a_gpu() -> None:
+    said = refusal("protocol.cuda_graph=true")
+    assert said == "protocol.cuda_graph=true needs device=cuda, and this run is on cpu"
+    assert prepared("sweep=fig4", "protocol.cuda_graph=true", **GPU).config.protocol.cuda_graph
+
+
 def test_the_first_problem_of_a_method_is_the_answer() -> None:
     assert refusal(problems=["method mine: no such module", "method x: y"]) == "method mine: no such module"
 

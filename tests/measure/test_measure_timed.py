@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hyperbench.measure.calls import in_turn, number_of_copies, rotated, timed_call
 from hyperbench.measure.conditions import Conditions, CpuTimes, GpuReading
+from hyperbench.measure.gate import Witness
 from hyperbench.measure.timed import TimedPass, prepare_pass
 from hyperbench.schema import Flag, Pass, Status
 
@@ -70,6 +71,11 @@ def conditions(*reasons: str) -> Conditions:
     return found
 
 
+def unwatched(call: Callable[[], object], clock: Clock, period: int, adds_up: bool) -> Witness:
+    """A witness that has nothing to compare with."""
+    return Witness(call, clock, qkv(), None, None, period)
+
+
 def prepared(
     pass_: Pass, clock: Clock, method: Any = None, *, forward_ms: float = 0.0, reasons: tuple[str, ...] = (),
     **protocol: Any,
@@ -79,7 +85,7 @@ def prepared(
     config = dataclasses.replace(tiny().config.protocol, **changes)
     return prepare_pass(
         method or Remembers(), pass_, [qkv()], torch.ones(1, 2, 12, 4), clock, config, conditions(*reasons),
-        a_point(), forward_ms=forward_ms,
+        a_point(), unwatched, forward_ms=forward_ms,
     )  # fmt: skip
 
 
