@@ -88,6 +88,10 @@ def _positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float, int]:
 
 
 def kernel_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> Attended:
+    """Output (B, H, Nq, Dv) and lse (B, H, Nq) by the device's fused kernel, else by matrix products in chunks.
+
+    H must be Hkv but where takes_groups says otherwise. With is_causal a non-finite value may reach rows before it.
+    """
     if not _has_fused_kernel(q, v):
         return _math_forward(q, k, v, is_causal, scale)
     value_dim = v.shape[3]
@@ -111,6 +115,7 @@ def kernel_backward(
     scale: float,
     grad_lse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv of kernel_forward, or of its part of an attention whose final out and lse are given."""
     if not _has_fused_kernel(q, v, 0 if grad_lse is None else 1):
         return _math_backward(grad_out, q, k, v, out, lse, is_causal, scale, grad_lse)
     dim, value_dim = q.shape[3], v.shape[3]

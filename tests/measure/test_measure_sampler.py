@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from standing_clock import Clock
 
 from hyperbench.measure.sampler import Sampler, interleave
 from hyperbench.schema import StopReason
@@ -31,23 +32,6 @@ PROTOCOL = ProtocolConfig(
     slices=5,
     timeout_s=60.0,
 )
-
-
-class Clock:
-    """Stands still but for the calls, which say how many milliseconds they take."""
-
-    def __init__(self) -> None:
-        self.now_ms = 0.0
-
-    def now_s(self) -> float:
-        """Seconds since the start."""
-        return self.now_ms / 1e3
-
-    def time_ms(self, call: Callable[[], Any]) -> float:
-        """What the call says."""
-        elapsed_ms = float(call())
-        self.now_ms += elapsed_ms
-        return elapsed_ms
 
 
 def sampler(

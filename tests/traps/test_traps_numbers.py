@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pandas as pd
 import pytest
 from made_runs import tiny
 from measured_group import Measured, odd
+from standing_clock import Clock
 
 from hyperbench import tables
 from hyperbench.analyze.tables import add_speedup, check_single, combine_rounds
@@ -22,23 +23,6 @@ PROTOCOL = dataclasses.replace(
     tiny().config.protocol, target_half_width=0.01, min_samples=10, max_samples=500, slow_min_samples=2,
     warmup_min_calls=3, warmup_min_s=0.0, warmup_max_s=60.0, skip_warmup_above_s=1.0,
 )  # fmt: skip
-
-
-class Clock:
-    """Stands still but for the calls, which say how many milliseconds they take."""
-
-    def __init__(self) -> None:
-        self.now_ms = 0.0
-
-    def now_s(self) -> float:
-        """Seconds since the start."""
-        return self.now_ms / 1e3
-
-    def time_ms(self, call: Callable[[], Any]) -> float:
-        """What the call says."""
-        elapsed_ms = float(call())
-        self.now_ms += elapsed_ms
-        return elapsed_ms
 
 
 def sampled(times_ms: Iterable[float], budget_s: float = 60.0) -> Sampler:
