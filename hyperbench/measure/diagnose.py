@@ -45,9 +45,7 @@ def noise_facts(device: str, *, full: bool) -> dict[str, Any]:
     return {
         "median_ms": median([clock.time_ms(call) for _ in range(_PROCESS_CALLS)]),
         "resolution_ns": clock_resolution_ns(time.perf_counter_ns) if full else None,
-        "flush_ratio": flush_ratio(clock, _small_read(), torch.cuda)
-        if full and isinstance(clock, CudaClock)
-        else None,
+        "flush_ratio": flush_ratio(clock, _small_read(), torch.cuda) if full and isinstance(clock, CudaClock) else None,
     }
 
 

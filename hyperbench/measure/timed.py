@@ -24,8 +24,8 @@ from hyperbench.validate import ProtocolConfig
 _PREPARE_SHARE = 0.1
 #: Steps of the events of CUDA, in milliseconds: samples that differ by one are the same.
 _EVENT_STEP_MS = 1e-3
-#: The device is idle when a call begins, and the events reach from its first launch to the end of its work: launching can
-#: hardly take longer than what they tell. From this part of it on, it is the launching that takes the time.
+#: The device is idle when a call begins, and the events reach from its first launch to the end of its work: launching
+#: can hardly take longer than what they tell. From this part of it on, it is the launching that takes the time.
 _HOST_SHARE = 2 / 3
 
 

@@ -213,3 +213,19 @@ def answers_late(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
     answer, out = exact(q, k, v, is_causal=is_causal), torch.zeros_like(q)
     _unfinished[:] = [lambda: out.copy_(answer)]
     return out
+
+
+class Compiles:
+    """Attention whose first call takes a minute and a half, and every other a millisecond, of a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.is_compiled = False
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
+        self.now_s += 1e-3 if self.is_compiled else 90.0
+        self.is_compiled = True
+        return exact(q, k, v, is_causal=is_causal)
+
+
+compiles = Compiles()

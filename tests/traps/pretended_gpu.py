@@ -1,4 +1,4 @@
-"""A GPU that is only pretended: a host and streams that take their time, an L2 cache, events and graphs; no sleeping."""
+"""A GPU that is only pretended: a host and streams that take made-up times, an L2 cache, events and graphs."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "traps.md"
 def test_every_message_that_the_page_quotes_is_acted_out() -> None:
     quotes = in_page(PAGE.read_text(encoding="utf-8"))
     assert len(quotes) > 40
-    missing = [words for words in quotes if words not in in_tests()]
+    acted_out = in_tests()
+    missing = [words for words in quotes if not any(words in quote for quote in acted_out)]
     assert not missing
 
 
