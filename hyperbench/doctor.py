@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _NOISY = 0.05
+#: A read after an L2 flush that works takes longer than a warm one by more than this factor.
+_FLUSH_EFFECT = 1.05
+#: A clock that times a flush with each call gives half the time of a flush to a call that does nothing.
+_FLUSH_LEAK = 0.3
 
 
 def examine() -> dict[str, Any]:
@@ -105,6 +109,19 @@ def _timer_lines(report: dict[str, Any]) -> list[str]:
         lines.append("this machine is noisy: close other programs, or take more rounds (protocol=strict)")
     if report["busy"]:
         lines.append(report["busy"])
+    return lines + flush_lines(timer)
+
+
+def flush_lines(timer: dict[str, Any]) -> list[str]:
+    """What the L2 flush does to times, where there is one: its effect on a read, and whether it is timed itself."""
+    lines = []
     if timer["flush_ratio"] is not None:
         lines.append(f"a read after the L2 flush takes {timer['flush_ratio']:.2f} times that of a warm one")
+        if timer["flush_ratio"] < _FLUSH_EFFECT:
+            lines.append("the L2 flush has no effect here: times are those of inputs that lie in the cache already")
+    if "flush_ms" in timer and timer["empty_ms"] > _FLUSH_LEAK * timer["flush_ms"]:
+        lines.append(
+            f"a call that does nothing takes {timer['empty_ms']:.3g} ms and the L2 flush {timer['flush_ms']:.3g} ms: "
+            "the flush is timed with the call, and every time is too long by it"
+        )
     return lines

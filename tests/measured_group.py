@@ -74,9 +74,10 @@ class Measured:
     ) -> None:
         config = tiny().config
         error = dataclasses.replace(config.error, **options.pop("error", {}))
+        protocol = dataclasses.replace(config.protocol, **options.pop("protocol", {}))
         todos = tuple(grid.todo(one, passes, error, round_, options.get("finished", set())) for one in cells)
         options.pop("finished", None)
-        self.task = Task(todos, passes, config.protocol, error, round_, None, **options)
+        self.task = Task(todos, passes, protocol, error, round_, None, **options)
         self.messages: list[dict[str, Any]] = []
         clock = clock or Clock()
         clock.heard = self.messages

@@ -48,7 +48,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print()
     for reason in Reason:
         if reason in _MEANINGS and any(row.judgement.reason is reason for row in comparison.rows):
-            console.print(Text(f"{reason}: {_MEANINGS[reason]}", style="dim"))
+            console.print(Text(f"{reason}: {_MEANINGS[reason]}{_rounds_note(comparison, reason)}", style="dim"))
     dims = _dims(comparison)
     for row in comparison.rows:
         if row.detail:
@@ -57,6 +57,15 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(Text(line, style="yellow"))
     console.print(Text(_method_note(comparison), style="dim"))
     console.print(Text(comparison.headline(), style="bold"))
+
+
+def _rounds_note(comparison: Comparison, reason: Reason) -> str:
+    """How many rounds the rows of a reason that is about their number have on either side."""
+    if reason not in (Reason.TOO_FEW_ROUNDS, Reason.UNEQUAL_ROUNDS):
+        return ""
+    rows = [row for row in comparison.rows if row.judgement.reason is reason]
+    counts = dict.fromkeys((row.rounds_a, row.rounds_b) for row in rows)
+    return f" (timed rounds here: {', '.join(f'{a} of A and {b} of B' for a, b in counts)})"
 
 
 def comparison_data(comparison: Comparison, percent: float | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from hyperbench.analyze.stages import missing_stages
 from hyperbench.analyze.tables import flags_in, records
 from hyperbench.analyze.text import is_null, json_value, short
 from hyperbench.analyze.view import View, error_columns, make_view, provenance, reason
+from hyperbench.schema import Flag
 from hyperbench.store import load_run
 
 if TYPE_CHECKING:
@@ -24,6 +25,15 @@ _KEYS = (
     "host_ms", "memory_before_bytes", "peak_memory_bytes", "flags", "baseline_median_ms", "baseline_status",
     "speedup", "speedup_low", "speedup_high", "message",
 )  # fmt: skip
+#: What a flag says of a time, for people; the flags themselves are `hyperbench.schema.Flag`.
+FLAG_MEANINGS: dict[str, str] = {
+    Flag.BIMODAL: "the samples fall into two groups apart from each other, and the median is one of them or between",
+    Flag.DRIFT: "the samples get slower or faster with time, and the median is that of the time they were taken in",
+    Flag.HOST_BOUND: "launching the call takes most of its time, and the device waits: the launch is what was timed",
+    Flag.BUSY_MACHINE: "other processes used the cores meanwhile",
+    Flag.THROTTLED: "the clocks of the device were held down meanwhile",
+    Flag.ABOVE_PEAK: "more operations per second than the device can do: not all of the work was timed",
+}
 _STAGE_KEYS = (
     "point_id", "method", "is_causal", "seq_len", "stage", "status", "n_samples", "median_ms", "ci_low_ms",
     "ci_high_ms", "share", "sum_ms", "forward_ms", "message",
@@ -110,7 +120,7 @@ def print_digest(digest: Digest, console: Console) -> None:
 
 
 def _flagged(view: View) -> list[str]:
-    """A line per flag: of which methods times are marked, and how many."""
+    """A line per flag: of which methods times are marked, how many, and what it means."""
     counts: dict[str, dict[str, int]] = {}
     for row in records(view.timings):
         for flag in flags_in([row["flags"]]):
@@ -119,6 +129,7 @@ def _flagged(view: View) -> list[str]:
     return [
         f"{FLAGGED} {flag}: "
         + ", ".join(f"{method} ({n} {'row' if n == 1 else 'rows'})" for method, n in found.items())
+        + (f": {FLAG_MEANINGS[flag]}" if flag in FLAG_MEANINGS else "")
         for flag, found in counts.items()
     ]
 

@@ -12,7 +12,10 @@ _FALLBACK_L2_BYTES = 64 << 20
 
 
 class Clock(Protocol):
-    """Times one call at a time; `host_ms` is after how long the last call gave the host back, where that is not all."""
+    """Times one call at a time; `host_ms` is after how long the last call gave the host back, where that is not all.
+
+    A clock may also have `left_ms`: how long the device went on working after the end of the last call.
+    """
 
     host_ms: float | None
 
@@ -46,6 +49,9 @@ class CpuClock:
 class CudaClock:
     """CUDA events around the call, after the L2 cache was overwritten outside the events.
 
+    The events see the current stream alone. Work of the call on another stream that the current one does not wait for
+    shows in `left_ms`, on the clock of the host.
+
     `cuda` is torch.cuda or stands for it; `allocate` makes a buffer of so many bytes on the device whose `zero_` writes
     it; `now_s` is the host's clock. The buffer is twice the device's L2.
     """
@@ -60,17 +66,22 @@ class CudaClock:
         self._now_s = now_s
         properties = cuda.get_device_properties(cuda.current_device())
         l2_bytes = getattr(properties, "L2_cache_size", 0) or _FALLBACK_L2_BYTES
-        self._flush = (allocate or _device_bytes)(2 * l2_bytes)
+        self._buffer = (allocate or _device_bytes)(2 * l2_bytes)
         self.host_ms: float | None = None
+        self.left_ms: float | None = None
 
     def now_s(self) -> float:
         """Seconds of the host's clock."""
         return self._now_s()
 
+    def flush(self) -> None:
+        """Overwrite the L2 cache."""
+        self._buffer.zero_()
+
     def time_ms(self, call: Callable[[], object]) -> float:
         """Device time of the call in milliseconds; `host_ms` is then the time its launch took the host."""
         start, stop = self._cuda.Event(enable_timing=True), self._cuda.Event(enable_timing=True)
-        self._flush.zero_()
+        self.flush()
         self._cuda.synchronize()
         start.record()
         before_s = self._now_s()
@@ -78,6 +89,9 @@ class CudaClock:
         self.host_ms = (self._now_s() - before_s) * 1e3
         stop.record()
         stop.synchronize()
+        ended_s = self._now_s()
+        self._cuda.synchronize()
+        self.left_ms = (self._now_s() - ended_s) * 1e3
         del result
         return float(start.elapsed_time(stop))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from hyperbench.measure.clock import Clock, clock_for
+from hyperbench.measure.clock import Clock, CudaClock, clock_for
 from hyperbench.stats import median
 
 _PAIRS = 5
@@ -17,16 +17,22 @@ _CALLS = 15
 _PROCESS_CALLS = 61
 _SEQ_LEN = 1024
 _FLUSH_BYTES = 1 << 22
+#: About half a millisecond, in which the host launches what is timed.
+_BUSY_CYCLES = 1_000_000
 
 
 def timer_facts(device: str) -> dict[str, Any]:
     """The timer's report as plain data: `floor` is the largest relative difference of two medians of the same call."""
     clock = clock_for(device)
+    flush: dict[str, float] = {}
+    if isinstance(clock, CudaClock):
+        flush = {"flush_ratio": flush_ratio(clock, _small_read(), torch.cuda), **flush_times(clock)}
     return {
         "resolution_ns": clock_resolution_ns(time.perf_counter_ns),
         "pairs": _PAIRS,
         "floor": noise_floor(clock, _small_call(device)),
-        "flush_ratio": _flush_ratio(clock) if device == "cuda" else None,
+        "flush_ratio": None,
+        **flush,
     }
 
 
@@ -39,7 +45,7 @@ def noise_facts(device: str, *, full: bool) -> dict[str, Any]:
     return {
         "median_ms": median([clock.time_ms(call) for _ in range(_PROCESS_CALLS)]),
         "resolution_ns": clock_resolution_ns(time.perf_counter_ns) if full else None,
-        "flush_ratio": _flush_ratio(clock) if full and device == "cuda" else None,
+        "flush_ratio": flush_ratio(clock, _small_read(), torch.cuda) if full and isinstance(clock, CudaClock) else None,
     }
 
 
@@ -75,18 +81,41 @@ def _small_call(device: str) -> Callable[[], object]:
     return lambda: scaled_dot_product_attention(x, x, x)
 
 
-def _flush_ratio(clock: Clock) -> float:
-    """Time of reading a buffer that fits the L2 after the clock's flush, over that of reading it again and again."""
-    buffer = torch.ones(_FLUSH_BYTES // 4, device="cuda")
-    buffer.sum()
-    cold = median([clock.time_ms(buffer.sum) for _ in range(_CALLS)])
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    warm = []
-    for _ in range(_CALLS):
-        buffer.sum()
-        start.record()
-        buffer.sum()
-        stop.record()
-        stop.synchronize()
-        warm.append(start.elapsed_time(stop))
-    return cold / median(warm)
+def flush_ratio(clock: CudaClock, read: Callable[[], object], cuda: Any) -> float:
+    """Time of reading what fits into the L2 cache right after the clock's flush, over that of reading it once more.
+
+    Both reads are launched while the device still waits in a loop, so that neither waits for its launch. `cuda` is
+    torch.cuda or stands for it.
+    """
+    keep_busy = getattr(cuda, "_sleep", lambda cycles: None)
+    medians = []
+    for is_warm in (False, True):
+        times = []
+        for _ in range(_CALLS):
+            start, stop = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+            clock.flush()
+            if is_warm:
+                read()
+            keep_busy(_BUSY_CYCLES)
+            start.record()
+            read()
+            stop.record()
+            stop.synchronize()
+            times.append(float(start.elapsed_time(stop)))
+        medians.append(median(times))
+    cold, warm = medians
+    return cold / warm
+
+
+def flush_times(clock: CudaClock) -> dict[str, float]:
+    """What the clock says of a call that does nothing, and of a flush as a call: `empty_ms` and `flush_ms`.
+
+    A flush that is timed with the call is part of both.
+    """
+    calls = {"empty_ms": lambda: None, "flush_ms": clock.flush}
+    return {name: median([clock.time_ms(call) for _ in range(_CALLS)]) for name, call in calls.items()}
+
+
+def _small_read() -> Callable[[], object]:
+    """A read of a buffer that fits the L2 cache of any GPU."""
+    return torch.ones(_FLUSH_BYTES // 4, device="cuda").sum

@@ -25,6 +25,10 @@ from hyperbench.measure.properties import changed_in_place, examine, examine_exa
 from hyperbench.measure.reference import Reference
 from hyperbench.schema import Pass, Point
 
+#: Work that goes on for this part of the call after its end, and for so many milliseconds, is no delay of the host's.
+_LEFT_SHARE = 0.1
+_LEFT_MS = 0.1
+
 
 class Gate:
     """The gate of one group; `reference` is None where there is none to compare with."""
@@ -133,7 +137,7 @@ class Witness:
     """A clock for calls of which every `period`-th is `call`; it keeps what that gave last, until `check` compares it.
 
     It is compared with what the pass gave before it was timed. `failure` is the first difference that was found; with a
-    tolerance of None a single bit is one.
+    tolerance of None a single bit is one. Work that a clock sees go on after every call is a failure too.
     """
 
     def __init__(
@@ -153,6 +157,8 @@ class Witness:
         self._period = period
         self._calls = 0
         self._last: tuple[Any, ...] = ()
+        self._left_ms: list[float] = []
+        self._is_joined = False
         self.failure: Exception | None = None
 
     def call(self) -> object:
@@ -175,11 +181,24 @@ class Witness:
         if self._calls % self._period == 0:
             self._last = ()
         self._calls += 1
-        return self._clock.time_ms(call)
+        elapsed_ms = self._clock.time_ms(call)
+        left_ms = getattr(self._clock, "left_ms", None)
+        if left_ms is None or left_ms <= max(_LEFT_MS, _LEFT_SHARE * elapsed_ms):
+            self._is_joined = True
+        else:
+            self._left_ms.append(left_ms)
+        return elapsed_ms
 
     def check(self) -> None:
-        """Forget the last result; raise IncorrectError if it is not what the pass gave before it was timed."""
+        """Forget the last result; raise IncorrectError if it is not what the pass gave before it was timed, or if the
+        device was still at work after every call.
+        """
         kept, self._last = self._last, ()
+        if self._left_ms and not self._is_joined:
+            raise IncorrectError(
+                f"work left unsynchronised: the device was at work for another {min(self._left_ms):.3g} ms after each "
+                "call had ended; the current stream must wait for others that a method uses"
+            )
         if not kept or self._before is None:
             return
         (last,) = kept

@@ -40,6 +40,14 @@ def peak_flops_per_s(device_name: str | None, dtype: str) -> float | None:
     return None
 
 
+def above_peak_note(flops: float | None, median_ms: float, peak: float | None) -> str:
+    """In a line, how much more than the device can do it would have done; for a rate that is above the peak."""
+    assert flops is not None
+    assert peak is not None
+    rate = flops / median_ms * 1e3 if median_ms > 0 else float("inf")
+    return f"{rate / _TERA:,.4g} TFLOP/s of executed operations, and the device can do {peak / _TERA:,.4g} at most"
+
+
 def is_above_peak(flops: float | None, median_ms: float, peak: float | None) -> bool:
     """Whether so many operations in such a time are more than the device can do."""
     return flops is not None and peak is not None and flops > peak * median_ms / 1e3

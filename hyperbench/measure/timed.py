@@ -13,7 +13,7 @@ from hyperbench.measure.clock import Clock
 from hyperbench.measure.conditions import Conditions
 from hyperbench.measure.gate import Witness
 from hyperbench.measure.graphs import GraphedCall
-from hyperbench.measure.peaks import is_above_peak
+from hyperbench.measure.peaks import above_peak_note, is_above_peak
 from hyperbench.measure.sampler import Sampler
 from hyperbench.sample_shape import has_drift, has_two_modes
 from hyperbench.schema import Flag, Pass, Point, Status
@@ -24,6 +24,9 @@ from hyperbench.validate import ProtocolConfig
 _PREPARE_SHARE = 0.1
 #: Steps of the events of CUDA, in milliseconds: samples that differ by one are the same.
 _EVENT_STEP_MS = 1e-3
+#: The device is idle when a call begins, and the events reach from its first launch to the end of its work: launching
+#: can hardly take longer than what they tell. From this part of it on, it is the launching that takes the time.
+_HOST_SHARE = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -71,15 +74,19 @@ class TimedPass:
             flags.append(Flag.DRIFT)
         if has_two_modes(samples, self.resolution_ms):
             flags.append(Flag.BIMODAL)
-        if host_ms is not None and host_ms > median(samples):
+        if host_ms is not None and host_ms > _HOST_SHARE * median(samples):
             flags.append(Flag.HOST_BOUND)
+        notes = []
+        reasons = self.conditions.throttle_reasons
+        if reasons:
+            notes.append(f"throttled: {', '.join(reasons)}")
         if is_above_peak(executed_flops, median(samples), peak_flops_per_s):
             flags.append(Flag.ABOVE_PEAK)
-        reasons = self.conditions.throttle_reasons
+            notes.append(above_peak_note(executed_flops, median(samples), peak_flops_per_s))
         return Judged(
             Status.THROTTLED if reasons else Status.OK,
             tuple(str(flag) for flag in Flag if flag in flags),
-            (f"throttled: {', '.join(reasons)}",) if reasons else (),
+            tuple(notes),
             host_ms,
         )
 

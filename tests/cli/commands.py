@@ -9,6 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from hyperbench.cli import main
+
 #: A grid that takes a second or two: two lengths, both maskings, all passes.
 TINY = (
     "sweep=smoke", "shape.seq_len=64,96", "method.hyper.block_size=16", "method.hyper.sample_size=16",
@@ -27,6 +31,20 @@ class Answer:
 
 
 Call = Callable[..., Answer]
+
+
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> Call:
+    """A function that runs `hyperbench WORDS...` in this process, in that folder."""
+    monkeypatch.chdir(folder)
+
+    def run(*words: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["hyperbench", *words])
+        with pytest.raises(SystemExit) as left:
+            main()
+        streams = capsys.readouterr()
+        return Answer(int(left.value.code or 0), streams.out, streams.err)
+
+    return run
 
 
 def process(folder: Path, *words: str, **env: str) -> Answer:

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-from commands import TINY, Answer, Call, process
-
-from hyperbench.cli import main
+from commands import TINY, Call, in_process, process
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
     """A function that runs `hyperbench WORDS...` in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["hyperbench", *words])
-        with pytest.raises(SystemExit) as left:
-            main()
-        streams = capsys.readouterr()
-        return Answer(int(left.value.code or 0), streams.out, streams.err)
-
-    return run
+    return in_process(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture(scope="session")

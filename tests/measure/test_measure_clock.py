@@ -88,14 +88,15 @@ def test_a_call_stands_between_two_events_and_the_flush_before_both() -> None:
         flushed.append(size)
         return SimpleNamespace(zero_=lambda: cuda.log.append("flush"))
 
-    host = iter([10.0, 10.004])
+    host = iter([10.0, 10.004, 10.005, 10.008])
     clock = CudaClock(cuda, allocate, lambda: next(host))
     assert clock.time_ms(lambda: cuda.log.append("call")) == 2.5
     assert [entry for entry in cuda.log if not entry.startswith("made")] == [
-        "flush", "synchronize", "record 0", "call", "record 1", "wait 1"
+        "flush", "synchronize", "record 0", "call", "record 1", "wait 1", "synchronize"
     ]  # fmt: skip
     assert flushed == [2 * L2_BYTES]
     assert clock.host_ms == pytest.approx(4.0)
+    assert clock.left_ms == pytest.approx(3.0)
 
 
 def test_a_device_that_does_not_tell_its_cache_is_flushed_all_the_same() -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from made_runs import tiny
 from measured_group import Measured, odd
+from quoted import Quote
 from standing_clock import Clock
 
 from hyperbench import tables
@@ -64,7 +65,7 @@ def test_a_slow_call_is_sampled_more_than_once_and_says_why_not_more_often() -> 
     found = sampled(then([], 40_000.0), budget_s=5.0)
     assert len(found.samples_ms) == 2
     assert found.stop_reason is StopReason.BUDGET
-    assert found.note == "2 of 10 samples: a call takes 40 s and the budget is 5 s"
+    assert found.note == Quote("2 of 10 samples: a call takes 40 s and the budget is 5 s")
 
 
 def test_a_row_outlives_its_baseline_and_says_what_became_of_it() -> None:
@@ -85,7 +86,7 @@ def test_a_round_without_a_time_is_counted_where_rounds_are_combined() -> None:
     third = dataclasses.replace(lost, point=odd("exact").point)
     frame = tables.build([*first, *second, third], "run")["timings"]
     (message,) = combine_rounds(frame)["message"]
-    assert message.startswith("1 of 3 rounds have no timing (oom).")
+    assert message.startswith(Quote("1 of 3 rounds have no timing (oom)."))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from fake_worker import Fate, Site, dies, hangs
 from made_records import a_timing
 from made_runs import tiny
+from quoted import Quote
 
 from hyperbench import store
 from hyperbench.measure import session
@@ -103,8 +104,10 @@ def test_a_full_disk_is_one_line_and_the_journal_ends_with_a_whole_record(
     with Journal(path) as journal:
         journal.append(a_timing(round=0))
         monkeypatch.setattr(store.os, "write", fills)
-        with pytest.raises(StoreError, match=r"cannot write the journal .*: No space left on device"):
+        with pytest.raises(StoreError) as refused:
             journal.append(a_timing(round=1))
+    assert Quote("cannot write the journal ...: No space left on device; it holds what was measured before, and "
+                 "--resume goes on when there is room").stands_in(str(refused.value))  # fmt: skip
     assert read_journal(path) == [a_timing(round=0)]
 
 
