@@ -1,4 +1,4 @@
-"""What the kernels of a geometry read from the device beside a plan: tables made from its sizes once, and kept there."""
+"""What the kernels of a geometry read beside a plan: tables made from its sizes once and kept on the device."""
 
 from __future__ import annotations
 
