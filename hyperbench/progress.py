@@ -135,8 +135,7 @@ def describe(timing: Timing | Stage) -> str:
     head = f"{point.method} {point.input} n={point.seq_len:,} heads={point.heads} {masking} {what}"
     if not timing.status.has_timing:
         return f"{head}: {timing.status}: {timing.message}"
-    flags = ", ".join(timing.flags) if isinstance(timing, Timing) else ""
-    note = "; ".join(filter(None, (timing.message, flags)))
+    note = "; ".join(filter(None, (timing.message, ", ".join(timing.flags))))
     told = f" ({note})" if note else ""
     return f"{head}: {median(timing.samples_ms):.4g} ms, {len(timing.samples_ms)} samples{told}"
 
