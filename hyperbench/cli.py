@@ -32,6 +32,10 @@ RunDir = Annotated[
 ]
 Baseline = Annotated[str, typer.Option(metavar="METHOD", help="Method that speedups are over.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Beside = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="For a run of protocol=paper: the run of another protocol to show it beside."),
+]
 OutDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to.")]
 
 
@@ -155,15 +159,15 @@ def plot(
 
 
 @app.command()
-def show(run_dir: RunDir = None, baseline: Baseline = "flash2", as_json: AsJson = False) -> None:
+def show(run_dir: RunDir = None, baseline: Baseline = "flash2", beside: Beside = None, as_json: AsJson = False) -> None:
     """Print a run's tables: medians with their intervals, speedups, errors, and what failed and why."""
     from hyperbench.analyze.show import run_summary, show_run
 
     folder = _chosen(run_dir)
     if as_json:
-        _print_json(run_summary(folder, baseline))
+        _print_json(run_summary(folder, baseline, beside))
     else:
-        show_run(folder, _stdout(), baseline)
+        show_run(folder, _stdout(), baseline, beside)
 
 
 @app.command()
@@ -172,6 +176,7 @@ def export(
     run_dir: RunDir = None,
     out: OutDir = None,
     baseline: Baseline = "flash2",
+    beside: Beside = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's tables for other programs (csv, parquet) or for a paper (latex, markdown).
@@ -180,7 +185,7 @@ def export(
     """
     from hyperbench.analyze.export import export_run
 
-    paths = [str(path) for path in export_run(_chosen(run_dir), fmt, out, baseline)]
+    paths = [str(path) for path in export_run(_chosen(run_dir), fmt, out, baseline, beside)]
     if as_json:
         _print_json({"paths": paths})
     else:

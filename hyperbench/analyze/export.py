@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperbench.analyze.authors import authors_digests
+from hyperbench.analyze.authors import authors_digests, view_beside
 from hyperbench.analyze.causality import causality_notes
 from hyperbench.analyze.digest import FLAGGED, Digest, digests, stage_digests
 from hyperbench.analyze.tables import add_speedup, check_baseline
@@ -28,12 +28,14 @@ _LATEX = {
 _MARKDOWN = "\\`*_{}[]<>#|~&$"
 
 
-def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "flash2") -> list[Path]:
+def export_run(
+    run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "flash2", beside: Path | None = None
+) -> list[Path]:
     """Write a run's tables to `out_dir` (default: the run's folder, export/), each by temporary file and rename.
 
     csv and parquet give timings (with the speedups over `baseline`), errors and stages; latex and markdown give one
-    file of compact tables. Raises ValueError on an unknown format, a damaged or empty run or a folder that cannot be
-    written.
+    file of compact tables, for a run of protocol=paper those beside the run `beside`. Raises ValueError on an unknown
+    format, a damaged or empty run, a run of protocol=paper alone, or a folder that cannot be written.
     """
     if fmt not in FORMATS:
         near = difflib.get_close_matches(fmt, FORMATS, n=1)
@@ -45,13 +47,16 @@ def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "f
     if run.timings.empty:
         raise ValueError(f"{run.path} holds no measurement yet: there is nothing to export")
     folder = Path(out_dir) if out_dir is not None else run.path / "export"
+    view = make_view(run, baseline)
+    is_tidy = fmt in ("csv", "parquet")
+    # Tidy tables say in every row by which protocol it was timed.
+    other = None if is_tidy and beside is None else view_beside(run, view, beside)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if fmt in ("csv", "parquet"):
+        if is_tidy:
             return _write_tables(run, folder, fmt, baseline)
-        view = make_view(run, baseline)
         path = folder / ("summary.tex" if fmt == "latex" else "summary.md")
-        atomic_write_text(path, latex(view) if fmt == "latex" else markdown(view))
+        atomic_write_text(path, latex(view, other) if fmt == "latex" else markdown(view, other))
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from None
     return [path]
@@ -77,9 +82,18 @@ def _write_frame(frame: pd.DataFrame, fmt: str, path: Path) -> None:
     frame.astype(texts).to_parquet(path, index=False)
 
 
-def latex(view: View) -> str:
-    """A LaTeX table per masking, and those of the stages; needs no package beyond LaTeX itself."""
+def latex(view: View, beside: View | None = None) -> str:
+    """A LaTeX table per masking, and those of the stages; needs no package beyond LaTeX itself.
+
+    With `beside` only what a run of protocol=paper has to say beside that one.
+    """
     note = latex_escape(_note(view))
+    if beside is not None:
+        other = latex_escape(_note(beside))
+        return "\n".join(
+            _latex_table(d, "20th percentiles beside medians", f"{note} Beside: {other}")
+            for d in authors_digests(view, beside)
+        )
     times = (
         f"medians, $\\pm$ the wider side of the 95\\,\\% interval ({FLAGGED}: samples flagged); "
         f"speedup over {latex_escape(view.baseline)}; error: relative Frobenius"
@@ -88,7 +102,6 @@ def latex(view: View) -> str:
     return "\n".join(
         [
             *(_latex_table(digest, times, note) for digest in digests(view)),
-            *(_latex_table(digest, "20th percentiles", note) for digest in authors_digests(view)),
             *(_latex_table(digest, stages, note) for digest in stage_digests(view)),
         ]
     )
@@ -115,24 +128,31 @@ def _latex_table(digest: Digest, about: str, note: str) -> str:
     )
 
 
-def markdown(view: View) -> str:
-    """A Markdown table per masking, and those of the stages, with where it was measured."""
-    blocks = []
-    for digest in [*digests(view), *authors_digests(view), *stage_digests(view)]:
-        rule = ["---:" if is_number else ":---" for is_number in digest.is_number]
-        head = [[markdown_escape(name) for name in digest.columns], rule]
-        rows = [[markdown_escape(cell) for cell in row] for row in digest.rows]
-        table = "\n".join("| " + " | ".join(cells) + " |" for cells in [*head, *rows])
-        blocks.append(f"### {markdown_escape(digest.title)}\n\n{table}\n")
+def markdown(view: View, beside: View | None = None) -> str:
+    """A Markdown table per masking, and those of the stages, with where it was measured.
+
+    With `beside` only what a run of protocol=paper has to say beside that one.
+    """
     note = markdown_escape(_note(view))
+    if beside is not None:
+        tables = [_markdown_table(digest) for digest in authors_digests(view, beside)]
+        return "\n".join([*tables, f"{note} Beside: {markdown_escape(_note(beside))}", ""])
     return "\n".join(
         [
-            *blocks,
+            *(_markdown_table(digest) for digest in [*digests(view), *stage_digests(view)]),
             "Medians, ± the wider side of the 95 % interval (of all samples below 6, none for one), "
             f"{markdown_escape(FLAGGED)} where samples are flagged; error: relative Frobenius. {note}",
             "",
         ]
     )
+
+
+def _markdown_table(digest: Digest) -> str:
+    rule = ["---:" if is_number else ":---" for is_number in digest.is_number]
+    head = [[markdown_escape(name) for name in digest.columns], rule]
+    rows = [[markdown_escape(cell) for cell in row] for row in digest.rows]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in [*head, *rows])
+    return f"### {markdown_escape(digest.title)}\n\n{table}\n"
 
 
 def _note(view: View) -> str:

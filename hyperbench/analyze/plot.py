@@ -30,8 +30,9 @@ def plot_run(
 
     `figures` holds names, and filters such as `input=gaussian` that choose part of the run; without a name every
     figure that fits is made and the others are messages. Raises ValueError on an unknown name, format or filter, on a
-    damaged run, and where a figure that was asked for by name does not fit the run.
+    damaged run, on one of protocol=paper, and where a figure that was asked for by name does not fit the run.
     """
+    from hyperbench.analyze.authors import refuse_alone
     from hyperbench.analyze.figures import available, builder
     from hyperbench.analyze.render import write_figures
     from hyperbench.analyze.view import make_view
@@ -42,7 +43,9 @@ def plot_run(
     where = parse_filters(text for text in asked if "=" in text)
     builders = {name: builder(name) for name in (dict.fromkeys(names) or available())}
     kinds = _check_formats(formats)
-    view = make_view(load_run(Path(run_dir)), baseline, where)
+    run = load_run(Path(run_dir))
+    view = make_view(run, baseline, where)
+    refuse_alone(run, view)
 
     result = PlotResult()
     made = {}

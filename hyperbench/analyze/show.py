@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.authors import authors_digests
+from hyperbench.analyze.authors import authors_digests, view_beside
 from hyperbench.analyze.causality import causal_in_q, causality_notes
 from hyperbench.analyze.digest import FLAGGED, Digest, digests, stage_digests
 from hyperbench.analyze.stages import missing_stages
@@ -40,10 +40,11 @@ _STAGE_KEYS = (
 )  # fmt: skip
 
 
-def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
+def show_run(run_dir: Path, console: Console, baseline: str = "flash2", beside: Path | None = None) -> None:
     """Print a run: where it was measured, a table per masking, and what could not be measured and why.
 
-    Raises ValueError on a missing or damaged run.
+    A run of protocol=paper is printed beside another one, `beside`. Raises ValueError on a missing or damaged run, and
+    on a run of protocol=paper alone.
     """
     from rich.text import Text
 
@@ -53,10 +54,17 @@ def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
     if view.timings.empty:
         console.print("This run holds no measurement yet.")
         return
+    other = view_beside(run, view, beside)
     console.print(Text("  ·  ".join(provenance(view)), style="dim"))
-    for digest in digests(view, methods_per_table=max(1, (console.width - 40) // 42)):
-        print_digest(digest, console)
-    for digest in [*authors_digests(view), *stage_digests(view)]:
+    if other is not None:
+        console.print(Text(f"beside {beside}", style="bold"))
+        console.print(Text("  ·  ".join(provenance(other)), style="dim"))
+        for digest in authors_digests(view, other):
+            print_digest(digest, console)
+        for line in [*_flagged(other), *_missing(view), *_missing(other)]:
+            console.print(Text(line, style="yellow"))
+        return
+    for digest in [*digests(view, methods_per_table=max(1, (console.width - 40) // 42)), *stage_digests(view)]:
         print_digest(digest, console)
     for line in [*causality_notes(view.timings), *_flagged(view), *_missing(view), *_missing_stages(view)]:
         console.print(Text(line, style="yellow"))
@@ -69,14 +77,15 @@ def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
     )
 
 
-def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
+def run_summary(run_dir: Path, baseline: str = "flash2", beside: Path | None = None) -> dict[str, Any]:
     """A run as plain data that JSON can hold: environment, counts by status, a row per point and pass, and a row
     per point and stage.
 
-    Raises ValueError on a missing or damaged run.
+    A run of protocol=paper holds another run's data as `beside`. Raises ValueError as `show_run` does.
     """
     run = load_run(Path(run_dir))
     view = make_view(run, baseline)
+    other = None if view.timings.empty else view_beside(run, view, beside)
     frame = view.timings
     errors = error_columns(frame)
     rows = []
@@ -94,6 +103,7 @@ def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
         "statuses": {str(k): int(v) for k, v in frame["status"].value_counts().items()},
         "rows": rows,
         "stages": [{key: json_value(record[key]) for key in _STAGE_KEYS} for record in records(view.stages)],
+        **({} if other is None or beside is None else {"beside": run_summary(beside, baseline)}),
     }
 
 

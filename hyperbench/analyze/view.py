@@ -86,7 +86,7 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
         frozenset(m for m, node in nodes.items() if node.get("exact")),
         missing_errors(run.errors, MAIN_ERROR),
         described(run.origins, sorted({int(round_) for round_ in chosen["round"]})),
-        _timed_as_paper(run.config) or bool((chosen["protocol"] == "paper").any()),
+        timed_as_paper(run.config, chosen),
     )
 
 
@@ -98,9 +98,11 @@ def _in_order(timings: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     return timings.sort_values("method", key=lambda names: names.map(ranks), kind="stable")
 
 
-def _timed_as_paper(config: Mapping[str, Any]) -> bool:
+def timed_as_paper(config: Mapping[str, Any], timings: pd.DataFrame) -> bool:
+    """Whether a run, or what was chosen of its timings, was timed as the authors did."""
     protocol = config.get("protocol")
-    return isinstance(protocol, dict) and protocol.get("as_paper") is True
+    of_config = isinstance(protocol, dict) and protocol.get("as_paper") is True
+    return of_config or bool((timings["protocol"] == "paper").any())
 
 
 def _method_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

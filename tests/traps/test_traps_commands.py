@@ -301,13 +301,22 @@ def test_a_figure_mixes_no_configurations(run: Callable[..., Answer], call: Call
     assert not (Path("run") / "figures").exists()
 
 
-def test_the_authors_way_of_timing_is_marked_wherever_it_is_shown(run: Callable[..., Answer], call: Call) -> None:
-    assert run("protocol=paper").code == 0
-    quote = Quote("timed as the authors did: no result by itself")
-    assert quote.stands_in(shown(call))
-    assert Quote(
-        "as the authors state it (20th percentiles, forward+backward as a sum; no result by itself)"
-    ).stands_in(shown(call))
+def test_the_authors_way_of_timing_is_shown_beside_another_run_only(run: Callable[..., Answer], call: Call) -> None:
+    answer = run("protocol=paper")
+    assert answer.code == 0
+    quote = Quote(
+        "was timed as the authors did: no result by itself; it is shown beside a run of another protocol only"
+    )
+    for command in ("show", "export --format latex", "plot"):
+        answer = call(*command.split(), "--run", "run")
+        assert answer.code == 2
+        if command != "plot":
+            assert quote.stands_in(answer.err)
+    Path("run").rename("as_paper")
+    assert run().code == 0
+    text = call("show", "--run", "as_paper", "--beside", "run").out
+    assert Quote("as the authors state it (20th percentiles, forward+backward as a sum; no result by itself), "
+                 "beside the medians of protocol quick").stands_in(text)  # fmt: skip
 
 
 def test_a_speedup_names_what_it_is_over_and_is_empty_where_that_is_not_there(
