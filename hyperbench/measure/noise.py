@@ -39,6 +39,16 @@ def aa_floor(medians_ms: list[float]) -> float:
     return max(abs(value / centre - 1.0) for value in medians_ms) if centre > 0 else 0.0
 
 
+def flush_warning(flush_ratio: float | None) -> str:
+    """One line where a flush of the L2 cache has no effect; empty where it has one, or where there is no flush."""
+    if flush_ratio is None or flush_ratio > 1.0:
+        return ""
+    return (
+        f"the flush of the L2 cache has no effect: a read after it takes {flush_ratio:.2f} times that of a warm one; "
+        "short calls find their inputs in the cache"
+    )
+
+
 @dataclass(frozen=True)
 class Noise:
     """KEYS as they were measured, and whether the machine was quiet meanwhile: else they are not kept for others."""

@@ -13,7 +13,7 @@ from hyperbench.schema import StopReason
 from hyperbench.stats import median, median_interval_rank
 from hyperbench.validate import ProtocolConfig
 
-#: Warm-up ends when the median of its last stretch is no longer below that of the stretch before by more than this part.
+#: Warm-up ends when the median of its last stretch is not below that of the stretch before by more than this part.
 _DRIFT_TOLERANCE = 0.005
 #: A stretch has so many calls at least. Where these take less than so many seconds it is a third of the warm-up: a few
 #: calls of microseconds lie so close together that no drift shows between them.

@@ -122,10 +122,13 @@ def prepare_pass(
         graphs.append(GraphedCall(prepare, point.dtype))
         return graphs[-1]
 
+    def as_load(load: bool) -> None:
+        clock.is_load = load
+
     calls = [call_on(inputs) for inputs in copies[:count]]
     witness = witness_of(calls[0], clock, len(calls), protocol.as_paper)
     return TimedPass(
-        Sampler(in_turn([witness.call, *calls[1:]]), witness, protocol, budget_s),
+        Sampler(in_turn([witness.call, *calls[1:]]), witness, protocol, budget_s, as_load),
         conditions,
         witness,
         graphs,

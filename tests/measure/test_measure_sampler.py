@@ -367,9 +367,7 @@ class TestFixedTime:
             load.append(said[0])
             return 1.0
 
-        protocol = dataclasses.replace(
-            PROTOCOL, fixed_time=True, max_samples=20, warmup_min_s=0.1, warmup_max_s=0.1
-        )
+        protocol = dataclasses.replace(PROTOCOL, fixed_time=True, max_samples=20, warmup_min_s=0.1, warmup_max_s=0.1)
         found = Sampler(call, Clock(), protocol, 0.5, lambda on: said.__setitem__(0, on))
         found.warm_up()
         found.take(1e9)
