@@ -122,7 +122,7 @@ class CudaClock:
         return min(_AHEAD * last_ms, _MOST_GROWTH * least_ms, _LONGEST_SLEEP_MS) + _AHEAD_MS
 
     def _remember(self, call: Callable[[], object], host_ms: float, *, slept: bool) -> None:
-        """Note what a launch took; after a sleep it may hold a wait for the device and is no candidate for the least."""
+        """Note what a launch took; after a sleep it may hold a wait for the device and is no least one."""
         least_ms, _ = self._launches.get(call, (host_ms, host_ms))
         self._launches[call] = (least_ms if slept else min(least_ms, host_ms), host_ms)
 
