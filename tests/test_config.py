@@ -400,7 +400,8 @@ def test_protocols_differ_in_what_they_are_for() -> None:
     # Load of other methods between the samples would be a pause of this one's.
     assert found["sustained"].slices == 1
     # Ten seconds of load come first, however slow a call is.
-    assert found["sustained"].skip_warmup_above_s > 1e6
+    assert found["sustained"].skip_warmup_above_s >= found["sustained"].warmup_min_s >= 10.0
+    assert found["sustained"].keep_first_above_s > 1e6
     for protocol in (found["standard"], found["strict"]):
         slow_s, quick_s = protocol.budget_s["forward"] + 0.1, protocol.budget_s["forward"] - 0.1
         assert protocol.rounds_for("forward", slow_s) == protocol.slow_rounds < protocol.rounds

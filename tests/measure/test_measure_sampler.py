@@ -385,6 +385,14 @@ class TestFixedTime:
         assert all(s.done for s in group)
         assert set(turns) == {0, 1}
 
+    @pytest.mark.parametrize(("call_s", "calls"), [(1.0, 11), (6.0, 3), (30.0, 1)])
+    def test_slow_calls_are_under_load_for_as_long_before_they_count(self, call_s: float, calls: int) -> None:
+        found = measured(
+            forever(call_s * 1e3), budget_s=30.0, fixed_time=True, warmup_min_calls=1, warmup_min_s=10.0,
+            warmup_max_s=10.0, skip_warmup_above_s=10.0, keep_first_above_s=1e9,
+        )  # fmt: skip
+        assert len(found.warmup_ms) == calls
+
     def test_a_long_warm_up_is_not_kept_whole(self) -> None:
         found = sampler(forever(1.0), fixed_time=True, warmup_min_s=5.0, warmup_max_s=5.0)
         found.warm_up()
