@@ -38,6 +38,8 @@ class ProtocolConfig:
     input_copies_bytes: int = 0
     cuda_graph: bool = False
     as_paper: bool = False
+    keep_first_above_s: float = 0.0
+    min_spread_s: float = 0.0
 
     def __post_init__(self) -> None:
         check_text("protocol.name", self.name)
@@ -49,7 +51,9 @@ class ProtocolConfig:
             check_int(f"protocol.{name}", getattr(self, name), low=0)
         for name in ("fixed_time", "cuda_graph", "as_paper"):
             check_bool(f"protocol.{name}", getattr(self, name))
-        for name in ("warmup_min_s", "warmup_max_s", "skip_warmup_above_s"):
+        for name in (
+            "warmup_min_s", "warmup_max_s", "skip_warmup_above_s", "keep_first_above_s", "min_spread_s"
+        ):  # fmt: skip
             check_number(f"protocol.{name}", getattr(self, name), positive=False)
         check_number("protocol.target_half_width", self.target_half_width)
         check_number("protocol.timeout_s", self.timeout_s)
@@ -61,6 +65,12 @@ class ProtocolConfig:
         if self.max_samples < self.min_samples:
             raise ConfigError(
                 f"protocol.max_samples={self.max_samples} must be at least protocol.min_samples={self.min_samples}"
+            )
+
+        if self.warmup_max_s < self.warmup_min_s:
+            raise ConfigError(
+                f"protocol.warmup_max_s={self.warmup_max_s} must be at least "
+                f"protocol.warmup_min_s={self.warmup_min_s}: warm-up ends at the latest after the first"
             )
 
     def rounds_for(self, pass_: str, call_s: float) -> int:

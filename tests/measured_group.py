@@ -27,6 +27,7 @@ class Clock:
 
     heard: list[dict[str, Any]]
     host_ms: float | None = None
+    is_load: bool = False
 
     def now_s(self) -> float:
         """Never later."""

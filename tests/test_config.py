@@ -378,6 +378,17 @@ def test_words_are_read_as_hydra_reads_them(
     assert (list(found.plain), found.axes, found.fixed) == (plain, axes, fixed)
 
 
+@pytest.mark.parametrize("name", catalog.names("protocol"))
+def test_what_a_gpu_needs_more_of_comes_with_the_device(name: str) -> None:
+    cpu, cuda = (config_of(f"protocol={name}", f"device={device}").protocol for device in ("cpu", "cuda"))
+    if not cuda.as_paper:
+        assert cuda.warmup_min_s >= max(0.2, cpu.warmup_min_s)
+    # Three tensors of the longest point of its grid, in bfloat16, as often as copies are wanted.
+    assert cuda.input_copies_bytes >= cuda.input_copies * 3 * 12 * 131072 * 64 * 2
+    chosen = config_of(f"protocol={name}", "device=cuda", "protocol.input_copies_bytes=5").protocol
+    assert chosen.input_copies_bytes == 5
+
+
 def test_protocols_differ_in_what_they_are_for() -> None:
     found = {name: config_of(f"protocol={name}").protocol for name in catalog.names("protocol")}
     assert set(found) == {"quick", "standard", "strict", "sustained", "paper"}
@@ -388,6 +399,9 @@ def test_protocols_differ_in_what_they_are_for() -> None:
     assert [name for name, protocol in found.items() if protocol.as_paper] == ["paper"]
     # Load of other methods between the samples would be a pause of this one's.
     assert found["sustained"].slices == 1
+    # Ten seconds of load come first, however slow a call is.
+    assert found["sustained"].skip_warmup_above_s >= found["sustained"].warmup_min_s >= 10.0
+    assert found["sustained"].keep_first_above_s > 1e6
     for protocol in (found["standard"], found["strict"]):
         slow_s, quick_s = protocol.budget_s["forward"] + 0.1, protocol.budget_s["forward"] - 0.1
         assert protocol.rounds_for("forward", slow_s) == protocol.slow_rounds < protocol.rounds

@@ -34,7 +34,9 @@ ERROR: dict[str, Any] = {
 
 def protocol(**changes: Any) -> dict[str, Any]:
     """The standard protocol, from which the others follow, as data, with changes."""
-    return {**catalog.entries("protocol")["standard"], **changes}
+    entries = catalog.entries
+    device = {name: entries("device")["cpu"][name] for name in ("warmup_min_s", "input_copies_bytes")}
+    return {**entries("protocol")["standard"], **device, **changes}
 
 
 def test_the_shipped_protocol_is_good() -> None:
@@ -50,7 +52,8 @@ def test_the_shipped_protocol_is_good() -> None:
           for bad in (0, -1, 1.0, True, "2", None)),
         *((name, bad) for name in ("warmup_min_calls", "input_copies_bytes") for bad in (-1, 0.5, None)),
         *((name, bad) for name in ("fixed_time", "cuda_graph", "as_paper") for bad in (0, 1, "true", None)),
-        *((name, bad) for name in ("warmup_min_s", "warmup_max_s", "skip_warmup_above_s")
+        *((name, bad) for name in ("warmup_min_s", "warmup_max_s", "skip_warmup_above_s",
+                                   "keep_first_above_s", "min_spread_s")
           for bad in (-0.1, math.nan, math.inf, "1", None, True)),
         *((name, bad) for name in ("target_half_width", "timeout_s")
           for bad in (0, -1, math.nan, math.inf, 10**400, "1")),
@@ -62,6 +65,13 @@ def test_the_shipped_protocol_is_good() -> None:
 def test_a_protocol_refuses_what_it_cannot_do(name: str, bad: Any) -> None:
     with pytest.raises(ConfigError, match=rf"^protocol\.{name}"):
         typed(ProtocolConfig, protocol(**{name: bad}), "protocol")
+
+
+def test_a_warm_up_cannot_last_longer_than_its_longest_time() -> None:
+    message = r"^protocol\.warmup_max_s=1.0 must be at least protocol\.warmup_min_s=3.0"
+    with pytest.raises(ConfigError, match=message):
+        typed(ProtocolConfig, protocol(warmup_min_s=3.0, warmup_max_s=1.0), "protocol")
+    assert typed(ProtocolConfig, protocol(warmup_min_s=1.0, warmup_max_s=1.0), "protocol").warmup_max_s == 1.0
 
 
 @pytest.mark.parametrize(

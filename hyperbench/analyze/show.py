@@ -29,7 +29,8 @@ _KEYS = (
 FLAG_MEANINGS: dict[str, str] = {
     Flag.BIMODAL: "the samples fall into two groups apart from each other, and the median is one of them or between",
     Flag.DRIFT: "the samples get slower or faster with time, and the median is that of the time they were taken in",
-    Flag.HOST_BOUND: "launching the call takes most of its time, and the device waits: the launch is what was timed",
+    Flag.HOST_BOUND: "the host takes longer to launch the call than the device to do it: by itself it takes as long as "
+    "its launch",
     Flag.BUSY_MACHINE: "other processes used the cores meanwhile",
     Flag.THROTTLED: "the clocks of the device were held down meanwhile",
     Flag.ABOVE_PEAK: "more operations per second than the device can do: not all of the work was timed",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from hyperbench.stats import median
 BUSY_SHARE = 0.1
 #: Shorter than this, the kernel's counts of used time (in hundredths of a second) say nothing.
 _SHORTEST_S = 0.25
+#: So many of the latest readings are kept: the one that is looked for lies a quarter of a second back.
+_HISTORY = 200
 _STAT = Path("/proc/stat")
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -55,7 +58,8 @@ class Conditions:
     """Follows one pass of one point: `look` at the start and the end of each of its turns, then `summary` and `flags`.
 
     `cpu_times` and `cpu_mhz` read this machine, `gpu` the GPU that is measured, if one is; `cpus` is how many cores
-    there are for us.
+    there are for us. `history` holds what `cpu_times` gave before, also for other passes: where the turns are too short
+    to tell what others used, it is told of the time from a moment before them to the end of the last one.
     """
 
     def __init__(
@@ -65,29 +69,34 @@ class Conditions:
         cpus: int = 1,
         cpu_times: Callable[[], CpuTimes] | None = None,
         cpu_mhz: Callable[[], float | None] | None = None,
+        history: deque[CpuTimes] | None = None,
     ) -> None:
         self._gpu = gpu
         self._cpus = max(1, cpus)
         self._cpu_times = cpu_times or read_cpu_times
         self._cpu_mhz = cpu_mhz or read_cpu_mhz
+        self._history = new_history() if history is None else history
         self._begun: CpuTimes | None = None
+        self._around_s = self._around_others_s = 0.0
         self._elapsed_s = self._others_s = 0.0
         self._readings: list[GpuReading] = []
         self._mhz: list[float] = []
 
     def begin_turn(self) -> None:
         """Samples are about to be taken."""
-        self._begun = self._cpu_times()
+        self._begun = self._now()
 
     def end_turn(self) -> None:
         """Samples have been taken: read everything, while what they did is still to be seen."""
         if self._gpu is not None:
             self._readings.append(self._gpu.read())
-        times, begun = self._cpu_times(), self._begun
+        times, begun = self._now(), self._begun
         self._begun = None
-        if begun is not None and times.all_s is not None and begun.all_s is not None:
+        if begun is not None and (others_s := _others_s(begun, times)) is not None:
             self._elapsed_s += times.now_s - begun.now_s
-            self._others_s += (times.all_s - begun.all_s) - (times.own_s - begun.own_s)
+            self._others_s += others_s
+            if self._elapsed_s < _SHORTEST_S:
+                self._look_around(times)
         # On a machine of many cores this reading takes a while.
         if not self._mhz and (mhz := self._cpu_mhz()) is not None:
             self._mhz.append(mhz)
@@ -95,9 +104,24 @@ class Conditions:
     @property
     def others_share(self) -> float | None:
         """The part of the cores' time that others used during the samples; None where it is not known."""
-        if self._elapsed_s < _SHORTEST_S:
+        elapsed_s, others_s = self._elapsed_s, self._others_s
+        if elapsed_s < _SHORTEST_S:
+            elapsed_s, others_s = self._around_s, self._around_others_s
+        if elapsed_s < _SHORTEST_S:
             return None
-        return min(1.0, max(0.0, self._others_s / (self._elapsed_s * self._cpus)))
+        return min(1.0, max(0.0, others_s / (elapsed_s * self._cpus)))
+
+    def _now(self) -> CpuTimes:
+        times = self._cpu_times()
+        self._history.append(times)
+        return times
+
+    def _look_around(self, times: CpuTimes) -> None:
+        """What others used from the latest known moment that lies long enough before this one."""
+        for before in reversed(self._history):
+            if times.now_s - before.now_s >= _SHORTEST_S and (others_s := _others_s(before, times)) is not None:
+                self._around_s, self._around_others_s = times.now_s - before.now_s, others_s
+                return
 
     @property
     def throttle_reasons(self) -> tuple[str, ...]:
@@ -128,6 +152,11 @@ class Conditions:
                 "throttle_reasons": list(self.throttle_reasons),
             }
         return {name: value for name, value in found.items() if value is not None}
+
+
+def new_history() -> deque[CpuTimes]:
+    """Room for the latest readings of the cores' times."""
+    return deque(maxlen=_HISTORY)
 
 
 def fixed_conditions(threads: int) -> dict[str, Any]:
@@ -163,14 +192,20 @@ def busy_warning(begun: CpuTimes, ended: CpuTimes, cpus: int) -> str:
     """One line where others used the cores between two moments before a run begins; empty where all is quiet."""
     if begun.all_s is None or ended.all_s is None or ended.now_s - begun.now_s < _SHORTEST_S:
         return ""
-    used_s = ended.all_s - begun.all_s - (ended.own_s - begun.own_s)
-    share = used_s / ((ended.now_s - begun.now_s) * cpus)
+    share = (_others_s(begun, ended) or 0.0) / ((ended.now_s - begun.now_s) * cpus)
     if share <= BUSY_SHARE:
         return ""
     return (
         f"this machine is busy: others use {min(share, 1.0):.0%} of its {cpus} core{'' if cpus == 1 else 's'}; "
         "times will scatter, and rows are flagged busy_machine where this goes on during the samples"
     )
+
+
+def _others_s(begun: CpuTimes, ended: CpuTimes) -> float | None:
+    """Seconds of the cores that others used between two moments; None where the system does not tell."""
+    if begun.all_s is None or ended.all_s is None:
+        return None
+    return (ended.all_s - begun.all_s) - (ended.own_s - begun.own_s)
 
 
 def read_cpu_times() -> CpuTimes:

@@ -9,44 +9,48 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from hyperbench.measure.clock import Clock, CudaClock, clock_for
+from hyperbench.measure.clock import Clock, CudaClock, clock_for, l2_bytes
 from hyperbench.stats import median
 
 _PAIRS = 5
 _CALLS = 15
 _PROCESS_CALLS = 61
+_WARM_S = 0.3
 _SEQ_LEN = 1024
-_FLUSH_BYTES = 1 << 22
-#: About half a millisecond, in which the host launches what is timed.
-_BUSY_CYCLES = 1_000_000
+_GPU_SEQ_LEN = 16384
+_GPU_HEADS = 12
 
 
 def timer_facts(device: str) -> dict[str, Any]:
     """The timer's report as plain data: `floor` is the largest relative difference of two medians of the same call."""
     clock = clock_for(device)
-    flush: dict[str, float] = {}
-    if isinstance(clock, CudaClock):
-        flush = {"flush_ratio": flush_ratio(clock, _small_read(), torch.cuda), **flush_times(clock)}
     return {
         "resolution_ns": clock_resolution_ns(time.perf_counter_ns),
         "pairs": _PAIRS,
-        "floor": noise_floor(clock, _small_call(device)),
+        "floor": noise_floor(clock, _some_call(device), warm_s=_WARM_S),
         "flush_ratio": None,
-        **flush,
+        **({"flush_ratio": _device_flush_ratio(), **flush_times(clock)} if isinstance(clock, CudaClock) else {}),
     }
 
 
 def noise_facts(device: str, *, full: bool) -> dict[str, Any]:
-    """This process's median of a small call in milliseconds; with `full` the timer's resolution and the flush too."""
+    """This process's median of some call in milliseconds; with `full` the timer's resolution and the flush too."""
     clock = clock_for(device)
-    call = _small_call(device)
-    for _ in range(_CALLS):
-        clock.time_ms(call)
+    call = _some_call(device)
+    warm_up(clock, call, _CALLS, _WARM_S)
     return {
         "median_ms": median([clock.time_ms(call) for _ in range(_PROCESS_CALLS)]),
         "resolution_ns": clock_resolution_ns(time.perf_counter_ns) if full else None,
-        "flush_ratio": flush_ratio(clock, _small_read(), torch.cuda) if full and isinstance(clock, CudaClock) else None,
+        "flush_ratio": _device_flush_ratio() if full and device == "cuda" else None,
     }
+
+
+def warm_up(clock: Clock, call: Callable[[], object], calls: int, seconds: float) -> None:
+    """Make a call so often, and for so long: the clocks of an idle GPU take their time to rise."""
+    began_s, made = clock.now_s(), 0
+    while made < calls or clock.now_s() - began_s < seconds:
+        clock.time_ms(call)
+        made += 1
 
 
 def clock_resolution_ns(now_ns: Callable[[], int], readings: int = 1000) -> int:
@@ -61,10 +65,11 @@ def clock_resolution_ns(now_ns: Callable[[], int], readings: int = 1000) -> int:
     return min(steps, default=0)
 
 
-def noise_floor(clock: Clock, call: Callable[[], object], pairs: int = _PAIRS, calls: int = _CALLS) -> float:
+def noise_floor(
+    clock: Clock, call: Callable[[], object], pairs: int = _PAIRS, calls: int = _CALLS, warm_s: float = 0.0
+) -> float:
     """The largest |a / b - 1| of two medians of the same call taken in turns, over some pairs."""
-    for _ in range(3):
-        clock.time_ms(call)
+    warm_up(clock, call, 3, warm_s)
     worst = 0.0
     for _ in range(pairs):
         sides: tuple[list[float], list[float]] = ([], [])
@@ -75,36 +80,12 @@ def noise_floor(clock: Clock, call: Callable[[], object], pairs: int = _PAIRS, c
     return worst
 
 
-def _small_call(device: str) -> Callable[[], object]:
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    x = torch.randn(1, 1, _SEQ_LEN, 64, device=device, dtype=dtype)
-    return lambda: scaled_dot_product_attention(x, x, x)
-
-
-def flush_ratio(clock: CudaClock, read: Callable[[], object], cuda: Any) -> float:
-    """Time of reading what fits into the L2 cache right after the clock's flush, over that of reading it once more.
-
-    Both reads are launched while the device still waits in a loop, so that neither waits for its launch. `cuda` is
-    torch.cuda or stands for it.
-    """
-    keep_busy = getattr(cuda, "_sleep", lambda cycles: None)
-    medians = []
-    for is_warm in (False, True):
-        times = []
-        for _ in range(_CALLS):
-            start, stop = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
-            clock.flush()
-            if is_warm:
-                read()
-            keep_busy(_BUSY_CYCLES)
-            start.record()
-            read()
-            stop.record()
-            stop.synchronize()
-            times.append(float(start.elapsed_time(stop)))
-        medians.append(median(times))
-    cold, warm = medians
-    return cold / warm
+def flush_ratio(flushed: Clock, warm: Clock, read: Callable[[], object], seconds: float = 0.0) -> float:
+    """The time of a read by a clock that flushes before it, over that by one that does not; above 1 if it works."""
+    warm_up(flushed, read, 3, seconds)
+    pairs = [(flushed.time_ms(read), warm.time_ms(read)) for _ in range(_CALLS)]
+    cold_ms, warm_ms = (median(times) for times in zip(*pairs, strict=True))
+    return cold_ms / warm_ms if warm_ms > 0 else 0.0
 
 
 def flush_times(clock: CudaClock) -> dict[str, float]:
@@ -116,6 +97,31 @@ def flush_times(clock: CudaClock) -> dict[str, float]:
     return {name: median([clock.time_ms(call) for _ in range(_CALLS)]) for name, call in calls.items()}
 
 
-def _small_read() -> Callable[[], object]:
-    """A read of a buffer that fits the L2 cache of any GPU."""
-    return torch.ones(_FLUSH_BYTES // 4, device="cuda").sum
+def _some_call(device: str) -> Callable[[], object]:
+    """A call of some milliseconds at most, on a fast GPU of one at least: there a shorter one would show its launch."""
+    if device == "cuda":
+        x = torch.randn(1, _GPU_HEADS, _GPU_SEQ_LEN, 64, device=device, dtype=torch.bfloat16)
+    else:
+        x = torch.randn(1, 1, _SEQ_LEN, 64)
+    return lambda: scaled_dot_product_attention(x, x, x)
+
+
+class _Touch:
+    """In the place of the buffer of a flush: reads what is read next, so that the cache holds it."""
+
+    def __init__(self, read: Callable[[], object]) -> None:
+        self._read = read
+
+    def zero_(self) -> None:
+        """Read."""
+        self._read()
+
+
+def _device_flush_ratio() -> float:
+    """The ratio for a buffer of half the L2 of this GPU, both times by the same kind of clock."""
+    buffer = torch.ones(l2_bytes() // 8, device="cuda")
+
+    def read() -> object:
+        return buffer.sum()
+
+    return flush_ratio(CudaClock(), CudaClock(allocate=lambda size: _Touch(read)), read, _WARM_S)

@@ -14,6 +14,7 @@ from hyperbench.measure import grid
 from hyperbench.measure.flops import exact_flops, hyper_flops
 from hyperbench.measure.rounds import Plan
 from hyperbench.schema import Pass
+from hyperbench.validate import ProtocolConfig
 
 #: (point id, part of its work)
 Part = tuple[str, str]
@@ -31,6 +32,8 @@ _NORM_PAIR_FLOPS = 2.2e4
 _REFERENCE_S = 0.05
 #: Stages of a method as far as the estimate of time goes; how many there are, only the method knows.
 _TYPICAL_STAGES = 5
+#: The part of the time over which samples are spread that one of several calls in turns fills itself.
+_SHARED = 0.5
 
 
 @dataclass(frozen=True)
@@ -112,19 +115,27 @@ def estimate_s(wanted: grid.Todo, config: RunConfig, flops_per_s: float) -> dict
         fitting = min(protocol.max_samples, protocol.budget_s[pass_] / call_s[pass_])
         # Steady calls reach their precision well before the budget.
         samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
-        parts[str(pass_)] = protocol.budget_s[pass_] if protocol.fixed_time else samples * call_s[pass_]
+        # Samples are spread over some time, which the methods share.
+        steady_s = max(samples * call_s[pass_], min(protocol.budget_s[pass_], _SHARED * protocol.min_spread_s))
+        parts[str(pass_)] = protocol.budget_s[pass_] if protocol.fixed_time else steady_s
         if pass_ is Pass.BACKWARD:  # its graph is made once
             parts[str(pass_)] += call_s[Pass.FORWARD]
-        if call_s[pass_] < protocol.skip_warmup_above_s:
-            parts[str(pass_)] += protocol.warmup_min_calls * call_s[pass_] + protocol.warmup_min_s
+        parts[str(pass_)] += _warmup_s(call_s[pass_], protocol)
     if wanted.stages:
         # Each of them has the budget of the forward pass; together they take as long as one.
         forward_s = call_s[Pass.FORWARD]
         fitting = min(protocol.max_samples, _TYPICAL_STAGES * protocol.budget_s[Pass.FORWARD] / forward_s)
         samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
         calls = samples + protocol.warmup_min_calls + 2
-        parts["stages"] = calls * forward_s + _TYPICAL_STAGES * protocol.warmup_min_s
+        least_s = protocol.warmup_min_s + min(protocol.budget_s[Pass.FORWARD], _SHARED * protocol.min_spread_s)
+        parts["stages"] = calls * forward_s + _TYPICAL_STAGES * least_s
     return parts
+
+
+def _warmup_s(call_s: float, protocol: ProtocolConfig) -> float:
+    if call_s < protocol.skip_warmup_above_s:
+        return protocol.warmup_min_calls * call_s + protocol.warmup_min_s
+    return call_s if call_s < max(protocol.skip_warmup_above_s, protocol.keep_first_above_s) else 0.0
 
 
 def _call_s(cell: grid.Cell, pass_: Pass, flops_per_s: float) -> float:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from hyperbench.measure.conditions import Conditions, Gpu, fixed_conditions
+from hyperbench.measure.conditions import Conditions, CpuTimes, Gpu, fixed_conditions, new_history, read_cpu_times
 from hyperbench.measure.peaks import peak_flops_per_s
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """`fixed` holds for the whole process; `gpu` can be asked between samples, `gpu_name` tells the peak rate."""
+    """`fixed` holds for the whole process; `gpu` can be asked between samples, `gpu_name` tells the peak rate.
+
+    `history` is what its conditions have read of the cores' times, one after the other.
+    """
 
     gpu: Gpu | None = None
     gpu_name: str | None = None
     cpus: int = 1
     fixed: dict[str, Any] = field(default_factory=dict)
+    history: deque[CpuTimes] = field(default_factory=new_history)
 
     def conditions(self) -> Conditions:
         """New conditions to follow one pass of one point."""
-        return Conditions(self.gpu, cpus=self.cpus)
+        self.history.append(read_cpu_times())
+        return Conditions(self.gpu, cpus=self.cpus, history=self.history)
 
     def peak_flops_per_s(self, dtype: str) -> float | None:
         """The most operations per second of the GPU; None where it is not known, as for CPUs."""

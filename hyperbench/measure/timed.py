@@ -27,9 +27,6 @@ from hyperbench.validate import ProtocolConfig
 _PREPARE_SHARE = 0.1
 #: Steps of the events of CUDA, in milliseconds: samples that differ by one are the same.
 _EVENT_STEP_MS = 1e-3
-#: The device is idle when a call begins, and the events reach from its first launch to the end of its work: launching
-#: can hardly take longer than what they tell. From this part of it on, it is the launching that takes the time.
-_HOST_SHARE = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class TimedCall:
             flags.append(Flag.DRIFT)
         if has_two_modes(samples, _EVENT_STEP_MS if self.device == "cuda" else 0.0):
             flags.append(Flag.BIMODAL)
-        if host_ms is not None and host_ms > _HOST_SHARE * median(samples):
+        if host_ms is not None and host_ms > median(samples):
             flags.append(Flag.HOST_BOUND)
         notes = []
         reasons = self.conditions.throttle_reasons
@@ -176,10 +173,13 @@ def prepare_pass(
         graphs.append(GraphedCall(prepare, point.dtype))
         return graphs[-1]
 
+    def as_load(load: bool) -> None:
+        clock.is_load = load
+
     calls = [call_on(inputs) for inputs in used]
     witness = witness_of(calls[0], clock, len(calls), protocol.as_paper)
     return TimedPass(
-        sampler=Sampler(in_turn([witness.call, *calls[1:]]), witness, protocol, budget_s),
+        sampler=Sampler(in_turn([witness.call, *calls[1:]]), witness, protocol, budget_s, as_load),
         conditions=conditions,
         facts={"input_copies": len(calls), **({"cuda_graph": True} if graphs else {})},
         device=point.device,

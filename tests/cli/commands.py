@@ -18,6 +18,7 @@ TINY = (
     "sweep=smoke", "shape.seq_len=64,96", "method.hyper.block_size=16", "method.hyper.sample_size=16",
     "method.hyper.min_seq_len=32", "error.seeds=[0,1]", "protocol.min_samples=3", "protocol.max_samples=3",
     "protocol.warmup_min_s=0", "protocol.warmup_max_s=0.01", "protocol.warmup_min_calls=1",
+    "protocol.min_spread_s=0",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -9,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from standing_clock import Clock as Standing
 from torch import Tensor
 
+from hyperbench.doctor import flush_lines
 from hyperbench.measure.accuracy import IncorrectError
 from hyperbench.measure.clock import CudaClock
+from hyperbench.measure.diagnose import flush_ratio, warm_up
 from hyperbench.measure.graphs import GraphedCall, tensors_of
 
 L2_BYTES = 1000
@@ -80,29 +84,205 @@ class FakeCuda:
         work()
 
 
-def test_a_call_stands_between_two_events_and_the_flush_before_both() -> None:
-    cuda = FakeCuda()
-    flushed: list[int] = []
+class Gpu:
+    """Stands for torch.cuda with a time of its own: launches take the host's time, and kernels queue on the device."""
 
-    def allocate(size: int) -> Any:
-        flushed.append(size)
-        return SimpleNamespace(zero_=lambda: cuda.log.append("flush"))
+    LAUNCH_MS = 0.005
 
-    host = iter([10.0, 10.004, 10.005, 10.008])
-    clock = CudaClock(cuda, allocate, lambda: next(host))
-    assert clock.time_ms(lambda: cuda.log.append("call")) == 2.5
-    assert [entry for entry in cuda.log if not entry.startswith("made")] == [
-        "flush", "synchronize", "record 0", "call", "record 1", "wait 1", "synchronize"
-    ]  # fmt: skip
-    assert flushed == [2 * L2_BYTES]
-    assert clock.host_ms == pytest.approx(4.0)
-    assert clock.left_ms == pytest.approx(3.0)
+    def __init__(self, clocks: Iterator[float] | None = None) -> None:
+        self.host_ms = 0.0
+        self.free_ms = 0.0
+        self.flushed: list[int] = []
+        self.sleeps_ms: list[float] = []
+        # Cycles in a millisecond, of each sleep.
+        self.clocks = clocks or itertools.repeat(2e6)
+
+    def current_device(self) -> int:
+        return 0
+
+    def get_device_properties(self, index: int) -> Any:
+        return SimpleNamespace(L2_cache_size=L2_BYTES)
+
+    def now_s(self) -> float:
+        return self.host_ms / 1e3
+
+    def launch(self, device_ms: float, host_ms: float = LAUNCH_MS) -> None:
+        """A kernel: the host is busy with its launch, then it runs when those before it have ended."""
+        self.host_ms += host_ms
+        self.free_ms = max(self.free_ms, self.host_ms) + device_ms
+
+    def synchronize(self) -> None:
+        self.host_ms = max(self.host_ms, self.free_ms)
+
+    def _sleep(self, cycles: int) -> None:
+        self.sleeps_ms.append(cycles / next(self.clocks))
+        self.launch(self.sleeps_ms[-1])
+
+    def Event(self, enable_timing: bool) -> Any:
+        assert enable_timing
+        event = SimpleNamespace(at_ms=None)
+
+        def record() -> None:
+            self.launch(0.0, 0.001)
+            event.at_ms = self.free_ms
+
+        def synchronize() -> None:
+            self.host_ms = max(self.host_ms, event.at_ms)
+
+        event.record, event.synchronize = record, synchronize
+        event.elapsed_time = lambda other: other.at_ms - event.at_ms
+        return event
+
+    def clock(self, before: Callable[[], object] | None = None) -> CudaClock:
+        """A clock on this device, whose flush takes 0.1 ms, or that does something else before a call."""
+
+        def allocate(size: int) -> Any:
+            def flush() -> None:
+                self.flushed.append(size)
+                self.launch(0.1)
+
+            return SimpleNamespace(zero_=before or flush)
+
+        return CudaClock(self, allocate, self.now_s)
+
+
+def kernels(gpu: Gpu, count: int, device_ms: float, host_ms: float) -> Callable[[], object]:
+    """A call of so many kernels, each of so long on the device and on the host."""
+
+    def call() -> None:
+        for _ in range(count):
+            gpu.launch(device_ms, host_ms)
+
+    return call
+
+
+class TestTheClockOfAGpu:
+    """Kernels queue behind a sleep, so that what is timed is the device."""
+
+    def test_small_kernels_take_what_they_take_on_the_device_and_the_host_is_seen_to_be_slower(self) -> None:
+        gpu = Gpu()
+        clock, call = gpu.clock(), kernels(gpu, 10, 0.005, 0.05)
+        # Nothing is known of the launch yet: it is in the time.
+        assert clock.time_ms(call) > 0.3
+        for _ in range(5):
+            assert clock.time_ms(call) == pytest.approx(0.05)
+            assert clock.host_ms == pytest.approx(0.5)
+
+    def test_a_large_kernel_hides_its_launch_by_itself(self) -> None:
+        gpu = Gpu()
+        clock, call = gpu.clock(), kernels(gpu, 1, 5.0, 0.02)
+        for _ in range(3):
+            assert clock.time_ms(call) == pytest.approx(5.0, abs=0.03)
+        assert clock.host_ms is not None
+        assert clock.host_ms < 0.03
+
+    def test_each_call_has_a_sleep_of_its_own_when_several_take_turns(self) -> None:
+        gpu = Gpu()
+        clock, calls = gpu.clock(), []
+        for count in (4, 40, 100):
+            calls.append(kernels(gpu, count, 0.005, 0.05))
+            clock.time_ms(calls[-1])
+        for _ in range(3):
+            for call, count in zip(calls, (4, 40, 100), strict=True):
+                assert clock.time_ms(call) == pytest.approx(0.005 * count)
+
+    def test_a_slow_first_launch_is_forgotten(self) -> None:
+        gpu, first = Gpu(), [500.0]
+        clock = gpu.clock()
+
+        def call() -> None:
+            gpu.host_ms += first.pop() if first else 0.0
+            gpu.launch(0.01, 0.5)
+
+        times = [clock.time_ms(call) for _ in range(4)]
+        assert times[2:] == [pytest.approx(0.01)] * 2
+
+    def test_a_call_that_waits_for_the_device_does_not_make_it_sleep_ever_longer(self) -> None:
+        gpu = Gpu()
+        clock = gpu.clock()
+
+        def call() -> None:
+            gpu.launch(1.0, 0.01)
+            gpu.synchronize()
+
+        for _ in range(30):
+            # Its host time is not that of the sleep, or it would be called host-bound.
+            elapsed_ms = clock.time_ms(call)
+            assert elapsed_ms == pytest.approx(1.0, abs=0.02)
+            assert clock.host_ms is not None
+            assert clock.host_ms <= elapsed_ms + 0.01
+        assert max(gpu.sleeps_ms[5:]) < 6.0
+
+    def test_no_sleep_hides_a_launch_of_many_milliseconds(self) -> None:
+        gpu = Gpu()
+        clock, call = gpu.clock(), kernels(gpu, 100, 0.01, 1.0)
+        slept = len(gpu.sleeps_ms)
+        assert [clock.time_ms(call) > 90.0 for _ in range(3)] == [True] * 3
+        assert len(gpu.sleeps_ms) == slept
+
+    def test_the_sleep_is_long_enough_though_the_clock_rose_while_it_was_measured(self) -> None:
+        gpu = Gpu(clocks=itertools.chain([4e5, 9e5, 1.6e6], itertools.repeat(2e6)))
+        clock, call = gpu.clock(), kernels(gpu, 10, 0.005, 0.1)
+        times = [clock.time_ms(call) for _ in range(3)]
+        assert times[1:] == [pytest.approx(0.05)] * 2
+
+    def test_the_cache_is_overwritten_before_each_call_outside_its_time(self) -> None:
+        gpu = Gpu()
+        clock, call = gpu.clock(), kernels(gpu, 1, 0.5, 0.01)
+        for _ in range(3):
+            clock.time_ms(call)
+        assert gpu.flushed == [2 * L2_BYTES] * 3
+
+    def test_calls_that_are_only_load_follow_each_other_without_flush_or_sleep(self) -> None:
+        gpu = Gpu()
+        clock, call = gpu.clock(), kernels(gpu, 1, 0.5, 0.01)
+        clock.time_ms(call)
+        flushes, slept, began_ms = len(gpu.flushed), len(gpu.sleeps_ms), gpu.host_ms
+        clock.is_load = True
+        for _ in range(100):
+            clock.time_ms(call)
+        assert (len(gpu.flushed), len(gpu.sleeps_ms)) == (flushes, slept)
+        assert gpu.host_ms - began_ms < 100 * 0.5 * 1.05
 
 
 def test_a_device_that_does_not_tell_its_cache_is_flushed_all_the_same() -> None:
     sizes: list[int] = []
     CudaClock(FakeCuda(l2_bytes=0), lambda size: sizes.append(size))
     assert sizes[0] > 1 << 20
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_ratio_shows_whether_a_flush_works(works: bool) -> None:
+    gpu = Gpu()
+    seen = [0]
+
+    def read() -> None:
+        # Two launches that take longer than the device works: only a clock that hides them sees the cache.
+        is_warm = works is False or len(gpu.flushed) == seen[0]
+        gpu.launch(0.004 if is_warm else 0.01, 0.03)
+        gpu.launch(0.001, 0.03)
+        seen[0] = len(gpu.flushed)
+
+    ratio = flush_ratio(gpu.clock(), gpu.clock(before=read), read)
+    assert ratio == pytest.approx(0.011 / 0.005 if works else 1.0)
+    lines = flush_lines({"flush_ratio": ratio})
+    assert any("has no effect" in line for line in lines) == (not works)
+
+
+def test_a_device_without_a_flush_needs_no_warning() -> None:
+    assert flush_lines({"flush_ratio": None}) == []
+
+
+@pytest.mark.parametrize(("calls", "seconds", "made"), [(3, 0.0, 3), (3, 0.1, 10), (20, 0.1, 20)])
+def test_warm_up_lasts_its_calls_and_its_time(calls: int, seconds: float, made: int) -> None:
+    clock, heard = Standing(), list[int]()
+
+    def call() -> float:
+        heard.append(1)
+        return 10.0
+
+    warm_up(clock, call, calls, seconds)  # type: ignore[arg-type]
+    assert len(heard) == made
 
 
 class TestGraphs:

@@ -15,11 +15,13 @@ from hyperbench.measure.conditions import (
     busy_warning,
     cpu_mhz,
     fixed_conditions,
+    new_history,
     ranges,
     read_cpu_times,
 )
 from hyperbench.measure.nvml import NvmlGpu, find_gpu, throttle_reasons
 from hyperbench.measure.peaks import is_above_peak, peak_flops_per_s
+from hyperbench.measure.surroundings import Surroundings
 from hyperbench.schema import Flag
 
 STAT = """cpu  999 0 999 9999 0 0 0 0 0 0
@@ -67,6 +69,30 @@ def test_a_moment_too_short_or_a_system_that_does_not_tell_says_nothing() -> Non
     untold = followed((CpuTimes(0, None, 0), CpuTimes(9, None, 1)), mhz=None)
     assert untold.others_share is None
     assert (untold.flags(), untold.summary()) == ([], {})
+
+
+def test_a_pass_of_a_moment_is_judged_with_the_time_just_before_it() -> None:
+    # Others take a whole core of two all the time; turns of 20 ms lie 100 ms apart, and each pass has two of them.
+    moments = iter(CpuTimes(at_s, 1.5 * at_s, 0.5 * at_s) for i in range(20) for at_s in (0.1 * i, 0.1 * i + 0.02))
+    history = new_history()
+    passes = []
+    for _ in range(4):
+        passes.append(Conditions(cpus=2, cpu_times=lambda: next(moments), cpu_mhz=lambda: None, history=history))
+        for _ in range(2):
+            passes[-1].begin_turn()
+            passes[-1].end_turn()
+    # Of the first nothing is known yet.
+    assert [one.others_share for one in passes] == [None, *[pytest.approx(0.5)] * 3]
+    assert passes[1].flags() == [Flag.BUSY_MACHINE]
+
+
+def test_passes_of_one_process_know_what_was_read_for_those_before() -> None:
+    around = Surroundings()
+    assert around.conditions() is not around.conditions()
+    assert len(around.history) == 2
+    around.conditions().begin_turn()
+    assert len(around.history) == 4
+    assert not Surroundings().history
 
 
 class FakeGpu:

@@ -33,6 +33,8 @@ class Clock:
 
     def __init__(self, host_ms: float | None = None, times: Callable[[int], float] = lambda i: 1.0) -> None:
         self.host_ms = host_ms
+        self.is_load = False
+        self.loads: list[bool] = []
         self.calls = 0
         self._times = times
 
@@ -43,6 +45,7 @@ class Clock:
     def time_ms(self, call: Callable[[], object]) -> float:
         """Make the call."""
         call()
+        self.loads.append(self.is_load)
         self.calls += 1
         return self._times(self.calls)
 
@@ -93,6 +96,16 @@ def sampled(timed: TimedPass) -> TimedPass:
     """The same, sampled to the end."""
     timed.sampler.take(1e9)
     return timed
+
+
+def test_the_clock_is_told_which_calls_are_only_load() -> None:
+    clock = Clock()
+    timed = sampled(prepared(Pass.FORWARD, clock, fixed_time=True, max_samples=10, budget_s={"forward": 0.1}))
+    assert clock.loads.count(False) == len(timed.sampler.samples_ms) == 10
+    assert clock.loads.count(True) == 90
+    steady = Clock()
+    sampled(prepared(Pass.FORWARD, steady))
+    assert not any(steady.loads)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 12, 50])

@@ -89,12 +89,11 @@ class PretendedGpu:
     def current_stream(self) -> Any:
         return self._named(self._current)
 
-    def wait(self, stream: str = SIDE) -> None:
-        """The current stream waits for another one."""
-        self._until_ms[self._current] = max(self._until_ms[self._current], self._until_ms[stream])
-
     def _named(self, name: str) -> Any:
-        return SimpleNamespace(name=name, wait_stream=lambda other: self.wait(other.name))
+        def wait_stream(other: Any) -> None:
+            self._until_ms[name] = max(self._until_ms[name], self._until_ms[other.name])
+
+        return SimpleNamespace(name=name, wait_stream=wait_stream)
 
     @contextmanager
     def stream(self, stream: Any) -> Iterator[None]:
