@@ -38,8 +38,11 @@ def surroundings_for(device: str, threads: int) -> Surroundings:
     from hyperbench.environment import available_cpus
 
     fixed = fixed_conditions(threads)
+    # So that the first pass has a moment to look back to.
+    history = new_history()
+    history.append(read_cpu_times())
     if device != "cuda":
-        return Surroundings(cpus=available_cpus(), fixed=fixed)
+        return Surroundings(cpus=available_cpus(), fixed=fixed, history=history)
     import torch
 
     from hyperbench.measure.nvml import find_gpu
@@ -47,4 +50,4 @@ def surroundings_for(device: str, threads: int) -> Surroundings:
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     uuid = getattr(properties, "uuid", None)
     gpu = find_gpu(None if uuid is None else str(uuid))
-    return Surroundings(gpu, properties.name, available_cpus(), {**fixed, "nvml": gpu is not None})
+    return Surroundings(gpu, properties.name, available_cpus(), {**fixed, "nvml": gpu is not None}, history)

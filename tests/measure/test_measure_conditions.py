@@ -21,7 +21,7 @@ from hyperbench.measure.conditions import (
 )
 from hyperbench.measure.nvml import NvmlGpu, find_gpu, throttle_reasons
 from hyperbench.measure.peaks import is_above_peak, peak_flops_per_s
-from hyperbench.measure.surroundings import Surroundings
+from hyperbench.measure.surroundings import Surroundings, surroundings_for
 from hyperbench.schema import Flag
 
 STAT = """cpu  999 0 999 9999 0 0 0 0 0 0
@@ -93,6 +93,8 @@ def test_passes_of_one_process_know_what_was_read_for_those_before() -> None:
     around.conditions().begin_turn()
     assert len(around.history) == 4
     assert not Surroundings().history
+    # The first pass of a group can look back to the group's begin.
+    assert len(surroundings_for("cpu", 1).history) == 1
 
 
 class FakeGpu:
