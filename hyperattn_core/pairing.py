@@ -5,11 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hyperattn_core.levels import LevelShape
+
 
 def block_of_rank(rank_starts: Tensor, block_size: int, num_blocks: int) -> Tensor:
     """The key block in the middle of each rank's range of sorted keys: int32 (R, num_ranks), ascending."""
     middle = (rank_starts[:, :-1] + rank_starts[:, 1:]) // 2
     return (middle // block_size).clamp(max=num_blocks - 1)
+
+
+def rank_pairing(level: LevelShape, block_size: int, device: torch.device | str) -> Tensor:
+    """First sorted query of each block, int32 (G, nb + 1): sorted query p meets sorted key floor(p * S / count)."""
+    counts = torch.tensor(level.query_counts, device=device, dtype=torch.int64).unsqueeze(1)
+    edges = torch.arange(-(-level.node_len // block_size) + 1, device=device, dtype=torch.int64) * block_size
+    return (-(-(edges.clamp(max=level.node_len) * counts) // level.node_len)).to(torch.int32)
+
+
+def max_tiles(query_len: int, tile_size: int, num_blocks: int) -> int:
+    """Bound on the tiles of a node for every distribution of its queries over the blocks, so that none is counted."""
+    return -(-query_len // tile_size) + num_blocks - 1
 
 
 def cut_tiles(block_first: Tensor, tile_size: int, num_tiles: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,6 @@ block each of them meets, and the sampled keys with their weights. The estimator
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +14,9 @@ from torch import Tensor
 from hyperattn_core import draws
 from hyperattn_core.backends import PLAN_BACKENDS, chosen_backend
 from hyperattn_core.checks import check_inputs
+from hyperattn_core.levels import LevelShape, level_shapes
 from hyperattn_core.lsh import hash_ranks, sort_by_rank
-from hyperattn_core.pairing import block_of_rank, cut_tiles, row_arange
+from hyperattn_core.pairing import block_of_rank, cut_tiles, max_tiles, rank_pairing, row_arange
 from hyperattn_core.params import HyperAttentionParams, check_int
 
 DEFAULT_TILE_SIZE = 64
@@ -167,66 +167,6 @@ def plan_shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
     return (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2])
 
 
-@dataclass(frozen=True)
-class LevelShape:
-    """Where the nodes of one level lie: what follows from the lengths alone.
-
-    Attributes:
-        index: 0 for the shortest nodes.
-        node_len: S, keys per node.
-        query_len: query slots per node; node g may fill fewer of them.
-        key_starts: first key of each of the G nodes.
-        query_starts: first query of each node.
-        query_counts: queries of each node.
-    """
-
-    index: int
-    node_len: int
-    query_len: int
-    key_starts: tuple[int, ...]
-    query_starts: tuple[int, ...]
-    query_counts: tuple[int, ...]
-
-    @property
-    def num_nodes(self) -> int:
-        """G."""
-        return len(self.key_starts)
-
-
-def level_shapes(
-    shape: tuple[int, int, int, int, int], params: HyperAttentionParams, *, is_causal: bool
-) -> tuple[LevelShape, ...]:
-    """The levels of a call with inputs of shape (B, H, Hkv, Nq, Nk); none where attention is exact."""
-    num_queries, num_keys = shape[3], shape[4]
-    if num_keys <= params.min_seq_len or num_queries == 0 or (not is_causal and _covers_all_keys(params, num_keys)):
-        return ()
-    if not is_causal:
-        return (LevelShape(0, num_keys, num_queries, (0,), (0,), (num_queries,)),)
-    levels = []
-    for index, (node_len, num_nodes) in enumerate(causal_levels(num_keys, params.min_seq_len)):
-        key_starts = tuple(2 * node_len * g for g in range(num_nodes))
-        query_starts = tuple(s + node_len for s in key_starts)
-        counts = tuple(min(node_len, num_keys - s) for s in query_starts)
-        levels.append(LevelShape(index, node_len, node_len, key_starts, query_starts, counts))
-    return tuple(levels)
-
-
-def causal_levels(seq_len: int, leaf_len: int) -> Iterator[tuple[int, int]]:
-    """Levels of the causal recursion (Algorithm 4): (keys per node, nodes) from the shortest nodes to the longest.
-
-    Node g of a level with S keys pairs keys [2gS, 2gS + S) with the queries of [2gS + S, 2gS + 2S) below seq_len.
-    """
-    node_len = leaf_len
-    while node_len < seq_len:
-        yield node_len, -(-(seq_len - node_len) // (2 * node_len))
-        node_len *= 2
-
-
-def _covers_all_keys(params: HyperAttentionParams, num_keys: int) -> bool:
-    """Whether the estimator is exact attention: one block holds every key, or every key is sampled once."""
-    return params.block_size >= num_keys or (params.sampling == "stratified" and params.sample_size >= num_keys)
-
-
 def hash_inputs(q: Tensor, k: Tensor, params: HyperAttentionParams, seed: int) -> tuple[Tensor, Tensor]:
     """Hash ranks of every query (B, H, Nq) and key (B, Hkv, Nk), int32: made once, used by all levels."""
     directions = draws.projections(seed, q.shape[-1], params.num_projections, str(q.device))
@@ -286,18 +226,6 @@ def plan_level(
         sample_index=samples[0],
         sample_weight=samples[1],
     )
-
-
-def rank_pairing(level: LevelShape, block_size: int, device: torch.device | str) -> Tensor:
-    """First sorted query of each block, int32 (G, nb + 1): sorted query p meets sorted key floor(p * S / count)."""
-    counts = torch.tensor(level.query_counts, device=device, dtype=torch.int64).unsqueeze(1)
-    edges = torch.arange(-(-level.node_len // block_size) + 1, device=device, dtype=torch.int64) * block_size
-    return (-(-(edges.clamp(max=level.node_len) * counts) // level.node_len)).to(torch.int32)
-
-
-def max_tiles(query_len: int, tile_size: int, num_blocks: int) -> int:
-    """Bound on the tiles of a node for every distribution of its queries over the blocks, so that none is counted."""
-    return -(-query_len // tile_size) + num_blocks - 1
 
 
 def _nodes(ranks: Tensor, starts: tuple[int, ...], length: int, no_row: int) -> Tensor:

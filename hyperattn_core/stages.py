@@ -13,13 +13,13 @@ from hyperattn_core.backends import PLAN_BACKENDS, chosen_backend
 from hyperattn_core.checks import check_inputs
 from hyperattn_core.exact import default_scale, exact_forward
 from hyperattn_core.exact_kernels import lse_dtype
+from hyperattn_core.levels import level_shapes
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.plan import (
     DEFAULT_TILE_SIZE,
     check_plan_request,
     hash_inputs,
     level_samples,
-    level_shapes,
     plan_level,
     plan_shape,
 )

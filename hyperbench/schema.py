@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from hyperbench.plain_data import MAX_INT as MAX_INT
-from hyperbench.plain_data import check_types, fits, from_mapping, hints, is_finite, is_plain, options, short
+from hyperbench.plain_data import check_types, fits, from_mapping, is_finite, is_plain, short
 
 SCHEMA_VERSION = 1
 #: Parameters of methods that have a column of their own in the tables, and their types there.
@@ -173,20 +173,12 @@ class Timing:
         for name in ("samples_ms", "warmup_ms"):
             if not all(0.0 <= sample < math.inf for sample in getattr(self, name)):
                 raise ValueError(f"{name} must be non-negative numbers")
-        for name in ("first_call_ms", "host_ms"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value < math.inf:
-                raise ValueError(f"{name}={value} must be a non-negative number")
+        if self.first_call_ms is not None and not 0.0 <= self.first_call_ms < math.inf:
+            raise ValueError(f"first_call_ms={self.first_call_ms} must be a non-negative number")
         for name in ("round", "peak_memory_bytes", "memory_before_bytes"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be negative")
-        for flag in self.flags:
-            if flag not in list(Flag):
-                raise ValueError(f"flags={short(flag)} is unknown; allowed: {', '.join(Flag)}")
-        if self.flags and not self.samples_ms:
-            raise ValueError("flags are of samples, and a timing without samples has none")
-        if not (is_plain(self.conditions) and is_finite(self.conditions)):
-            raise ValueError("conditions of a timing must be plain data, finite and not nested deeply")
+        _check_circumstances(self)
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -222,6 +214,7 @@ class Stage:
 
     `all_stages` names every stage of the pass in order, so that a reader knows where this one stands and whether one
     is missing. The stage ALL_STAGES stands for all that have no record of their own: nothing could be told of them.
+    `flags`, `host_ms` and `conditions` are those of a Timing; records of older journals have none.
     """
 
     point: Point
@@ -234,6 +227,9 @@ class Stage:
     status: Status = Status.OK
     stop_reason: StopReason | None = None
     message: str = ""
+    flags: tuple[str, ...] = ()
+    host_ms: float | None = None
+    conditions: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -251,6 +247,7 @@ class Stage:
             raise ValueError(f"stage={short(self.stage)} must be one of {short(self.all_stages)}")
         if self.round < 0:
             raise ValueError(f"round={self.round} cannot be negative")
+        _check_circumstances(self)
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -259,39 +256,17 @@ class Stage:
 
 
 Record = Timing | ErrorRow | Stage
-_KINDS: dict[str, type[Any]] = {"timing": Timing, "error": ErrorRow, "stage": Stage}
-_NON_FINITE = ("inf", "-inf", "nan")
 
 
-def to_json(record: Record) -> dict[str, Any]:
-    """A record as plain JSON data with its kind; enumerations become their values, infinities and NaN their names."""
-    kind = next(name for name, cls in _KINDS.items() if isinstance(record, cls))
-    data = {"kind": kind, **dataclasses.asdict(record)}
-    for name, value in data.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            data[name] = str(value)
-    return data
-
-
-def from_json(data: Any) -> Record:
-    """The inverse of `to_json`. Raises ValueError on anything that is no record in a possible state."""
-    if not isinstance(data, dict):
-        raise ValueError(f"a record is a mapping, not {short(data)}")
-    fields = dict(data)
-    kind = fields.pop("kind", None)
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise ValueError(f"unknown record kind {short(kind)}; allowed: {', '.join(_KINDS)}")
-    cls = _KINDS[kind]
-    known = hints(cls)
-    for name, value in fields.items():
-        hint = known.get(name)
-        if hint is Point:
-            fields[name] = Point.from_dict(value)
-        elif isinstance(value, list):
-            fields[name] = tuple(value)
-        elif isinstance(value, str) and float in options(hint) and value in _NON_FINITE:
-            fields[name] = float(value)
-        elif value is not None:
-            enum = next((option for option in options(hint) if issubclass(option, StrEnum)), None)
-            fields[name] = enum(value) if enum else value
-    return from_mapping(cls, fields)
+def _check_circumstances(record: Timing | Stage) -> None:
+    """Raise ValueError unless flags, host_ms and conditions are such as samples can have."""
+    kind = type(record).__name__.lower()
+    if record.host_ms is not None and not 0.0 <= record.host_ms < math.inf:
+        raise ValueError(f"host_ms={record.host_ms} must be a non-negative number")
+    for flag in record.flags:
+        if flag not in list(Flag):
+            raise ValueError(f"flags={short(flag)} is unknown; allowed: {', '.join(Flag)}")
+    if record.flags and not record.samples_ms:
+        raise ValueError(f"flags are of samples, and a {kind} without samples has none")
+    if not (is_plain(record.conditions) and is_finite(record.conditions)):
+        raise ValueError(f"conditions of a {kind} must be plain data, finite and not nested deeply")

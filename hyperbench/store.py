@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbench import environment, origins
 from hyperbench.origins import Origin
-from hyperbench.schema import Record, from_json, to_json
+from hyperbench.record_json import from_json, to_json
+from hyperbench.schema import Record
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -75,6 +75,8 @@ TABLES: dict[str, dict[str, str]] = {
         "median_ms": "float64",
         "ci_low_ms": "float64",
         "ci_high_ms": "float64",
+        "host_ms": "float64",
+        "flags": "text",
         "message": "text",
     },
 }
@@ -196,5 +198,7 @@ def _stage_row(stage: Stage, run_id: str, implementations: dict[str, str]) -> di
         "median_ms": stage.median_ms,
         "ci_low_ms": low,
         "ci_high_ms": high,
+        "host_ms": stage.host_ms,
+        "flags": ",".join(stage.flags) or None,
         "message": stage.message,
     }

@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 from made_records import a_point, a_timing
 
-from hyperbench.schema import Pass, Point, Record, Status, Timing, to_json
+from hyperbench.record_json import to_json
+from hyperbench.schema import Pass, Point, Record, Status, Timing
 
 PASSES = (Pass.FORWARD, Pass.FORWARD_BACKWARD)
 ENVIRONMENT: dict[str, Any] = {"machine": "Some CPU, 2 cores", "device": "cpu", "torch": "2.13.0", "commit": "ab" * 20}

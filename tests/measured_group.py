@@ -13,7 +13,8 @@ from hyperbench.measure import grid
 from hyperbench.measure.group import GroupMeasurement
 from hyperbench.measure.surroundings import Surroundings
 from hyperbench.measure.wire import Task
-from hyperbench.schema import ErrorRow, Status, Timing, from_json
+from hyperbench.record_json import from_json
+from hyperbench.schema import ErrorRow, Status, Timing
 
 PASSES = ("forward", "backward", "forward_backward")
 SHAPE = {"heads": 2, "kv_heads": 1, "seq_len": 40, "head_dim": 8, "input_params": {}}

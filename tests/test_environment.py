@@ -163,11 +163,13 @@ def test_the_fingerprint_of_the_code_follows_the_code(tmp_path: Path, monkeypatc
 
 def test_the_quick_rooms_import_no_torch_and_no_pandas() -> None:
     program = (
-        "import sys, hyperbench.schema, hyperbench.store, hyperbench.stats, hyperbench.config, hyperbench.validate,"
+        "import sys, hyperbench.schema, hyperbench.record_json, hyperbench.store, hyperbench.stats,"
+        " hyperbench.config, hyperbench.validate,"
         " hyperbench.catalog, hyperbench.environment, hyperbench.overrides, hyperbench.measure.grid,"
         " hyperbench.measure.runner, hyperbench.measure.session, hyperbench.measure.wire, hyperbench.measure.child,"
         " hyperbench.measure.account, hyperbench.measure.folder, hyperbench.measure.interrupts, hyperbench.origins,"
-        " hyperbench.measure.estimate, hyperbench.measure.rounds, hyperbench.summary;"
+        " hyperbench.measure.estimate, hyperbench.measure.rounds, hyperbench.measure.history, hyperbench.measure.blame,"
+        " hyperbench.measure.outcome, hyperbench.summary;"
         "from hyperbench.config import load; load(['sweep=smoke'], lambda asked: ('cpu', ''));"
         "print(sorted({'torch', 'pandas', 'plotly', 'hyperattn_core'} & set(sys.modules)))"
     )

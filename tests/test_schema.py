@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from made_records import a_point, a_timing, error_rows, points, records
 
 from hyperbench import tables
-from hyperbench.schema import ErrorRow, Pass, Point, Record, Stage, Status, Timing, from_json, to_json
+from hyperbench.record_json import from_json, to_json
+from hyperbench.schema import ErrorRow, Pass, Point, Record, Stage, Status, Timing
 
 OTHER_VALUES: dict[str, Any] = {
     "method": "math",

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from made_records import a_point, a_timing, records
 
 from hyperbench import store
-from hyperbench.schema import ALL_STAGES, ErrorRow, Record, Stage, Status, StopReason, to_json
+from hyperbench.record_json import to_json
+from hyperbench.schema import ALL_STAGES, ErrorRow, Record, Stage, Status, StopReason
 from hyperbench.stats import summarise
 from hyperbench.store import Journal, StoreError, load_run, read_journal, write_tables
 
@@ -37,7 +38,7 @@ DOCUMENTED = {
     "errors": [*POINT_COLUMNS, "input_seed", "seed", "metric", "value", "status", "message"],
     "stages": [
         *POINT_COLUMNS, "seed", "protocol", "round", "stage", "position", "num_stages", "status", "stop_reason",
-        "n_samples", "median_ms", "ci_low_ms", "ci_high_ms", "message",
+        "n_samples", "median_ms", "ci_low_ms", "ci_high_ms", "host_ms", "flags", "message",
     ],
 }  # fmt: skip
 WHOLE = {"batch", "heads", "kv_heads", "seq_len", "head_dim", "seed", "input_seed", "round", "n_samples"}

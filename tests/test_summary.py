@@ -14,7 +14,8 @@ from rich.console import Console
 
 from hyperbench import summary
 from hyperbench.measure.runner import Outcome
-from hyperbench.schema import ALL_STAGES, ErrorRow, Record, Stage, Status, to_json
+from hyperbench.record_json import to_json
+from hyperbench.schema import ALL_STAGES, ErrorRow, Record, Stage, Status
 
 
 def a_console() -> tuple[Console, io.StringIO]:

@@ -11,7 +11,7 @@ from made_records import a_timing
 
 from hyperbench import store
 from hyperbench.analyze.export import export_run
-from hyperbench.schema import to_json
+from hyperbench.record_json import to_json
 from hyperbench.tables import can_write_parquet
 
 

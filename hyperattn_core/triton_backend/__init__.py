@@ -1,9 +1,9 @@
 """The estimator in fused Triton kernels for NVIDIA GPUs.
 
-- geometry: where everything of a plan lies, from sizes alone
+- geometry: where everything of a plan lies, from sizes alone; device_tables: what of it is kept on the device
 - kernel_table, plan_kernels, pair_kernels, plan: hash, sort, pair and sample
 - attend_kernels, forward: attend and merge; leaves: the exact causal leaves
-- backward_kernels, sample_grad_kernels, backward: the gradients
+- query_grad_kernels, key_grad_kernels, sample_grad_kernels, backward: the gradients
 - stages: the steps of a call one by one, to be timed
 - ops, attention: custom operators with fake tensors and gradients, and the call
 - tuning, configure: configurations of the attend kernel, and the choice among them

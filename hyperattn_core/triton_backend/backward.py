@@ -8,10 +8,10 @@ from torch import Tensor
 
 from hyperattn_core.plan import plan_shape
 from hyperattn_core.torch_backend import leaf_slices
-from hyperattn_core.triton_backend import backward_kernels as kernels
-from hyperattn_core.triton_backend import sample_grad_kernels
+from hyperattn_core.triton_backend import key_grad_kernels, query_grad_kernels, sample_grad_kernels
 from hyperattn_core.triton_backend.configure import backward_config
-from hyperattn_core.triton_backend.geometry import TILES_PER_PART, Settings, geometry, level_table
+from hyperattn_core.triton_backend.device_tables import level_table
+from hyperattn_core.triton_backend.geometry import TILES_PER_PART, Settings, geometry
 from hyperattn_core.triton_backend.leaves import leaf_backward
 from hyperattn_core.triton_backend.plan import block_dim, dense_rows
 
@@ -86,7 +86,7 @@ class BackwardWork:
     def delta(self) -> None:
         """delta = rowsum(grad_out * out) - grad_lse."""
         rows = self.lse.numel()
-        kernels.delta_kernel[(triton.cdiv(rows, _ROWS),)](
+        query_grad_kernels.delta_kernel[(triton.cdiv(rows, _ROWS),)](
             self.out, self.grad_out, self.lse if self.grad_lse is None else self.grad_lse, self.deltas, rows,
             **delta_constants(self.v.shape[3], self.grad_lse is not None), num_warps=4,
         )  # fmt: skip
@@ -141,7 +141,7 @@ class BackwardWork:
         sizes = self.where.levels[level]
         constants = self._constants(self.config.query_block_n)
         pieces = constants["SPLIT"] * sizes.num_tiles * sizes.shape.num_nodes * self.where.sides[0].rows
-        kernels.query_kernel[(pieces,)](
+        query_grad_kernels.query_kernel[(pieces,)](
             self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.weights, self.table, dq,
             *self._strides(), level, self.q.shape[1], self.q.shape[1] // self.k.shape[1], self.q.shape[2], self.scale,
             ACCUMULATE=self.where.settings.is_causal, **constants, **self._options(),
@@ -151,7 +151,7 @@ class BackwardWork:
         """dk and dv of one level, as queries does: every key of its nodes, with what it got as a sample."""
         sizes = self.where.levels[level]
         pieces = triton.cdiv(sizes.block_size, self.config.key_block_n) * sizes.num_blocks
-        kernels.key_kernel[(pieces * sizes.shape.num_nodes * self.where.sides[1].rows,)](
+        key_grad_kernels.key_kernel[(pieces * sizes.shape.num_nodes * self.where.sides[1].rows,)](
             self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.table, *self.sums,
             dk, dv, *self._strides(), level, self.k.shape[1], self.q.shape[1] // self.k.shape[1],
             self.q.shape[2], self.k.shape[2], self.scale,

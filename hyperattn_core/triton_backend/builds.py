@@ -12,10 +12,11 @@ from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.triton_backend import (
     attend_kernels,
     backward,
-    backward_kernels,
+    key_grad_kernels,
     pair_kernels,
     plan,
     plan_kernels,
+    query_grad_kernels,
     sample_grad_kernels,
 )
 from hyperattn_core.triton_backend.forward import attend_constants, merge_constants
@@ -120,19 +121,19 @@ def _backward_builds(arch: int, dtype: torch.dtype, head_dim: int) -> Iterator[B
         return _types(kernel, **{name: t for name, t in inputs.items() if name in kernel.arg_names}, **results)
 
     yield Build(
-        "delta", backward_kernels.delta_kernel, f"{kind} d={head_dim}",
-        {**types(backward_kernels.delta_kernel), "rows": "i32"}, backward.delta_constants(head_dim, True), 4,
+        "delta", query_grad_kernels.delta_kernel, f"{kind} d={head_dim}",
+        {**types(query_grad_kernels.delta_kernel), "rows": "i32"}, backward.delta_constants(head_dim, True), 4,
     )  # fmt: skip
     for causal in (False, True):
         total = "*fp32" if causal else f"*{kind}"
         mask = "causal" if causal else "non-causal"
         yield Build(
-            "queries", backward_kernels.query_kernel, f"{query_label} {mask}",
-            types(backward_kernels.query_kernel, dq=total), {**by_query, "ACCUMULATE": causal}, warps, stages,
+            "queries", query_grad_kernels.query_kernel, f"{query_label} {mask}",
+            types(query_grad_kernels.query_kernel, dq=total), {**by_query, "ACCUMULATE": causal}, warps, stages,
         )  # fmt: skip
         yield Build(
-            "keys", backward_kernels.key_kernel, f"{key_label} {mask}",
-            types(backward_kernels.key_kernel, dk_out=total, dv_out=total),
+            "keys", key_grad_kernels.key_kernel, f"{key_label} {mask}",
+            types(key_grad_kernels.key_kernel, dk_out=total, dv_out=total),
             {**by_key, "ACCUMULATE": causal, "SLOTS": backward.SLOTS}, warps, stages,
         )  # fmt: skip
     yield Build(

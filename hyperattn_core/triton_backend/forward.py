@@ -10,7 +10,8 @@ from hyperattn_core.plan import plan_shape
 from hyperattn_core.torch_backend import leaf_slices
 from hyperattn_core.triton_backend import attend_kernels as kernels
 from hyperattn_core.triton_backend.configure import attend_config
-from hyperattn_core.triton_backend.geometry import Settings, geometry, level_table
+from hyperattn_core.triton_backend.device_tables import level_table
+from hyperattn_core.triton_backend.geometry import Settings, geometry
 from hyperattn_core.triton_backend.leaves import Leaves, leaf_forward
 from hyperattn_core.triton_backend.plan import block_dim, dense_rows
 from hyperattn_core.triton_backend.tuning import AttendConfig

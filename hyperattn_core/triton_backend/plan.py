@@ -10,20 +10,13 @@ import triton
 from torch import Tensor
 
 from hyperattn_core import draws
+from hyperattn_core.levels import level_shapes
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.plan import AttentionPlan, LevelPlan, level_samples, level_shapes, plan_shape
+from hyperattn_core.plan import AttentionPlan, LevelPlan, level_samples, plan_shape
 from hyperattn_core.triton_backend import pair_kernels, plan_kernels
 from hyperattn_core.triton_backend.configure import default_tile_size
-from hyperattn_core.triton_backend.geometry import (
-    SORT_TILE,
-    Geometry,
-    Settings,
-    block_tiles,
-    drawn_samples,
-    geometry,
-    level_table,
-    rank_tiles,
-)
+from hyperattn_core.triton_backend.device_tables import block_tiles, drawn_samples, level_table, rank_tiles
+from hyperattn_core.triton_backend.geometry import SORT_TILE, Geometry, Settings, geometry
 
 _COLUMNS = 16
 _HASH_TILES = 4

@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 
 from hyperattn_core.triton_backend.attend_kernels import LOG2_E, load_rows
-from hyperattn_core.triton_backend.backward_kernels import tile_grads
 from hyperattn_core.triton_backend.kernel_table import (
     BLOCK_SIZE,
     BLOCK_TILE,
@@ -26,6 +25,7 @@ from hyperattn_core.triton_backend.kernel_table import (
     WEIGHT,
     field,
 )
+from hyperattn_core.triton_backend.key_grad_kernels import tile_grads
 
 
 @triton.jit(do_not_specialize=["heads", "group", "query_rows", "num_queries", "tiles_per_part"])

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from hyperattn_core.exact import exact_forward
+from hyperattn_core.levels import level_shapes
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.plan import level_shapes, plan_shape
+from hyperattn_core.plan import plan_shape
 from hyperattn_core.stages import Stages, Step, chained
 from hyperattn_core.triton_backend.configure import default_tile_size
 from hyperattn_core.triton_backend.forward import ForwardWork

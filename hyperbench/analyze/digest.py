@@ -80,7 +80,11 @@ def stage_digests(view: View) -> list[Digest]:
 def _stage(row: Mapping[str, Any]) -> str:
     if is_null(row["median_ms"]):
         return plain(row["status"])
-    return milliseconds(row["median_ms"]) + ("" if is_null(row["share"]) else f" ({100 * row['share']:.1f}%)")
+    flagged = "" if is_null(row["flags"]) else FLAGGED
+    share = "" if is_null(row["share"]) else f" ({100 * row['share']:.1f}%)"
+    text = f"{milliseconds(row['median_ms'])}{flagged}{share}"
+    status = plain(row["status"])
+    return text if status == "ok" else f"{text} ({status})"
 
 
 def _digest(view: View, frame: pd.DataFrame, methods: list[str], dims: list[str], title: str) -> Digest:

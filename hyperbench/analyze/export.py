@@ -84,7 +84,7 @@ def latex(view: View) -> str:
         f"medians, $\\pm$ the wider side of the 95\\,\\% interval ({FLAGGED}: samples flagged); "
         f"speedup over {latex_escape(view.baseline)}; error: relative Frobenius"
     )
-    stages = "medians, and their part of the sum of the stages"
+    stages = f"medians ({FLAGGED}: samples flagged), and their part of the sum of the stages"
     return "\n".join(
         [
             *(_latex_table(digest, times, note) for digest in digests(view)),

@@ -63,7 +63,7 @@ def curve(
     """
     import plotly.graph_objects as go
 
-    fill = [("white" if h else color) for h in (hollow or [False] * len(x))]
+    fill = filled(color, hollow or [False] * len(x))
     panel.add(
         go.Scatter(
             x=list(x),
@@ -161,6 +161,11 @@ def is_throttled(frame: pd.DataFrame, or_baseline: bool = False) -> pd.Series:
     """Which rows (or their baselines) were timed while clocks were throttled."""
     slow = frame["status"] == "throttled"
     return slow | (frame["baseline_status"] == "throttled") if or_baseline else slow
+
+
+def filled(color: str, hollow: Sequence[bool]) -> list[str]:
+    """The fills of markers: hollow ones are empty."""
+    return ["white" if h else color for h in hollow]
 
 
 def throttled_notes(frame: pd.DataFrame, or_baseline: bool = False) -> list[str]:

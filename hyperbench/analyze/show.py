@@ -26,7 +26,7 @@ _KEYS = (
 )  # fmt: skip
 _STAGE_KEYS = (
     "point_id", "method", "is_causal", "seq_len", "stage", "status", "n_samples", "median_ms", "ci_low_ms",
-    "ci_high_ms", "share", "sum_ms", "forward_ms", "message",
+    "ci_high_ms", "host_ms", "flags", "share", "sum_ms", "forward_ms", "message",
 )  # fmt: skip
 
 
@@ -110,12 +110,13 @@ def print_digest(digest: Digest, console: Console) -> None:
 
 
 def _flagged(view: View) -> list[str]:
-    """A line per flag: of which methods times are marked, and how many."""
+    """A line per flag: of which methods times, or times of stages, are marked, and how many."""
     counts: dict[str, dict[str, int]] = {}
-    for row in records(view.timings):
-        for flag in flags_in([row["flags"]]):
-            of_flag = counts.setdefault(flag, {})
-            of_flag[row["method"]] = of_flag.get(row["method"], 0) + 1
+    for what, frame in (("", view.timings), ("stages of ", view.stages)):
+        for row in records(frame):
+            for flag in flags_in([row["flags"]]):
+                of_flag, name = counts.setdefault(flag, {}), f"{what}{row['method']}"
+                of_flag[name] = of_flag.get(name, 0) + 1
     return [
         f"{FLAGGED} {flag}: "
         + ", ".join(f"{method} ({n} {'row' if n == 1 else 'rows'})" for method, n in found.items())

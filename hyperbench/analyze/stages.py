@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.tables import records
+from hyperbench.analyze.tables import flags_in, records
 from hyperbench.analyze.text import is_null, plain
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ KNOWN = ("exact", "hash", "sort", "sample", "attend", "leaves", "merge")
 
 
 def stage_table(stages: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
-    """One row per point and stage, rounds combined, with `sum_ms`, `share`, `forward_ms` and `forward_low/high_ms`.
+    """One row per point and stage, rounds combined, with `sum_ms`, `share`, `forward_ms`, `forward_low/high_ms` and
+    `forward_status`.
 
     sum_ms is the sum of the medians of a point's stages and share a stage's part of it; both are null where a stage of
     the point has no time. forward_ms is the median of the forward pass timed as a whole, null where there is none.
@@ -36,6 +37,7 @@ def stage_table(stages: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
     forward = timings[timings["pass"] == "forward"].drop_duplicates("point_id").set_index("point_id")
     for name, column in (("forward", "median_ms"), ("forward_low", "ci_low_ms"), ("forward_high", "ci_high_ms")):
         table[f"{name}_ms"] = table["point_id"].map(forward[column]).astype(float)
+    table["forward_status"] = table["point_id"].map(forward["status"]).astype(object)
     return table
 
 
@@ -47,6 +49,9 @@ def _combined(group: pd.DataFrame) -> dict[str, Any]:
         row["median_ms"] = timed["median_ms"].median()
         row["ci_low_ms"], row["ci_high_ms"] = timed["ci_low_ms"].min(), timed["ci_high_ms"].max()
         row["n_samples"] = timed["n_samples"].sum()
+        row["flags"] = ",".join(flags_in(timed["flags"])) or None
+        if (timed["status"] == "throttled").any():
+            row["status"] = "throttled"
     row["round"] = 0
     if 0 < len(timed) < len(group):
         row["message"] = (

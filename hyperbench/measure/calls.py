@@ -64,17 +64,17 @@ def rotated(inputs: Inputs, count: int) -> list[Inputs]:
 
 
 def number_of_copies(
-    inputs: Inputs, pass_: Pass, wanted: int, most_bytes: int, most_calls: float, graph_bytes: int = 0
+    inputs: Inputs, wanted: int, most_bytes: int, most_calls: float = 0.0, kept_bytes: int | None = None
 ) -> int:
     """How many sets of inputs are used in turn: as wanted, but no more than fit into so many bytes, one at the least.
 
-    A set for a backward pass keeps the graph of a forward pass (`graph_bytes`, at least twice its inputs) and costs a
-    forward pass to make: there are at most one and `most_calls` of those.
+    With `kept_bytes` a set also keeps what a forward pass left (so much, at least twice its inputs): the graph for a
+    backward pass, or the results of stages. It costs a forward pass to make: there are at most one and `most_calls`.
     """
     size = sum(x.numel() * x.element_size() for x in inputs)
-    if pass_ is Pass.BACKWARD:
+    if kept_bytes is not None:
         wanted = min(wanted, 1 + int(min(most_calls, wanted)))
-        size += max(graph_bytes, 2 * size)
+        size += max(kept_bytes, 2 * size)
     return max(1, min(wanted, most_bytes // size))
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,20 +12,17 @@ from hyperbench.measure import accuracy, grid
 from hyperbench.measure.calls import Inputs, as_leaves, gradients
 from hyperbench.measure.candidate import Candidate
 from hyperbench.measure.clock import Clock
-from hyperbench.measure.failures import classify, poisons_device
 from hyperbench.measure.gate import Gate
 from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.memory import Gauge
 from hyperbench.measure.methods import registry
 from hyperbench.measure.reference import Reference, make_reference
-from hyperbench.measure.sampler import interleave
+from hyperbench.measure.report import Emit, Report
 from hyperbench.measure.stages import StageMeasurement
 from hyperbench.measure.surroundings import Surroundings
-from hyperbench.measure.timed import TimedPass, prepare_pass
+from hyperbench.measure.timed import TimedPass, prepare_pass, take_turns
 from hyperbench.measure.wire import Task
-from hyperbench.schema import ErrorRow, Pass, Point, Record, Status, Timing, to_json
-
-Emit = Callable[[dict[str, Any]], object]
+from hyperbench.schema import ErrorRow, Pass, Point, Status
 
 
 class GroupMeasurement:
@@ -40,14 +35,18 @@ class GroupMeasurement:
         self, task: Task, emit: Emit, clock: Clock, gauge: Gauge, surroundings: Surroundings | None = None
     ) -> None:
         self._task = task
-        self._emit = emit
         self._clock = clock
         self._gauge = gauge
         self._surroundings = surroundings or Surroundings()
+        self._report = Report(task, emit, self._surroundings)
         self._reference: Reference | None = None
         self._no_reference = task.no_reference
         self._context: dict[str, float] = {}
-        self.poisoned = False
+
+    @property
+    def poisoned(self) -> bool:
+        """Whether an error left the device unusable in this process."""
+        return self._report.poisoned
 
     def run(self) -> None:
         """Measure everything the task asks for; whatever the measured code raises becomes rows."""
@@ -55,31 +54,31 @@ class GroupMeasurement:
         if not candidates:
             return
         point = candidates[0].point
-        self._begin("inputs", point)
+        self._report.begin("inputs", point)
         try:
             inputs, grad_output = make_inputs(point), make_grad_output(point)
         except Exception as error:  # most likely too large for the memory
             for candidate in candidates:
-                self._fail(candidate.wanted, *self._classify(error, candidate))
+                self._report.fail(candidate.wanted, *self._report.classify(error, candidate))
             return
         if any(c.wanted.seeds for c in candidates) and not self._no_reference:
-            self._begin("reference", point)
+            self._report.begin("reference", point)
             try:
                 self._make_reference(point, inputs, grad_output)
             except Exception as error:  # times can be taken without it
-                self._no_reference = f"no reference: {self._classify(error, candidates[0])[1]}"
+                self._no_reference = f"no reference: {self._report.classify(error, candidates[0])[1]}"
                 if self.poisoned:
                     raise
             _release()
         gate = Gate(point, inputs, grad_output, self._reference)
         passing = []
         for candidate in candidates:
-            self._begin("check", candidate.point)
+            self._report.begin("check", candidate.point)
             try:
                 self._check(candidate, inputs, grad_output, gate)
                 passing.append(candidate)
             except Exception as error:  # of the measured code
-                self._fail(candidate.wanted, *self._classify(error, candidate))
+                self._report.fail(candidate.wanted, *self._report.classify(error, candidate))
             _release()
             if self.poisoned:
                 return
@@ -91,7 +90,8 @@ class GroupMeasurement:
         # Last, so that stages that crash take no time of a pass with them.
         for candidate in passing:
             if candidate.wanted.stages and not self.poisoned:
-                self._time_stages(candidate, inputs)
+                protocol, around = self._task.protocol, self._surroundings
+                StageMeasurement(candidate, self._clock, protocol, around, self._report).run(inputs)
                 _release()
 
     def _candidate(self, wanted: grid.Todo) -> Candidate | None:
@@ -100,7 +100,7 @@ class GroupMeasurement:
         reason = method.why_unsupported(point.device, point.dtype)
         if reason is None:
             return Candidate(wanted, method)
-        self._fail(wanted, Status.UNSUPPORTED, reason)
+        self._report.fail(wanted, Status.UNSUPPORTED, reason)
         return None
 
     def _make_reference(self, point: Point, inputs: Inputs, grad_output: Tensor) -> None:
@@ -128,11 +128,11 @@ class GroupMeasurement:
                 errors |= gate.backward(candidate, self._gauge, self._clock)
             except Exception as error:  # of the measured code; the forward pass is sound and stays
                 candidate.failed = dict.fromkeys(
-                    (Pass.BACKWARD, Pass.FORWARD_BACKWARD), self._classify(error, candidate)
+                    (Pass.BACKWARD, Pass.FORWARD_BACKWARD), self._report.classify(error, candidate)
                 )
         if self._reference is None:
             reason = self._no_reference or "no reference was made"
-            self._fail(grid.Todo(candidate.wanted.cell, (), candidate.wanted.seeds), Status.ERROR, reason)
+            self._report.fail(grid.Todo(candidate.wanted.cell, (), candidate.wanted.seeds), Status.ERROR, reason)
             return
         own_seed = candidate.point.hyper.get("seed", candidate.point.seed)
         for seed in candidate.wanted.seeds:
@@ -140,7 +140,9 @@ class GroupMeasurement:
                 known = errors if seed == own_seed else None
                 self._errors_of_seed(candidate, seed, inputs, grad_output, gate, known)
             except Exception as error:  # of the measured code; the other seeds' rows stay
-                self._fail(grid.Todo(candidate.wanted.cell, (), (seed,)), *self._classify(error, candidate))
+                self._report.fail(
+                    grid.Todo(candidate.wanted.cell, (), (seed,)), *self._report.classify(error, candidate)
+                )
                 if self.poisoned:
                     return
 
@@ -176,11 +178,11 @@ class GroupMeasurement:
             errors = {grid.CAUSAL_IN_Q: float(candidate.causal_in_q), **errors}
         errors |= self._context
         for metric, value in errors.items():
-            self._write(ErrorRow(candidate.point, seed, metric, value))
+            self._report.write(ErrorRow(candidate.point, seed, metric, value))
         for metric in grid.expected_metrics(candidate.point, self._task.passes, self._task.error):
             if metric not in errors:
                 status, message = candidate.failed[Pass.BACKWARD]
-                self._write(ErrorRow(candidate.point, seed, metric, None, status, message))
+                self._report.write(ErrorRow(candidate.point, seed, metric, None, status, message))
 
     def _time(self, pass_: Pass, candidates: list[Candidate], inputs: Inputs, grad_output: Tensor, gate: Gate) -> None:
         """Time one pass of all cells in turns and write a row for each."""
@@ -188,9 +190,9 @@ class GroupMeasurement:
         protocol, copies = self._task.protocol, [inputs]
         for candidate in candidates:
             if pass_ in candidate.failed:
-                self._write(self._failed_timing(candidate, pass_, *candidate.failed[pass_]))
+                self._report.failed_timing(candidate, pass_, *candidate.failed[pass_])
                 continue
-            self._begin("prepare", candidate.point, pass_)
+            self._report.begin("prepare", candidate.point, pass_)
             try:
                 one = prepare_pass(
                     candidate.call, pass_, copies, grad_output, self._clock, protocol,
@@ -201,95 +203,21 @@ class GroupMeasurement:
                 )  # fmt: skip
                 gate.check_inputs()
             except Exception as error:  # of the measured code
-                self._write(self._failed_timing(candidate, pass_, *self._classify(error, candidate)))
+                self._report.failed_timing(candidate, pass_, *self._report.classify(error, candidate))
                 continue
             timed.append((candidate, one))
 
-        def begin_turn(index: int) -> None:
+        def on_turn(index: int) -> None:
             gate.turn(timed[index][1].witness)
-            self._begin("time", timed[index][0].point, pass_)
-            timed[index][1].conditions.begin_turn()
+            self._report.begin("time", timed[index][0].point, pass_)
 
         def on_done(index: int) -> None:
             gate.turn(None)
             # At once: a kill while a slower method is still being timed must not lose what is finished.
-            self._finish(*timed[index], pass_)
+            candidate, one = timed[index]
+            self._report.timing(candidate, pass_, one)
 
-        interleave(
-            [one.sampler for _, one in timed],
-            protocol.budget_s[pass_] / protocol.slices,
-            begin_turn,
-            on_done,
-            lambda index: timed[index][1].conditions.end_turn(),
-            in_turns=not protocol.fixed_time,
-        )
-
-    def _time_stages(self, candidate: Candidate, inputs: Inputs) -> None:
-        """Time the stages of one cell's forward pass and write a row for each."""
-        task, point = self._task, candidate.point
-        stages = StageMeasurement(
-            candidate.wanted, candidate.method, self._clock, task.protocol, task.round,
-            begin=lambda name: self._begin("stages", point, stage=name),
-            write=self._write,
-            classify=lambda error: self._classify(error, candidate),
-        )  # fmt: skip
-        stages.run(inputs, lambda: candidate.call(*inputs))
-
-    def _finish(self, candidate: Candidate, timed: TimedPass, pass_: Pass) -> None:
-        failure = timed.failure()
-        if failure is not None:
-            self._write(self._failed_timing(candidate, pass_, *self._classify(failure, candidate)))
-        else:
-            self._write(self._timing(candidate, pass_, timed))
-
-    def _timing(self, candidate: Candidate, pass_: Pass, timed: TimedPass) -> Timing:
-        point, sampler = candidate.point, timed.sampler
-        executed_flops = candidate.method.executed_flops(point, pass_, candidate.wanted.cell.exact)
-        judged = timed.judge(executed_flops, self._surroundings.peak_flops_per_s(point.dtype))
-        return Timing(
-            point=point,
-            pass_=pass_,
-            protocol=self._task.protocol.name,
-            round=self._task.round,
-            status=judged.status,
-            implementation=candidate.method.implementation(point.device, point),
-            stop_reason=sampler.stop_reason,
-            samples_ms=tuple(sampler.samples_ms),
-            warmup_ms=tuple(sampler.warmup_ms),
-            peak_memory_bytes=candidate.peaks.get(pass_),
-            exact_equivalent_flops=registry.exact_equivalent_flops(point, pass_),
-            executed_flops=executed_flops,
-            message="; ".join(filter(None, (candidate.method.note(point), sampler.note, *judged.notes))),
-            first_call_ms=candidate.first_ms.get(pass_),
-            host_ms=judged.host_ms,
-            memory_before_bytes=candidate.levels.get(pass_),
-            flags=judged.flags,
-            conditions={**self._surroundings.fixed, **timed.facts, **timed.conditions.summary()},
-        )
-
-    def _failed_timing(self, candidate: Candidate, pass_: Pass, status: Status, message: str) -> Timing:
-        implementation = candidate.method.implementation(candidate.point.device, candidate.point)
-        task = self._task
-        return Timing(candidate.point, pass_, task.protocol.name, task.round, status, implementation, message=message)
-
-    def _fail(self, wanted: grid.Todo, status: Status, message: str) -> None:
-        task = self._task
-        for record in grid.failed_records(
-            wanted, task.passes, task.error, task.protocol.name, task.round, status, message
-        ):
-            self._write(record)
-
-    def _classify(self, error: Exception, candidate: Candidate) -> tuple[Status, str]:
-        status, message = classify(error)
-        self.poisoned = self.poisoned or poisons_device(status, candidate.point.device)
-        return status, message
-
-    def _write(self, record: Record) -> None:
-        self._emit({"event": "record", "record": to_json(record)})
-
-    def _begin(self, unit: str, point: Point, pass_: Pass | None = None, stage: str = "") -> None:
-        part = pass_ and str(pass_)
-        self._emit({"event": "begin", "unit": unit, "point_id": point.point_id, "pass": part, "stage": stage})
+        take_turns([one for _, one in timed], protocol, protocol.budget_s[pass_], on_turn, on_done)
 
 
 def _release() -> None:

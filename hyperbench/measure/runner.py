@@ -18,7 +18,8 @@ from hyperbench.measure.estimate import Speed, group_s, plan_s
 from hyperbench.measure.interrupts import AtOnce, Interrupts
 from hyperbench.measure.rounds import Plan
 from hyperbench.measure.wire import Task
-from hyperbench.schema import ErrorRow, Point, Record, Stage, Status, Timing, from_json
+from hyperbench.record_json import from_json
+from hyperbench.schema import ErrorRow, Point, Record, Stage, Status, Timing
 from hyperbench.store import Journal
 
 _START_LIMIT_S = 300.0

@@ -1,8 +1,11 @@
-"""One pass of one cell from its call to its timing: prepared, sampled, judged by its samples and conditions."""
+"""From a call to a timing: prepared on copies of its inputs, sampled in turns, judged by samples and conditions.
+
+A pass of a cell is timed so, and a stage of its forward pass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +17,13 @@ from hyperbench.measure.conditions import Conditions
 from hyperbench.measure.gate import Witness
 from hyperbench.measure.graphs import GraphedCall
 from hyperbench.measure.peaks import is_above_peak
-from hyperbench.measure.sampler import Sampler
+from hyperbench.measure.sampler import Sampler, interleave
 from hyperbench.sample_shape import has_drift, has_two_modes
 from hyperbench.schema import Flag, Pass, Point, Status
 from hyperbench.stats import median
 from hyperbench.validate import ProtocolConfig
 
-#: Forward passes made to prepare copies for a backward pass take at most this part of its budget.
+#: Forward passes made to prepare copies for a backward pass, or for stages, take at most this part of its budget.
 _PREPARE_SHARE = 0.1
 #: Steps of the events of CUDA, in milliseconds: samples that differ by one are the same.
 _EVENT_STEP_MS = 1e-3
@@ -34,21 +37,51 @@ class Judged:
     flags: tuple[str, ...]
     notes: tuple[str, ...]
     host_ms: float | None
+    median_ms: float
 
 
-@dataclass
-class TimedPass:
-    """A pass under measurement, and what watches it; `graphs` are its captured calls in graph mode.
-
-    `facts` go into the conditions.
-    """
+@dataclass(kw_only=True)
+class TimedCall:
+    """A call under measurement, on a `device`, and its conditions, to which `facts` are added."""
 
     sampler: Sampler
     conditions: Conditions
+    facts: dict[str, Any]
+    device: str
+
+    def failure(self) -> Exception | None:
+        """What the call raised, if anything."""
+        return self.sampler.failure
+
+    def judge(self, executed_flops: float | None = None, peak_flops_per_s: float | None = None) -> Judged:
+        """Flags, status and notes of the samples, held against the peak rate where it is known."""
+        samples = self.sampler.samples_ms
+        host_ms = median(self.sampler.host_ms) if self.sampler.host_ms else None
+        flags = self.conditions.flags()
+        if has_drift(samples):
+            flags.append(Flag.DRIFT)
+        if has_two_modes(samples, _EVENT_STEP_MS if self.device == "cuda" else 0.0):
+            flags.append(Flag.BIMODAL)
+        if host_ms is not None and host_ms > median(samples):
+            flags.append(Flag.HOST_BOUND)
+        if is_above_peak(executed_flops, median(samples), peak_flops_per_s):
+            flags.append(Flag.ABOVE_PEAK)
+        reasons = self.conditions.throttle_reasons
+        return Judged(
+            Status.THROTTLED if reasons else Status.OK,
+            tuple(str(flag) for flag in Flag if flag in flags),
+            (f"throttled: {', '.join(reasons)}",) if reasons else (),
+            host_ms,
+            median(samples),
+        )
+
+
+@dataclass(kw_only=True)
+class TimedPass(TimedCall):
+    """A pass under measurement, and what watches its answers; `graphs` are its captured calls in graph mode."""
+
     witness: Witness
     graphs: list[GraphedCall] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-    resolution_ms: float = 0.0
 
     def failure(self) -> Exception | None:
         """Why there is no timing: what the call raised, another answer than before, or a graph's; else None."""
@@ -62,26 +95,45 @@ class TimedPass:
             return error.with_traceback(None)
         return None
 
-    def judge(self, executed_flops: float | None, peak_flops_per_s: float | None) -> Judged:
-        """Flags, status and notes of the samples, held against the peak rate where it is known."""
-        samples = self.sampler.samples_ms
-        host_ms = median(self.sampler.host_ms) if self.sampler.host_ms else None
-        flags = self.conditions.flags()
-        if has_drift(samples):
-            flags.append(Flag.DRIFT)
-        if has_two_modes(samples, self.resolution_ms):
-            flags.append(Flag.BIMODAL)
-        if host_ms is not None and host_ms > median(samples):
-            flags.append(Flag.HOST_BOUND)
-        if is_above_peak(executed_flops, median(samples), peak_flops_per_s):
-            flags.append(Flag.ABOVE_PEAK)
-        reasons = self.conditions.throttle_reasons
-        return Judged(
-            Status.THROTTLED if reasons else Status.OK,
-            tuple(str(flag) for flag in Flag if flag in flags),
-            (f"throttled: {', '.join(reasons)}",) if reasons else (),
-            host_ms,
-        )
+
+def enough_copies(
+    copies: list[Inputs], protocol: ProtocolConfig, budget_s: float, forward_ms: float, kept_bytes: int | None = None
+) -> list[Inputs]:
+    """The sets of inputs that a call is timed on in turn; `copies` begins with the inputs, missing ones are added.
+
+    `kept_bytes` is given where each set keeps what a forward pass left, which took `forward_ms` (see number_of_copies).
+    """
+    spare_calls = _PREPARE_SHARE * budget_s * 1e3 / forward_ms if forward_ms > 0 else protocol.input_copies
+    count = number_of_copies(copies[0], protocol.input_copies, protocol.input_copies_bytes, spare_calls, kept_bytes)
+    if len(copies) < count:
+        copies[:] = rotated(copies[0], count)
+    return copies[:count]
+
+
+def take_turns(
+    timed: Sequence[TimedCall],
+    protocol: ProtocolConfig,
+    budget_s: float,
+    on_turn: Callable[[int], object],
+    on_done: Callable[[int], object],
+) -> None:
+    """Sample all to their ends, in turns where the protocol has them, and read the conditions around each turn.
+
+    `on_turn` hears the index of the call whose turn is about to begin, `on_done` that of one that is done, at once.
+    """
+
+    def begin(index: int) -> None:
+        on_turn(index)
+        timed[index].conditions.begin_turn()
+
+    interleave(
+        [one.sampler for one in timed],
+        budget_s / protocol.slices,
+        begin,
+        on_done,
+        lambda index: timed[index].conditions.end_turn(),
+        in_turns=not protocol.fixed_time,
+    )
 
 
 def prepare_pass(
@@ -105,12 +157,7 @@ def prepare_pass(
     at most. Raises whatever the method raises.
     """
     budget_s = protocol.budget_s[pass_]
-    spare_calls = _PREPARE_SHARE * budget_s * 1e3 / forward_ms if forward_ms > 0 else protocol.input_copies
-    count = number_of_copies(
-        copies[0], pass_, protocol.input_copies, protocol.input_copies_bytes, spare_calls, graph_bytes
-    )
-    if len(copies) < count:
-        copies[:] = rotated(copies[0], count)
+    used = enough_copies(copies, protocol, budget_s, forward_ms, graph_bytes if pass_ is Pass.BACKWARD else None)
     graphs: list[GraphedCall] = []
 
     def call_on(inputs: Inputs) -> Callable[[], object]:
@@ -122,13 +169,13 @@ def prepare_pass(
         graphs.append(GraphedCall(prepare, point.dtype))
         return graphs[-1]
 
-    calls = [call_on(inputs) for inputs in copies[:count]]
+    calls = [call_on(inputs) for inputs in used]
     witness = witness_of(calls[0], clock, len(calls), protocol.as_paper)
     return TimedPass(
-        Sampler(in_turn([witness.call, *calls[1:]]), witness, protocol, budget_s),
-        conditions,
-        witness,
-        graphs,
-        {"input_copies": len(calls), **({"cuda_graph": True} if graphs else {})},
-        _EVENT_STEP_MS if point.device == "cuda" else 0.0,
+        sampler=Sampler(in_turn([witness.call, *calls[1:]]), witness, protocol, budget_s),
+        conditions=conditions,
+        facts={"input_copies": len(calls), **({"cuda_graph": True} if graphs else {})},
+        device=point.device,
+        witness=witness,
+        graphs=graphs,
     )

@@ -11,7 +11,8 @@ import yaml
 
 from hyperbench import tables
 from hyperbench.analyze.view import View, make_view
-from hyperbench.schema import ErrorRow, Pass, Point, Record, Stage, Status, StopReason, Timing, to_json
+from hyperbench.record_json import to_json
+from hyperbench.schema import ErrorRow, Pass, Point, Record, Stage, Status, StopReason, Timing
 from hyperbench.store import Run
 
 MakeRun = Callable[..., Path]

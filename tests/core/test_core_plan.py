@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hyperattn_core import AttentionPlan, HyperAttentionParams, LevelPlan, draws, make_plan
+from hyperattn_core.levels import causal_levels
 from hyperattn_core.lsh import hash_ranks
 from hyperattn_core.oracle import weight_matrix
 from hyperattn_core.pairing import cut_tiles
-from hyperattn_core.plan import causal_levels
 
 LENGTHS = (1, 7, 8, 9, 31, 64, 97, 130)
 

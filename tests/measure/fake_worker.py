@@ -10,7 +10,8 @@ from hyperbench.measure.child import WorkerGone, WorkerTimeout
 from hyperbench.measure.runner import Outcome, Runner
 from hyperbench.measure.session import Prepared
 from hyperbench.measure.wire import Task
-from hyperbench.schema import ErrorRow, Pass, Record, Stage, Status, Timing, to_json
+from hyperbench.record_json import to_json
+from hyperbench.schema import ErrorRow, Pass, Record, Stage, Status, Timing
 
 Message = dict[str, Any]
 MOST_TASKS = 50

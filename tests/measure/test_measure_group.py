@@ -9,6 +9,7 @@ import torch
 from measured_group import HYPER, PASSES, Clock, Measured, all_of, cell, odd
 
 from hyperbench.measure import group as module
+from hyperbench.measure import report
 from hyperbench.measure.conditions import GpuReading
 from hyperbench.measure.methods import registry
 from hyperbench.measure.surroundings import Surroundings
@@ -187,7 +188,7 @@ def test_inputs_that_fail_are_the_end_of_the_whole_group(monkeypatch: pytest.Mon
 
 
 def test_an_unexplained_error_on_cuda_stops_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "poisons_device", lambda status, device: status is Status.ERROR)
+    monkeypatch.setattr(report, "poisons_device", lambda status, device: status is Status.ERROR)
     found = Measured(odd("raises"), odd("exact", exact=True))
     assert found.measurement.poisoned
     assert found.statuses("raises") == all_of("error")

@@ -16,7 +16,8 @@ from made_runs import TINY, facts, prepared, tiny
 from hyperbench import store
 from hyperbench.catalog import ConfigError
 from hyperbench.measure import session
-from hyperbench.schema import Status, to_json
+from hyperbench.record_json import to_json
+from hyperbench.schema import Status
 from hyperbench.store import StoreError, load_run, read_journal
 
 GPU = {

@@ -14,12 +14,13 @@ from made_records import a_point, a_timing
 from made_runs import HYPER_DEFAULTS, prepared, tiny
 
 from hyperbench.measure import grid
-from hyperbench.measure import group as group_module
+from hyperbench.measure import report as report_module
 from hyperbench.measure.estimate import estimate_s
 from hyperbench.measure.group import GroupMeasurement
 from hyperbench.measure.methods import registry
 from hyperbench.measure.wire import Task
-from hyperbench.schema import ALL_STAGES, ErrorRow, Pass, Stage, Status, StopReason, Timing, from_json
+from hyperbench.record_json import from_json
+from hyperbench.schema import ALL_STAGES, ErrorRow, Pass, Stage, Status, StopReason, Timing
 from hyperbench.stats import median
 from hyperbench.validate import ErrorConfig
 
@@ -166,7 +167,7 @@ def test_a_method_that_fails_its_check_has_a_row_that_says_so() -> None:
 
 
 def test_an_unexplained_error_on_cuda_ends_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_module, "poisons_device", lambda status, device: status is Status.ERROR)
+    monkeypatch.setattr(report_module, "poisons_device", lambda status, device: status is Status.ERROR)
     assert Measured("staged_fails").measurement.poisoned
 
 

@@ -114,14 +114,14 @@ def test_copies_hold_other_values_of_the_same_kind(count: int) -> None:
 def test_copies_are_bounded_by_bytes_and_by_what_they_cost_to_make() -> None:
     inputs = qkv()
     size = sum(x.numel() * 4 for x in inputs)
-    assert number_of_copies(inputs, Pass.FORWARD, 4, 100 * size, 0.0) == 4
-    assert number_of_copies(inputs, Pass.FORWARD, 4, 2 * size, 0.0) == 2
-    assert number_of_copies(inputs, Pass.FORWARD, 4, 0, 0.0) == 1
-    assert number_of_copies(inputs, Pass.BACKWARD, 4, 100 * size, 100.0) == 4
-    assert number_of_copies(inputs, Pass.BACKWARD, 4, 100 * size, 1.5) == 2
-    assert number_of_copies(inputs, Pass.BACKWARD, 4, 100 * size, 0.1) == 1
-    assert number_of_copies(inputs, Pass.BACKWARD, 4, 6 * size, 100.0) == 2
-    assert number_of_copies(inputs, Pass.BACKWARD, 4, 100 * size, 100.0, graph_bytes=49 * size) == 2
+    assert number_of_copies(inputs, 4, 100 * size, 0.0) == 4
+    assert number_of_copies(inputs, 4, 2 * size, 0.0) == 2
+    assert number_of_copies(inputs, 4, 0, 0.0) == 1
+    assert number_of_copies(inputs, 4, 100 * size, 100.0, 0) == 4
+    assert number_of_copies(inputs, 4, 100 * size, 1.5, 0) == 2
+    assert number_of_copies(inputs, 4, 100 * size, 0.1, 0) == 1
+    assert number_of_copies(inputs, 4, 6 * size, 100.0, 0) == 2
+    assert number_of_copies(inputs, 4, 100 * size, 100.0, 49 * size) == 2
 
 
 def test_calls_are_made_in_turn() -> None:

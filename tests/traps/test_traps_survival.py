@@ -15,7 +15,8 @@ from made_runs import tiny
 
 from hyperbench import store
 from hyperbench.measure import session
-from hyperbench.schema import Status, Timing, to_json
+from hyperbench.record_json import to_json
+from hyperbench.schema import Status, Timing
 from hyperbench.store import Journal, StoreError, load_run, read_journal
 
 SIGKILL, SIGSEGV = -9, -11

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze import style
-from hyperbench.analyze.marks import Panel, crosses, curve
+from hyperbench.analyze.marks import Panel, crosses, curve, filled, throttled_notes
 from hyperbench.analyze.stages import KNOWN, by_point, missing_stages, stages_in, whole_points
-from hyperbench.analyze.tables import DoesNotFitError, check_single, records
+from hyperbench.analyze.tables import DoesNotFitError, check_single, flags_in, records
 from hyperbench.analyze.text import MASK_LABELS, escape, is_null, milliseconds, plain, short
 from hyperbench.analyze.view import View, headline, meanings, provenance, require_timings
 
@@ -125,7 +125,11 @@ def _areas(panel: Panel, part: pd.DataFrame, colors: Mapping[str, str]) -> None:
                     stackgroup=f"{panel.row}/{panel.col}/{number}",
                     fillcolor=style.rgba(colors[name], _ALPHA),
                     line={"color": colors[name], "width": 1.2},
-                    marker={"color": colors[name], "size": [5 if f == 1.0 else 0 for _ in listed for f in factors]},
+                    marker={
+                        "color": filled(colors[name], [r["status"] == "throttled" for r in listed for _ in factors]),
+                        "size": [5 if f == 1.0 else 0 for _ in listed for f in factors],
+                        "line": {"color": colors[name], "width": 1.2},
+                    },
                     hovertext=[_hover(r) for r in listed for _ in factors],
                     hoverinfo="text",
                     hoveron="points",
@@ -165,6 +169,7 @@ def _whole_pass(panel: Panel, part: pd.DataFrame) -> None:
         width=1.8,
         symbol="diamond",
         size=7,
+        hollow=list(line["forward_status"] == "throttled"),
         hover=[
             f"<b>{escape(r['method'])}, n = {int(r['seq_len']):,}</b><br>{'<br>'.join(_sums(r))}" for r in records(line)
         ],
@@ -183,6 +188,8 @@ def _hover(row: Mapping[str, Any]) -> str:
         f"{100.0 * float(row['share']):.1f} % of the sum of the stages",
         *_sums(row),
     ]
+    if flags := flags_in([row["flags"]]):
+        lines.append(escape(f"flagged: {', '.join(flags)}"))
     if row["message"]:
         lines.append(escape(short(row["message"])))
     return "<br>".join(lines)
@@ -213,6 +220,13 @@ def _notes(view: View) -> list[str]:
         notes.append(
             "The L2 cache is overwritten before each stage, so that none finds there what the one before left."
         )
+    slow = view.stages["forward_status"] == "throttled"
+    notes += throttled_notes(view.stages.assign(status=view.stages["status"].mask(slow, "throttled")))
+    flagged = flags_in(view.stages["flags"])
+    if flagged:
+        places = view.stages[view.stages["flags"].notna()]
+        lengths = ", ".join(f"{int(n):,}" for n in sorted(places["seq_len"].unique()))
+        notes.append(f"Flagged stages ({', '.join(map(plain, flagged))}; see hover) at n = {lengths}.")
     rows = view.stages.assign(percent=_percent(view.stages)).drop_duplicates("point_id")
     cut = [
         f"{row['percent']:.0f} % at n = {int(row['seq_len']):,} {MASK_LABELS[bool(row['is_causal'])]}"

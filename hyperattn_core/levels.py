@@ -1,0 +1,68 @@
+"""Where the nodes of a call's levels lie, and how many there are: what follows from the lengths alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hyperattn_core.params import HyperAttentionParams
+
+
+@dataclass(frozen=True)
+class LevelShape:
+    """Where the nodes of one level lie: what follows from the lengths alone.
+
+    Attributes:
+        index: 0 for the shortest nodes.
+        node_len: S, keys per node.
+        query_len: query slots per node; node g may fill fewer of them.
+        key_starts: first key of each of the G nodes.
+        query_starts: first query of each node.
+        query_counts: queries of each node.
+    """
+
+    index: int
+    node_len: int
+    query_len: int
+    key_starts: tuple[int, ...]
+    query_starts: tuple[int, ...]
+    query_counts: tuple[int, ...]
+
+    @property
+    def num_nodes(self) -> int:
+        """G."""
+        return len(self.key_starts)
+
+
+def level_shapes(
+    shape: tuple[int, int, int, int, int], params: HyperAttentionParams, *, is_causal: bool
+) -> tuple[LevelShape, ...]:
+    """The levels of a call with inputs of shape (B, H, Hkv, Nq, Nk); none where attention is exact."""
+    num_queries, num_keys = shape[3], shape[4]
+    if num_keys <= params.min_seq_len or num_queries == 0 or (not is_causal and _covers_all_keys(params, num_keys)):
+        return ()
+    if not is_causal:
+        return (LevelShape(0, num_keys, num_queries, (0,), (0,), (num_queries,)),)
+    levels = []
+    for index, (node_len, num_nodes) in enumerate(causal_levels(num_keys, params.min_seq_len)):
+        key_starts = tuple(2 * node_len * g for g in range(num_nodes))
+        query_starts = tuple(s + node_len for s in key_starts)
+        counts = tuple(min(node_len, num_keys - s) for s in query_starts)
+        levels.append(LevelShape(index, node_len, node_len, key_starts, query_starts, counts))
+    return tuple(levels)
+
+
+def causal_levels(seq_len: int, leaf_len: int) -> Iterator[tuple[int, int]]:
+    """Levels of the causal recursion (Algorithm 4): (keys per node, nodes) from the shortest nodes to the longest.
+
+    Node g of a level with S keys pairs keys [2gS, 2gS + S) with the queries of [2gS + S, 2gS + 2S) below seq_len.
+    """
+    node_len = leaf_len
+    while node_len < seq_len:
+        yield node_len, -(-(seq_len - node_len) // (2 * node_len))
+        node_len *= 2
+
+
+def _covers_all_keys(params: HyperAttentionParams, num_keys: int) -> bool:
+    """Whether the estimator is exact attention: one block holds every key, or every key is sampled once."""
+    return params.block_size >= num_keys or (params.sampling == "stratified" and params.sample_size >= num_keys)

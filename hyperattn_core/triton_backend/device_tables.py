@@ -1,0 +1,70 @@
+"""What the kernels of a geometry read beside a plan: tables made from its sizes once and kept on the device."""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+
+import torch
+from torch import Tensor
+
+from hyperattn_core import draws
+from hyperattn_core.pairing import cut_tiles, rank_pairing
+from hyperattn_core.triton_backend.geometry import Geometry
+
+
+@cache
+def level_table(plan: Geometry, device: str) -> Tensor:
+    """The table of levels, int64 (L, fields), kept on the device."""
+    return torch.tensor([level.row() for level in plan.levels], dtype=torch.int64).to(device)
+
+
+@cache
+def rank_tiles(plan: Geometry, device: str) -> Tensor:
+    """The tiles of rank pairing, int32: per level first, count and block, each (G, T), and each block's first tile.
+
+    Empty for bucket pairing, whose tiles follow from the data.
+    """
+    if plan.settings.bucket:
+        return torch.empty(1, dtype=torch.int32, device=device)
+    parts = []
+    for level in plan.levels:
+        block_first = rank_pairing(level.shape, level.block_size, "cpu")
+        first, count, block = cut_tiles(block_first, plan.settings.tile_size, level.num_tiles)
+        parts += [x.reshape(-1) for x in (first, count, block, block_tiles(count, block, level.num_blocks))]
+    return torch.cat(parts).to(device)
+
+
+def block_tiles(tile_count: Tensor, tile_block: Tensor, num_blocks: int) -> Tensor:
+    """The first tile of each block (..., nb + 1) from counts and blocks of tiles (..., T); the last: tiles in use."""
+    used = torch.where(tile_count > 0, tile_block, num_blocks).contiguous()
+    blocks = torch.arange(num_blocks + 1, dtype=used.dtype, device=used.device).expand(*used.shape[:-1], -1)
+    return torch.searchsorted(used, blocks.contiguous(), out_int32=True)
+
+
+def drawn_samples(plan: Geometry, seed: int, device: str) -> tuple[Tensor, Tensor]:
+    """The sampled indices of all levels, int32 flat, and the base-2 logarithms of their weights, float32 flat.
+
+    Those of the last seeds are kept on the device, and those that a CUDA graph was captured with for good.
+    """
+    found = _drawn_samples(plan, seed, device)
+    if device.startswith("cuda") and torch.cuda.is_current_stream_capturing():
+        _captured.append(found)
+    return found
+
+
+_captured: list[tuple[Tensor, Tensor]] = []
+
+
+@lru_cache(maxsize=64)
+def _drawn_samples(plan: Geometry, seed: int, device: str) -> tuple[Tensor, Tensor]:
+    batch, _, kv_heads, _, _ = plan.shape
+    sampling = plan.settings.params.sampling
+    indices, weights = [torch.empty(0, dtype=torch.int32)], [torch.empty(0)]
+    for level in plan.levels:
+        rows = (batch, kv_heads, level.shape.num_nodes)
+        index, weight = draws.samples(
+            seed, level.shape.index, rows, level.shape.node_len, level.num_samples, sampling, "cpu"
+        )
+        indices.append(index.reshape(-1))
+        weights.append(weight.log2().to(torch.float32))
+    return torch.cat(indices).to(device), torch.cat(weights).to(device)
