@@ -192,7 +192,6 @@ class Runner:
             todos, config.passes, config.protocol, config.error, round_, config.device.threads,
             self._no_reference.get(group.key, ""),
         )  # fmt: skip
-        with_errors = {wanted.cell.point.point_id for wanted in todos if wanted.seeds}
         unit: dict[str, Any] = {"unit": "start", "point_id": None}
         try:
             child.send(task)
@@ -201,7 +200,7 @@ class Runner:
                     self._write(from_json(message["record"]), outcome)
                 else:
                     unit = message
-                    self._account.switch(part_of(unit["unit"], measures_errors=unit["point_id"] in with_errors))
+                    self._account.switch(part_of(unit["unit"]))
                     self._listener.begin(self._label(group, unit))
             self._account.switch("workers")
             if message["event"] != "done":

@@ -47,7 +47,7 @@ def test_a_graph_that_is_used_up_is_not_timed_as_if_it_were_new() -> None:
     statuses = {"forward": "ok", "backward": "incorrect", "forward_backward": "ok"}
     assert found.statuses("spends_its_graph") == statuses
     assert found.timings("spends_its_graph")["backward"].message.startswith(
-        "while it was timed, its gradients became another than before"
+        "a second backward pass on one graph, under another grad_output, gives another gradient of q than a new graph"
     )
 
 
