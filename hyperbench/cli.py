@@ -6,7 +6,6 @@ Nothing heavy is imported before a command runs, so that `--help` and completion
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,13 +13,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from hyperbench import __version__, listing
+from hyperbench import __version__, exits, listing
 
-_TRACEBACK_VARIABLE = "HYPERBENCH_TRACEBACK"
-_INTERRUPTED = 130
 _PIPE_WIDTH = 200
-#: The base of the command-line parser's own errors, wherever Typer keeps its parser.
-_CommandLineError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="hyperbench",
@@ -114,7 +109,7 @@ def run(
     else:
         summary.print_outcome(folder, outcome, console)
     if outcome.interrupted:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(exits.INTERRUPTED)
     raise typer.Exit(1 if summary.has_failures(folder) else 0)
 
 
@@ -258,39 +253,13 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def main() -> None:
-    """Run the command line; whatever a user can cause ends in one line on stderr and an exit code.
-
-    0: done. 1: some points failed, or a check did not hold. 2: bad usage or configuration. 130: interrupted.
-    With HYPERBENCH_TRACEBACK=1 errors keep their traceback.
-    """
-    if os.environ.get(_TRACEBACK_VARIABLE):
-        sys.exit(app(standalone_mode=False))
-    try:
-        sys.exit(app(standalone_mode=False))
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", _INTERRUPTED)
-    except _CommandLineError as error:
-        _fail(error.format_message(), 2)  # type: ignore[attr-defined]
-    except BrokenPipeError:
-        # The reader of our output has left (`| head`); Python must not try to flush what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except ValueError as error:
-        _fail(str(error), 2)
-    except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
-        _fail(f"{name}{error.strerror or error}", 1)
+    """Run the command line; whatever a user can cause ends in one line on stderr and an exit code (see exits)."""
+    exits.leave_with(lambda: app(standalone_mode=False))
 
 
 def _stdout() -> Console:
     """The terminal as it is; a wide page for pipes and files, so that tables are not folded there."""
     return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-
-
-def _fail(message: str, code: int) -> None:
-    text = " ".join(message.split())
-    print(f"hyperbench: {text}", file=sys.stderr)
-    sys.exit(code)
 
 
 def _chosen(run_dir: Path | None) -> Path:

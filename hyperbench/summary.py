@@ -13,7 +13,7 @@ from hyperbench.analyze.show import show_run
 from hyperbench.environment import available_cpus
 from hyperbench.measure.account import PRODUCTIVE
 from hyperbench.measure.conditions import CpuTimes, busy_warning, read_cpu_times
-from hyperbench.measure.runner import GOOD_STATUSES, Outcome
+from hyperbench.measure.outcome import GOOD_STATUSES, Outcome
 from hyperbench.measure.session import Prepared
 from hyperbench.progress import duration
 from hyperbench.store import load_run

@@ -13,7 +13,7 @@ from made_runs import prepared
 from rich.console import Console
 
 from hyperbench import summary
-from hyperbench.measure.runner import Outcome
+from hyperbench.measure.outcome import Outcome
 from hyperbench.record_json import to_json
 from hyperbench.schema import ALL_STAGES, ErrorRow, Record, Stage, Status
 

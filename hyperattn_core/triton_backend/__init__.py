@@ -7,7 +7,8 @@
 - stages: the steps of a call one by one, to be timed
 - ops, attention: custom operators with fake tensors and gradients, and the call
 - tuning, configure: configurations of the attend kernel, and the choice among them
-- model: bytes and operations of every launch; builds, aot: ahead-of-time compilation, no device needed
+- call_sizes, model: bytes and operations of every launch, and the peak of memory, from sizes alone
+- builds, aot: ahead-of-time compilation, no device needed
 
 Nothing here is imported before a call asks for it; support, which says whether a call can run, imports no Triton.
 """

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.triton_backend.geometry import SORT_TILE, Geometry
+from hyperattn_core.triton_backend.call_sizes import CallSizes
+from hyperattn_core.triton_backend.geometry import SORT_TILE
 from hyperattn_core.triton_backend.launch_cost import (
     FLOAT_BYTES,
     INDEX_BYTES,
     LaunchCost,
-    call_geometry,
     leaf_pairs,
     level_keys,
     level_queries,
@@ -19,53 +18,30 @@ HASH_COLUMNS = 16
 HASH_TERMS = 3
 
 
-def forward_costs(
-    shape: tuple[int, int, int, int, int],
-    params: HyperAttentionParams,
-    *,
-    is_causal: bool,
-    head_dim: int,
-    value_dim: int | None = None,
-    itemsize: int = 2,
-    tile_size: int = 64,
-) -> tuple[LaunchCost, ...]:
+def forward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
     """The launches of a forward pass, in order.
-
-    Args:
-        shape: (B, H, Hkv, Nq, Nk).
-        params: the estimator's parameters.
-        is_causal: whether the call is causal.
-        head_dim: D.
-        value_dim: Dv, D if None.
-        itemsize: bytes of an element of q, k, v and out.
-        tile_size: queries per tile.
 
     Raises:
         ValueError: attention is exact at this shape, so that none of the kernels runs.
     """
-    where = call_geometry(shape, params, is_causal=is_causal, tile_size=tile_size)
-    row = head_dim * itemsize
-    value_row = (value_dim or head_dim) * itemsize
-    costs = [*_plan_costs(where, row, itemsize), _attend_cost(where, row, value_row, head_dim, value_dim or head_dim)]
-    if is_causal:
-        costs += [_leaves_cost(where, row, value_row, head_dim, value_dim or head_dim), _merge_cost(where, value_row)]
+    costs = [*_plan_costs(call), _attend_cost(call)]
+    if call.is_causal:
+        costs += [_leaves_cost(call), _merge_cost(call)]
     return tuple(costs)
 
 
-def _plan_costs(where: Geometry, row: int, itemsize: int) -> list[LaunchCost]:
-    queries, keys = where.sides
-    tokens = queries.rows * queries.length + keys.rows * keys.length
+def _plan_costs(call: CallSizes) -> list[LaunchCost]:
+    where, tokens = call.geometry, call.queries + call.keys
     rank_bytes = tokens * (1 if where.settings.num_projections <= 8 else 2)
     histograms = tokens * where.num_ranks // SORT_TILE
     # A level holds each token as a query or as a key, or not at all.
     sorted_tokens = sum(level_queries(where, level) + level_keys(where, level) for level in where.levels)
     sorted_tiles = sorted_tokens * where.num_ranks // SORT_TILE
-    tiles = queries.rows * sum(level.shape.num_nodes * level.num_tiles for level in where.levels)
+    tiles = where.sides[0].rows * sum(level.shape.num_nodes * level.num_tiles for level in where.levels)
     totals = where.totals_rows * where.num_ranks * INDEX_BYTES
-    terms = HASH_TERMS if itemsize == 2 else 1
-    head_dim = row // itemsize
+    products = HASH_COLUMNS * (HASH_TERMS if call.itemsize == 2 else 1)
     return [
-        LaunchCost("hash", tokens * row, rank_bytes + histograms, 2 * tokens * head_dim * HASH_COLUMNS * terms),
+        LaunchCost("hash", tokens * call.row_bytes[0], rank_bytes + histograms, 2 * tokens * call.head_dim * products),
         LaunchCost("scan", sorted_tiles, sorted_tiles * INDEX_BYTES + totals),
         LaunchCost("scatter", rank_bytes + sorted_tiles * INDEX_BYTES + totals, sorted_tokens * INDEX_BYTES),
         LaunchCost(
@@ -74,7 +50,8 @@ def _plan_costs(where: Geometry, row: int, itemsize: int) -> list[LaunchCost]:
     ]
 
 
-def _attend_cost(where: Geometry, row: int, value_row: int, head_dim: int, value_dim: int) -> LaunchCost:
+def _attend_cost(call: CallSizes) -> LaunchCost:
+    where, (row, value_row) = call.geometry, call.row_bytes
     read = written = pairs = 0
     for level in where.levels:
         queries, keys = level_queries(where, level), level_keys(where, level)
@@ -84,19 +61,18 @@ def _attend_cost(where: Geometry, row: int, value_row: int, head_dim: int, value
         read += samples * 2 * INDEX_BYTES
         written += queries * (value_row + FLOAT_BYTES)
         pairs += queries * (level.block_size + level.num_samples)
-    return LaunchCost("attend", read, written, 2 * pairs * (head_dim + value_dim), pairs)
+    return LaunchCost("attend", read, written, 2 * pairs * sum(call.dims), pairs)
 
 
-def _leaves_cost(where: Geometry, row: int, value_row: int, head_dim: int, value_dim: int) -> LaunchCost:
-    queries, keys = where.sides
-    pairs = leaf_pairs(where)
-    read = queries.rows * queries.length * row + keys.rows * keys.length * (row + value_row)
-    written = queries.rows * queries.length * (value_row + FLOAT_BYTES)
-    return LaunchCost("leaves", read, written, 2 * pairs * (head_dim + value_dim), pairs)
+def _leaves_cost(call: CallSizes) -> LaunchCost:
+    pairs, (row, value_row) = leaf_pairs(call.geometry), call.row_bytes
+    read = call.queries * row + call.keys * (row + value_row)
+    written = call.queries * (value_row + FLOAT_BYTES)
+    return LaunchCost("leaves", read, written, 2 * pairs * sum(call.dims), pairs)
 
 
-def _merge_cost(where: Geometry, value_row: int) -> LaunchCost:
-    tokens = where.sides[0].rows * where.sides[0].length
+def _merge_cost(call: CallSizes) -> LaunchCost:
+    where, tokens, value_row = call.geometry, call.queries, call.row_bytes[1]
     partial = sum(level_queries(where, level) for level in where.levels)
     return LaunchCost(
         "merge", (tokens + partial) * (value_row + FLOAT_BYTES), tokens * (value_row + FLOAT_BYTES), 0, tokens + partial

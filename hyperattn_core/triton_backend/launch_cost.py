@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.triton_backend.geometry import Geometry, LevelGeometry, Settings, geometry
+from hyperattn_core.triton_backend.geometry import Geometry, LevelGeometry
 
 INDEX_BYTES = 4
 FLOAT_BYTES = 4
@@ -52,20 +51,6 @@ def floor_seconds(costs: Iterable[LaunchCost], flops_per_s: float, bytes_per_s: 
     """No pass is faster than its bytes at full bandwidth, or its products at full rate."""
     total = total_cost(costs)
     return max(total.bytes / bytes_per_s, total.flops / flops_per_s)
-
-
-def call_geometry(
-    shape: tuple[int, int, int, int, int], params: HyperAttentionParams, *, is_causal: bool, tile_size: int
-) -> Geometry:
-    """The geometry of a call that the kernels run.
-
-    Raises:
-        ValueError: attention is exact at this shape, so that none of the kernels runs.
-    """
-    where = geometry(shape, Settings.of(params, is_causal=is_causal, tile_size=tile_size))
-    if not where.levels:
-        raise ValueError(f"attention is exact at {shape} with {params}: none of these kernels runs")
-    return where
 
 
 def level_queries(where: Geometry, level: LevelGeometry) -> int:

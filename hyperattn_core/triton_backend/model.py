@@ -8,6 +8,7 @@ import sys
 
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.triton_backend.backward_costs import backward_costs
+from hyperattn_core.triton_backend.call_sizes import CallSizes
 from hyperattn_core.triton_backend.forward_costs import forward_costs
 from hyperattn_core.triton_backend.launch_cost import LaunchCost, total_cost
 from hyperattn_core.triton_backend.peak_memory import PeakMemory, flash2_peak, hyper_peak
@@ -29,18 +30,15 @@ def main(arguments: list[str] | None = None) -> int:
             defaults, block_size=given.block_size, sample_size=given.sample_size, min_seq_len=given.min_seq_len
         )
         shape = (1, given.heads, given.heads, given.seq_len, given.seq_len)
-        forward, backward = (
-            costs(shape, params, is_causal=given.causal, head_dim=given.head_dim)
-            for costs in (forward_costs, backward_costs)
-        )
-        hyper = hyper_peak(shape, params, is_causal=given.causal, head_dim=given.head_dim)
+        call = CallSizes(shape, given.head_dim, is_causal=given.causal, params=params)
+        forward, backward, hyper = forward_costs(call), backward_costs(call), hyper_peak(call)
     except ValueError as error:
         parser.error(str(error))
     _print_costs("forward", forward)
     _print_costs("backward", backward)
     print(f"{'peak MB':9}{'forward':>10}{'kept':>12}{'backward':>10}")
     _print_peak("hyper", hyper)
-    _print_peak("flash2", flash2_peak(shape, head_dim=given.head_dim))
+    _print_peak("flash2", flash2_peak(call))
     return 0
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.triton_backend.call_sizes import CallSizes
 from hyperattn_core.triton_backend.geometry import Geometry
-from hyperattn_core.triton_backend.launch_cost import FLOAT_BYTES, INDEX_BYTES, call_geometry
+from hyperattn_core.triton_backend.launch_cost import FLOAT_BYTES, INDEX_BYTES
 
 # FlashAttention-2 rounds lengths and head sizes up in what it keeps in float32.
 _FLASH_ROWS = 128
@@ -38,25 +38,15 @@ class PeakMemory:
         return max(self.forward, self.backward)
 
 
-def hyper_peak(
-    shape: tuple[int, int, int, int, int],
-    params: HyperAttentionParams,
-    *,
-    is_causal: bool,
-    head_dim: int,
-    value_dim: int | None = None,
-    itemsize: int = 2,
-    tile_size: int = 64,
-) -> PeakMemory:
-    """Peaks of hyper_attention in the kernels, with leaves through FlashAttention-2; arguments as for forward_costs."""
-    where = call_geometry(shape, params, is_causal=is_causal, tile_size=tile_size)
-    value_dim = value_dim or head_dim
-    queries, keys = (side.rows * side.length for side in where.sides)
+def hyper_peak(call: CallSizes) -> PeakMemory:
+    """Peaks of hyper_attention in the kernels, with leaves through FlashAttention-2; errors as for forward_costs."""
+    where, queries, keys, itemsize = call.geometry, call.queries, call.keys, call.itemsize
+    head_dim, value_dim = call.dims
     result = queries * (value_dim * itemsize + FLOAT_BYTES)
     plan = where.data_size * INDEX_BYTES + where.weight_size * FLOAT_BYTES
     partial = where.partial_rows * (value_dim * itemsize + FLOAT_BYTES)
     kept = plan + result
-    leaves = result if is_causal else 0
+    leaves = result if call.is_causal else 0
     forward = max(plan + _planning_bytes(where, queries + keys), kept + partial + leaves)
 
     base = kept + queries * FLOAT_BYTES
@@ -64,10 +54,10 @@ def hyper_peak(
     parts, sums = where.sample_parts_size * sample_row, where.drawn_size * sample_row
     dq, dk, dv = queries * head_dim, keys * head_dim, keys * value_dim
     grads = (dq + dk + dv) * itemsize
-    if not is_causal:
+    if not call.is_causal:
         return PeakMemory(kept, forward, base + sums + max(parts, grads))
     rounded = itemsize if itemsize < FLOAT_BYTES else 0
-    leaf_workspace = _flash_workspace(where.sides[0].rows, where.sides[0].length, head_dim) + queries * FLOAT_BYTES
+    leaf_workspace = _flash_workspace(call) + queries * FLOAT_BYTES
     steps = (
         parts,
         grads + leaf_workspace,
@@ -79,26 +69,25 @@ def hyper_peak(
     return PeakMemory(kept, forward, base + sums + max(steps))
 
 
-def flash2_peak(
-    shape: tuple[int, int, int, int, int], *, head_dim: int, value_dim: int | None = None, itemsize: int = 2
-) -> PeakMemory:
+def flash2_peak(call: CallSizes) -> PeakMemory:
     """Peaks of FlashAttention-2: its backward pass sums dq up in float32, and keeps a delta of every row."""
-    batch, heads, kv_heads, num_queries, num_keys = shape
-    value_dim = value_dim or head_dim
-    queries, keys = batch * heads * num_queries, batch * kv_heads * num_keys
+    batch, heads, kv_heads, _, num_keys = call.shape
+    queries, keys, itemsize = call.queries, call.keys, call.itemsize
+    head_dim, value_dim = call.dims
     kept = queries * (value_dim * itemsize + FLOAT_BYTES)
     grads = (queries * head_dim + keys * (head_dim + value_dim)) * itemsize
     # Fewer kv heads than query heads: dk and dv come one for each query head first.
     spread = 0 if heads == kv_heads else batch * heads * num_keys * (head_dim + value_dim) * itemsize
-    workspace = _flash_workspace(batch * heads, num_queries, head_dim)
-    return PeakMemory(kept, kept, kept + grads + spread + workspace)
+    return PeakMemory(kept, kept, kept + grads + spread + _flash_workspace(call))
 
 
-def _flash_workspace(rows: int, length: int, head_dim: int) -> int:
+def _flash_workspace(call: CallSizes) -> int:
     """dq in float32 and the delta of every row, as FlashAttention-2's backward pass makes them."""
+    batch, heads, _, length, _ = call.shape
+    head_dim = call.head_dim
     columns = _FLASH_COLUMNS if head_dim <= 4 * _FLASH_COLUMNS else _WIDE_FLASH_COLUMNS
     padded = -(-length // _FLASH_ROWS) * _FLASH_ROWS
-    return rows * padded * (-(-head_dim // columns) * columns + 1) * FLOAT_BYTES
+    return batch * heads * padded * (-(-head_dim // columns) * columns + 1) * FLOAT_BYTES
 
 
 def _planning_bytes(where: Geometry, tokens: int) -> int:

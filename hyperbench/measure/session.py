@@ -24,8 +24,9 @@ from hyperbench.measure.estimate import Speed, plan_s
 from hyperbench.measure.folder import environment_of, now, sweep_up
 from hyperbench.measure.folder import open_folder as open_folder
 from hyperbench.measure.interrupts import AtOnce
+from hyperbench.measure.outcome import Listener, Outcome
 from hyperbench.measure.rounds import Plan
-from hyperbench.measure.runner import Listener, Outcome, Runner
+from hyperbench.measure.runner import Runner
 from hyperbench.schema import ErrorRow, Record
 from hyperbench.store import StoreError
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from hyperbench.measure import grid
 from hyperbench.measure.child import WorkerGone, WorkerTimeout
-from hyperbench.measure.runner import Outcome, Runner
+from hyperbench.measure.outcome import Outcome
+from hyperbench.measure.runner import Runner
 from hyperbench.measure.session import Prepared
 from hyperbench.measure.wire import Task
 from hyperbench.record_json import to_json

@@ -9,6 +9,7 @@ import pytest
 from hyperattn_core import HyperAttentionParams
 from hyperattn_core.triton_backend import model
 from hyperattn_core.triton_backend.backward_costs import backward_costs
+from hyperattn_core.triton_backend.call_sizes import CallSizes
 from hyperattn_core.triton_backend.forward_costs import HASH_TERMS, forward_costs
 from hyperattn_core.triton_backend.launch_cost import LaunchCost, floor_seconds, total_cost
 from hyperbench.work import hyper_pairs
@@ -30,7 +31,7 @@ def costs_of(
     """The launches at the paper's setting; causal where a leaf length is given."""
     params = HyperAttentionParams(min_seq_len=leaf or 1024)
     shape = (1, HEADS, HEADS, seq_len, seq_len)
-    return costs(shape, params, is_causal=leaf is not None, head_dim=HEAD_DIM)
+    return costs(CallSizes(shape, HEAD_DIM, is_causal=leaf is not None, params=params))
 
 
 def counted_gflop(costs: tuple[LaunchCost, ...]) -> float:
@@ -130,7 +131,7 @@ def test_exact_calls_have_no_launches(costs: Callable[..., tuple[LaunchCost, ...
 def test_no_samples_no_launch_for_them() -> None:
     """One block holds every key of a node."""
     params = HyperAttentionParams(block_size=64, min_seq_len=64)
-    costs = backward_costs((1, 1, 1, 128, 128), params, is_causal=True, head_dim=64)
+    costs = backward_costs(CallSizes((1, 1, 1, 128, 128), 64, is_causal=True, params=params))
     assert [c.name for c in costs] == ["delta", "leaves", "queries", "keys", "rounding"]
 
 

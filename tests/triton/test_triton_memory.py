@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from ledger import Ledger
@@ -10,20 +12,21 @@ from triton_inputs import Call, normal
 from hyperattn_core import HyperAttentionParams
 from hyperattn_core.plan import plan_shape
 from hyperattn_core.triton_backend.backward import backward
+from hyperattn_core.triton_backend.call_sizes import CallSizes
 from hyperattn_core.triton_backend.forward import forward
 from hyperattn_core.triton_backend.geometry import Settings
 from hyperattn_core.triton_backend.peak_memory import flash2_peak, hyper_peak
 from hyperattn_core.triton_backend.plan import plan_buffers
 
 TABLE_BYTES = 8192
-PAPER = {"shape": (1, 12, 12, 131072, 131072), "head_dim": 64}
+PAPER = CallSizes((1, 12, 12, 131072, 131072), 64)
 
 
 @pytest.mark.parametrize("leaf", [None, 1024, 2048, 4096])
 def test_training_takes_at_most_half_as_much_again_as_flash_attention_2(leaf: int | None) -> None:
     params = HyperAttentionParams(min_seq_len=leaf or 1024)
-    hyper = hyper_peak(**PAPER, params=params, is_causal=leaf is not None).forward_backward
-    flash = flash2_peak(**PAPER).forward_backward
+    hyper = hyper_peak(dataclasses.replace(PAPER, params=params, is_causal=leaf is not None)).forward_backward
+    flash = flash2_peak(PAPER).forward_backward
     inputs = 4 * 131072 * 12 * 64 * 2  # q, k, v and the gradient of the output, in half precision
     assert hyper <= 1.5 * flash
     assert inputs + hyper <= 1.5 * (inputs + flash)
@@ -32,8 +35,8 @@ def test_training_takes_at_most_half_as_much_again_as_flash_attention_2(leaf: in
 def test_flash_attention_2_is_counted_as_its_buffers_are() -> None:
     """At n = 131,072: the output, three gradients, dq in float32 (twice the size), two float32 numbers a row."""
     output = 131072 * 12 * 64 * 2
-    assert flash2_peak(**PAPER).backward == 6 * output + 2 * 131072 * 12 * 4
-    assert flash2_peak(**PAPER).kept == output + 131072 * 12 * 4
+    assert flash2_peak(PAPER).backward == 6 * output + 2 * 131072 * 12 * 4
+    assert flash2_peak(PAPER).kept == output + 131072 * 12 * 4
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,7 @@ def test_the_count_is_what_a_call_allocates(is_causal: bool, heads: int, kv_head
     )  # fmt: skip
     q, k, v = call.inputs()
     settings = Settings.of(call.parameters(), is_causal=is_causal, tile_size=64)
-    counted = hyper_peak(plan_shape(q, k), call.parameters(), is_causal=is_causal, head_dim=64, value_dim=v.shape[3])
+    counted = hyper_peak(CallSizes(plan_shape(q, k), 64, v.shape[3], is_causal, call.parameters()))
     plan_buffers(q, k, 3, settings)  # fills the tables that are kept
     with Ledger([q, k, v], collect=True) as ledger:
         data, weights = plan_buffers(q, k, 3, settings)

@@ -224,9 +224,9 @@ def _notes(view: View) -> list[str]:
     notes += throttled_notes(view.stages.assign(status=view.stages["status"].mask(slow, "throttled")))
     flagged = flags_in(view.stages["flags"])
     if flagged:
-        places = view.stages[view.stages["flags"].notna()]
-        lengths = ", ".join(f"{int(n):,}" for n in sorted(places["seq_len"].unique()))
-        notes.append(f"Flagged stages ({', '.join(map(plain, flagged))}; see hover) at n = {lengths}.")
+        places = sorted(view.stages.loc[view.stages["flags"].notna(), "seq_len"].unique())
+        where = ", ".join(f"{int(n):,}" for n in places)
+        notes.append(f"Flagged stages ({', '.join(map(plain, flagged))}; see hover) at n = {where}.")
     rows = view.stages.assign(percent=_percent(view.stages)).drop_duplicates("point_id")
     cut = [
         f"{row['percent']:.0f} % at n = {int(row['seq_len']):,} {MASK_LABELS[bool(row['is_causal'])]}"

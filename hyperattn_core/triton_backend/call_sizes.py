@@ -1,0 +1,66 @@
+"""A call of hyper_attention as the counts of its bytes, operations and peak memory see it: sizes alone, no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.triton_backend.geometry import Geometry, Settings, geometry
+
+
+@dataclass(frozen=True)
+class CallSizes:
+    """One call.
+
+    Attributes:
+        shape: (B, H, Hkv, Nq, Nk).
+        head_dim: D.
+        value_dim: Dv, D if None.
+        is_causal: whether the call is causal.
+        params: the estimator's parameters, the library's defaults if not given.
+        itemsize: bytes of an element of q, k, v and out.
+        tile_size: queries per tile.
+    """
+
+    shape: tuple[int, int, int, int, int]
+    head_dim: int
+    value_dim: int | None = None
+    is_causal: bool = False
+    params: HyperAttentionParams = field(default_factory=HyperAttentionParams)
+    itemsize: int = 2
+    tile_size: int = 64
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """D and Dv."""
+        return self.head_dim, self.value_dim or self.head_dim
+
+    @property
+    def row_bytes(self) -> tuple[int, int]:
+        """Bytes of a row of q or k, and of a row of v or out."""
+        return self.dims[0] * self.itemsize, self.dims[1] * self.itemsize
+
+    @property
+    def queries(self) -> int:
+        """Queries over all rows (B * H * Nq)."""
+        batch, heads, _, num_queries, _ = self.shape
+        return batch * heads * num_queries
+
+    @property
+    def keys(self) -> int:
+        """Keys over all rows (B * Hkv * Nk)."""
+        batch, _, kv_heads, _, num_keys = self.shape
+        return batch * kv_heads * num_keys
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """The geometry of the call.
+
+        Raises:
+            ValueError: attention is exact at this shape, so that none of the kernels runs.
+        """
+        where = geometry(self.shape, Settings.of(self.params, is_causal=self.is_causal, tile_size=self.tile_size))
+        if not where.levels:
+            raise ValueError(f"attention is exact at {self.shape} with {self.params}: none of these kernels runs")
+        return where

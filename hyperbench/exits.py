@@ -1,0 +1,46 @@
+"""How the program ends: whatever a user can cause is one line on stderr and an exit code.
+
+0: done. 1: some points failed, or a check did not hold. 2: bad usage or configuration. 130: interrupted.
+With HYPERBENCH_TRACEBACK=1 errors keep their traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import typer
+
+INTERRUPTED = 130
+_TRACEBACK_VARIABLE = "HYPERBENCH_TRACEBACK"
+#: The base of the command-line parser's own errors, wherever Typer keeps its parser.
+_CommandLineError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def leave_with(program: Callable[[], Any]) -> NoReturn:
+    """Run the program and leave with what it returns as the exit code, or with the line and the code of its error."""
+    if os.environ.get(_TRACEBACK_VARIABLE):
+        sys.exit(program())
+    try:
+        sys.exit(program())
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", INTERRUPTED)
+    except _CommandLineError as error:
+        _fail(error.format_message(), 2)  # type: ignore[attr-defined]
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`); Python must not try to flush what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except ValueError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        _fail(f"{name}{error.strerror or error}", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    text = " ".join(message.split())
+    print(f"hyperbench: {text}", file=sys.stderr)
+    sys.exit(code)
