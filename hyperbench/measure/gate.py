@@ -63,7 +63,7 @@ class Gate:
     """The gate of one group; `reference` is None where there is none to compare with.
 
     Calls that take longer than `slow_s` seconds are not made a second time. `begin` hears what the next stretch of work
-    is: `errors` (the answer that is compared, and its errors) or `check`, and of which point.
+    is: `errors` (the answer that is compared, and its errors) or `check`, and of which point and pass.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Gate:
         grad_output: Tensor,
         reference: Reference | None,
         slow_s: float = 1.0,
-        begin: Callable[[str, Point], object] = lambda unit, point: None,
+        begin: Callable[[str, Point, Pass], object] = lambda unit, point, pass_: None,
     ) -> None:
         self._point = point
         self._inputs = inputs
@@ -91,7 +91,7 @@ class Gate:
         Where the first call is too slow for another, it tells both, and the properties are looked for on short inputs
         alone. Raises IncorrectError on a wrong answer.
         """
-        self._say(candidate, measures_errors=True)
+        self._say(candidate, Pass.FORWARD, measures_errors=True)
 
         def call() -> Tensor:
             with torch.no_grad():
@@ -107,7 +107,7 @@ class Gate:
         if exact:
             accuracy.check_exact(errors, candidate.point.dtype)
         candidate.given[Pass.FORWARD] = print_of([out])
-        self._say(candidate)
+        self._say(candidate, Pass.FORWARD)
         gauged, looks = first, self._looks_here(candidate)
         base = out.clone() if looks and self._has_time(first.ms) else None
         del out
@@ -131,7 +131,7 @@ class Gate:
         Raises IncorrectError on wrong gradients. A backward pass that is wrong on a kept graph alone is noted in
         `candidate.failed`.
         """
-        self._say(candidate, measures_errors=True)
+        self._say(candidate, Pass.BACKWARD, measures_errors=True)
         leaves = as_leaves(self._inputs)
         out, built = self._gauged(lambda: candidate.call(*leaves), gauge, clock)
         # A backward pass takes two to three times its forward pass; the graph is kept for another one.
@@ -152,7 +152,7 @@ class Gate:
             errors = accuracy.grad_errors(grads, self._reference)
             if exact:
                 accuracy.check_exact(errors, candidate.point.dtype)
-        self._say(candidate)
+        self._say(candidate, Pass.BACKWARD)
         try:
             if again:
                 with _as_far_as_memory_goes(candidate, Pass.BACKWARD):
@@ -212,8 +212,8 @@ class Gate:
         """Whether properties are looked for at the point itself: in the round of its errors, above the short length."""
         return bool(candidate.wanted.seeds) and probe_point(candidate.point).seq_len < candidate.point.seq_len
 
-    def _say(self, candidate: Candidate, *, measures_errors: bool = False) -> None:
-        self._begin("errors" if measures_errors and candidate.wanted.seeds else "check", candidate.point)
+    def _say(self, candidate: Candidate, pass_: Pass, *, measures_errors: bool = False) -> None:
+        self._begin("errors" if measures_errors and candidate.wanted.seeds else "check", candidate.point, pass_)
 
     def check_inputs(self) -> None:
         """Raise IncorrectError, naming them, if inputs have changed; they are then what they were again."""
