@@ -106,6 +106,8 @@ class Gate:
         errors = accuracy.output_errors(out, self._reference) if self._reference else {}
         if exact:
             accuracy.check_exact(errors, candidate.point.dtype)
+            if self._reference:
+                accuracy.check_rows(out, self._reference, candidate.point.dtype)
         candidate.given[Pass.FORWARD] = print_of([out])
         self._say(candidate, Pass.FORWARD)
         gauged, looks = first, self._looks_here(candidate)

@@ -169,8 +169,9 @@ class _Examination:
         return base
 
     def _check_exact(self, base: Tensor) -> None:
-        errors = accuracy.output_errors(base, _exact_answer(self._probe, self._inputs, None))
-        accuracy.check_exact(errors, self._probe.dtype)
+        reference = _exact_answer(self._probe, self._inputs, None)
+        accuracy.check_exact(accuracy.output_errors(base, reference), self._probe.dtype)
+        accuracy.check_rows(base, reference, self._probe.dtype)
 
     def _check_dependence(self, base: Tensor) -> None:
         """Another q, k or v gives another output, and what the last query gets depends on other positions than its."""
