@@ -5,7 +5,7 @@ They are looked for on short inputs, and at the point itself where a call is qui
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,12 +72,12 @@ def check_answers(first: Grads, other: Grads, inputs: Inputs, ignores: frozenset
             raise IncorrectError(f"the gradient of {name} stays the same when grad_output changes")
 
 
-def check_kept(again: Sequence[Tensor | None], fresh: Grads, inputs: Inputs, method: Method, dtype: str) -> None:
+def check_kept(again: tuple[Tensor | None, ...], fresh: Grads, inputs: Inputs, method: Method, dtype: str) -> None:
     """Raise KeptGraphError unless a second backward pass of a graph gives what that of a new graph gives.
 
     Both under the same grad_output, which was another one at the first pass of the kept graph.
     """
-    kept = accuracy.check_grads(tuple(again), inputs)  # type: ignore[arg-type]
+    kept = accuracy.check_grads(again, inputs)
     if not method.deterministic:
         return
     tolerance = accuracy.EXACT_TOLERANCES[dtype]
@@ -85,8 +85,8 @@ def check_kept(again: Sequence[Tensor | None], fresh: Grads, inputs: Inputs, met
         error = accuracy.relative_frobenius(x, expected)
         if not error <= tolerance:
             raise KeptGraphError(
-                f"a second backward pass on one graph, under another grad_output, gives another gradient of {name} than "
-                f"a new graph (relative difference {error:.3g}): what the first one left behind is given again or spoilt"
+                f"a second backward pass on one graph, under another grad_output, gives another gradient of {name} "
+                f"than a new graph (relative difference {error:.3g}): it goes by what the first one left behind"
             )
 
 
@@ -135,8 +135,8 @@ def _examine(method: Method, probe: Point) -> None:
     check_kept(again, fresh, inputs, method, probe.dtype)
     if first_count is not None and second_count is not None and second_count < first_count:
         raise KeptGraphError(
-            f"a memoised result: a second backward pass on one graph makes {second_count} of the {first_count} calls of "
-            "PyTorch that the first makes"
+            f"a memoised result: a second backward pass on one graph makes {second_count} of the {first_count} calls "
+            "of PyTorch that the first makes"
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -139,13 +140,11 @@ class Gate:
         # A backward pass takes two to three times its forward pass; the graph is kept for another one.
         again = self._has_time(_FORWARD_PARTS * built.ms)
         ask = kept_gradients if again else gradients
-        raw, first = self._gauged(lambda: ask(out, leaves, self._grad_output), gauge, clock)
+        raw, first = self._gauged(partial(ask, out, leaves, self._grad_output), gauge, clock)
         candidate.first_ms[Pass.BACKWARD] = first.ms
         candidate.first_ms[Pass.FORWARD_BACKWARD] = built.ms + first.ms
         self.check_inputs()
         grads = accuracy.check_grads(raw, self._inputs)
-        if not again:
-            del out
         self._note_both(candidate, built, first)
         candidate.given[Pass.BACKWARD] = candidate.given[Pass.FORWARD_BACKWARD] = print_of(grads)
         errors: dict[str, float] = {}
@@ -156,11 +155,17 @@ class Gate:
                 accuracy.check_exact(errors, candidate.point.dtype)
         self._say(candidate, Pass.BACKWARD)
         try:
+            kept = None
+            if self._looks_here(candidate):
+                if again:
+                    with _as_far_as_memory_goes(candidate, Pass.BACKWARD):
+                        kept = self._under_another(out, leaves)
+                else:
+                    candidate.unlooked.add(Pass.BACKWARD)
+            del out
             if again:
                 with _as_far_as_memory_goes(candidate, Pass.BACKWARD):
-                    self._run_again(candidate, gauge, clock, out, leaves, grads)
-            elif self._looks_here(candidate):
-                candidate.unlooked.add(Pass.BACKWARD)
+                    self._run_again(candidate, gauge, clock, grads, kept)
             examine_backward(candidate.method, candidate.point)
         except KeptGraphError as error:
             candidate.failed[Pass.BACKWARD] = Status.INCORRECT, str(error)
@@ -168,24 +173,26 @@ class Gate:
             examine_exact_gradients(candidate.method, candidate.point)
         return errors
 
+    def _under_another(self, out: Tensor, leaves: Inputs) -> tuple[Tensor | None, ...]:
+        """What a kept graph gives under another grad_output, which lies where that of before lay."""
+        with replaced((self._grad_output,), (other_grad_output(self._grad_output),)):
+            return gradients(out, leaves, self._grad_output)
+
     def _run_again(
-        self, candidate: Candidate, gauge: Gauge, clock: Clock, out: Tensor, leaves: Inputs, grads: Grads
+        self, candidate: Candidate, gauge: Gauge, clock: Clock, grads: Grads, kept: tuple[Tensor | None, ...] | None
     ) -> None:
-        """Gauge a forward and a backward pass on a new graph, under another grad_output where it is to be compared."""
-        looks, other = self._looks_here(candidate), self._grad_output
-        kept: tuple[Tensor | None, ...] = ()
-        if looks:
-            other = other_grad_output(self._grad_output)
-            with replaced((self._grad_output,), (other,)):
-                kept = gradients(out, leaves, self._grad_output)
+        """Gauge a forward and a backward pass on a new graph; hold `kept`, where there is such, against what it gives.
+
+        `grads` are those under the grad_output of the point.
+        """
+        grad_output = self._grad_output if kept is None else other_grad_output(self._grad_output)
+        leaves = as_leaves(self._inputs)
+        out, built = self._gauged(partial(candidate.call, *leaves), gauge, clock)
+        raw, last = self._gauged(partial(gradients, out, leaves, grad_output), gauge, clock)
         del out
-        new = as_leaves(self._inputs)
-        whole, built = self._gauged(lambda: candidate.call(*new), gauge, clock)
-        raw, last = self._gauged(lambda: gradients(whole, new, other), gauge, clock)
-        del whole
         self._note_both(candidate, built, last)
         self.check_inputs()
-        if looks:
+        if kept is not None:
             fresh = accuracy.check_grads(raw, self._inputs)
             check_answers(grads, fresh, self._inputs, candidate.method.ignores)
             check_kept(kept, fresh, self._inputs, candidate.method, candidate.point.dtype)

@@ -76,9 +76,7 @@ class GroupMeasurement:
                 if self.poisoned:
                     raise
             _release()
-        gate = Gate(
-            point, inputs, grad_output, self._reference, slow_after_s(self._task.protocol), self._report.begin
-        )
+        gate = Gate(point, inputs, grad_output, self._reference, slow_after_s(self._task.protocol), self._report.begin)
         passing = []
         for candidate in candidates:
             self._report.begin("check", candidate.point)
@@ -132,9 +130,9 @@ class GroupMeasurement:
         errors = gate.forward(candidate, self._gauge, self._clock)
         # In a later round a slow backward pass may not be wanted, and one call of it would be the longest of all.
         wanted = self._task.passes if candidate.wanted.seeds else candidate.wanted.passes
-        known = self._task.without_backward.get(candidate.point.point_id)
-        if known is not None:
-            candidate.failed = dict.fromkeys(_BACKWARD, known)
+        failed = self._task.without_backward.get(candidate.point.point_id)
+        if failed is not None:
+            candidate.failed = dict.fromkeys(_BACKWARD, failed)
         elif any(p != Pass.FORWARD for p in wanted):
             try:
                 errors |= gate.backward(candidate, self._gauge, self._clock)

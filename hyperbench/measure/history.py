@@ -9,7 +9,6 @@ from hyperbench.measure.child import tells_of_a_crash
 from hyperbench.schema import ErrorRow, Pass, Point, Record, Stage, Status, Timing
 from hyperbench.validate import ProtocolConfig
 
-
 Hopeless = tuple[grid.Todo, Status, str]
 
 
@@ -100,8 +99,9 @@ def _part_of(record: Record) -> str:
     """What of its point a record is about, as far as it says: not more than its backward passes, or its stages."""
     if isinstance(record, Stage):
         return "stages"
-    is_forward = record.metric not in grid.GRAD_METRICS if isinstance(record, ErrorRow) else record.pass_ is Pass.FORWARD
-    return "all" if is_forward else "backward"
+    of_gradients = isinstance(record, ErrorRow) and record.metric in grid.GRAD_METRICS
+    of_a_pass = isinstance(record, Timing) and record.pass_ is not Pass.FORWARD
+    return "backward" if of_gradients or of_a_pass else "all"
 
 
 def _stays_so(record: Timing) -> bool:

@@ -29,7 +29,8 @@ _MAX_PROBE_SIDE = 2
 _LARGE = {"float16": 16.0}
 _LARGE_OTHERWISE = 1000.0
 MEMOISED_IN_PLACE = (
-    "a memoised result: after q, k and v were changed in place, the output is not that of the same values in other storage"
+    "a memoised result: after q, k and v were changed in place, the output is not that of the same values in other "
+    "storage"
 )
 NOT_CAUSAL = "not causal: outputs up to position"
 
@@ -204,9 +205,7 @@ class _Examination:
                 continue
             both = {"keys": (k, old_v), "values": (old_k, v)}
             kinds = [name for name, changed in both.items() if self._reaches(base, t, q, *changed)]
-            raise IncorrectError(
-                f"{NOT_CAUSAL} {t} change with the {' and the '.join(kinds or both)} after it"
-            )
+            raise IncorrectError(f"{NOT_CAUSAL} {t} change with the {' and the '.join(kinds or both)} after it")
 
     def _is_causal_in_q(self, base: Tensor) -> bool:
         _, k, v = self._inputs
