@@ -17,9 +17,9 @@ class Account:
     """Splits the time since `began_s` into named parts, all of it: there is always one part that the time goes to.
 
     The parts: `prepare` (composing the grid, asking PyTorch what is here), `workers` (starting and ending processes),
-    `inputs`, `errors` (the reference, and the check of a method whose error is measured), `checks` (those of later
-    rounds, where no error is), `samples` (warm-up and samples, as the records have them), `stages` (the same of
-    stages), `sampling` (the rest of the time in which a pass was timed), `tables`.
+    `inputs`, `errors` (the reference, the calls whose answers are compared with it, and the comparison), `checks` (all
+    else that a method must show before it is timed), `samples` (warm-up and samples, as the records have them),
+    `stages` (their stretches as a whole), `sampling` (the rest of the time in which a pass was timed), `tables`.
     """
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic, began_s: float | None = None) -> None:
@@ -55,8 +55,7 @@ class Account:
         }
 
 
-def part_of(unit: str, *, measures_errors: bool) -> str:
+def part_of(unit: str) -> str:
     """The part of the time that a worker's unit of work belongs to."""
-    if unit == "check":
-        return "errors" if measures_errors else "checks"
-    return {"inputs": "inputs", "reference": "errors", "stages": "stages"}.get(unit, "sampling")
+    known = {"inputs": "inputs", "reference": "errors", "errors": "errors", "check": "checks", "stages": "stages"}
+    return known.get(unit, "sampling")

@@ -7,7 +7,7 @@ from typing import Any
 
 from hyperbench.measure import grid
 from hyperbench.measure.child import WorkerGone
-from hyperbench.schema import Status
+from hyperbench.schema import Pass, Status
 
 #: What a worker said last that it begins: `unit`, and the `point_id`, `pass` and `stage` it belongs to.
 Unit = dict[str, Any]
@@ -16,6 +16,8 @@ START: Unit = {"unit": "start", "point_id": None}
 _SIGKILL = -9
 #: Units that all cells of a group have in common.
 _COMMON = ("start", "inputs", "reference")
+#: Units of the gate.
+_CHECKS = ("check", "errors")
 
 
 class Blame:
@@ -39,9 +41,20 @@ class Blame:
         if unit["unit"] == "reference" and group.key not in self.no_reference:
             self.no_reference[group.key] = f"no reference: {message}"
             return ()
-        blamed = [w for w in todos if unit["unit"] in _COMMON or w.cell.point.point_id == unit["point_id"]]
+        if unit["unit"] in _COMMON:
+            return todos
+        blamed = [w for w in todos if w.cell.point.point_id == unit["point_id"]]
+        if unit["unit"] in _CHECKS and unit.get("pass") == Pass.BACKWARD:
+            # The forward pass went through its check; the next worker is not asked for a backward one.
+            backward = [grid.Todo(w.cell, tuple(p for p in w.passes if p is not Pass.FORWARD), ()) for w in blamed]
+            blamed = [w for w in backward if not w.is_empty] or blamed
         # A worker that dies with nothing left to blame would be started for ever.
         return blamed or todos
+
+    @staticmethod
+    def silent(todos: Sequence[grid.Todo], unit: Unit) -> Sequence[grid.Todo]:
+        """Which cells are given up when a worker has left without a row: that of the last begin, if there is one."""
+        return [w for w in todos if w.cell.point.point_id == unit["point_id"]] or todos
 
 
 def status_of(gone: WorkerGone) -> Status:

@@ -19,7 +19,8 @@ class Candidate:
 
     That is the peak memory of each above the bytes that were in use before (`levels`), how many milliseconds its first
     call in this process took, which passes failed, and why. `given` is what each pass gave before it was timed,
-    `causal_in_q` whether later queries leave earlier outputs alone (None without a causal mask).
+    `causal_in_q` whether later queries leave earlier outputs alone (None without a causal mask). `unlooked` are the
+    passes whose properties were to be looked for at the point itself and were not, for want of time or memory.
     """
 
     wanted: grid.Todo
@@ -30,6 +31,7 @@ class Candidate:
     failed: dict[Pass, tuple[Status, str]] = field(default_factory=dict)
     given: dict[Pass, Print] = field(default_factory=dict)
     causal_in_q: bool | None = None
+    unlooked: set[Pass] = field(default_factory=set)
 
     @property
     def point(self) -> Point:

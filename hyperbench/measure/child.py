@@ -19,6 +19,7 @@ _READ_BYTES = 1 << 16
 _VMSTAT = Path("/proc/vmstat")
 #: select refuses a longer wait; it is then waited again.
 _LONGEST_WAIT_S = 1e6
+_WORKER = "the worker process"
 
 
 class WorkerTimeout(Exception):
@@ -136,7 +137,12 @@ def oom_kills(vmstat: Path = _VMSTAT) -> int | None:
 def describe_exit(returncode: int) -> str:
     """How a process ended, in words."""
     if returncode >= 0:
-        return f"the worker process ended with exit code {returncode}"
+        return f"{_WORKER} ended with exit code {returncode}"
     name = signal.Signals(-returncode).name if -returncode in set(signal.Signals) else f"signal {-returncode}"
     hint = ", most likely for want of memory" if name == "SIGKILL" else ""
-    return f"the worker process was ended by {name}{hint}"
+    return f"{_WORKER} was ended by {name}{hint}"
+
+
+def tells_of_a_crash(message: str) -> bool:
+    """Whether a row's message is about the end of a worker process."""
+    return _WORKER in message

@@ -17,7 +17,7 @@ from hyperbench.validate import ErrorConfig, ProtocolConfig
 Key = tuple[str, str, int] | tuple[str, int, str] | tuple[str, str, str, int]
 #: Every point's error rows, in the order they are written; lse_mean_abs comes first where a method has a log-sum-exp.
 _OUTPUT_METRICS = ("out_rel_fro", "out_max_abs", "out_row_rel_p50", "out_row_rel_p90", "out_row_rel_p99")
-_GRAD_METRICS = ("dq_rel_fro", "dk_rel_fro", "dv_rel_fro")
+GRAD_METRICS = ("dq_rel_fro", "dk_rel_fro", "dv_rel_fro")
 #: A property and no error: 1 if later queries leave earlier outputs alone. Rows of points under a causal mask have it.
 CAUSAL_IN_Q = "causal_in_q"
 _CONTEXT_METRICS = ("mean_v_rel_fro", "zero_rel_fro")
@@ -191,7 +191,7 @@ def expected_metrics(point: Point, passes: Iterable[str], error: ErrorConfig) ->
     if point.seq_len <= error.operator_norm_max_seq_len:
         metrics.append("out_rel_op")
     if wants_grads(point, passes, error):
-        metrics.extend(_GRAD_METRICS)
+        metrics.extend(GRAD_METRICS)
     return (*metrics, *_CONTEXT_METRICS)
 
 

@@ -12,7 +12,7 @@ from hyperbench.measure import accuracy, grid
 from hyperbench.measure.calls import Inputs, as_leaves, gradients
 from hyperbench.measure.candidate import Candidate
 from hyperbench.measure.clock import Clock
-from hyperbench.measure.gate import Gate
+from hyperbench.measure.gate import Gate, slow_after_s
 from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.memory import Gauge
 from hyperbench.measure.methods import registry
@@ -23,6 +23,12 @@ from hyperbench.measure.surroundings import Surroundings
 from hyperbench.measure.timed import TimedPass, prepare_pass, take_turns
 from hyperbench.measure.wire import Task
 from hyperbench.schema import ErrorRow, Pass, Point, Status
+
+_BACKWARD = (Pass.BACKWARD, Pass.FORWARD_BACKWARD)
+
+
+class _Poisoned(Exception):
+    """An error left the device unusable: what has not been written is another worker's."""
 
 
 class GroupMeasurement:
@@ -70,7 +76,7 @@ class GroupMeasurement:
                 if self.poisoned:
                     raise
             _release()
-        gate = Gate(point, inputs, grad_output, self._reference)
+        gate = Gate(point, inputs, grad_output, self._reference, slow_after_s(self._task.protocol), self._report.begin)
         passing = []
         for candidate in candidates:
             self._report.begin("check", candidate.point)
@@ -83,9 +89,10 @@ class GroupMeasurement:
             if self.poisoned:
                 return
         for pass_ in map(Pass, self._task.passes):
-            if self.poisoned:
+            try:
+                self._time(pass_, [c for c in passing if pass_ in c.wanted.passes], inputs, grad_output, gate)
+            except _Poisoned:
                 return
-            self._time(pass_, [c for c in passing if pass_ in c.wanted.passes], inputs, grad_output, gate)
             _release()
         # Last, so that stages that crash take no time of a pass with them.
         for candidate in passing:
@@ -123,18 +130,24 @@ class GroupMeasurement:
         errors = gate.forward(candidate, self._gauge, self._clock)
         # In a later round a slow backward pass may not be wanted, and one call of it would be the longest of all.
         wanted = self._task.passes if candidate.wanted.seeds else candidate.wanted.passes
-        if any(p != Pass.FORWARD for p in wanted):
+        failed = self._task.without_backward.get(candidate.point.point_id)
+        if failed is not None:
+            candidate.failed = dict.fromkeys(_BACKWARD, failed)
+        elif any(p != Pass.FORWARD for p in wanted):
             try:
                 errors |= gate.backward(candidate, self._gauge, self._clock)
             except Exception as error:  # of the measured code; the forward pass is sound and stays
-                candidate.failed = dict.fromkeys(
-                    (Pass.BACKWARD, Pass.FORWARD_BACKWARD), self._report.classify(error, candidate)
-                )
+                candidate.failed = dict.fromkeys(_BACKWARD, self._report.classify(error, candidate))
+                if self.poisoned:
+                    self._write_backward(candidate)
+                    return
         if self._reference is None:
             reason = self._no_reference or "no reference was made"
             self._report.fail(grid.Todo(candidate.wanted.cell, (), candidate.wanted.seeds), Status.ERROR, reason)
             return
         own_seed = candidate.point.hyper.get("seed", candidate.point.seed)
+        if candidate.wanted.seeds:
+            self._report.begin("errors", candidate.point)
         for seed in candidate.wanted.seeds:
             try:
                 known = errors if seed == own_seed else None
@@ -145,6 +158,17 @@ class GroupMeasurement:
                 )
                 if self.poisoned:
                     return
+
+    def _write_backward(self, candidate: Candidate) -> None:
+        """Write at once what a failed backward pass leaves without a number, so that no other worker tries it again."""
+        for pass_ in _BACKWARD:
+            if pass_ in candidate.wanted.passes:
+                self._report.failed_timing(candidate, pass_, *candidate.failed[pass_])
+        status, message = candidate.failed[Pass.BACKWARD]
+        for seed in candidate.wanted.seeds:
+            for metric in grid.expected_metrics(candidate.point, self._task.passes, self._task.error):
+                if metric in grid.GRAD_METRICS:
+                    self._report.write(ErrorRow(candidate.point, seed, metric, None, status, message))
 
     def _errors_of_seed(
         self,
@@ -168,7 +192,7 @@ class GroupMeasurement:
                 out = candidate.call(*inputs, seed)
             if known is None:
                 errors |= accuracy.output_errors(accuracy.check_output(out, inputs[0], inputs[2]), self._reference)
-        if known is None and self._reference.grads is not None and not candidate.failed:
+        if known is None and self._reference.grads is not None and Pass.FORWARD_BACKWARD not in candidate.failed:
             leaves = as_leaves(inputs)
             raw = gradients(candidate.call(*leaves, seed), leaves, grad_output)
             errors |= accuracy.grad_errors(accuracy.check_grads(raw, inputs), self._reference)
@@ -181,11 +205,14 @@ class GroupMeasurement:
             self._report.write(ErrorRow(candidate.point, seed, metric, value))
         for metric in grid.expected_metrics(candidate.point, self._task.passes, self._task.error):
             if metric not in errors:
-                status, message = candidate.failed[Pass.BACKWARD]
+                status, message = candidate.failed[Pass.FORWARD_BACKWARD]
                 self._report.write(ErrorRow(candidate.point, seed, metric, None, status, message))
 
     def _time(self, pass_: Pass, candidates: list[Candidate], inputs: Inputs, grad_output: Tensor, gate: Gate) -> None:
-        """Time one pass of all cells in turns and write a row for each."""
+        """Time one pass of all cells in turns and write a row for each.
+
+        Raises _Poisoned as soon as one leaves the device unusable: the rows of the others are still to be measured.
+        """
         timed: list[tuple[Candidate, TimedPass]] = []
         protocol, copies = self._task.protocol, [inputs]
         for candidate in candidates:
@@ -204,6 +231,7 @@ class GroupMeasurement:
                 gate.check_inputs()
             except Exception as error:  # of the measured code
                 self._report.failed_timing(candidate, pass_, *self._report.classify(error, candidate))
+                self._leave_if_poisoned()
                 continue
             timed.append((candidate, one))
 
@@ -216,8 +244,13 @@ class GroupMeasurement:
             # At once: a kill while a slower method is still being timed must not lose what is finished.
             candidate, one = timed[index]
             self._report.timing(candidate, pass_, one)
+            self._leave_if_poisoned()
 
         take_turns([one for _, one in timed], protocol, protocol.budget_s[pass_], on_turn, on_done)
+
+    def _leave_if_poisoned(self) -> None:
+        if self.poisoned:
+            raise _Poisoned
 
 
 def _release() -> None:

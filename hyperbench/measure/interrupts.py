@@ -1,4 +1,7 @@
-"""Ctrl-C in two steps: the first asks for an end after the current sample, the second ends at once. No torch."""
+"""Ctrl-C, or SIGTERM, in two steps: the first asks for an end after the current sample, the second ends at once.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ class AtOnce(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Hears SIGINT while it is entered; `asked` tells whether it came, `on_first` is called when it does.
+    """Hears SIGINT and SIGTERM while it is entered; `asked` tells whether one came, `on_first` is called when it does.
 
     Nothing is raised at the first one, so that no line of the journal is torn by it. Raises AtOnce at the second.
     Where signals cannot be heard (in a thread) or are ignored nothing changes.
@@ -28,20 +31,21 @@ class Interrupts:
         self._on_first = on_first
         # Not print: the signal may have come in the middle of one.
         self._say = say or (lambda text: os.write(2, text))
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        in_main = threading.current_thread() is threading.main_thread()
-        # A shell starts its background jobs with SIGINT ignored; they stay deaf to it.
-        if in_main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            self._before = signal.signal(signal.SIGINT, self._hear)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # A shell starts its background jobs with SIGINT ignored; they stay deaf to it.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.asked:

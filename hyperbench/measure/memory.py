@@ -1,4 +1,8 @@
-"""Peak memory of a call above what was there before it, in bytes: in a pass of its own, never while a time is taken."""
+"""Peak memory of a call above what was there before it, in bytes: in a pass of its own, never while a time is taken.
+
+It is that of a second call: what the first one compiles, tunes and keeps for all further ones is no part of it. Only a
+call too slow to be made twice is gauged at its first.
+"""
 
 from __future__ import annotations
 

@@ -28,6 +28,11 @@ _MAX_PROBE_SIDE = 2
 #: How much larger keys and values after a position are made to tempt a mask; float16 ends at 65,504.
 _LARGE = {"float16": 16.0}
 _LARGE_OTHERWISE = 1000.0
+MEMOISED_IN_PLACE = (
+    "a memoised result: after q, k and v were changed in place, the output is not that of the same values in other "
+    "storage"
+)
+NOT_CAUSAL = "not causal: outputs up to position"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,10 +161,7 @@ class _Examination:
             )
         moved = self._moved(got, self._ask(*_copies(self._others)))
         if moved is not None:
-            raise IncorrectError(
-                "a memoised result: after q, k and v were changed in place, the output is not that of the same values "
-                f"in other storage (relative difference {moved:.3g})"
-            )
+            raise IncorrectError(f"{MEMOISED_IN_PLACE} (relative difference {moved:.3g})")
         if first is not None and second is not None and second < first:
             raise IncorrectError(
                 f"a memoised result: a second call on the same values makes {second} of the {first} calls of "
@@ -168,8 +170,9 @@ class _Examination:
         return base
 
     def _check_exact(self, base: Tensor) -> None:
-        errors = accuracy.output_errors(base, _exact_answer(self._probe, self._inputs, None))
-        accuracy.check_exact(errors, self._probe.dtype)
+        reference = _exact_answer(self._probe, self._inputs, None)
+        accuracy.check_exact(accuracy.output_errors(base, reference), self._probe.dtype)
+        accuracy.check_rows(base, reference, self._probe.dtype)
 
     def _check_dependence(self, base: Tensor) -> None:
         """Another q, k or v gives another output, and what the last query gets depends on other positions than its."""
@@ -202,9 +205,7 @@ class _Examination:
                 continue
             both = {"keys": (k, old_v), "values": (old_k, v)}
             kinds = [name for name, changed in both.items() if self._reaches(base, t, q, *changed)]
-            raise IncorrectError(
-                f"not causal: outputs up to position {t} change with the {' and the '.join(kinds or both)} after it"
-            )
+            raise IncorrectError(f"{NOT_CAUSAL} {t} change with the {' and the '.join(kinds or both)} after it")
 
     def _is_causal_in_q(self, base: Tensor) -> bool:
         _, k, v = self._inputs

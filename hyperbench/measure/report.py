@@ -81,7 +81,7 @@ class Report:
                 host_ms=judged.host_ms,
                 memory_before_bytes=candidate.levels.get(pass_),
                 flags=judged.flags,
-                conditions=self._conditions(timed),
+                conditions={**self._conditions(timed), **_looked(candidate, pass_)},
             )
         )
 
@@ -125,3 +125,9 @@ class Report:
 
     def _conditions(self, timed: TimedCall) -> dict[str, Any]:
         return {**self._surroundings.fixed, **timed.facts, **timed.conditions.summary()}
+
+
+def _looked(candidate: Candidate, pass_: Pass) -> dict[str, Any]:
+    """That the properties were not looked for at the point itself, where they were to be."""
+    look = Pass.FORWARD if pass_ is Pass.FORWARD else Pass.BACKWARD
+    return {"properties_at_point": "skipped"} if look in candidate.unlooked else {}

@@ -65,6 +65,7 @@ class Runner:
         self._start_cost_s = 0.0
         self._costs: dict[tuple[str, str], float] = {}
         self._blame = Blame()
+        self._unit = START
         self._history = known = History(config.protocol, first_round)
         for record in history:
             if record.status.has_timing or not retry_failed:
@@ -115,7 +116,7 @@ class Runner:
             self._end_if_asked()
             gave_up_reference = with_reference and group.key in self._blame.no_reference
             if self._todos(group, round_) == todos and not gave_up_reference and not again:
-                for wanted in todos:
+                for wanted in self._blame.silent(todos, self._unit):
                     self._give_up(wanted, round_, Status.ERROR, "the worker reported nothing for it", outcome)
         for part in list(self._costs):
             self._advance(part)
@@ -130,17 +131,17 @@ class Runner:
         task = Task(
             todos, config.passes, config.protocol, config.error, round_, config.device.threads,
             self._blame.no_reference.get(group.key, ""),
+            self._history.without_backward(todos, config.passes, round_),
         )  # fmt: skip
-        with_errors = {wanted.cell.point.point_id for wanted in todos if wanted.seeds}
-        unit = START
+        unit = self._unit = START
         try:
             child.send(task)
             while (message := child.receive(config.protocol.timeout_s))["event"] not in _LAST_WORDS:
                 if message["event"] == "record":
                     self._write(from_json(message["record"]), outcome)
                 else:
-                    unit = message
-                    self._account.switch(part_of(unit["unit"], measures_errors=unit["point_id"] in with_errors))
+                    unit = self._unit = message
+                    self._account.switch(part_of(unit["unit"]))
                     self._listener.begin(self._label(group, unit))
             self._account.switch("workers")
             if message["event"] != "done":
@@ -198,6 +199,8 @@ class Runner:
     def _ready_child(self, round_: int) -> Child:
         while self._child is None:
             child = self._child = self._spawn()
+            # Whoever asked before the child was known here has not reached it.
+            self._end_if_asked()
             try:
                 child.receive(_START_LIMIT_S)
             except (WorkerGone, WorkerTimeout) as error:
@@ -210,6 +213,7 @@ class Runner:
                     f"a worker process did not start: {reason}; see worker.log in the run's folder"
                 ) from None
             self._started()
+            self._end_if_asked()
         return self._child
 
     def _started(self) -> None:

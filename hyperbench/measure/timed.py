@@ -14,10 +14,10 @@ from torch import Tensor
 from hyperbench.measure.calls import Inputs, in_turn, number_of_copies, rotated, timed_call
 from hyperbench.measure.clock import Clock
 from hyperbench.measure.conditions import Conditions
-from hyperbench.measure.gate import Witness
 from hyperbench.measure.graphs import GraphedCall
 from hyperbench.measure.peaks import above_peak_note, is_above_peak
 from hyperbench.measure.sampler import Sampler, interleave
+from hyperbench.measure.witness import Witness
 from hyperbench.sample_shape import has_drift, has_two_modes
 from hyperbench.schema import Flag, Pass, Point, Status
 from hyperbench.stats import median

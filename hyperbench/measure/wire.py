@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from hyperbench.measure.grid import Cell, Todo
-from hyperbench.schema import Pass, Point
+from hyperbench.schema import Pass, Point, Status
 from hyperbench.validate import ErrorConfig, ProtocolConfig
 
 
 @dataclass(frozen=True)
 class Task:
-    """One group of cells for a worker: what each of them needs, and how it is to be measured."""
+    """One group of cells for a worker: what each of them needs, and how it is to be measured.
+
+    `without_backward` are the points, by id, whose backward pass is not to be called even for its errors, each with the
+    status and the message that its gradients get.
+    """
 
     todos: tuple[Todo, ...]
     passes: tuple[str, ...]
@@ -25,6 +29,7 @@ class Task:
     round: int
     threads: int | None
     no_reference: str = ""
+    without_backward: Mapping[str, tuple[Status, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The task as plain data."""
@@ -47,6 +52,7 @@ class Task:
             "round": self.round,
             "threads": self.threads,
             "no_reference": self.no_reference,
+            "without_backward": {point_id: [str(s), m] for point_id, (s, m) in self.without_backward.items()},
         }
 
     @classmethod
@@ -70,6 +76,7 @@ class Task:
             round=data["round"],
             threads=data["threads"],
             no_reference=data["no_reference"],
+            without_backward={point_id: (Status(s), m) for point_id, (s, m) in data["without_backward"].items()},
         )
 
 

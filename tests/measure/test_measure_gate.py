@@ -14,10 +14,11 @@ from torch import Tensor
 
 from hyperbench.measure import properties
 from hyperbench.measure.accuracy import IncorrectError
-from hyperbench.measure.gate import Gate, Witness
+from hyperbench.measure.gate import Gate
 from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.methods import registry
 from hyperbench.measure.prints import difference, fingerprint, print_of
+from hyperbench.measure.witness import Witness
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SMALL = {"heads": 4, "kv_heads": 2, "seq_len": 24, "head_dim": 8, "input_params": {}, "hyper": {}}

@@ -49,6 +49,30 @@ def test_the_first_is_heard_and_the_second_raises() -> None:
     assert heard == [1, 2]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_sigterm_is_heard_as_ctrl_c_is_and_both_are_given_back(number: signal.Signals) -> None:
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    with Interrupts(lambda: None, lambda text: None) as interrupts:
+        signal.raise_signal(number)
+        assert interrupts.asked
+        with pytest.raises(AtOnce):
+            signal.raise_signal(signal.SIGTERM)
+    assert {n: signal.getsignal(n) for n in before} == before
+
+
+def test_ctrl_c_before_the_worker_is_known_reaches_it_all_the_same() -> None:
+    """While its process is being made there is nobody yet to pass it on to."""
+
+    def make() -> FakeWorker:
+        signal.raise_signal(signal.SIGINT)
+        return FakeWorker()
+
+    site = Site(tiny(), make=make)
+    assert site.run().interrupted
+    assert [worker.tasks for worker in site.workers] == [[]]
+    assert site.journal.records == []
+
+
 def test_a_deaf_process_and_a_thread_stay_as_they_are() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Interrupts(lambda: None) as interrupts:
