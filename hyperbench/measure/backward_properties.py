@@ -149,7 +149,7 @@ def _counted(
     call: Callable[[], tuple[Tensor | None, ...]],
 ) -> tuple[tuple[Tensor | None, ...], int | None]:
     """What a call gives, and how many operations of PyTorch it asks for; None where they cannot be seen."""
-    seen = _Operations()
+    seen = Operations()
     try:
         with seen:
             return call(), seen.count
@@ -159,7 +159,7 @@ def _counted(
         return call(), None
 
 
-class _Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):
     """Counts operations below autograd, where a backward pass asks for them."""
 
     def __init__(self) -> None:
