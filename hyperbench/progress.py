@@ -71,7 +71,10 @@ class Lines(Quiet):
 
 
 class Bar(Quiet):
-    """A progress bar with the time left and the current point; failures are printed above it."""
+    """A progress bar with the time left and the current point; failures are printed above it.
+
+    It is drawn when something happens and at no other time: a thread that draws would disturb what is being timed.
+    """
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -82,6 +85,7 @@ class Bar(Quiet):
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
+            auto_refresh=False,
         )
         narrowest, widest = _LABEL_CHARS
         self._label_chars = max(narrowest, min(widest, console.width - _BAR_CHARS))
@@ -99,16 +103,18 @@ class Bar(Quiet):
     def start(self, total_s: float) -> None:
         """Make a bar as long as the run is likely to take."""
         self._task = self._progress.add_task("starting", total=total_s)
+        self._progress.refresh()
 
     def begin(self, label: str) -> None:
         """Show what is measured now."""
         if self._task is not None:
-            self._progress.update(self._task, description=label[: self._label_chars])
+            self._progress.update(self._task, description=label[: self._label_chars], refresh=True)
 
     def finished(self, cost_s: float) -> None:
         """Move the bar."""
         if self._task is not None:
             self._progress.advance(self._task, cost_s)
+            self._progress.refresh()
 
     def row(self, record: Record) -> None:
         """Print a time that could not be taken."""
