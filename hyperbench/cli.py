@@ -102,7 +102,9 @@ def run(
     if dry_run:
         return summary.print_dry_run(prepared, console)
     out = Path(prepared.config.out) if prepared.config.out is not None else None
-    with DeviceLock(device_key(prepared.config.device.name, prepared.facts)):
+    with DeviceLock(device_key(prepared.config.device.name, prepared.facts)) as lock:
+        if lock.note:
+            notes.print(f"warning: {lock.note}", highlight=False, markup=False, soft_wrap=True)
         folder = session.open_folder(prepared, out, resume=resume, fresh=fresh, noise=session.noise_here)
         if not as_json:
             summary.print_warnings(begun, notes)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-_FOLDER = "hyperbench"
+#: One place for all users and environments of a machine: a lock that TMPDIR moves elsewhere keeps nobody out.
+_FOLDER = Path("/tmp")
+#: Another place for the locks, such as one that containers share; tests have one of their own.
+FOLDER_VARIABLE = "HYPERBENCH_LOCK_DIR"
 
 
 class DeviceBusyError(ValueError):
@@ -21,22 +23,23 @@ class DeviceBusyError(ValueError):
 class DeviceLock:
     """Held while a run measures on a device: two at once would take each other's time.
 
-    The lock is of this user, on this machine. It lives with the process that holds it, and with no file that is left
-    behind: the file stays, unlocked. Raises DeviceBusyError if another process holds it; where no file can be made,
-    nothing is locked.
+    The lock is of this machine, whoever the user. It lives with the process that holds it, and with no file that is
+    left behind: the file stays, unlocked. Raises DeviceBusyError if another process holds it; where no file can be
+    made, nothing is locked, and `note` says so.
     """
 
     def __init__(self, device: str, folder: Path | None = None) -> None:
-        self.path = (folder or runtime_dir()) / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', device)}.lock"
+        self.path = (folder or lock_dir()) / f"hyperbench-{re.sub(r'[^A-Za-z0-9.-]+', '-', device)}.lock"
+        self.note = ""
         self._device = device
         self._fd = -1
 
     def __enter__(self) -> DeviceLock:
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        except OSError:
-            return self  # a system without any place to write is no reason not to measure
+            fd = _opened(self.path)
+        except OSError as error:  # no reason not to measure
+            self.note = f"cannot lock {self.path} ({error.strerror}): nothing keeps a second run from this device"
+            return self
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -46,8 +49,9 @@ class DeviceLock:
                 f"device {self._device} is being measured by another hyperbench{owner}; "
                 "wait for it or end it: two runs at once disturb each other's times"
             ) from None
-        except OSError:
-            os.close(fd)  # a file system without locks
+        except OSError as error:
+            os.close(fd)
+            self.note = f"cannot lock {self.path} ({error.strerror}): nothing keeps a second run from this device"
             return self
         os.ftruncate(fd, 0)
         os.write(fd, f"{os.getpid()}\n".encode())
@@ -62,6 +66,29 @@ class DeviceLock:
             self._fd = -1
 
 
+def busy_devices(folder: Path | None = None) -> str:
+    """Which devices are being measured by other processes, and by which; "" if none is.
+
+    Whoever is about to load a device that it does not know yet asks this first.
+    """
+    held = []
+    for path in sorted((folder or lock_dir()).glob("hyperbench-*.lock")):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            device = path.stem.removeprefix("hyperbench-")
+            held.append(f"device {device} is being measured by another hyperbench{_owner(fd)}")
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+    return "; ".join(held)
+
+
 def device_key(device: str, facts: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> str:
     """What tells a device from others of the machine: the GPU's own id where it is known, else which is visible."""
     if device != "cuda":
@@ -70,12 +97,27 @@ def device_key(device: str, facts: Mapping[str, Any], env: Mapping[str, str] = o
     return f"cuda-{facts.get('gpu_uuid') or visible or '0'}"
 
 
-def runtime_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """This user's folder for what lives no longer than the machine is up."""
-    base = env.get("XDG_RUNTIME_DIR")
-    if base and os.access(base, os.W_OK):
-        return Path(base) / _FOLDER
-    return Path(tempfile.gettempdir()) / f"{_FOLDER}-{os.getuid()}"
+def lock_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """Where the locks of this machine lie: one place for all of its users."""
+    return Path(env.get(FOLDER_VARIABLE) or _FOLDER)
+
+
+def _opened(path: Path) -> int:
+    """The lock's file, open for reading and writing; made for all users where it is not there. Raises OSError."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    for _ in range(2):
+        try:
+            # Without O_CREAT: Linux refuses that for another user's file in a folder like /tmp.
+            return os.open(path, flags)
+        except FileNotFoundError:
+            pass
+        try:
+            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            continue  # another process was faster
+        os.fchmod(fd, 0o666)  # whatever the umask says
+        return fd
+    return os.open(path, flags)
 
 
 def _owner(fd: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hyperbench import catalog, environment
-from hyperbench.device_lock import DeviceBusyError, DeviceLock, device_key
+from hyperbench.device_lock import DeviceBusyError, DeviceLock, busy_devices, device_key
 from hyperbench.measure import noise
 from hyperbench.measure.conditions import busy_warning, read_cpu_times
 from hyperbench.measure.session import ask_probe
@@ -26,18 +26,25 @@ def examine() -> dict[str, Any]:
     `ok` is whether HyperAttention and its baseline can run on the device that `device=auto` takes.
     """
     methods = catalog.entries("method")
+    # What is heavy would take the time of a run that is measuring.
+    busy = busy_devices()
     request = {
         "methods": [{"name": name, "target": data["_target_"], "hypers": []} for name, data in methods.items()],
         "inputs": [],
-        "measure_rate": True,
-        "diagnose": True,
+        "measure_rate": not busy,
+        "diagnose": not busy,
     }
     device_files, begun = catalog.entries("device"), read_cpu_times()
     facts = ask_probe(request, {k: str(v) for k, v in device_files["cpu"]["env"].items()})
     device = "cuda" if facts["cuda_available"] else "cpu"
     env = {k: str(v) for k, v in device_files[device]["env"].items()}
-    busy = busy_warning(begun, read_cpu_times(), environment.available_cpus())
-    measured, owner = _noise(facts, device, env)
+    measured, not_kept = dict[str, Any](), ""
+    if not busy:
+        busy = busy_warning(begun, read_cpu_times(), environment.available_cpus())
+        try:
+            measured, not_kept = _noise(facts, device, env)
+        except DeviceBusyError as error:
+            busy = str(error)
     found = environment.collect(facts, {"device": device, **measured}, env)
     runnable = {
         name: {where: facts["methods"][data["_target_"]]["unsupported"][where] for where in ("cpu", "cuda")}
@@ -51,22 +58,21 @@ def examine() -> dict[str, Any]:
         "methods": runnable,
         "triton_backend": {"runs": facts["triton_backend"] is None, "reason": facts["triton_backend"]},
         "problems": facts["problems"],
-        "attention_flops_per_s": facts["flops_per_s"],
-        "timer": facts["timer"],
-        "noise": {**measured, "processes": noise.PROCESSES},
-        "busy": owner or busy,
+        "attention_flops_per_s": facts.get("flops_per_s"),
+        "timer": facts.get("timer"),
+        "noise": {**measured, "processes": noise.PROCESSES, "not_kept": not_kept} if measured else None,
+        "busy": busy,
     }
 
 
 def _noise(facts: dict[str, Any], device: str, env: dict[str, str]) -> tuple[dict[str, Any], str]:
-    """The noise of this machine, kept for runs to come unless one measures meanwhile; and what is said of that."""
-    try:
-        with DeviceLock(device_key(device, facts)):
-            measured = noise.measure_noise(ask_probe, device, env)
-            noise.store_noise(noise.origin_of(facts, device, env, None), measured)
-    except DeviceBusyError as error:
-        return noise.measure_noise(ask_probe, device, env).facts, str(error)
-    return measured.facts, ""
+    """The noise of this machine, and why it is not kept for runs to come, "" where it is.
+
+    Raises DeviceBusyError where another process has begun to measure.
+    """
+    with DeviceLock(device_key(device, facts)):
+        measured = noise.measure_noise(ask_probe, device, env)
+        return measured.facts, noise.store_noise(noise.origin_of(facts, device, env, None), measured)
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
@@ -96,20 +102,30 @@ def print_report(report: dict[str, Any], console: Console) -> None:
 
 
 def _timer_lines(report: dict[str, Any]) -> list[str]:
-    timer, device = report["timer"], report["device"]
-    lines = [
-        f"exact attention runs at {report['attention_flops_per_s'][device] / 1e9:,.0f} GFLOP/s here",
-        f"clock resolution {timer['resolution_ns']:,.0f} ns",
-        f"the same call measured twice, {timer['pairs']} times: its medians differ by {timer['floor']:.2%} at most; "
-        "smaller differences mean nothing here",
-        f"the same call in {report['noise']['processes']} fresh processes: their medians lie within "
-        f"{report['noise']['aa_floor']:.2%} of the middle one (the A/A floor); `run` takes it from here",
-    ]
-    if max(timer["floor"], report["noise"]["aa_floor"]) > _NOISY:
+    """Speed, timer and noise, as far as they were measured."""
+    timer, found, device = report["timer"], report["noise"], report["device"]
+    lines = []
+    if timer is not None:
+        lines += [
+            f"exact attention runs at {report['attention_flops_per_s'][device] / 1e9:,.0f} GFLOP/s here",
+            f"clock resolution {timer['resolution_ns']:,.0f} ns",
+            f"the same call measured twice, {timer['pairs']} times: its medians differ by {timer['floor']:.2%} at most; "
+            "smaller differences mean nothing here",
+        ]
+    if found is not None:
+        kept = f"not kept for runs: {found['not_kept']}" if found["not_kept"] else "`run` takes it from here"
+        lines.append(
+            f"the same call in {found['processes']} fresh processes: their medians lie within {found['aa_floor']:.2%} "
+            f"of the middle one (the A/A floor); {kept}"
+        )
+    else:
+        lines.append("not measured, so as not to disturb the run that is measuring")
+    worst = max(timer["floor"] if timer else 0.0, found["aa_floor"] if found else 0.0)
+    if worst > _NOISY:
         lines.append("this machine is noisy: close other programs, or take more rounds (protocol=strict)")
     if report["busy"]:
         lines.append(report["busy"])
-    return lines + flush_lines(timer)
+    return lines + (flush_lines(timer) if timer else [])
 
 
 def flush_lines(timer: dict[str, Any]) -> list[str]:

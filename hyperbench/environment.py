@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from hyperbench import __version__
 
 _GIB = 2.0**30
 _COMMAND_LIMIT_S = 10.0
+#: What reads and shows numbers, and makes none.
+_READING = ("analyze", "cli.py", "comparing.py", "listing.py", "progress.py", "summary.py")
 #: Environment variables that change what is measured.
 _ENV_PREFIXES = (
     "OMP_",
@@ -105,12 +108,15 @@ KEYS: dict[str, Key] = {
 }
 
 
-def collect(torch_facts: Mapping[str, Any], settings: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
+def collect(
+    torch_facts: Mapping[str, Any], settings: Mapping[str, Any], env: Mapping[str, str], targets: Iterable[str] = ()
+) -> dict[str, Any]:
     """All keys: what this machine tells, what torch told (`torch_facts`), and the run's own (`settings`).
 
-    `env` is what the workers' environment adds to this one. Raises ValueError on a value that its key does not allow.
+    `env` is what the workers' environment adds to this one, `targets` the functions that are measured. Raises
+    ValueError on a value that its key does not allow.
     """
-    known = {**_machine(), **_libraries(), **_repository(Path(__file__).parent), "code": code_fingerprint()}
+    known = {**_machine(), **_libraries(), **_repository(Path(__file__).parent), "code": code_fingerprint(targets)}
     known.update({name: value for name, value in torch_facts.items() if name in KEYS})
     known.update(settings)
     known["driver"] = _driver() if known.get("gpu_name") else None
@@ -160,15 +166,39 @@ def cpu_model(cpuinfo: str) -> str | None:
     return None
 
 
-def code_fingerprint() -> str:
-    """Twelve hexadecimal digits of the SHA-256 of the code that is measured and that measures, committed or not."""
+def code_fingerprint(targets: Iterable[str] = ()) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of the code that is measured and that measures, committed or not.
+
+    All of hyperattn_core, and of hyperbench all but the reading wing; of `targets`, functions by their full names, that
+    lie elsewhere the module that each is in (not what that module imports). Nothing is imported for it.
+    """
     core = importlib.util.find_spec("hyperattn_core")
-    folders = [Path(__file__).parent / "measure", *map(Path, (core and core.submodule_search_locations) or [])]
+    package = Path(__file__).parent
     digest = hashlib.sha256()
-    for folder in folders:
+    for folder in (package, *map(Path, (core and core.submodule_search_locations) or [])):
         for path in sorted(folder.rglob("*.py")):
-            digest.update(f"{folder.name}/{path.relative_to(folder)}\0".encode() + path.read_bytes())
+            inside = path.relative_to(folder)
+            if not (folder == package and inside.parts[0] in _READING):
+                digest.update(f"{folder.name}/{inside}\0".encode() + path.read_bytes())
+    for target in sorted(set(targets)):
+        file = _module_file(target)
+        if file is not None:
+            digest.update(f"{target}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _module_file(target: str) -> Path | None:
+    """The source of the module that a function is in, by its full name; None for our own, and where none is found."""
+    parts = target.split(".")
+    if parts[0] in ("hyperbench", "hyperattn_core"):
+        return None
+    for length in range(len(parts) - 1, 0, -1):
+        for folder in dict.fromkeys([os.getcwd(), *sys.path]):
+            place = Path(folder or ".", *parts[:length])
+            for file in (place.with_suffix(".py"), place / "__init__.py"):
+                if file.is_file():
+                    return file
+    return None
 
 
 def available_cpus() -> int:

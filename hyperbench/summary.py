@@ -78,7 +78,8 @@ def print_dry_run(prepared: Prepared, console: Console) -> None:
     points = f"{len(prepared.cells)} points"
     if prepared.config.stages:
         points += f", stages of the forward pass at {len(prepared.cells)} of them"
-    console.print(f"{points}, estimated time {duration(sum(prepared.estimates_s()))}", highlight=False)
+    guessed = f" on a usual machine: {prepared.busy}" if prepared.busy else ""
+    console.print(f"{points}, estimated time {duration(sum(prepared.estimates_s()))}{guessed}", highlight=False)
 
 
 def outcome_data(folder: Path, outcome: Outcome) -> dict[str, Any]:

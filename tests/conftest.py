@@ -21,6 +21,6 @@ settings.load_profile("unhurried")
 def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Locks and caches of the tests are their own: a run that is measuring meanwhile neither stops them nor is used."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("XDG_RUNTIME_DIR", "XDG_CACHE_HOME"):
+        for name in ("HYPERBENCH_LOCK_DIR", "XDG_CACHE_HOME"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
         yield

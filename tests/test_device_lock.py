@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperbench.device_lock import DeviceBusyError, DeviceLock, device_key, runtime_dir
+from hyperbench.device_lock import DeviceBusyError, DeviceLock, busy_devices, device_key, lock_dir
 
 HOLDER = """
 import sys
@@ -61,18 +61,42 @@ def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
         child.communicate(b"\n")
 
 
-def test_where_nothing_can_be_written_nothing_is_locked(tmp_path: Path) -> None:
+def test_where_nothing_can_be_written_nothing_is_locked_and_that_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with DeviceLock("cpu", tmp_path / "file" / "inside"), DeviceLock("cpu", tmp_path / "file" / "inside"):
-        pass
+    inside = tmp_path / "file" / "inside"
+    with DeviceLock("cpu", inside) as first, DeviceLock("cpu", inside) as second:
+        assert first.note == second.note
+        assert first.note.startswith(f"cannot lock {inside / 'hyperbench-cpu.lock'} (Not a directory)")
+    with DeviceLock("cpu", tmp_path) as lock:
+        assert lock.note == ""
 
 
 def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("years of work")
-    (tmp_path / "cpu.lock").symlink_to(tmp_path / "precious")
-    with DeviceLock("cpu", tmp_path):
-        pass
+    (tmp_path / "hyperbench-cpu.lock").symlink_to(tmp_path / "precious")
+    with DeviceLock("cpu", tmp_path) as lock:
+        assert lock.note
     assert (tmp_path / "precious").read_text() == "years of work"
+
+
+def test_the_lock_is_for_all_users_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with DeviceLock("cpu", tmp_path) as lock:
+            assert lock.path.stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(before)
+
+
+def test_who_measures_what_is_told_to_those_who_only_ask(tmp_path: Path) -> None:
+    assert busy_devices(tmp_path) == ""
+    with DeviceLock("cpu", tmp_path), DeviceLock("cuda-0", tmp_path):
+        said = busy_devices(tmp_path)
+        for device in ("cpu", "cuda-0"):
+            assert f"device {device} is being measured by another hyperbench (process {os.getpid()})" in said
+        # To ask takes nothing.
+        assert busy_devices(tmp_path) == said
+    assert busy_devices(tmp_path) == ""
 
 
 def test_a_gpu_is_told_by_its_own_id_else_by_what_is_visible() -> None:
@@ -82,8 +106,8 @@ def test_a_gpu_is_told_by_its_own_id_else_by_what_is_visible() -> None:
     assert device_key("cuda", {"gpu_uuid": None}, {}) == "cuda-0"
 
 
-def test_the_folder_is_this_users_own(tmp_path: Path) -> None:
-    assert runtime_dir({"XDG_RUNTIME_DIR": str(tmp_path)}) == tmp_path / "hyperbench"
-    assert str(os.getuid()) in runtime_dir({}).name
-    assert runtime_dir({"XDG_RUNTIME_DIR": str(tmp_path / "gone")}) == runtime_dir({})
+def test_the_place_is_one_for_all_environments_of_a_machine(tmp_path: Path) -> None:
+    for env in ({}, {"TMPDIR": str(tmp_path)}, {"XDG_RUNTIME_DIR": str(tmp_path)}, {"HYPERBENCH_LOCK_DIR": ""}):
+        assert lock_dir(env) == lock_dir({"USER": "another"})
+    assert lock_dir({"HYPERBENCH_LOCK_DIR": str(tmp_path)}) == tmp_path
     assert DeviceLock("cuda-GPU 1/../x", tmp_path).path.parent == tmp_path

@@ -161,6 +161,37 @@ def test_the_fingerprint_of_the_code_follows_the_code(tmp_path: Path, monkeypatc
     assert len({before, changed, environment.code_fingerprint()}) == 3
 
 
+def test_the_fingerprint_follows_the_code_of_a_method_from_elsewhere_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for name in ("mine/__init__.py", "mine/fast.py", "alone.py"):
+        (tmp_path / name).write_text("raise SystemExit\n")
+    targets = ["mine.fast.attention", "alone.Attention.forward", "nowhere.attention"]
+    seen = [environment.code_fingerprint(), environment.code_fingerprint(targets)]
+    assert environment.code_fingerprint(reversed(targets)) == seen[-1]
+    for name in ("mine/fast.py", "alone.py"):
+        (tmp_path / name).write_text("raise SystemExit  # changed\n")
+        seen.append(environment.code_fingerprint(targets))
+    assert len(set(seen)) == 4
+    (tmp_path / "mine" / "other.py").write_text("")
+    assert environment.code_fingerprint(targets) == seen[-1]
+
+
+def test_the_fingerprint_holds_what_decides_when_to_stop_and_nothing_that_only_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "analyze").mkdir()
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
+    before = environment.code_fingerprint()
+    for name in ("analyze/show.py", "cli.py"):
+        (tmp_path / name).write_text("x = 1\n")
+    assert environment.code_fingerprint() == before
+    (tmp_path / "stats.py").write_text("x = 1\n")
+    assert environment.code_fingerprint() != before
+
+
 def test_the_quick_rooms_import_no_torch_and_no_pandas() -> None:
     program = (
         "import sys, hyperbench.schema, hyperbench.record_json, hyperbench.store, hyperbench.stats,"

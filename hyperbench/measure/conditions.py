@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from hyperbench.environment import ranges
 from hyperbench.schema import Flag
 from hyperbench.stats import median
 
@@ -167,17 +168,6 @@ def fixed_conditions(threads: int) -> dict[str, Any]:
 def affinity() -> str:
     """The cores this process may run on, as "0-3,8"; empty where the system does not tell."""
     return ranges(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else ""
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Whole numbers in short: 0-3,8."""
-    parts: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1] = [parts[-1][0], number]
-        else:
-            parts.append([number])
-    return ",".join("-".join(map(str, part)) for part in parts)
 
 
 def load_average() -> float | None:

@@ -112,7 +112,8 @@ def environment_of(prepared: Prepared, more: Mapping[str, Any] | None = None) ->
     }
     if config.device.threads is not None:
         settings["threads"] = config.device.threads
-    return environment.collect(prepared.facts, settings, config.device.env)
+    targets = {point.target for point in config.points}
+    return environment.collect(prepared.facts, settings, config.device.env, targets)
 
 
 def _make(prepared: Prepared, folder: Path, more: Mapping[str, Any]) -> None:

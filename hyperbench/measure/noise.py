@@ -96,10 +96,10 @@ def store_noise(
     found: Noise,
     path: Path | None = None,
     now_s: Callable[[], float] = time.time,
-) -> None:
-    """Keep what was measured on a quiet machine for later runs."""
+) -> str:
+    """Keep what was measured on a quiet machine for later runs; why it is not kept, "" where it is."""
     if not found.quiet:
-        return
+        return "other programs used the cores meanwhile"
     file = path or cache_file()
     key = json.dumps(dict(origin), sort_keys=True, default=str)
     entries = {name: value for name, value in _read(file).items() if _is_good(value)}
@@ -107,8 +107,9 @@ def store_noise(
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(file, json.dumps(entries, indent=2) + "\n")
-    except OSError:
-        return
+    except OSError as error:
+        return f"cannot write {file}: {error.strerror}"
+    return ""
 
 
 def cache_file(env: Mapping[str, str] = os.environ) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 from hyperbench import origins, store
 from hyperbench.catalog import ConfigError
 from hyperbench.config import RunConfig, load
+from hyperbench.device_lock import busy_devices
 from hyperbench.measure import grid
 from hyperbench.measure import noise as noise_room
 from hyperbench.measure.account import Account
@@ -41,13 +42,15 @@ SESSIONS = "sessions.jsonl"
 class Prepared:
     """A run that can start: its configuration, its cells, and what torch said about this machine.
 
-    `began_s` is when it began, on a clock that never goes back.
+    `began_s` is when it began, on a clock that never goes back. `busy` says which devices others are measuring: this
+    machine's speed was then not measured, and estimates are those of a usual one.
     """
 
     config: RunConfig
     cells: tuple[grid.Cell, ...]
     facts: Facts
     began_s: float = field(default_factory=time.monotonic)
+    busy: str = ""
 
     @property
     def speed(self) -> Speed:
@@ -80,14 +83,15 @@ def prepare(words: Sequence[str], ask: Callable[[dict[str, Any], Mapping[str, st
         return ("cpu", "") if asked == "auto" else (asked, f"device={asked} was asked for")
 
     draft = load(words, as_asked)
-    facts = (ask or ask_probe)(_request(draft), draft.device.env)
+    busy = busy_devices()
+    facts = (ask or ask_probe)(_request(draft, measure_rate=not busy), draft.device.env)
     if facts["problems"]:
         raise ConfigError(facts["problems"][0])
     config = load(words, lambda asked: choose_device(asked, facts))
     _check_device(config, facts)
     defaults = {target: found["defaults"] for target, found in facts["methods"].items()}
     try:
-        return Prepared(config, grid.resolve(config, defaults), facts, began_s)
+        return Prepared(config, grid.resolve(config, defaults), facts, began_s, busy)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -214,7 +218,7 @@ def _note_session(folder: Path, outcome: Outcome) -> None:
         raise StoreError(f"cannot write {folder / SESSIONS}: {error.strerror}") from None
 
 
-def _request(config: RunConfig) -> dict[str, Any]:
+def _request(config: RunConfig, *, measure_rate: bool) -> dict[str, Any]:
     methods: dict[str, dict[str, Any]] = {}
     inputs: dict[str, dict[str, Any]] = {}
     for point in config.points:
@@ -222,7 +226,7 @@ def _request(config: RunConfig) -> dict[str, Any]:
         if point.hyper not in item["hypers"]:
             item["hypers"].append(point.hyper)
         inputs[repr((point.input, point.input_params))] = {"family": point.input, "params": point.input_params}
-    return {"methods": list(methods.values()), "inputs": list(inputs.values()), "measure_rate": True}
+    return {"methods": list(methods.values()), "inputs": list(inputs.values()), "measure_rate": measure_rate}
 
 
 def _check_device(config: RunConfig, facts: Facts) -> None:

@@ -309,3 +309,15 @@ def test_the_doctor_says_what_runs_here(call: Call, monkeypatch: pytest.MonkeyPa
     assert report["timer"]["resolution_ns"] > 0
     assert 0 <= report["noise"]["aa_floor"] == report["environment"]["aa_floor"] < 10
     assert "flash2" in call("doctor").out
+
+
+def test_nothing_is_measured_beside_a_run_that_measures(call: Call) -> None:
+    with DeviceLock("cpu"):
+        report = json.loads(call("doctor", "--json").out)
+        assert (report["timer"], report["noise"], report["attention_flops_per_s"]) == (None, None, None)
+        assert f"another hyperbench (process {os.getpid()})" in report["busy"]
+        text = call("doctor").out
+        assert "not measured, so as not to disturb the run that is measuring" in text
+        answer = call("run", *TINY, "--dry-run")
+    assert answer.code == 0
+    assert "on a usual machine: device cpu is being measured" in answer.out

@@ -82,7 +82,7 @@ def test_the_report_has_a_line_on_the_kernels(kernels: dict[str, Any], said: str
     report = {
         "environment": {}, "device": "cpu", "methods": {}, "triton_backend": kernels, "problems": [],
         "timer": {"resolution_ns": 1, "pairs": 1, "floor": 0.0, "flush_ratio": None},
-        "attention_flops_per_s": {"cpu": 1e9}, "noise": {"aa_floor": 0.01, "processes": 4}, "busy": "",
+        "attention_flops_per_s": {"cpu": 1e9}, "noise": {"aa_floor": 0.01, "processes": 4, "not_kept": ""}, "busy": "",
     }  # fmt: skip
     text = io.StringIO()
     doctor.print_report(report, Console(file=text, width=120))

@@ -16,7 +16,6 @@ from hyperbench.measure.conditions import (
     cpu_mhz,
     fixed_conditions,
     new_history,
-    ranges,
     read_cpu_times,
 )
 from hyperbench.measure.nvml import NvmlGpu, find_gpu, throttle_reasons
@@ -190,13 +189,6 @@ def test_busy_time_counts_neither_idleness_nor_other_cores() -> None:
 def test_the_clock_of_the_cores_is_the_middle_one() -> None:
     assert cpu_mhz("cpu MHz\t\t: 800.5\nmodel name: x\ncpu MHz: 3000\ncpu MHz: 2000\ncpu MHz: ?\n") == 2000.0
     assert cpu_mhz("model name: x\n") is None
-
-
-@pytest.mark.parametrize(
-    ("numbers", "text"), [([], ""), ([3], "3"), ([2, 0, 1], "0-2"), ([0, 1, 4, 6, 7], "0-1,4,6-7")]
-)
-def test_cores_are_written_as_ranges(numbers: list[int], text: str) -> None:
-    assert ranges(numbers) == text
 
 
 def test_this_machine_is_read() -> None:
