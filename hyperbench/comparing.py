@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.compare import Comparison, compare
-from hyperbench.analyze.compare_text import comparison_data, failures_of, print_comparison
+from hyperbench.analyze.compare_text import comparison_data, print_comparison
+from hyperbench.analyze.regression import failures_of, unjudged_note
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +52,9 @@ def compared(run_a: Path, run_b: Path | None, options: Options) -> Comparison:
 
 def data(comparison: Comparison, options: Options) -> dict[str, Any]:
     """The comparison as plain data that JSON can hold."""
-    return comparison_data(comparison, options.fail_on_regression)
+    limit = options.fail_on_regression
+    asked = {} if limit is None else {"fail_on_regression": limit, "failures": failures_of(comparison, limit)}
+    return {**comparison_data(comparison), **asked}
 
 
 def print_text(comparison: Comparison, options: Options, console: Console) -> None:
@@ -59,6 +62,8 @@ def print_text(comparison: Comparison, options: Options, console: Console) -> No
     from rich.text import Text
 
     print_comparison(comparison, console)
+    if options.fail_on_regression is not None and unjudged_note(comparison):
+        console.print(Text(unjudged_note(comparison), style="yellow"))
     for line in _failures(comparison, options):
         console.print(Text(f"--fail-on-regression {options.fail_on_regression:g}: {line}", style="bold red"))
 

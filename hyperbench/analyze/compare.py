@@ -7,53 +7,22 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from hyperbench.analyze.matching import match_methods, match_runs
-from hyperbench.analyze.origins import environment_differences, implementation_differences, protocol_differences
-from hyperbench.catalog import nearest
+from hyperbench.analyze.origins import (
+    environment_differences,
+    implementation_differences,
+    protocol_differences,
+    timing_settings,
+)
+from hyperbench.analyze.side import Side, read_side
 from hyperbench.ratios import Judgement, Reason, Verdict, judge
 from hyperbench.schema import Pass, Point, Status, Timing
 from hyperbench.stats import median
-from hyperbench.store import JOURNAL, check_run_folder, read_config, read_environment, read_journal
 
 Rounds = Mapping[int, Timing]
 #: The smallest difference that counts, unless the machine's own noise (the A/A floor) is larger; relative.
 DEFAULT_THRESHOLD = 0.01
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side: a run, or one method of it; `timings` by point_id, pass and round, of which the last written counts."""
-
-    path: Path
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    timings: dict[str, dict[Pass, dict[int, Timing]]]
-    points: tuple[Point, ...]
-    method: str | None = None
-
-    @property
-    def aa_floor(self) -> float:
-        """How far two measurements of the same call differ on this machine, relative; 0 where it was not measured."""
-        value = self.environment.get("aa_floor")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return 0.0
-        return float(value) if 0 <= value < math.inf else 0.0
-
-    @property
-    def protocols(self) -> list[str]:
-        """The protocols that the timings were made by, in alphabetical order."""
-        return sorted({t.protocol for t in self.all_timings()})
-
-    @property
-    def num_rounds(self) -> int:
-        """How many rounds there are at the most."""
-        return len({t.round for t in self.all_timings()})
-
-    def all_timings(self) -> Iterable[Timing]:
-        """Every timing, in the order of the journal."""
-        return (t for passes in self.timings.values() for rounds in passes.values() for t in rounds.values())
 
 
 @dataclass(frozen=True)
@@ -148,12 +117,13 @@ def compare(
     first, second = methods or (None, None)
     if path_b is None and first == second:
         raise ValueError(f"methods={first},{second} of one run must be two different ones")
-    a = _read_side(Path(path_a), first)
-    b = _read_side(Path(path_b if path_b is not None else path_a), second)
+    a = read_side(Path(path_a), first)
+    b = read_side(Path(path_b if path_b is not None else path_a), second)
     paired = a.path.resolve() == b.path.resolve()
     limit = max(DEFAULT_THRESHOLD if threshold is None else threshold, a.aa_floor, b.aa_floor)
     matching = (match_runs if first == second else match_methods)(a.points, b.points)
-    rows = [row for x, y in matching.pairs for row in _rows(x, y, a, b, paired, limit)]
+    alike = timing_settings(a.config) == timing_settings(b.config)
+    rows = [row for x, y in matching.pairs for row in _rows(x, y, a, b, paired, limit, alike)]
     rows += [_alone(p, pass_, a, Reason.MISSING_IN_B) for p in matching.only_a for pass_ in a.timings[p.point_id]]
     rows += [_alone(p, pass_, b, Reason.MISSING_IN_A) for p in matching.only_b for pass_ in b.timings[p.point_id]]
     return Comparison(
@@ -169,43 +139,25 @@ def compare(
 
 def _warnings(a: Side, b: Side, paired: bool) -> list[str]:
     if paired and a.method == b.method:
-        return ["A and B are the same run and the same methods: there is nothing to compare"]
+        same = "A and B are the same run and the same methods: there is nothing to compare"
+        return [same, *(f"A and B were {note}" for note in a.notes)]
     if paired:
-        return []
+        return [f"A and B were {note}" for note in dict.fromkeys([*a.notes, *b.notes])]
     return [
+        *(f"{name} was {note}" for name, side in (("A", a), ("B", b)) for note in side.notes),
         *environment_differences(a.environment, b.environment),
         *protocol_differences(a.config, b.config),
         *implementation_differences(a.all_timings(), b.all_timings()),
     ]
 
 
-def _read_side(path: Path, method: str | None) -> Side:
-    folder = check_run_folder(path)
-    config, environment = read_config(folder), read_environment(folder)
-    timings: dict[str, dict[Pass, dict[int, Timing]]] = {}
-    points: dict[str, Point] = {}
-    names: dict[str, None] = {}
-    for record in read_journal(folder / JOURNAL):
-        if not isinstance(record, Timing):
-            continue
-        names[record.point.method] = None
-        if method is None or record.point.method == method:
-            key = record.point.point_id
-            points.setdefault(key, record.point)
-            timings.setdefault(key, {}).setdefault(record.pass_, {})[record.round] = record
-    if method is not None and method not in names:
-        allowed = f"allowed: {', '.join(names)}" if names else "it holds no timing yet"
-        raise ValueError(f"method {method!r} is none of run {folder}; {allowed}{nearest(method, names)}")
-    return Side(folder, config, environment, timings, tuple(points.values()), method)
-
-
-def _rows(x: Point, y: Point, a: Side, b: Side, paired: bool, threshold: float) -> list[Row]:
+def _rows(x: Point, y: Point, a: Side, b: Side, paired: bool, threshold: float, alike: bool) -> list[Row]:
     """A row for every pass that either side of a pair has."""
     rows = []
     for pass_ in Pass:
         of_a, of_b = a.timings[x.point_id].get(pass_), b.timings[y.point_id].get(pass_)
         if of_a and of_b:
-            rows.append(_row(x, y, pass_, of_a, of_b, _judged(of_a, of_b, paired, threshold)))
+            rows.append(_row(x, y, pass_, of_a, of_b, _judged(of_a, of_b, paired, threshold, alike)))
         elif of_a:
             rows.append(_alone(x, pass_, a, Reason.MISSING_IN_B))
         elif of_b:
@@ -241,13 +193,14 @@ def _alone(point: Point, pass_: Pass, side: Side, reason: Reason) -> Row:
     return Row(None, point, pass_, judgement, None, ms, 0, rounds, detail)
 
 
-def _judged(of_a: Rounds, of_b: Rounds, paired: bool, threshold: float) -> Judgement:
+def _judged(of_a: Rounds, of_b: Rounds, paired: bool, threshold: float, alike: bool) -> Judgement:
+    """The verdict on a pass; `alike`: both sides were timed under the same settings."""
     timed_a, timed_b = _medians(of_a), _medians(of_b)
     if not timed_a or not timed_b:
         reason = Reason.NO_TIMING_IN_B if timed_a else Reason.NO_TIMING_IN_A if timed_b else Reason.NO_TIMING
         return Judgement(Verdict.AMBIGUOUS, reason)
     found = judge(timed_a, timed_b, paired=paired, threshold=threshold)
-    if {t.protocol for t in of_a.values()} != {t.protocol for t in of_b.values()}:
+    if not alike or {t.protocol for t in of_a.values()} != {t.protocol for t in of_b.values()}:
         return replace(found, verdict=Verdict.AMBIGUOUS, reason=Reason.DIFFERENT_PROTOCOL)
     throttled = [any(t.status is Status.THROTTLED for t in of.values()) for of in (of_a, of_b)]
     if found.low is not None and throttled[0] != throttled[1]:

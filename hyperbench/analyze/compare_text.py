@@ -1,13 +1,15 @@
-"""A comparison in the terminal and as plain data, and what it means for a check that must not let a regression pass."""
+"""A comparison in the terminal and as plain data."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.compare import Comparison, Row, Side
+from hyperbench.analyze.compare import Comparison, Row
 from hyperbench.analyze.digest import Digest
-from hyperbench.analyze.show import print_digest
+from hyperbench.analyze.show import FLAG_MEANINGS, print_digest
+from hyperbench.analyze.side import Side
 from hyperbench.analyze.text import is_null, json_value, milliseconds, pass_label, plain, printable, short, significant
 from hyperbench.ratios import MIN_ROUNDS, Judgement, Reason, Verdict
 from hyperbench.schema import Point
@@ -22,7 +24,7 @@ _MEANINGS = {
     Reason.UNEQUAL_ROUNDS: "the two sides were not measured in as many (in one run: not in the same) rounds",
     Reason.ZERO_VARIANCE: "the rounds do not differ at all, which no clock of a machine does",
     Reason.ZERO_TIME: "a median of zero has no ratio",
-    Reason.DIFFERENT_PROTOCOL: "times of different protocols are not comparable",
+    Reason.DIFFERENT_PROTOCOL: "times of different protocols, or of settings that change what is timed, are not comparable",
     Reason.THROTTLED: "the clocks of one side were throttled",
     Reason.NO_TIMING: "neither side has a time",
     Reason.NO_TIMING_IN_A: "A has no time",
@@ -49,10 +51,13 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     for reason in Reason:
         if reason in _MEANINGS and any(row.judgement.reason is reason for row in comparison.rows):
             console.print(Text(f"{reason}: {_MEANINGS[reason]}{_rounds_note(comparison, reason)}", style="dim"))
-    dims = _dims(comparison)
+    dims = dims_of(comparison)
     for row in comparison.rows:
         if row.detail:
-            console.print(Text(f"{_label(row, dims)}: {short(printable(row.detail))}", style="yellow"))
+            console.print(Text(f"{label(row, dims)}: {short(printable(row.detail))}", style="yellow"))
+    for name, side in (("A", a), ("B", b)):
+        for line in _flagged(name, side):
+            console.print(Text(line, style="yellow"))
     for line in _leftover(comparison, dims):
         console.print(Text(line, style="yellow"))
     console.print(Text(_method_note(comparison), style="dim"))
@@ -68,9 +73,8 @@ def _rounds_note(comparison: Comparison, reason: Reason) -> str:
     return f" (timed rounds here: {', '.join(f'{a} of A and {b} of B' for a, b in counts)})"
 
 
-def comparison_data(comparison: Comparison, percent: float | None = None) -> dict[str, Any]:
-    """A comparison as plain data that JSON can hold; with `percent` also what fails a check for regressions."""
-    failures = {} if percent is None else {"fail_on_regression": percent, "failures": failures_of(comparison, percent)}
+def comparison_data(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as plain data that JSON can hold."""
     data = {
         "a": _side_data(comparison.a),
         "b": _side_data(comparison.b),
@@ -81,34 +85,12 @@ def comparison_data(comparison: Comparison, percent: float | None = None) -> dic
         "counts": {str(verdict): count for verdict, count in comparison.counts.items()},
         "points": [_row_data(row) for row in comparison.rows],
         "unmatched": [_row_data(row) for row in comparison.unmatched],
-        **failures,
     }
     return dict(json_value(data))
 
 
-def failures_of(comparison: Comparison, percent: float) -> list[str]:
-    """Why a check for regressions of more than `percent` fails, a line each; none where it passes.
-
-    A point that is slower beyond it, a timing that B lacks, and a comparison in which nothing could be judged: a check
-    that cannot see a regression must not pass.
-    """
-    dims = _dims(comparison)
-    lines = [_failure(row, dims) for row in comparison.regressions(percent)]
-    if not lines and not comparison.can_judge:
-        lines.append("no point could be judged, so a regression would not be seen")
-    return lines
-
-
-def _failure(row: Row, dims: Sequence[str]) -> str:
-    found = row.judgement
-    if row.lost_in_b:
-        detail = "missing" if row.point_b is None else row.detail
-        return f"{_label(row, dims)}: lost in B ({short(printable(detail))})"
-    return f"{_label(row, dims)}: slower, {_ratio(found.ratio)} ({_interval(found)})"
-
-
 def _digest(comparison: Comparison) -> Digest:
-    dims = _dims(comparison)
+    dims = dims_of(comparison)
     names = _side_names(comparison)
     heads = [
         *(_head(dim) for dim in dims),
@@ -129,8 +111,8 @@ def _digest(comparison: Comparison) -> Digest:
                 pass_label(str(row.pass_)),
                 milliseconds(row.a_ms),
                 milliseconds(row.b_ms),
-                _ratio(found.ratio),
-                _interval(found),
+                ratio_text(found.ratio),
+                interval_text(found),
                 str(found.verdict),
                 str(found.reason),
             )
@@ -167,11 +149,25 @@ def _method_note(comparison: Comparison) -> str:
         if floor
         else ""
     )
+    unknown = [name for name, side in (("A", comparison.a), ("B", comparison.b)) if side.known_floor is None]
+    if unknown:
+        why += f"; no A/A floor is known of {' and '.join(unknown)}"
     how = "pairs of rounds" if comparison.paired else "rounds"
     return (
         f"Times: geometric means of the rounds' medians; the ratio is of times, its interval bootstrapped over {how}; "
         f"threshold ±{comparison.threshold:.2%}{why}."
     )
+
+
+def _flagged(name: str, side: Side) -> list[str]:
+    """What a reader must know of the times of a side: a line for each flag, with how many of its timings have it."""
+    counts = Counter(flag for timing in side.all_timings() for flag in timing.flags)
+    total = sum(1 for _ in side.all_timings())
+    return [
+        f"flags of {name}: {printable(flag)} at {count} of {total} timings"
+        + (f": {FLAG_MEANINGS[flag]}" if flag in FLAG_MEANINGS else "")
+        for flag, count in sorted(counts.items())
+    ]
 
 
 def _leftover(comparison: Comparison, dims: Sequence[str]) -> list[str]:
@@ -183,7 +179,7 @@ def _leftover(comparison: Comparison, dims: Sequence[str]) -> list[str]:
     return [f"{line}, {', '.join(passes)}" for line, passes in lines.items()]
 
 
-def _label(row: Row, dims: Sequence[str]) -> str:
+def label(row: Row, dims: Sequence[str]) -> str:
     return f"{_point_label(row, dims)}, {pass_label(str(row.pass_))}"
 
 
@@ -195,7 +191,7 @@ def _point_label(row: Row, dims: Sequence[str]) -> str:
     return printable(" ".join(told))
 
 
-def _dims(comparison: Comparison) -> list[str]:
+def dims_of(comparison: Comparison) -> list[str]:
     """What tells the rows apart: method and length always, everything else where it takes several values on a side."""
     rows = (*comparison.rows, *comparison.unmatched)
     sides = [[_flat(row.point_a) for row in rows if row.point_a], [_flat(row.point_b) for row in rows if row.point_b]]
@@ -236,12 +232,12 @@ def _head(name: str) -> str:
     return {"seq_len": "n", "is_causal": "causal"}.get(name, printable(name))
 
 
-def _ratio(value: float | None) -> str:
+def ratio_text(value: float | None) -> str:
     return significant(value, 4)
 
 
-def _interval(found: Judgement) -> str:
-    return "" if is_null(found.low) else f"{_ratio(found.low)} to {_ratio(found.high)}"
+def interval_text(found: Judgement) -> str:
+    return "" if is_null(found.low) else f"{ratio_text(found.low)} to {ratio_text(found.high)}"
 
 
 def _side_data(side: Side) -> dict[str, Any]:
@@ -253,7 +249,8 @@ def _side_data(side: Side) -> dict[str, Any]:
         "commit": side.environment.get("commit"),
         "protocols": side.protocols,
         "rounds": side.num_rounds,
-        "aa_floor": side.aa_floor,
+        "aa_floor": side.known_floor,
+        "flags": dict(Counter(flag for timing in side.all_timings() for flag in timing.flags)),
     }
 
 

@@ -57,6 +57,11 @@ def match_methods(a: Sequence[Point], b: Sequence[Point]) -> Matching:
     return _matching(a, b, pairs)
 
 
+def setting(point: Point) -> str:
+    """What all methods of a group share: input, shape, masking, device; all of a point but the method."""
+    return _without(point, _METHOD)
+
+
 def _matching(a: Sequence[Point], b: Sequence[Point], pairs: list[tuple[Point, Point]]) -> Matching:
     in_a, in_b = {x.point_id for x, _ in pairs}, {y.point_id for _, y in pairs}
     return Matching(pairs, [p for p in a if p.point_id not in in_a], [p for p in b if p.point_id not in in_b])

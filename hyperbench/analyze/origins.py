@@ -14,6 +14,8 @@ _KEYS = (
     "machine", "device", "cpu_model", "cpu_count", "threads", "gpu_name", "driver", "cuda", "torch", "triton",
     "kernels", "flash_attn", "python", "hyperbench", "commit", "code", "env_vars",
 )  # fmt: skip
+#: Whether a graph is replayed, gradients add up, the load lasts, and the same values come again and again.
+_TIMING_SETTINGS = {"cuda_graph": False, "as_paper": False, "fixed_time": False, "input_copies": 1}
 _NOT_RECORDED = "not recorded"
 _SHOWN_CHARS = 60
 
@@ -36,6 +38,13 @@ def protocol_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str
         for name in names
         if nodes[0].get(name) != nodes[1].get(name)
     ]
+
+
+def timing_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a protocol that change what is timed, whatever the protocol's name; defaults where they lack."""
+    protocol = config.get("protocol")
+    node = protocol if isinstance(protocol, dict) else {}
+    return {name: node.get(name, default) for name, default in _TIMING_SETTINGS.items()}
 
 
 def implementation_differences(a: Iterable[Timing], b: Iterable[Timing]) -> list[str]:

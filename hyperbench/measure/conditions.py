@@ -10,7 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,16 +81,18 @@ class Conditions:
         self._around_s = self._around_others_s = 0.0
         self._elapsed_s = self._others_s = 0.0
         self._readings: list[GpuReading] = []
+        self._samples: list[int] = []
         self._mhz: list[float] = []
 
     def begin_turn(self) -> None:
         """Samples are about to be taken."""
         self._begun = self._now()
 
-    def end_turn(self) -> None:
-        """Samples have been taken: read everything, while what they did is still to be seen."""
+    def end_turn(self, samples: int = 0) -> None:
+        """Samples have been taken, `samples` with all turns before: read everything, while it is still to be seen."""
         if self._gpu is not None:
             self._readings.append(self._gpu.read())
+            self._samples.append(samples)
         times, begun = self._now(), self._begun
         self._begun = None
         if begun is not None and (others_s := _others_s(begun, times)) is not None:
@@ -151,6 +153,10 @@ class Conditions:
                 "power_w_max": _rounded(max(powers, default=None), 1),
                 "temperature_c_max": max(degrees, default=None),
                 "throttle_reasons": list(self.throttle_reasons),
+                "gpu_readings": [
+                    {"samples": samples, **asdict(reading), "throttle_reasons": list(reading.throttle_reasons)}
+                    for samples, reading in zip(self._samples, self._readings, strict=True)
+                ],
             }
         return {name: value for name, value in found.items() if value is not None}
 

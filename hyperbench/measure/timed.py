@@ -135,7 +135,7 @@ def take_turns(
         budget_s / protocol.slices,
         begin,
         on_done,
-        lambda index: timed[index].conditions.end_turn(),
+        lambda index: timed[index].conditions.end_turn(len(timed[index].sampler.samples_ms)),
         in_turns=not protocol.fixed_time,
     )
 

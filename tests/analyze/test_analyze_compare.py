@@ -15,9 +15,13 @@ from made_rounds import PASSES, failed, points, rounds, sweep, write_run
 from rich.console import Console
 from synthetic_runs import HOSTILE
 
-from hyperbench.analyze.compare import Comparison, Row, Side, compare
-from hyperbench.analyze.compare_text import comparison_data, failures_of, print_comparison
+from hyperbench import comparing
+from hyperbench.analyze.compare import Comparison, Row, compare
+from hyperbench.analyze.compare_text import comparison_data, print_comparison
+from hyperbench.analyze.regression import failures_of, unjudged, unjudged_note
+from hyperbench.analyze.side import Side
 from hyperbench.analyze.text import pass_label
+from hyperbench.comparing import Options
 from hyperbench.ratios import Reason, Verdict
 from hyperbench.schema import Pass, Record, Status, Timing
 
@@ -196,8 +200,56 @@ def test_clocks_that_were_throttled_on_both_sides_are_compared(tmp_path: Path) -
 
 
 def test_a_check_in_which_nothing_could_be_judged_does_not_pass(tmp_path: Path) -> None:
-    found = runs(tmp_path, rounds(P, count=1), rounds(P, 9.0, count=1))
+    found = runs(tmp_path, rounds(P, count=1), rounds(P, 1.05, count=1))
     assert failures_of(found, 10.0) == ["no point could be judged, so a regression would not be seen"]
+
+
+def test_a_slow_call_of_few_rounds_that_got_much_slower_does_not_pass_beside_others_that_are_judged(
+    tmp_path: Path,
+) -> None:
+    slow = a_point(seq_len=65536)
+    before, after = ([*sweep(luck), *rounds(slow, ms, count=2)] for luck, ms in (("one", 2000.0), ("two", 6000.0)))
+    found = runs(tmp_path, before, after)
+    (line,) = failures_of(found, 10.0)
+    assert "n=65,536" in line
+    assert line.endswith("3.000 times as long, and it cannot be judged (too_few_rounds)")
+    assert failures_of(found, 250.0) == failures_of(compare(tmp_path / "b", tmp_path / "a"), 10.0) == []
+    assert [row.point for row in unjudged(found)] == [slow]
+    assert unjudged_note(found) == "1 of 9 passes could not be judged; see their reasons"
+    assert unjudged_note(runs(tmp_path / "other", sweep("one"), sweep("two"))) == ""
+
+
+@pytest.mark.parametrize(
+    "setting", [{"cuda_graph": True}, {"as_paper": True}, {"fixed_time": True}, {"input_copies": 8}], ids=str
+)
+def test_settings_that_change_what_is_timed_are_no_verdict_whatever_the_protocols_name(
+    tmp_path: Path, setting: dict[str, Any]
+) -> None:
+    other = {"protocol": {"name": "strict", "rounds": 5, **setting}}
+    found = runs(tmp_path, sweep("one"), sweep("two", slowed={1024: 2.0}), config=other)
+    assert {row.judgement.reason for row in found.rows} == {Reason.DIFFERENT_PROTOCOL}
+    assert [w for w in found.warnings if w.startswith(f"protocol.{next(iter(setting))} differs")]
+    # The defaults may be written down or not.
+    defaults = {"cuda_graph": False, "as_paper": False, "fixed_time": False, "input_copies": 1}
+    same = runs(tmp_path / "same", sweep("one"), sweep("two"), config={"protocol": {"name": "strict", **defaults}})
+    assert same.counts[Verdict.SAME] == 8
+
+
+def test_flags_of_either_side_stand_below_the_table_with_what_they_mean(tmp_path: Path) -> None:
+    found = runs(tmp_path, sweep("one"), sweep("two", flags=("busy_machine", "drift")))
+    text = printed(found)
+    assert "flags of B: busy_machine at 40 of 40 timings: other processes used the cores meanwhile" in text
+    assert "flags of B: drift at 40 of 40 timings" in text
+    assert "flags of A" not in text
+    assert comparison_data(found)["b"]["flags"] == {"busy_machine": 40, "drift": 40}
+
+
+def test_a_side_whose_floor_nobody_measured_is_named(tmp_path: Path) -> None:
+    found = runs(tmp_path, sweep("one"), sweep("two"), aa_floor=0.0)
+    assert "no A/A floor is known of A." in printed(found)
+    assert "no A/A floor is known of A and B." in printed(runs(tmp_path / "c", sweep("one"), sweep("two")))
+    data = comparison_data(found)
+    assert (data["a"]["aa_floor"], data["b"]["aa_floor"]) == (None, 0.0)
 
 
 def test_runs_of_two_devices_meet_by_configuration_and_the_difference_is_said(tmp_path: Path) -> None:
@@ -393,7 +445,8 @@ def test_the_data_is_strict_json_and_holds_every_row(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", [*awkward("one"), *sweep("one")], machine=HOSTILE[0])
     b = write_run(tmp_path / "b", [*awkward("two"), *sweep("two", slowed={1024: 2.0})])
     found = compare(a, b)
-    data = json.loads(json.dumps(comparison_data(found, 5.0), allow_nan=False))
+    asked = Options(None, 5.0, None)
+    data = json.loads(json.dumps(comparing.data(found, asked), allow_nan=False))
     assert data["verdict"] == found.headline()
     assert data["counts"] == {"same": 8, "faster": 0, "slower": 4, "ambiguous": 1}
     assert len(data["points"]) == len(found.rows)

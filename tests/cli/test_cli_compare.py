@@ -69,7 +69,8 @@ def test_one_round_is_no_verdict_and_no_passed_check(call: Call, tmp_path: Path)
     assert "too_few_rounds" in answer.out
     checked = call("compare", str(a), str(b), "--fail-on-regression", "5")
     assert checked.code == 1
-    assert "no point could be judged" in checked.out
+    assert "3.000 times as long, and it cannot be judged (too_few_rounds)" in checked.out
+    assert "1 of 1 passes could not be judged" in checked.out
 
 
 def test_a_threshold_makes_small_changes_the_same(call: Call, before: Path, slower: Path) -> None:

@@ -38,7 +38,7 @@ def followed(
     found = Conditions(gpu, cpus=cpus, cpu_times=lambda: next(times), cpu_mhz=lambda: mhz)
     for _ in turns:
         found.begin_turn()
-        found.end_turn()
+        found.end_turn(samples=len(found.summary().get("gpu_readings", [])) * 10 + 10)
     return found
 
 
@@ -120,6 +120,12 @@ def test_a_gpu_is_read_after_every_turn_and_any_reason_throttles() -> None:
     assert (told["sm_clock_mhz_first"], told["sm_clock_mhz_last"], told["sm_clock_mhz_min"]) == (1980.0, 1900.0, 1200.0)
     assert (told["power_w_max"], told["temperature_c_max"]) == (700.2, 85.0)
     assert told["throttle_reasons"] == ["hw_thermal_slowdown", "sw_power_cap"]
+    # Which samples they go with: the first ten came before anything was held down.
+    readings = [(r["samples"], r["sm_clock_mhz"], r["power_w"], r["throttle_reasons"]) for r in told["gpu_readings"]]
+    assert readings[0] == (10, 1980.0, 300.0, [])
+    assert readings[1:] == [
+        (20, 1200.0, 700.25, ["hw_thermal_slowdown", "sw_power_cap"]), (30, 1900.0, None, ["sw_power_cap"])
+    ]  # fmt: skip
 
 
 def nvml(**answers: Any) -> Any:

@@ -118,6 +118,11 @@ def test_a_check_does_not_pass_because_a_time_is_gone_or_nothing_can_be_judged(c
     answer = call("compare", *once, "--fail-on-regression", "5")
     assert answer.code == 1
     assert Quote("no point could be judged, so a regression would not be seen").stands_in(answer.out)
+    slow = points(lengths=(65536,))[0]
+    both = [[*sweep(luck), *rounds(slow, ms, count=2)] for luck, ms in (("one", 2.0), ("two", 6.0))]
+    answer = call("compare", *a_pair(tmp_path / "slow", *both), "--fail-on-regression", "5")
+    assert answer.code == 1
+    assert Quote("times as long, and it cannot be judged (too_few_rounds)").stands_in(answer.out)
 
 
 def test_two_machines_or_libraries_are_laid_side_by_side_with_what_differs(call: Call, tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ def test_clocks_that_are_held_down_mark_a_time_and_never_drop_it(call: Call, tmp
     told = row.conditions
     assert (told["sm_clock_mhz_first"], told["sm_clock_mhz_last"]) == (1980, 1200)
     assert (told["power_w_max"], told["temperature_c_max"]) == (699.9, 88)
+    assert [reading["sm_clock_mhz"] for reading in told["gpu_readings"][:2]] == [1980, 1200]
+    assert told["gpu_readings"][-1]["samples"] == len(row.samples_ms)
     assert "(throttled)" in text
     assert Quote("throttled: exact (1 row): the clocks of the device were held down meanwhile").stands_in(text)
 
