@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.compare import Comparison, compare
 from hyperbench.analyze.compare_text import comparison_data, print_comparison
-from hyperbench.analyze.regression import failures_of, unjudged_note
+from hyperbench.analyze.regression import failures_of, unjudged, unjudged_note
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,8 +53,8 @@ def compared(run_a: Path, run_b: Path | None, options: Options) -> Comparison:
 def data(comparison: Comparison, options: Options) -> dict[str, Any]:
     """The comparison as plain data that JSON can hold."""
     limit = options.fail_on_regression
-    asked = {} if limit is None else {"fail_on_regression": limit, "failures": failures_of(comparison, limit)}
-    return {**comparison_data(comparison), **asked}
+    failures = {} if limit is None else {"fail_on_regression": limit, "failures": failures_of(comparison, limit)}
+    return {**comparison_data(comparison), "unjudged": len(unjudged(comparison)), **failures}
 
 
 def print_text(comparison: Comparison, options: Options, console: Console) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,8 @@ from typing import Any
 _FOLDER = Path("/tmp")
 #: Another place for the locks, such as one that containers share; tests have one of their own.
 FOLDER_VARIABLE = "HYPERBENCH_LOCK_DIR"
+_TRIES = 3
+_PAUSE_S = 0.01
 
 
 class DeviceBusyError(ValueError):
@@ -41,7 +44,7 @@ class DeviceLock:
             self.note = f"cannot lock {self.path} ({error.strerror}): nothing keeps a second run from this device"
             return self
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(fd)
         except BlockingIOError:
             owner = _owner(fd)
             os.close(fd)
@@ -118,6 +121,16 @@ def _opened(path: Path) -> int:
         os.fchmod(fd, 0o666)  # whatever the umask says
         return fd
     return os.open(path, flags)
+
+
+def _take(fd: int) -> None:
+    """Lock the file. Raises BlockingIOError if another process holds it, which one that only asks does for a moment."""
+    for _ in range(_TRIES):
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_PAUSE_S)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _owner(fd: int) -> str:

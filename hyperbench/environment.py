@@ -188,7 +188,10 @@ def code_fingerprint(targets: Iterable[str] = ()) -> str:
 
 
 def _module_file(target: str) -> Path | None:
-    """The source of the module that a function is in, by its full name; None for our own, and where none is found."""
+    """The source of the module that a function is in, by its full name; None for our own.
+
+    None too where no file of that name lies on the path: a module that an import hook finds is not seen.
+    """
     parts = target.split(".")
     if parts[0] in ("hyperbench", "hyperattn_core"):
         return None

@@ -24,7 +24,8 @@ _MEANINGS = {
     Reason.UNEQUAL_ROUNDS: "the two sides were not measured in as many (in one run: not in the same) rounds",
     Reason.ZERO_VARIANCE: "the rounds do not differ at all, which no clock of a machine does",
     Reason.ZERO_TIME: "a median of zero has no ratio",
-    Reason.DIFFERENT_PROTOCOL: "times of different protocols, or of settings that change what is timed, are not comparable",
+    Reason.DIFFERENT_PROTOCOL: "times of different protocols are not comparable, nor are those of other settings that "
+    "change what is timed",
     Reason.THROTTLED: "the clocks of one side were throttled",
     Reason.NO_TIMING: "neither side has a time",
     Reason.NO_TIMING_IN_A: "A has no time",
@@ -180,6 +181,7 @@ def _leftover(comparison: Comparison, dims: Sequence[str]) -> list[str]:
 
 
 def label(row: Row, dims: Sequence[str]) -> str:
+    """A pass of a point, by what tells it from others (`dims`)."""
     return f"{_point_label(row, dims)}, {pass_label(str(row.pass_))}"
 
 
@@ -233,10 +235,12 @@ def _head(name: str) -> str:
 
 
 def ratio_text(value: float | None) -> str:
+    """A ratio in four digits; "" for none."""
     return significant(value, 4)
 
 
 def interval_text(found: Judgement) -> str:
+    """The 95 % interval of a ratio; "" where there is none."""
     return "" if is_null(found.low) else f"{ratio_text(found.low)} to {ratio_text(found.high)}"
 
 
