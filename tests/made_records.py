@@ -148,6 +148,9 @@ def stages(draw: st.DrawFn) -> Stage:
         status=status,
         stop_reason=draw(st.none() | st.sampled_from(StopReason)),
         message=draw(st.text(max_size=20)),
+        flags=tuple(map(str, draw(st.lists(st.sampled_from(Flag), unique=True)))) if samples else (),
+        host_ms=draw(st.none() | milliseconds),
+        conditions=draw(conditions),
     )
 
 

@@ -129,6 +129,10 @@ def test_a_stage_has_a_time_where_its_status_says_so(status: Status) -> None:
         ({"median_ms": None, "samples_ms": (1.0,), "status": Status.OOM}, "median_ms"),
         ({"all_stages": ("sort", "attend")}, "stage='hash'"),
         ({"all_stages": "hash"}, "all_stages"),
+        ({"samples_ms": (1.0,), "flags": ("tired",)}, "flags='tired' is unknown; allowed: bimodal"),
+        ({"flags": ("drift",)}, "a stage without samples has none"),
+        ({"host_ms": -1.0}, "host_ms"),
+        ({"conditions": {"power_w_max": float("inf")}}, "conditions of a stage"),
         ({"round": -1}, "round"),
     ],
 )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from synthetic_runs import HYPER, MakeRun, errors, grid, point, stages, timing, view_from
 
 from hyperbench.analyze.digest import stage_digests
-from hyperbench.analyze.show import run_summary
+from hyperbench.analyze.show import run_summary, show_run
 from hyperbench.analyze.stages import missing_stages, stages_in, whole_points
 from hyperbench.analyze.tables import records
+from hyperbench.analyze.text import plain
 from hyperbench.schema import ALL_STAGES, Pass, Record, Stage, Status
 
 POINT = point("hyper", 4096, hyper=HYPER)
@@ -79,6 +83,37 @@ def test_a_round_without_a_time_is_told_and_takes_none_with_it() -> None:
     assert row["median_ms"] == first[0].median_ms
     assert row["message"] == "1 of 2 rounds have no time."
     assert table["sum_ms"].notna().all()
+
+
+def marked(name: str, *flags: str, **changes: Any) -> list[Record]:
+    """The stages of a point, one of them flagged."""
+    return [
+        dataclasses.replace(r, flags=flags, **changes) if isinstance(r, Stage) and r.stage == name else r
+        for r in stages(POINT)
+    ]
+
+
+def test_flags_of_all_rounds_stand_in_the_row_and_a_throttled_round_marks_it() -> None:
+    second = marked("attend", "drift", "throttled", round=1, status=Status.THROTTLED)
+    table = view_from(run_of(*marked("attend", "bimodal"), *second)).stages
+    found = {row["stage"]: (plain(row["flags"]), row["status"]) for row in records(table)}
+    assert found.pop("attend") == ("bimodal,drift,throttled", "throttled")
+    assert set(found.values()) == {("", "ok")}
+    assert table["sum_ms"].notna().all()
+
+
+def test_a_flagged_stage_is_marked_in_the_digest_and_counted_by_show(make_run: MakeRun) -> None:
+    found = run_of(*marked("attend", "throttled", status=Status.THROTTLED))
+    (digest,) = stage_digests(view_from(found))
+    cells = dict(zip(digest.columns, digest.rows[0], strict=True))
+    assert "*" in cells["attend"]
+    assert cells["attend"].endswith("(throttled)")
+    assert not any("*" in cells[name] for name in ("hash", "sort", "sample"))
+    run = make_run([*found, *errors(POINT)])
+    text = io.StringIO()
+    show_run(run, Console(file=text, width=200))
+    assert "* throttled: stages of hyper (1 row)" in text.getvalue()
+    assert [row["flags"] for row in run_summary(run)["stages"] if row["stage"] == "attend"] == ["throttled"]
 
 
 def test_stages_stand_in_the_order_of_the_pass_those_of_the_library_first() -> None:

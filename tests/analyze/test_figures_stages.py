@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import plotly.graph_objects as go
@@ -14,7 +15,7 @@ from synthetic_runs import HOSTILE, HYPER, failed, grid, hyper_ms, point, stages
 from hyperbench.analyze.figures.stages import MOST_PERCENT, WHOLE_PASS, build
 from hyperbench.analyze.tables import DoesNotFitError
 from hyperbench.analyze.view import View
-from hyperbench.schema import ALL_STAGES, Pass, Record, Stage, Status
+from hyperbench.schema import ALL_STAGES, Pass, Record, Stage, Status, Timing
 
 LENGTHS = (1024, 2048, 4096, 8192)
 COLUMNS = {False: 1, True: 2}
@@ -156,6 +157,32 @@ def test_a_length_is_in_a_stack_or_crossed_out_with_its_reason(lost: set[int]) -
     for trace in areas(made, 1, 1):
         places = [LENGTHS.index(n) for n in trace.x if n in LENGTHS]
         assert places == list(range(places[0], places[-1] + 1))
+
+
+def test_a_throttled_stage_is_hollow_and_its_flags_are_told_in_hover_and_footer() -> None:
+    def mark(r: Record) -> Record:
+        if isinstance(r, Stage) and (r.stage, r.point.seq_len) == ("attend", 2048):
+            return dataclasses.replace(r, status=Status.THROTTLED, flags=("drift", "throttled"))
+        return r
+
+    made = build(view_from(map(mark, of_lengths(LENGTHS))))
+    for trace in areas(made, 1, 1):
+        hollow = {x for x, color in zip(trace.x, trace.marker.color, strict=True) if color == "white"}
+        assert hollow == ({2048} if trace.name == "attend" else set())
+        flagged = {x for x, text in zip(trace.x, trace.hovertext, strict=True) if "flagged: drift, throttled" in text}
+        assert flagged == hollow
+    told = footer(made)
+    assert "Flagged stages (drift, throttled; see hover) at n = 2,048." in told
+    assert "clocks were throttled while they were timed (n = 2,048)" in told
+    assert "lagged" not in footer(build(view_from(of_lengths(LENGTHS))))
+
+
+def test_a_throttled_whole_pass_is_hollow_in_its_line() -> None:
+    def mark(r: Record) -> Record:
+        return dataclasses.replace(r, status=Status.THROTTLED) if isinstance(r, Timing) else r
+
+    line = curve(build(view_from(map(mark, of_lengths(LENGTHS)))), 1, 1, WHOLE_PASS)
+    assert set(line.marker.color) == {"white"}
 
 
 def test_a_method_that_tells_no_stages_is_a_note_and_no_panel() -> None:

@@ -162,6 +162,8 @@ class Staged:
     def __init__(self, trouble: str = "") -> None:
         self.trouble = trouble
         self.calls: list[str] = []
+        self.seen: list[Tensor] = []
+        self.made = 0
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, seed: int = 0) -> Tensor:
         return exact(q, k, v, is_causal=is_causal)
@@ -170,9 +172,11 @@ class Staged:
         """scores, weights, out; none of them is to record a gradient."""
         done: dict[str, Tensor] = {}
         self.calls.clear()
+        self.made += 1
 
         def scores() -> Tensor:
             self.calls.append("scores")
+            self.seen.append(q)
             assert not torch.is_grad_enabled()
             hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1) & is_causal
             done["scores"] = (q @ k.mT / q.shape[3] ** 0.5).masked_fill(hidden, float("-inf"))
@@ -199,6 +203,8 @@ class Staged:
             return [scores, weights, out]
         if self.trouble == "a bad name":
             return {"scores": scores, "all": weights}
+        if self.trouble == "changes" and self.made > 1:
+            return {"scores": scores, "more": weights, "out": out}
         return {"scores": scores, "weights": weights, "out": out}
 
 
@@ -210,4 +216,5 @@ staged_another_output = Staged("another output")
 staged_no_output = Staged("no output")
 staged_cannot_begin = Staged("cannot begin")
 staged_a_list = Staged("a list")
+staged_changes = Staged("changes")
 staged_a_bad_name = Staged("a bad name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +16,15 @@ from made_runs import HYPER_DEFAULTS, prepared, tiny
 
 from hyperbench.measure import grid
 from hyperbench.measure import report as report_module
+from hyperbench.measure.calls import rotated
+from hyperbench.measure.conditions import GpuReading
 from hyperbench.measure.estimate import estimate_s
 from hyperbench.measure.group import GroupMeasurement
 from hyperbench.measure.methods import registry
+from hyperbench.measure.surroundings import Surroundings
 from hyperbench.measure.wire import Task
 from hyperbench.record_json import from_json
-from hyperbench.schema import ALL_STAGES, ErrorRow, Pass, Stage, Status, StopReason, Timing
+from hyperbench.schema import ALL_STAGES, ErrorRow, Flag, Pass, Stage, Status, StopReason, Timing
 from hyperbench.stats import median
 from hyperbench.validate import ErrorConfig
 
@@ -35,6 +39,8 @@ CELL = grid.Cell(POINT, exact=False)
 class Clock:
     """A call takes as many milliseconds as there were calls of it."""
 
+    host_ms: float | None = None
+
     def __init__(self) -> None:
         self.calls: dict[int, int] = {}
 
@@ -47,6 +53,24 @@ class Clock:
         call()
         self.calls[id(call)] = self.calls.get(id(call), 0) + 1
         return float(self.calls[id(call)])
+
+
+class Steady(Clock):
+    """Each call takes a millisecond, and gives the host back after `host_ms`; each look at the time, `look_s`."""
+
+    def __init__(self, host_ms: float | None = None, look_s: float = 0.0) -> None:
+        super().__init__()
+        self.host_ms, self._look_s, self._now_s = host_ms, look_s, 0.0
+
+    def now_s(self) -> float:
+        """Later by a look."""
+        self._now_s += self._look_s
+        return self._now_s
+
+    def time_ms(self, call: Callable[[], object]) -> float:
+        """Make the call."""
+        super().time_ms(call)
+        return 1.0
 
 
 class Gauge:
@@ -72,8 +96,10 @@ class Measured:
         config = tiny().config
         wanted = grid.Todo(grid.Cell(point, False), todo.get("passes", (Pass.FORWARD,)), (), True, timed)
         self.messages: list[Message] = []
-        task = Task((wanted,), ("forward",), config.protocol, config.error, todo.get("round_", 0), None)
-        self.measurement = GroupMeasurement(task, self.messages.append, Clock(), Gauge())
+        protocol = dataclasses.replace(config.protocol, **todo.get("protocol", {}))
+        task = Task((wanted,), ("forward",), protocol, config.error, todo.get("round_", 0), None)
+        clock, surroundings = todo.get("clock") or Clock(), todo.get("surroundings")
+        self.measurement = GroupMeasurement(task, self.messages.append, clock, Gauge(), surroundings)
         self.measurement.run()
         self.records = [from_json(m["record"]) for m in self.messages if m["event"] == "record"]
         self.rows = [r for r in self.records if isinstance(r, Stage)]
@@ -125,6 +151,66 @@ def test_only_missing_stages_are_timed_though_all_are_run(timed: tuple[str, ...]
     assert {name: method.calls.count(name) for name in timed} == dict.fromkeys(timed, 1)
 
 
+@pytest.mark.parametrize(("look_s", "copies"), [(0.0, tiny().config.protocol.input_copies), (1e6, 1)])
+def test_stages_work_on_several_inputs_in_turn_unless_making_them_takes_long(look_s: float, copies: int) -> None:
+    method: Any = registry.find("odd_methods.staged").function
+    method.seen.clear()
+    rows = Measured("staged", clock=Steady(look_s=look_s)).rows
+    assert {row.conditions["input_copies"] for row in rows} == {copies}
+    same = [torch.equal(a, b) for a, b in zip(method.seen, method.seen[1:], strict=False)]
+    assert len(same) > len(NAMES)
+    assert all(same) if copies == 1 else not any(same)
+
+
+def test_what_the_rotated_stages_of_hyper_give_is_the_output_on_their_own_inputs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 64, 8, generator=generator) for _ in range(3))
+    method = registry.find(HYPER)
+    sets = [(one, method.stages(*one, is_causal=True, **SMALL)) for one in rotated((q, k, v), 3)]
+    for _, stages in sets:
+        for call in stages.values():
+            call()
+    # Each stage once more, the sets in turn: none meets what another set left.
+    outs: list[object] = []
+    for name in sets[0][1]:
+        outs = [stages[name]() for _, stages in sets]
+    for (one, _), out in zip(sets, outs, strict=True):
+        assert isinstance(out, torch.Tensor)
+        assert torch.equal(out, method.function(*one, is_causal=True, **SMALL))
+
+
+def test_a_steady_stage_has_no_flag_of_its_samples_and_a_growing_one_drifts() -> None:
+    many = {"min_samples": 20, "max_samples": 20, "budget_s": {"forward": 1e3}}
+
+    def of_samples(clock: Clock) -> list[set[str]]:
+        return [set(row.flags) - {Flag.BUSY_MACHINE} for row in Measured("staged", clock=clock, protocol=many).rows]
+
+    assert of_samples(Steady()) == [set()] * 3
+    assert of_samples(Clock()) == [{Flag.DRIFT}] * 3
+
+
+def test_a_stage_whose_launch_takes_longer_than_its_work_is_flagged() -> None:
+    for row in Measured("staged", clock=Steady(host_ms=2.0)).rows:
+        assert Flag.HOST_BOUND in row.flags
+        assert row.host_ms == 2.0
+        assert row.status is Status.OK
+
+
+def test_held_down_clocks_mark_a_stage_and_its_conditions_are_kept() -> None:
+    class Gpu:
+        def read(self) -> GpuReading:
+            return GpuReading(1200.0, 700.0, 85.0, ("sw_power_cap",))
+
+    rows = Measured("staged", surroundings=Surroundings(Gpu(), None, 2, {"threads": 2})).rows
+    assert len(rows) == len(NAMES)
+    for row in rows:
+        assert row.status is Status.THROTTLED
+        assert row.median_ms is not None
+        assert "throttled" in row.flags
+        assert "throttled: sw_power_cap" in row.message
+        assert (row.conditions["threads"], row.conditions["sm_clock_mhz_min"]) == (2, 1200.0)
+
+
 def test_a_round_is_that_of_its_task() -> None:
     assert {row.round for row in Measured("staged", round_=2).rows} == {2}
 
@@ -136,6 +222,7 @@ def test_a_round_is_that_of_its_task() -> None:
         ("staged_cannot_begin", (ALL_STAGES,), "error", "RuntimeError: no stages today"),
         ("staged_a_list", (ALL_STAGES,), "error", "must return a dict of calls by name, not list"),
         ("staged_a_bad_name", (ALL_STAGES,), "error", "by other names than 'all': 'all'"),
+        ("staged_changes", NAMES, "error", "stages must be the same on all inputs of a shape: ['scores', 'weights', "),
         ("staged_fails", NAMES, "error", "RuntimeError: no weights"),
         ("staged_another_output", NAMES, "incorrect", "the last stage must give the output of the method"),
         ("staged_no_output", NAMES, "incorrect", "the output is None, not a tensor"),

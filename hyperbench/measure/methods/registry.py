@@ -100,8 +100,8 @@ class Method:
         """The parts of the method's forward pass on q (B, H, N, D), k and v, by name and in order.
 
         Calling each once, in order, does the work of the pass, and the last one returns its output; after that each can
-        be called again by itself. Raises NotImplementedError where the method does not tell its parts, ValueError on
-        what are no named calls.
+        be called again by itself. Several such dicts are in use at a time, each on inputs of its own. Raises
+        NotImplementedError where the method does not tell its parts, ValueError on what are no named calls.
         """
         own = getattr(self.function, "stages", None)
         if own is None:
