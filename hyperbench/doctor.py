@@ -33,6 +33,7 @@ def examine() -> dict[str, Any]:
         "inputs": [],
         "measure_rate": not busy,
         "diagnose": not busy,
+        "triton": True,
     }
     device_files, begun = catalog.entries("device"), read_cpu_times()
     facts = ask_probe(request, {k: str(v) for k, v in device_files["cpu"]["env"].items()})
@@ -109,8 +110,8 @@ def _timer_lines(report: dict[str, Any]) -> list[str]:
         lines += [
             f"exact attention runs at {report['attention_flops_per_s'][device] / 1e9:,.0f} GFLOP/s here",
             f"clock resolution {timer['resolution_ns']:,.0f} ns",
-            f"the same call measured twice, {timer['pairs']} times: its medians differ by {timer['floor']:.2%} at most; "
-            "smaller differences mean nothing here",
+            f"the same call measured twice, {timer['pairs']} times: its medians differ by {timer['floor']:.2%} at "
+            "most; smaller differences mean nothing here",
         ]
     if found is not None:
         kept = f"not kept for runs: {found['not_kept']}" if found["not_kept"] else "`run` takes it from here"

@@ -46,6 +46,7 @@ def main() -> None:
         from hyperbench.measure.diagnose import timer_facts
 
         answer["timer"] = timer_facts(_devices(answer)[-1])
+    if request.get("triton"):
         answer["triton_backend"] = why_no_triton(answer["cuda_available"])
     if request.get("noise"):
         from hyperbench.measure.diagnose import noise_facts
