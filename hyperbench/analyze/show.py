@@ -51,11 +51,11 @@ def show_run(run_dir: Path, console: Console, baseline: str = "flash2", beside: 
 
     run = load_run(Path(run_dir))
     view = make_view(run, baseline)
+    other = None if view.timings.empty else view_beside(run, view, beside)
     console.print(Text(str(run.path), style="bold"))
     if view.timings.empty:
         console.print("This run holds no measurement yet.")
         return
-    other = view_beside(run, view, beside)
     console.print(Text("  ·  ".join(provenance(view)), style="dim"))
     if other is not None:
         console.print(Text(f"beside {beside}", style="bold"))

@@ -28,8 +28,8 @@ def timer_facts(device: str) -> dict[str, Any]:
         "resolution_ns": clock_resolution_ns(time.perf_counter_ns),
         "pairs": _PAIRS,
         "floor": noise_floor(clock, _some_call(device), warm_s=_WARM_S),
-        "flush_ratio": None,
-        **({"flush_ratio": _device_flush_ratio(), **flush_times(clock)} if isinstance(clock, CudaClock) else {}),
+        "flush_ratio": _device_flush_ratio() if isinstance(clock, CudaClock) else None,
+        **(flush_times(clock) if isinstance(clock, CudaClock) else {}),
     }
 
 
