@@ -26,7 +26,8 @@ def view_beside(run: Run, view: View, beside: Path | None) -> View | None:
     if not view.as_paper:
         if beside is not None:
             raise ValueError(
-                f"--beside is for a run of protocol=paper, and {run.path} is none; two runs are laid side by side by: hyperbench compare A B"
+                f"--beside is for a run of protocol=paper, and {run.path} is none; two runs are laid side by side by: "
+                "hyperbench compare A B"
             )
         return None
     if beside is None:
