@@ -67,7 +67,7 @@ gpu:
 
 # ARGS="--candidates --head-dim 64 128" prints more.
 kernels: $(INSTALLED)
-	@$(BIN)/python -m hyperattn_core.triton_backend.aot $(ARGS)
+	@$(BIN)/python -m tools.kernels.table $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

@@ -28,9 +28,9 @@ from lm_training import ATTENTIONS, MAX_LAYERS, Row, Settings, evaluate, make_at
 
 from hyperattn_core import HyperAttentionParams
 from hyperattn_core.backends import backend_for
-from hyperbench import environment
-from hyperbench.measure import probe
-from hyperbench.schema import SCHEMA_VERSION
+from hyperbench.measure.probe import main as probe
+from hyperbench.store import environment
+from hyperbench.store.schema import SCHEMA_VERSION
 
 _QUICK = {
     "seeds": 1, "steps": 100, "batch": 4, "context": 128, "width": 64, "heads": 2, "eval_batches": 4,

@@ -5,7 +5,7 @@ from hyperattn_core.functional import hyper_attention
 from hyperattn_core.merge import merge_attention
 from hyperattn_core.oracle import oracle_attention
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.plan import AttentionPlan, LevelPlan, make_plan
+from hyperattn_core.planning.plan import AttentionPlan, LevelPlan, make_plan
 
 __all__ = [
     "AttentionPlan",

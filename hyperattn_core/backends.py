@@ -93,7 +93,8 @@ def kernel_settings(dtype: torch.dtype = torch.bfloat16, head_dim: int = 64) -> 
         return {}
     import triton
 
-    from hyperattn_core.triton_backend import configure, leaves
+    from hyperattn_core.triton_backend import leaves
+    from hyperattn_core.triton_backend.tuning import configure
 
     configure.chosen(torch.device("cuda", torch.cuda.current_device()), dtype, head_dim)
     return {"triton": triton.__version__, **configure.describe(), **leaves.describe_leaves()}

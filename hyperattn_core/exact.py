@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hyperattn_core.checks import check_inputs
-from hyperattn_core.exact_kernels import Attended, kernel_backward, kernel_forward, lse_dtype, takes_groups
+from hyperattn_core.exact_aten import Attended, kernel_backward, kernel_forward, lse_dtype, takes_groups
 
 
 def exact_attention(

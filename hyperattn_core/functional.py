@@ -9,11 +9,11 @@ from torch import Tensor
 from hyperattn_core.backends import chosen_backend
 from hyperattn_core.checks import check_inputs
 from hyperattn_core.exact import default_scale
-from hyperattn_core.exact_kernels import lse_dtype
+from hyperattn_core.exact_aten import lse_dtype
 from hyperattn_core.oracle import oracle_attention
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.plan import AttentionPlan, check_plan_request, make_plan
-from hyperattn_core.torch_backend import torch_attention
+from hyperattn_core.planning.plan import AttentionPlan, check_plan_request, make_plan
+from hyperattn_core.torch_backend.attention import torch_attention
 
 
 @overload

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperattn_core.exact import default_scale
-from hyperattn_core.plan import AttentionPlan, LevelPlan
+from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
 
 
 def weight_matrix(plan: AttentionPlan) -> Tensor:

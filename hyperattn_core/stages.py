@@ -12,10 +12,10 @@ from torch import Tensor
 from hyperattn_core.backends import PLAN_BACKENDS, chosen_backend
 from hyperattn_core.checks import check_inputs
 from hyperattn_core.exact import default_scale, exact_forward
-from hyperattn_core.exact_kernels import lse_dtype
-from hyperattn_core.levels import level_shapes
+from hyperattn_core.exact_aten import lse_dtype
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.plan import (
+from hyperattn_core.planning.levels import level_shapes
+from hyperattn_core.planning.plan import (
     DEFAULT_TILE_SIZE,
     check_plan_request,
     hash_inputs,
@@ -23,7 +23,7 @@ from hyperattn_core.plan import (
     plan_level,
     plan_shape,
 )
-from hyperattn_core.torch_backend import (
+from hyperattn_core.torch_backend.attention import (
     attend_all,
     attend_leaves,
     attend_level,
@@ -31,7 +31,7 @@ from hyperattn_core.torch_backend import (
     own_columns,
     whole_columns,
 )
-from hyperattn_core.torch_tiles import Buffers
+from hyperattn_core.torch_backend.tiles import Buffers
 
 Stages = dict[str, Callable[[], object]]
 #: A stage's work on the results of the stages before it, by their names.

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from hyperbench import __version__, exits, listing
+from hyperbench import __version__
+from hyperbench.commands import exit_codes, listing
 
 _PIPE_WIDTH = 200
 
@@ -87,10 +88,11 @@ def run(
         raise typer.BadParameter("--resume continues a run and --fresh replaces it: give one of them")
     if retry_failed and not resume:
         raise typer.BadParameter("--retry-failed goes with --resume")
-    from hyperbench import progress, summary
-    from hyperbench.device_lock import DeviceLock, device_key
-    from hyperbench.measure import session
-    from hyperbench.measure.conditions import read_cpu_times
+    from hyperbench.commands import progress
+    from hyperbench.commands import run_summary as summary
+    from hyperbench.measure.cpu_load import read_cpu_times
+    from hyperbench.measure.runner import session
+    from hyperbench.measure.runner.locks import DeviceLock, device_key
 
     begun = read_cpu_times()
     prepared = session.prepare(overrides or [])
@@ -115,7 +117,7 @@ def run(
     else:
         summary.print_outcome(folder, outcome, console)
     if outcome.interrupted:
-        raise typer.Exit(exits.INTERRUPTED)
+        raise typer.Exit(exit_codes.INTERRUPTED)
     raise typer.Exit(1 if summary.has_failures(folder) else 0)
 
 
@@ -220,15 +222,15 @@ def compare(
     smaller changes (protocol=strict). The threshold is 1 %, or what a machine differs from itself by (hyperbench
     doctor) if that is more.
     """
-    from hyperbench import comparing
+    from hyperbench.commands import compare
 
-    options = comparing.checked(methods, fail_on_regression, threshold)
-    comparison = comparing.compared(run_a, run_b, options)
+    options = compare.checked(methods, fail_on_regression, threshold)
+    comparison = compare.compared(run_a, run_b, options)
     if as_json:
-        _print_json(comparing.data(comparison, options))
+        _print_json(compare.data(comparison, options))
     else:
-        comparing.print_text(comparison, options, _stdout())
-    raise typer.Exit(1 if comparing.fails(comparison, options) else 0)
+        compare.print_text(comparison, options, _stdout())
+    raise typer.Exit(1 if compare.fails(comparison, options) else 0)
 
 
 @app.command("list")
@@ -249,7 +251,7 @@ def list_(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Examine this machine: devices, libraries, which methods can run and why others cannot, timer and noise."""
-    from hyperbench import doctor as room
+    from hyperbench.commands import doctor as room
 
     report = room.examine()
     if as_json:
@@ -261,7 +263,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Run the command line; whatever a user can cause ends in one line on stderr and an exit code (see exits)."""
-    exits.leave_with(lambda: app(standalone_mode=False))
+    exit_codes.leave_with(lambda: app(standalone_mode=False))
 
 
 def _stdout() -> Console:
@@ -270,7 +272,7 @@ def _stdout() -> Console:
 
 
 def _chosen(run_dir: Path | None) -> Path:
-    from hyperbench.store import latest_run
+    from hyperbench.store.run_folder import latest_run
 
     return run_dir if run_dir is not None else latest_run()
 

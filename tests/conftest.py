@@ -1,9 +1,10 @@
-"""Settings for all tests; this file also puts its folder on the path, for the helpers beside it."""
+"""Settings for all tests."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -12,6 +13,8 @@ from hypothesis import settings
 # tests/gpu, which need the compiled ones, are run with TRITON_INTERPRET=0.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+ROOT = Path(__file__).resolve().parents[1]
+
 # A machine that other work shares is slow at times; that is no failure.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
@@ -19,8 +22,12 @@ settings.load_profile("unhurried")
 
 @pytest.fixture(autouse=True, scope="session")
 def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Locks and caches of the tests are their own: a run that is measuring meanwhile neither stops them nor is used."""
+    """Locks and caches of the tests are their own: a run that is measuring meanwhile neither stops them nor is used.
+
+    Processes that tests start can import what the tests import, whatever their current folder is.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
         for name in ("HYPERBENCH_LOCK_DIR", "XDG_CACHE_HOME"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
         yield

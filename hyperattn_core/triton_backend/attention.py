@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from hyperattn_core.exact import exact_attention
-from hyperattn_core.levels import level_shapes
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.plan import AttentionPlan, plan_shape
+from hyperattn_core.planning.levels import level_shapes
+from hyperattn_core.planning.plan import AttentionPlan, plan_shape
 from hyperattn_core.triton_backend import ops
-from hyperattn_core.triton_backend.configure import default_tile_size
 from hyperattn_core.triton_backend.geometry import Settings
 from hyperattn_core.triton_backend.plan import pack
+from hyperattn_core.triton_backend.tuning.configure import default_tile_size
 
 
 def triton_attention(

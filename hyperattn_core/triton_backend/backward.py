@@ -6,14 +6,14 @@ import torch
 import triton
 from torch import Tensor
 
-from hyperattn_core.plan import plan_shape
-from hyperattn_core.torch_backend import leaf_slices
-from hyperattn_core.triton_backend import key_grad_kernels, query_grad_kernels, sample_grad_kernels
-from hyperattn_core.triton_backend.configure import backward_config
+from hyperattn_core.planning.plan import plan_shape
+from hyperattn_core.torch_backend.attention import leaf_slices
 from hyperattn_core.triton_backend.device_tables import level_table
 from hyperattn_core.triton_backend.geometry import TILES_PER_PART, Settings, geometry
+from hyperattn_core.triton_backend.kernels import key_grad, query_grad, sample_grad
 from hyperattn_core.triton_backend.leaves import leaf_backward
 from hyperattn_core.triton_backend.plan import block_dim, dense_rows
+from hyperattn_core.triton_backend.tuning.configure import backward_config
 
 _ROWS = 64
 SLOTS = 64
@@ -86,7 +86,7 @@ class BackwardWork:
     def delta(self) -> None:
         """delta = rowsum(grad_out * out) - grad_lse."""
         rows = self.lse.numel()
-        query_grad_kernels.delta_kernel[(triton.cdiv(rows, _ROWS),)](
+        query_grad.delta_kernel[(triton.cdiv(rows, _ROWS),)](
             self.out, self.grad_out, self.lse if self.grad_lse is None else self.grad_lse, self.deltas, rows,
             **delta_constants(self.v.shape[3], self.grad_lse is not None), num_warps=4,
         )  # fmt: skip
@@ -101,14 +101,14 @@ class BackwardWork:
         node_parts = max(-(-level.num_tiles // TILES_PER_PART) * level.shape.num_nodes for level in where.levels)
         chunks = triton.cdiv(most, self.config.key_block_n)
         parts = self._floats(where.sample_parts_size)
-        sample_grad_kernels.sample_kernel[(node_parts * queries.rows, len(where.levels), chunks)](
+        sample_grad.sample_kernel[(node_parts * queries.rows, len(where.levels), chunks)](
             self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.weights, self.table,
             *parts, *self._strides(),
             self.q.shape[1], queries.rows // keys.rows, queries.rows, self.q.shape[2], TILES_PER_PART,
             self.scale, **self._constants(self.config.key_block_n), **self._options(),
         )  # fmt: skip
         grid = (keys.rows * where.max_nodes, len(where.levels), triton.cdiv(most, _REDUCE_SLOTS))
-        sample_grad_kernels.reduce_kernel[grid](
+        sample_grad.reduce_kernel[grid](
             *parts, *self.sums, self.table, queries.rows // keys.rows, keys.rows, TILES_PER_PART,
             **reduce_constants(self.q.shape[3], self.v.shape[3]), num_warps=4,
         )  # fmt: skip
@@ -141,7 +141,7 @@ class BackwardWork:
         sizes = self.where.levels[level]
         constants = self._constants(self.config.query_block_n)
         pieces = constants["SPLIT"] * sizes.num_tiles * sizes.shape.num_nodes * self.where.sides[0].rows
-        query_grad_kernels.query_kernel[(pieces,)](
+        query_grad.query_kernel[(pieces,)](
             self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.weights, self.table, dq,
             *self._strides(), level, self.q.shape[1], self.q.shape[1] // self.k.shape[1], self.q.shape[2], self.scale,
             ACCUMULATE=self.where.settings.is_causal, **constants, **self._options(),
@@ -151,7 +151,7 @@ class BackwardWork:
         """dk and dv of one level, as queries does: every key of its nodes, with what it got as a sample."""
         sizes = self.where.levels[level]
         pieces = triton.cdiv(sizes.block_size, self.config.key_block_n) * sizes.num_blocks
-        key_grad_kernels.key_kernel[(pieces * sizes.shape.num_nodes * self.where.sides[1].rows,)](
+        key_grad.key_kernel[(pieces * sizes.shape.num_nodes * self.where.sides[1].rows,)](
             self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.table, *self.sums,
             dk, dv, *self._strides(), level, self.k.shape[1], self.q.shape[1] // self.k.shape[1],
             self.q.shape[2], self.k.shape[2], self.scale,

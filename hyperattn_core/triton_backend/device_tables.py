@@ -7,8 +7,8 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from hyperattn_core import draws
-from hyperattn_core.pairing import cut_tiles, rank_pairing
+from hyperattn_core.planning import draws
+from hyperattn_core.planning.pairing import cut_tiles, rank_pairing
 from hyperattn_core.triton_backend.geometry import Geometry
 
 

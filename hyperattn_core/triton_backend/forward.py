@@ -6,15 +6,15 @@ import torch
 import triton
 from torch import Tensor
 
-from hyperattn_core.plan import plan_shape
-from hyperattn_core.torch_backend import leaf_slices
-from hyperattn_core.triton_backend import attend_kernels as kernels
-from hyperattn_core.triton_backend.configure import attend_config
+from hyperattn_core.planning.plan import plan_shape
+from hyperattn_core.torch_backend.attention import leaf_slices
 from hyperattn_core.triton_backend.device_tables import level_table
 from hyperattn_core.triton_backend.geometry import Settings, geometry
+from hyperattn_core.triton_backend.kernels import attend as kernels
 from hyperattn_core.triton_backend.leaves import Leaves, leaf_forward
 from hyperattn_core.triton_backend.plan import block_dim, dense_rows
-from hyperattn_core.triton_backend.tuning import AttendConfig
+from hyperattn_core.triton_backend.tuning.configs import AttendConfig
+from hyperattn_core.triton_backend.tuning.configure import attend_config
 
 _MERGE_ELEMENTS = 8192
 

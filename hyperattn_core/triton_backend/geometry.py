@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from hyperattn_core import draws
-from hyperattn_core.levels import LevelShape, level_shapes
-from hyperattn_core.pairing import max_tiles
 from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.planning import draws
+from hyperattn_core.planning.levels import LevelShape, level_shapes
+from hyperattn_core.planning.pairing import max_tiles
 
 TILES_PER_PART = 64
 """Query tiles whose part of the samples' gradients one program sums up."""

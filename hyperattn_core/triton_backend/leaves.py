@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hyperattn_core.exact import exact_backward, fused_forward
-from hyperattn_core.exact_kernels import Attended
+from hyperattn_core.exact_aten import Attended
 from hyperattn_core.triton_backend.plan import dense_rows
 
 _TUNING_TOKENS = 1 << 17

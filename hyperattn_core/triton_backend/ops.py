@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperattn_core.plan import plan_shape
+from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.backward import backward
 from hyperattn_core.triton_backend.forward import forward
 from hyperattn_core.triton_backend.geometry import Settings, geometry

@@ -9,14 +9,15 @@ import torch
 import triton
 from torch import Tensor
 
-from hyperattn_core import draws
-from hyperattn_core.levels import level_shapes
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.plan import AttentionPlan, LevelPlan, level_samples, plan_shape
-from hyperattn_core.triton_backend import pair_kernels, plan_kernels
-from hyperattn_core.triton_backend.configure import default_tile_size
+from hyperattn_core.planning import draws
+from hyperattn_core.planning.levels import level_shapes
+from hyperattn_core.planning.plan import AttentionPlan, LevelPlan, level_samples, plan_shape
 from hyperattn_core.triton_backend.device_tables import block_tiles, drawn_samples, level_table, rank_tiles
 from hyperattn_core.triton_backend.geometry import SORT_TILE, Geometry, Settings, geometry
+from hyperattn_core.triton_backend.kernels import pair
+from hyperattn_core.triton_backend.kernels import plan as plan_kernels
+from hyperattn_core.triton_backend.tuning.configure import default_tile_size
 
 _COLUMNS = 16
 _HASH_TILES = 4
@@ -135,7 +136,7 @@ class PlanWork:
         constants = pair_constants(where.settings.is_causal, where.settings.bucket, where.num_ranks)
         tile_programs = triton.cdiv(where.max_node_tiles, constants["TILES"])
         grid = ((tile_programs + 1) * queries.rows * where.max_nodes, len(where.levels))
-        pair_kernels.pair_kernel[grid](
+        pair.pair_kernel[grid](
             self.data, self.weights, self.totals, self.table, index, weight, rank_tiles(where, device),
             queries.rows, keys.rows, queries.length, queries.rows // keys.rows, where.settings.tile_size, tile_programs,
             **constants, num_warps=4,

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hyperbench.analyze.digest import Digest
-from hyperbench.analyze.tables import records, varying
-from hyperbench.analyze.text import MASK_LABELS, is_null, milliseconds, plain, ratio
+from hyperbench.analyze.format import MASK_LABELS, is_null, milliseconds, plain, ratio
+from hyperbench.analyze.joins import records, varying
+from hyperbench.analyze.text_table import Digest
 from hyperbench.analyze.view import AS_PAPER, View, make_view
-from hyperbench.store import Run, load_run
+from hyperbench.store.run_folder import Run, load_run
 
 _TITLE = "as the authors state it (20th percentiles, forward+backward as a sum; no result by itself)"
 _STATED = ("forward", "backward")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.text import is_null
+from hyperbench.analyze.format import is_null
 
 if TYPE_CHECKING:
     import pandas as pd

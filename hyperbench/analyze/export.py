@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from hyperbench.analyze.authors import authors_digests, view_beside
 from hyperbench.analyze.causality import causality_notes
-from hyperbench.analyze.digest import FLAGGED, Digest, digests, stage_digests
-from hyperbench.analyze.tables import add_speedup, check_baseline
+from hyperbench.analyze.joins import add_speedup, check_baseline
+from hyperbench.analyze.text_table import FLAGGED, Digest, digests, stage_digests
 from hyperbench.analyze.view import View, make_view, provenance
-from hyperbench.store import Run, atomic_write, atomic_write_text, load_run
-from hyperbench.tables import can_write_parquet
+from hyperbench.store.run_folder import Run, atomic_write, atomic_write_text, load_run
+from hyperbench.store.tables import can_write_parquet
 
 if TYPE_CHECKING:
     import pandas as pd

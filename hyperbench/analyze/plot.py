@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hyperbench.analyze.tables import DoesNotFitError, parse_filters
+from hyperbench.analyze.joins import DoesNotFitError, parse_filters
 
 FORMATS = ("html", "png", "svg", "pdf")
 
@@ -34,9 +34,9 @@ def plot_run(
     """
     from hyperbench.analyze.authors import refuse_alone
     from hyperbench.analyze.figures import available, builder
-    from hyperbench.analyze.render import write_figures
+    from hyperbench.analyze.plotting.render import write_figures
     from hyperbench.analyze.view import make_view
-    from hyperbench.store import load_run
+    from hyperbench.store.run_folder import load_run
 
     asked = figures or []
     names = [text for text in asked if "=" not in text]

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.authors import authors_digests, view_beside
 from hyperbench.analyze.causality import causal_in_q, causality_notes
-from hyperbench.analyze.digest import FLAGGED, Digest, digests, stage_digests
-from hyperbench.analyze.stages import missing_stages
-from hyperbench.analyze.tables import flags_in, records
-from hyperbench.analyze.text import is_null, json_value, short
+from hyperbench.analyze.format import is_null, json_value, short
+from hyperbench.analyze.joins import flags_in, records
+from hyperbench.analyze.stage_table import missing_stages
+from hyperbench.analyze.text_table import FLAGGED, Digest, digests, stage_digests
 from hyperbench.analyze.view import View, error_columns, make_view, provenance, reason
-from hyperbench.schema import Flag
-from hyperbench.store import load_run
+from hyperbench.store.run_folder import load_run
+from hyperbench.store.schema import Flag
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +25,7 @@ _KEYS = (
     "host_ms", "memory_before_bytes", "peak_memory_bytes", "flags", "baseline_median_ms", "baseline_status",
     "speedup", "speedup_low", "speedup_high", "message",
 )  # fmt: skip
-#: What a flag says of a time, for people; the flags themselves are `hyperbench.schema.Flag`.
+#: What a flag says of a time, for people; the flags themselves are `hyperbench.store.schema.Flag`.
 FLAG_MEANINGS: dict[str, str] = {
     Flag.BIMODAL: "the samples fall into two groups apart from each other, and the median is one of them or between",
     Flag.DRIFT: "the samples get slower or faster with time, and the median is that of the time they were taken in",

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.causality import CAUSAL_IN_Q, causality_notes
-from hyperbench.analyze.stages import stage_table
-from hyperbench.analyze.tables import (
+from hyperbench.analyze.format import is_null, plain
+from hyperbench.analyze.joins import (
     HYPER_DIMS,
     DoesNotFitError,
     add_speedup,
@@ -19,13 +19,13 @@ from hyperbench.analyze.tables import (
     select,
     without_partial_rounds,
 )
-from hyperbench.analyze.text import is_null, plain
-from hyperbench.origins import described
+from hyperbench.analyze.stage_table import stage_table
+from hyperbench.store.origins import described
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from hyperbench.store import Run
+    from hyperbench.store.run_folder import Run
 
 #: The error metric that stands beside every time, and the trivial answers that put it in proportion.
 MAIN_ERROR = "out_rel_fro"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hyperbench.measure.flops import exact_flops, hyper_flops
-from hyperbench.schema import Pass
+from hyperbench.store.schema import Pass
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 #: Seconds of a `hyperbench run` before its first call: two processes that import torch, and kernels to be compiled.

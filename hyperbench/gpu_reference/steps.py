@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hyperbench import catalog
+from hyperbench.config import catalog
 from hyperbench.gpu_reference.budget import BACKWARD, Choice, Scale, step_names, step_s
 
 #: The strictest protocol there is.

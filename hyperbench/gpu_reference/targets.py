@@ -28,8 +28,8 @@ TARGETS = (
 
 def lines(run_dir: Path) -> list[str]:
     """One line for each target: the speedup measured at the target's length, or that there is none."""
-    from hyperbench.analyze.tables import add_speedup
-    from hyperbench.store import load_run
+    from hyperbench.analyze.joins import add_speedup
+    from hyperbench.store.run_folder import load_run
 
     timings = load_run(run_dir).timings
     found = []

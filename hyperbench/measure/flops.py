@@ -6,8 +6,8 @@ matrix products for two), both passes 3.5.
 
 from __future__ import annotations
 
-from hyperbench.schema import Pass
-from hyperbench.work import exact_pairs, hyper_pairs
+from hyperbench.flops import exact_pairs, hyper_pairs
+from hyperbench.store.schema import Pass
 
 PASS_FACTORS = {Pass.FORWARD: 1.0, Pass.BACKWARD: 2.5, Pass.FORWARD_BACKWARD: 3.5}
 _FLOPS_PER_PAIR = 4.0

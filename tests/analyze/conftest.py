@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from synthetic_runs import MakeRun, grid, view_from, write_run
 
 from hyperbench.analyze.view import View
-from hyperbench.schema import Record
+from hyperbench.store.schema import Record
+from tests.helpers.synthetic_runs import MakeRun, grid, view_from, write_run
 
 
 @pytest.fixture(scope="session")

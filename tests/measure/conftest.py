@@ -1,3 +1,3 @@
 """What makes these tests quick."""
 
-from quick import small_and_quick as small_and_quick
+from tests.helpers.quick import small_and_quick as small_and_quick

@@ -5,8 +5,10 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze import errors, style
-from hyperbench.analyze.marks import (
+from hyperbench.analyze.format import MASK_LABELS, escape, is_null, pass_label, ratio, short
+from hyperbench.analyze.joins import DoesNotFitError, check_single, records, single_value
+from hyperbench.analyze.plotting import errors, style
+from hyperbench.analyze.plotting.traces import (
     Panel,
     curve,
     failure_notes,
@@ -15,11 +17,9 @@ from hyperbench.analyze.marks import (
     throttled_notes,
     timing_text,
 )
-from hyperbench.analyze.paper import PublishedPoint, published_points
-from hyperbench.analyze.tables import DoesNotFitError, check_single, records, single_value
-from hyperbench.analyze.text import MASK_LABELS, escape, is_null, pass_label, ratio, short
+from hyperbench.analyze.published import PublishedPoint, published_points
 from hyperbench.analyze.view import MAIN_ERROR, View, headline, meanings, provenance, require_timings
-from hyperbench.work import work_ratio
+from hyperbench.flops import work_ratio
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze import style
-from hyperbench.analyze.marks import Panel, crosses, curve, filled, throttled_notes
-from hyperbench.analyze.stages import KNOWN, by_point, missing_stages, stages_in, whole_points
-from hyperbench.analyze.tables import DoesNotFitError, check_single, flags_in, records
-from hyperbench.analyze.text import MASK_LABELS, escape, is_null, milliseconds, plain, short
+from hyperbench.analyze.format import MASK_LABELS, escape, is_null, milliseconds, plain, short
+from hyperbench.analyze.joins import DoesNotFitError, check_single, flags_in, records
+from hyperbench.analyze.plotting import style
+from hyperbench.analyze.plotting.traces import Panel, crosses, curve, filled, throttled_notes
+from hyperbench.analyze.stage_table import KNOWN, by_point, missing_stages, stages_in, whole_points
 from hyperbench.analyze.view import View, headline, meanings, provenance, require_timings
 
 if TYPE_CHECKING:

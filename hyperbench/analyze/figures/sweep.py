@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze import errors, style
-from hyperbench.analyze.marks import (
+from hyperbench.analyze.format import MASK_LABELS, escape, is_null, pass_label, plain, ratio
+from hyperbench.analyze.joins import HYPER_DIMS, DoesNotFitError, check_single, records, varying
+from hyperbench.analyze.plotting import errors, style
+from hyperbench.analyze.plotting.traces import (
     Panel,
     curve,
     failure_notes,
@@ -15,8 +17,6 @@ from hyperbench.analyze.marks import (
     throttled_notes,
     timing_text,
 )
-from hyperbench.analyze.tables import HYPER_DIMS, DoesNotFitError, check_single, records, varying
-from hyperbench.analyze.text import MASK_LABELS, escape, is_null, pass_label, plain, ratio
 from hyperbench.analyze.view import MAIN_ERROR, View, headline, meanings, provenance, require_timings
 
 if TYPE_CHECKING:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hyperbench.analyze import errors, style
-from hyperbench.analyze.marks import (
+from hyperbench.analyze.format import MASK_LABELS, escape, pass_label, plain, short
+from hyperbench.analyze.joins import DoesNotFitError, check_single, records
+from hyperbench.analyze.plotting import errors, style
+from hyperbench.analyze.plotting.traces import (
     Panel,
     curve,
     failure_notes,
@@ -16,8 +18,6 @@ from hyperbench.analyze.marks import (
     throttled_notes,
     timing_text,
 )
-from hyperbench.analyze.tables import DoesNotFitError, check_single, records
-from hyperbench.analyze.text import MASK_LABELS, escape, pass_label, plain, short
 from hyperbench.analyze.view import View, headline, meanings, provenance, require_timings
 
 if TYPE_CHECKING:

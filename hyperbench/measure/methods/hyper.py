@@ -15,7 +15,7 @@ from hyperattn_core.backends import backend_for
 from hyperattn_core.stages import attention_stages
 from hyperbench import __version__
 from hyperbench.measure.flops import hyper_flops
-from hyperbench.schema import Pass, Point
+from hyperbench.store.schema import Pass, Point
 
 
 class Hyper:

@@ -1,0 +1,1 @@
+"""Plans: what attends to what, drawn and sorted before anything is attended."""

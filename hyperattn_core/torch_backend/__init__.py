@@ -1,0 +1,1 @@
+"""The estimator in PyTorch, for any device."""

@@ -1,0 +1,219 @@
+"""HyperAttention in PyTorch for any device: the estimator at a plan and its exact gradient, in linear memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hyperattn_core.exact import exact_backward, exact_forward
+from hyperattn_core.exact_aten import lse_dtype
+from hyperattn_core.merge import merge_into
+from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
+from hyperattn_core.torch_backend.runs import runs_backward, runs_forward
+from hyperattn_core.torch_backend.tiles import Buffers, LevelTiles, level_backward, level_forward
+
+# Rows of whole vectors: with others, a matrix product may round a row differently by where in the matrix it lies, and
+# an output would depend, in its last bit, on later queries that sort before it.
+_COLUMNS = 16
+
+
+def torch_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> tuple[Tensor, Tensor]:
+    """HyperAttention at a plan (Algorithm 3; Algorithm 4 if the plan is causal), differentiable through both results.
+
+    Args:
+        q: queries (B, H, Nq, D).
+        k: keys (B, Hkv, Nk, D).
+        v: values (B, Hkv, Nk, Dv).
+        plan: made for inputs of these shapes.
+        scale: factor of the logits.
+
+    Returns:
+        out (B, H, Nq, Dv) in the dtype of q, lse (B, H, Nq) in float32 (float64 for float64 inputs).
+    """
+    if plan.is_exact:
+        out, lse = _HyperAttention.apply(q, k, v, plan, scale)
+        return out, lse
+    out, lse = _HyperAttention.apply(*(whole_columns(x) for x in (q, k, v)), plan, scale)
+    return own_columns(out, v), lse
+
+
+def whole_columns(x: Tensor) -> Tensor:
+    """Zero columns up to a multiple of 16; they change no logit and no other value."""
+    missing = -x.shape[3] % _COLUMNS
+    return torch.nn.functional.pad(x, (0, missing)) if missing else x
+
+
+def own_columns(out: Tensor, v: Tensor) -> Tensor:
+    """The columns of an output that belong to v (B, Hkv, Nk, Dv) as it was before it was padded."""
+    value_dim = v.shape[3]
+    return out if out.shape[3] == value_dim else out[..., :value_dim].contiguous()
+
+
+class _HyperAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> tuple[Tensor, Tensor]:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        out, lse = _forward(q, k, v, plan, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.plan, ctx.scale = plan, scale
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out.contiguous()
+        return (*_backward(grad_out, grad_lse, q, k, v, out, lse, ctx.plan, ctx.scale), None, None)
+
+
+@dataclass(frozen=True)
+class AttendedLevel:
+    """The estimates of one level, in the order of its query slots.
+
+    Attributes:
+        out: (slots, Dv), in float32 (float64 for float64 inputs).
+        lse: (slots,), in the same dtype.
+        slots: int64 (B, H, Nq), the slot of each query; undefined for queries that are not in the level.
+    """
+
+    out: Tensor
+    lse: Tensor
+    slots: Tensor
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> tuple[Tensor, Tensor]:
+    if plan.is_exact:
+        return exact_forward(q, k, v, plan.is_causal, scale)
+    scratch = Buffers(lse_dtype(q), q.device)
+    if plan.leaf_len is None:
+        return attend_all(plan.levels[0], q, k, v, scale, scratch)
+    out, lse = attend_leaves(q, k, v, plan.leaf_len, scale)
+    for level in plan.levels:
+        merge_level(out, lse, attend_level(level, q, k, v, scale, scratch), level.node_len)
+    return out.to(q.dtype), lse
+
+
+def attend_all(
+    level: LevelPlan, q: Tensor, k: Tensor, v: Tensor, scale: float, scratch: Buffers
+) -> tuple[Tensor, Tensor]:
+    """A call of one level that holds every query: out (B, H, Nq, Dv) in the dtype of q, and lse (B, H, Nq)."""
+    if q.device.type == "cpu":
+        return runs_forward(level, q, k, v, scale, scratch)
+    return all_queries(attend_level(level, q, k, v, scale, scratch), q)
+
+
+def attend_level(level: LevelPlan, q: Tensor, k: Tensor, v: Tensor, scale: float, scratch: Buffers) -> AttendedLevel:
+    """Estimate one non-causal level for all its queries; q, k and v are contiguous, whole vectors wide."""
+    batch, heads, num_queries, width = q.shape
+    tiles = LevelTiles(level, k, v, heads, num_queries, scale, scratch.dtype)
+    out, lse = level_forward(tiles, q.view(-1, width), v.shape[3], scratch)
+    return AttendedLevel(out, lse, tiles.slot_of_query().view(batch, heads, num_queries))
+
+
+def all_queries(attended: AttendedLevel, q: Tensor) -> tuple[Tensor, Tensor]:
+    """The result of a call of one level that holds every query of q (B, H, Nq, D): out in the dtype of q, and lse."""
+    slots = attended.slots.view(-1)
+    out = attended.out.index_select(0, slots).view(*q.shape[:3], -1)
+    return out.to(q.dtype), attended.lse.index_select(0, slots).view(q.shape[:3])
+
+
+def attend_leaves(q: Tensor, k: Tensor, v: Tensor, leaf_len: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Exact causal attention within each leaf of the diagonal: out (B, H, N, Dv) and lse (B, H, N), not rounded."""
+    batch, heads, seq_len, _ = q.shape
+    out = torch.empty(batch, heads, seq_len, v.shape[3], dtype=lse_dtype(q), device=q.device)
+    lse = torch.empty(batch, heads, seq_len, dtype=lse_dtype(q), device=q.device)
+    for part in leaf_slices(seq_len, leaf_len):
+        q_leaf, k_leaf, v_leaf = (as_leaves(x, part, leaf_len) for x in (q, k, v))
+        leaf_out, leaf_lse = exact_forward(q_leaf, k_leaf, v_leaf, True, scale)
+        out[:, :, part].unflatten(2, (-1, leaf_out.shape[2])).copy_(from_leaves(leaf_out, batch))
+        lse[:, :, part].unflatten(2, (-1, leaf_out.shape[2])).copy_(from_leaves(leaf_lse, batch))
+    return out, lse
+
+
+def merge_level(out: Tensor, lse: Tensor, attended: AttendedLevel, node_len: int) -> None:
+    """Merge a causal level of nodes of node_len keys into out (B, H, N, Dv) and lse (B, H, N), in place."""
+    batch, heads, seq_len = lse.shape
+    for part in query_slices(seq_len, node_len):
+        for b in range(batch):
+            for h in range(heads):
+                found = attended.slots[b, h, part]
+                merge_into(
+                    out[b, h, part],
+                    lse[b, h, part],
+                    attended.out.index_select(0, found),
+                    attended.lse.index_select(0, found),
+                )
+
+
+def _backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: AttentionPlan,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if plan.is_exact:
+        return exact_backward(grad_out, q, k, v, out, lse, plan.is_causal, scale, grad_lse)
+    batch, heads, num_queries, _ = q.shape
+    dtype, rows = lse_dtype(q), batch * heads * num_queries
+    delta = (grad_out.to(dtype) * out.to(dtype)).sum(3)
+    if grad_lse is not None:
+        delta = delta - grad_lse
+    scratch = Buffers(dtype, q.device)
+    if plan.leaf_len is None and q.device.type == "cpu":
+        return runs_backward(plan.levels[0], q, k, v, grad_out, lse, delta, scale, scratch)
+    dq = torch.zeros(rows + 1, q.shape[3], dtype=dtype, device=q.device)
+    dk, dv = torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)
+    if plan.leaf_len is not None:
+        dq_view = dq[:-1].view(q.shape)
+        for part in leaf_slices(num_queries, plan.leaf_len):
+            g_leaf, q_leaf, k_leaf, v_leaf, out_leaf = (
+                as_leaves(x, part, plan.leaf_len) for x in (grad_out, q, k, v, out)
+            )
+            lse_leaf = as_leaves(lse.unsqueeze(3), part, plan.leaf_len).squeeze(3)
+            grad_lse_leaf = (
+                None if grad_lse is None else as_leaves(grad_lse.unsqueeze(3), part, plan.leaf_len).squeeze(3)
+            )
+            grads = exact_backward(g_leaf, q_leaf, k_leaf, v_leaf, out_leaf, lse_leaf, True, scale, grad_lse_leaf)
+            for whole, leaf in zip((dq_view, dk, dv), grads, strict=True):
+                whole[:, :, part].unflatten(2, (-1, leaf.shape[2])).copy_(from_leaves(leaf, batch))
+    flat_delta = torch.nn.functional.pad(delta.view(-1), (0, 1))
+    flat_lse_inf = torch.nn.functional.pad(lse.reshape(-1), (0, 1), value=torch.inf)
+    for level in plan.levels:
+        tiles = LevelTiles(level, k, v, heads, num_queries, scale, dtype)
+        level_backward(
+            tiles, q.view(rows, -1), grad_out.view(rows, -1), flat_lse_inf, flat_delta,
+            dq, dk.view(-1, k.shape[3]), dv.view(-1, v.shape[3]), scratch,
+        )  # fmt: skip
+    return dq[:-1].view(q.shape).to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def leaf_slices(seq_len: int, leaf_len: int) -> list[slice]:
+    """The positions of all full leaves together, then those of the shorter last leaf, if any."""
+    full = seq_len - seq_len % leaf_len
+    return [part for part in (slice(0, full), slice(full, seq_len)) if part.stop > part.start]
+
+
+def as_leaves(x: Tensor, part: slice, leaf_len: int) -> Tensor:
+    """Positions `part` of x (B, H, N, D) as independent leaves (B * leaves, H, length, D), a view where B is 1."""
+    length = min(leaf_len, part.stop - part.start)
+    return x[:, :, part].unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
+
+
+def from_leaves(leaves: Tensor, batch: int) -> Tensor:
+    """The inverse of as_leaves: (B * leaves, H, length, D) to (B, H, leaves, length, D)."""
+    return leaves.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def query_slices(seq_len: int, node_len: int) -> list[slice]:
+    """The positions of the queries of each node of a causal level: every second run of node_len positions."""
+    return [slice(i, min(i + node_len, seq_len)) for i in range(node_len, seq_len, 2 * node_len)]

@@ -1,0 +1,141 @@
+"""The kernel that pairs sorted queries with key blocks, and looks up the sampled keys."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hyperattn_core.triton_backend.kernels.level_table import (
+    BLOCK_SIZE,
+    BLOCK_TILE,
+    KEY_ORDER,
+    NODE_LEN,
+    NUM_BLOCKS,
+    NUM_NODES,
+    NUM_SAMPLES,
+    NUM_TILES,
+    QUERY_LEN,
+    QUERY_ORDER,
+    SAMPLE_INDEX,
+    SAMPLE_POSITION,
+    SAMPLES_DRAWN,
+    TEMPLATE,
+    TILE_BLOCK,
+    TILE_COUNT,
+    TILE_FIRST,
+    TOTALS,
+    WEIGHT,
+    field,
+)
+
+
+@triton.jit
+def larger(a, b):
+    """The larger of two numbers."""
+    return tl.maximum(a, b)
+
+
+@triton.jit(do_not_specialize=["query_rows", "key_rows", "num_queries", "group", "tile_size", "tile_programs"])
+def pair_kernel(
+    data,
+    weights,
+    totals,
+    table,
+    drawn_index,
+    drawn_weight,
+    template,
+    query_rows,
+    key_rows,
+    num_queries,
+    group,
+    tile_size,
+    tile_programs,
+    IS_CAUSAL: tl.constexpr,
+    BUCKET: tl.constexpr,
+    RANKS: tl.constexpr,
+    TILES: tl.constexpr,
+    SAMPLES: tl.constexpr,
+):
+    """The tiles of every node's sorted queries with the key block that each meets; the position of every sampled key.
+
+    Bucket pairing: a rank's queries meet the block in the middle of that rank's range of sorted keys; ranks that meet
+    the same block share its run of tiles. Rank pairing follows from sizes alone and is copied from `template`.
+    """
+    level = tl.program_id(1)
+    num_nodes = field(table, level, NUM_NODES).to(tl.int32)
+    program = tl.program_id(0) % (tile_programs + 1)
+    node_row = tl.program_id(0) // (tile_programs + 1)
+    row, node = node_row // num_nodes, node_row % num_nodes
+    if program < tile_programs:
+        if row < query_rows:
+            num_tiles = field(table, level, NUM_TILES).to(tl.int32)
+            num_blocks = field(table, level, NUM_BLOCKS).to(tl.int32)
+            tile = program * TILES + tl.arange(0, TILES)
+            if BUCKET:
+                block_size = field(table, level, BLOCK_SIZE).to(tl.int32)
+                last_block = num_blocks - 1
+                ranks = tl.arange(0, RANKS)
+                base = field(table, level, TOTALS)
+                query_total = totals + (base + row * num_nodes + node) * RANKS
+                key_total = totals + (base + (query_rows + row // group) * num_nodes + node) * RANKS
+                keys = tl.load(key_total + ranks)
+                key_end = tl.cumsum(keys, 0)
+                key_begin = key_end - keys
+                previous = tl.load(key_total + ranks - 1, mask=ranks > 0, other=0)
+                following = tl.load(key_total + ranks + 1, mask=ranks < RANKS - 1, other=0)
+                block = tl.minimum(((key_begin + key_end) // 2) // block_size, last_block)
+                before = tl.minimum(((key_begin - previous + key_begin) // 2) // block_size, last_block)
+                after = tl.minimum(((key_end + key_end + following) // 2) // block_size, last_block)
+                queries = tl.load(query_total + ranks)
+                query_end = tl.cumsum(queries, 0)
+                starts_run = (ranks == 0) | (before != block)
+                ends_run = (ranks == RANKS - 1) | (after != block)
+                run_begin = tl.associative_scan(tl.where(starts_run, query_end - queries, 0), 0, larger)
+                run_tiles = tl.where(ends_run, tl.cdiv(query_end - run_begin, tile_size), 0)
+                last_tile = tl.cumsum(run_tiles, 0)
+                # The run of a tile is that of the first rank whose last tile lies behind it.
+                at = tl.sum((last_tile[None, :] <= tile[:, None]).to(tl.int32), 1)
+                is_run = ranks[None, :] == at[:, None]
+                first = tl.sum(tl.where(is_run, (run_begin - (last_tile - run_tiles) * tile_size)[None, :], 0), 1)
+                first += tile * tile_size
+                end = tl.sum(tl.where(is_run, query_end[None, :], 0), 1)
+                starts = tl.sum(tl.where(block[None, :] < tile[:, None], run_tiles[None, :], 0), 1)
+                used = at < RANKS
+                first = tl.where(used, first, 0)
+                count = tl.where(used, tl.minimum(end - first, tile_size), 0)
+                meets = tl.where(used, tl.sum(tl.where(is_run, block[None, :], 0), 1), last_block)
+            else:
+                source = template + field(table, level, TEMPLATE) + tile
+                inside = tile < num_tiles
+                first = tl.load(source + node * num_tiles, mask=inside)
+                count = tl.load(source + (num_nodes + node) * num_tiles, mask=inside)
+                meets = tl.load(source + (2 * num_nodes + node) * num_tiles, mask=inside)
+                source += 3 * num_nodes * num_tiles + node * (num_blocks + 1)
+                starts = tl.load(source, mask=tile <= num_blocks)
+            to = node_row.to(tl.int64) * num_tiles + tile
+            tl.store(data + field(table, level, TILE_FIRST) + to, first, mask=tile < num_tiles)
+            tl.store(data + field(table, level, TILE_COUNT) + to, count, mask=tile < num_tiles)
+            tl.store(data + field(table, level, TILE_BLOCK) + to, meets, mask=tile < num_tiles)
+            to = node_row.to(tl.int64) * (num_blocks + 1) + tile
+            tl.store(data + field(table, level, BLOCK_TILE) + to, starts, mask=tile <= num_blocks)
+            if IS_CAUSAL:
+                # The last node may have fewer queries than slots: those left over are zero, so that plans are equal.
+                query_len = field(table, level, QUERY_LEN).to(tl.int32)
+                held = num_queries - (2 * node + 1) * query_len
+                slots = data + field(table, level, QUERY_ORDER) + node_row.to(tl.int64) * query_len
+                for start in range(held + program * SAMPLES, query_len, tile_programs * SAMPLES):
+                    slot = start + tl.arange(0, SAMPLES)
+                    tl.store(slots + slot, tl.zeros((SAMPLES,), tl.int32), mask=slot < query_len)
+    elif row < key_rows:
+        num_samples = field(table, level, NUM_SAMPLES).to(tl.int32)
+        order = data + field(table, level, KEY_ORDER) + node_row.to(tl.int64) * field(table, level, NODE_LEN)
+        for start in range(0, num_samples, SAMPLES):
+            slot = start + tl.arange(0, SAMPLES)
+            inside = slot < num_samples
+            to = node_row.to(tl.int64) * num_samples + slot
+            index = tl.load(drawn_index + field(table, level, SAMPLES_DRAWN) + to, mask=inside, other=0)
+            tl.store(data + field(table, level, SAMPLE_INDEX) + to, index, mask=inside)
+            tl.store(data + field(table, level, SAMPLE_POSITION) + to, tl.load(order + index), mask=inside)
+            if (row == 0) & (node == 0):
+                at = field(table, level, WEIGHT) + slot
+                tl.store(weights + at, tl.load(drawn_weight + at, mask=inside), mask=inside)

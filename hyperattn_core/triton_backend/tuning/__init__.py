@@ -1,0 +1,1 @@
+"""Configurations of the kernels, and the choice among them."""

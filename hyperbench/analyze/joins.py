@@ -1,0 +1,256 @@
+"""Tables made when read: speedups against a named baseline, errors beside their points, and the refusal to mix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hyperbench.analyze.format import is_null, plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_BASELINE = "flash2"
+SHAPE_DIMS = ("device", "dtype", "is_causal", "batch", "heads", "kv_heads", "seq_len", "head_dim")
+CONDITION_DIMS = ("input", "seed", "protocol")
+HYPER_DIMS = ("block_size", "sample_size", "num_projections", "min_seq_len", "sampling", "pairing")
+DIMENSIONS = ("method", *SHAPE_DIMS, *HYPER_DIMS, *CONDITION_DIMS, "pass")
+
+_JOIN = (*SHAPE_DIMS, *CONDITION_DIMS, "pass", "round")
+_TAKEN = (
+    "median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "status", "implementation", "message", "n_samples", "flags"
+)  # fmt: skip
+
+
+class DoesNotFitError(ValueError):
+    """A figure cannot be made from this run: it would mix dimensions it does not show, or has nothing to show."""
+
+
+def add_speedup(timings: pd.DataFrame, baseline: str = "flash2") -> pd.DataFrame:
+    """The same rows with the baseline's columns and `speedup`, `speedup_low`, `speedup_high` beside them.
+
+    A row meets the baseline's row of its own shape, masking, pass, input, protocol and round; the speedup is the
+    ratio of the medians, its interval base_low / other_high to base_high / other_low. Without a timing on either
+    side the speedup is null and `baseline_status` says why ("missing": no such row). No row is ever dropped.
+    Raises ValueError where the baseline has several rows for one key.
+    """
+    import pandas as pd
+
+    names = {name: f"baseline_{name}" for name in _TAKEN}
+    base = timings.loc[timings["method"] == baseline, [*_JOIN, *_TAKEN]].rename(columns=names)
+    twice = base[base.duplicated(list(_JOIN))]
+    if len(twice):
+        where = ", ".join(f"{key}={plain(twice.iloc[0][key])}" for key in ("seq_len", "is_causal", "pass"))
+        raise ValueError(f"baseline {baseline!r} has several rows at {where}: it must be one configuration")
+    old = [c for c in timings.columns if c.startswith(("baseline_", "speedup"))]
+    rows = timings.drop(columns=old).reset_index(drop=True)
+    if base.empty:
+        joined = rows.assign(**dict.fromkeys(names.values()))
+    else:
+        joined = rows.merge(base, on=list(_JOIN), how="left", validate="many_to_one")
+    known = joined["baseline_status"].notna()
+    joined["baseline_status"] = joined["baseline_status"].astype(object).where(known, "missing")
+    number = {
+        name: pd.to_numeric(joined[name]).astype(float)
+        for side in ("", "baseline_")
+        for name in (f"{side}median_ms", f"{side}ci_low_ms", f"{side}ci_high_ms")
+    }
+    for name in ("baseline_median_ms", "baseline_ci_low_ms", "baseline_ci_high_ms"):
+        joined[name] = number[name]
+    joined["speedup"] = _ratio(number["baseline_median_ms"], number["median_ms"])
+    joined["speedup_low"] = _ratio(number["baseline_ci_low_ms"], number["ci_high_ms"])
+    joined["speedup_high"] = _ratio(number["baseline_ci_high_ms"], number["ci_low_ms"])
+    return joined
+
+
+def check_baseline(timings: pd.DataFrame, baseline: str) -> None:
+    """Raise ValueError on a baseline that was asked for and is no method of the run; the default may be missing."""
+    methods = [str(m) for m in timings["method"].unique()]
+    if baseline != DEFAULT_BASELINE and baseline not in methods:
+        near = difflib.get_close_matches(baseline, methods, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"baseline {baseline!r} is no method of this run; allowed: {', '.join(methods)}{hint}")
+
+
+def _ratio(over: pd.Series, under: pd.Series) -> pd.Series:
+    return over / under.where(under > 0)
+
+
+def without_partial_rounds(timings: pd.DataFrame) -> pd.DataFrame:
+    """The rows that count where a run has several origins (values of run_id); all of them where it has one.
+
+    A round that an origin left unfinished at some shape was measured again under the next one: the rows of a pass there
+    count only where there is nothing else, so that a median over rounds takes all methods from the same rounds.
+    """
+    if timings["run_id"].nunique() < 2:
+        return timings
+    shape = [timings[name] for name in (*SHAPE_DIMS, *CONDITION_DIMS, "pass")]
+    rows = timings.groupby([*shape, timings["round"]])["point_id"].transform("size")
+    whole = rows == rows.groupby(shape).transform("max")
+    place = timings["point_id"].astype(str) + " " + timings["pass"].astype(str)
+    return timings[whole | ~place.isin(set(place[whole]))]
+
+
+def combine_rounds(timings: pd.DataFrame) -> pd.DataFrame:
+    """One row per point and pass: over several rounds the median of medians, with the hull of their intervals.
+
+    Rounds without a timing are counted in `message`; the row has a timing if any round has one.
+    """
+    import pandas as pd
+
+    key = ["point_id", "pass", "protocol"]
+    if not timings.duplicated(key).any():
+        return timings.reset_index(drop=True)
+    rows = [_combined(group) for _, group in timings.groupby(key, sort=False)]
+    return pd.DataFrame(rows, columns=list(timings.columns)).astype(timings.dtypes.to_dict()).reset_index(drop=True)
+
+
+def _combined(group: pd.DataFrame) -> dict[str, Any]:
+    timed = group[group["median_ms"].notna()]
+    row = dict((timed if len(timed) else group).iloc[0])
+    if len(timed) > 1:
+        row["median_ms"] = timed["median_ms"].median()
+        row["ci_low_ms"] = timed["ci_low_ms"].min()
+        row["ci_high_ms"] = timed["ci_high_ms"].max()
+        row["min_ms"] = timed["min_ms"].min()
+        row["n_samples"] = timed["n_samples"].sum()
+        row["peak_memory_bytes"] = timed["peak_memory_bytes"].max()
+        row["p20_ms"] = timed["p20_ms"].median()
+        row["flags"] = ",".join(flags_in(timed["flags"])) or None
+        if (timed["status"] == "throttled").any():
+            row["status"] = "throttled"
+    row["round"] = 0
+    failed = group[group["median_ms"].isna()]
+    if len(timed) and len(failed):
+        reasons = ", ".join(sorted({str(s) for s in failed["status"]}))
+        note = f"{len(failed)} of {len(group)} rounds have no timing ({reasons})."
+        row["message"] = f"{note} {row['message'] or ''}".strip()
+    return row
+
+
+def flags_in(cells: Iterable[Any]) -> list[str]:
+    """Every flag in cells of the column `flags`, each once, in the order of its first row."""
+    texts = [str(cell) for cell in cells if not is_null(cell)]
+    return list(dict.fromkeys(flag for text in texts for flag in text.split(",") if flag))
+
+
+def error_table(errors: pd.DataFrame) -> pd.DataFrame:
+    """One row per point_id; for each metric its median over the seeds of the draw, and `<metric>_low`, `<metric>_high`.
+
+    Rows without a value are left out of the median and never stand as zero.
+    """
+    import pandas as pd
+
+    values = errors[["point_id", "metric"]].assign(value=pd.to_numeric(errors["value"]).astype(float))
+    values = values.dropna(subset=["value"])
+    over_seeds = values.groupby(["point_id", "metric"])["value"]
+    parts = [
+        part.unstack("metric").add_suffix(suffix)
+        for suffix, part in (("", over_seeds.median()), ("_low", over_seeds.min()), ("_high", over_seeds.max()))
+    ]
+    return pd.concat(parts, axis=1).rename_axis(columns=None)
+
+
+def missing_errors(errors: pd.DataFrame, metric: str) -> dict[str, str]:
+    """Why draws have no value of an error metric: point_id -> status and message of its last draw without one."""
+    reasons = {}
+    for row in records(errors[(errors["metric"] == metric) & errors["value"].isna()]):
+        status = "not a number" if row["status"] == "ok" else plain(row["status"])
+        reasons[row["point_id"]] = f"{status}: {row['message']}" if row["message"] else status
+    return reasons
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as dictionaries by column name."""
+    return [{str(name): cell for name, cell in row.items()} for row in frame.to_dict("records")]
+
+
+def varying(frame: pd.DataFrame, dims: Iterable[str] = DIMENSIONS) -> dict[str, list[Any]]:
+    """The dimensions that take several values, with the values sorted.
+
+    A method's own parameters count within each method, since each is named with it; kv_heads counts only where it is
+    not simply the number of heads.
+    """
+    found: dict[str, list[Any]] = {}
+    plain_heads = bool((frame["kv_heads"] == frame["heads"]).all())
+    for dim in dims:
+        if dim == "kv_heads" and plain_heads:
+            continue
+        groups = [g for _, g in frame.groupby("method", sort=False)] if dim in HYPER_DIMS else [frame]
+        values = {v for g in groups if g[dim].nunique() > 1 for v in g[dim].dropna().unique()}
+        if values:
+            found[dim] = sorted(values, key=lambda v: (isinstance(v, str), v))
+    return found
+
+
+def check_single(frame: pd.DataFrame, shown_dims: Sequence[str]) -> None:
+    """Raise ValueError, naming the dimension and its values, where one that is not in `shown_dims` varies.
+
+    Also where two points differ in no column at all (in a parameter of a custom method or of the input).
+    """
+    for dim, values in varying(frame).items():
+        if dim not in shown_dims:
+            listed = ", ".join(plain(v) for v in values)
+            raise DoesNotFitError(
+                f"{dim} varies ({listed}) and this figure does not show it; choose one: {dim}={plain(values[0])}"
+            )
+    keys = [dim for dim in DIMENSIONS if dim in frame.columns]
+    points = frame.drop_duplicates(["point_id", "pass", "protocol"])
+    twice = points[points.duplicated(keys)]
+    if len(twice):
+        row = twice.iloc[0]
+        raise DoesNotFitError(
+            f"several points of method {row['method']!r} at seq_len={plain(row['seq_len'])} differ only in a parameter "
+            "that is no column of the tables; this figure cannot tell them apart"
+        )
+
+
+def parse_filters(texts: Iterable[str]) -> dict[str, list[str]]:
+    """Filters written as `name=value` or `name=value,value`. Raises ValueError on an unknown dimension or no value."""
+    where: dict[str, list[str]] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        name = name.strip()
+        if name not in DIMENSIONS:
+            near = difflib.get_close_matches(name, DIMENSIONS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown dimension {name!r} in {text!r}; allowed: {', '.join(DIMENSIONS)}{hint}")
+        chosen = [v.strip() for v in values.split(",") if v.strip()]
+        if not chosen:
+            raise ValueError(f"no value in {text!r}; write {name}=value or {name}=value,value")
+        where[name] = chosen
+    return where
+
+
+def select(frame: pd.DataFrame, where: Mapping[str, Sequence[str]], keep_method: str | None = None) -> pd.DataFrame:
+    """The rows that match every filter; a null (a parameter that a method lacks) matches.
+
+    Rows of `keep_method` stay whatever the filters of `method` and of parameters say. Raises ValueError where a
+    filter matches nothing, with the values there are.
+    """
+    for name, wanted in where.items():
+        cells = frame[name].map(plain)
+        lowered = {value.lower() if name == "is_causal" else value for value in wanted}
+        present = sorted({c for c in cells if c})
+        unmatched = sorted(lowered - set(present))
+        if unmatched:
+            near = difflib.get_close_matches(unmatched[0], present, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            listed = ", ".join(present) or "none"
+            raise ValueError(f"{name}={unmatched[0]} is not in this run; there is: {listed}{hint}")
+        match = cells.isin(lowered)
+        if name in HYPER_DIMS:
+            match |= cells == ""
+        if keep_method is not None and (name == "method" or name in HYPER_DIMS):
+            match |= frame["method"] == keep_method
+        frame = frame[match]
+    return frame
+
+
+def single_value(frame: pd.DataFrame, column: str) -> Any:
+    """The one non-null value of a column, or None where it has none. Raises ValueError where there are several."""
+    values = [v for v in frame[column].unique() if not is_null(v)]
+    if len(values) > 1:
+        raise ValueError(f"{column} has several values: {', '.join(plain(v) for v in values)}")
+    return values[0] if values else None

@@ -1,0 +1,1 @@
+"""What figures are made of: style, traces, and writing them to files."""

@@ -1,0 +1,91 @@
+"""The stages of forward passes as a reader sees them: rounds combined, beside their sum and the pass as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hyperbench.analyze.format import is_null, plain
+from hyperbench.analyze.joins import flags_in, records
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: The stages that a reader knows by name, in the order in which areas are stacked and columns stand.
+KNOWN = ("exact", "hash", "sort", "sample", "attend", "leaves", "merge")
+
+
+def stage_table(stages: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
+    """One row per point and stage, rounds combined, with `sum_ms`, `share`, `forward_ms`, `forward_low/high_ms` and
+    `forward_status`.
+
+    sum_ms is the sum of the medians of a point's stages and share a stage's part of it; both are null where a stage of
+    the point has no time. forward_ms is the median of the forward pass timed as a whole, null where there is none.
+    """
+    import pandas as pd
+
+    groups = stages.groupby(["point_id", "stage"], sort=False)
+    rows = [_combined(group) for _, group in groups] if stages.duplicated(["point_id", "stage"]).any() else None
+    table = stages if rows is None else pd.DataFrame(rows, columns=list(stages.columns)).astype(stages.dtypes.to_dict())
+    table = table.reset_index(drop=True)
+    by_point = table.groupby("point_id", sort=False)
+    whole = by_point["median_ms"].transform("count") == by_point["num_stages"].transform("max").fillna(
+        by_point["stage"].transform("count")
+    )
+    table["sum_ms"] = by_point["median_ms"].transform("sum").where(whole.astype(bool))
+    table["share"] = table["median_ms"] / table["sum_ms"].where(table["sum_ms"] > 0)
+    forward = timings[timings["pass"] == "forward"].drop_duplicates("point_id").set_index("point_id")
+    for name, column in (("forward", "median_ms"), ("forward_low", "ci_low_ms"), ("forward_high", "ci_high_ms")):
+        table[f"{name}_ms"] = table["point_id"].map(forward[column]).astype(float)
+    table["forward_status"] = table["point_id"].map(forward["status"]).astype(object)
+    return table
+
+
+def _combined(group: pd.DataFrame) -> dict[str, Any]:
+    """Several rounds of one stage as one row: the median of medians, with the hull of the intervals."""
+    timed = group[group["median_ms"].notna()]
+    row = dict((timed if len(timed) else group).iloc[0])
+    if len(timed) > 1:
+        row["median_ms"] = timed["median_ms"].median()
+        row["ci_low_ms"], row["ci_high_ms"] = timed["ci_low_ms"].min(), timed["ci_high_ms"].max()
+        row["n_samples"] = timed["n_samples"].sum()
+        row["flags"] = ",".join(flags_in(timed["flags"])) or None
+        if (timed["status"] == "throttled").any():
+            row["status"] = "throttled"
+    row["round"] = 0
+    if 0 < len(timed) < len(group):
+        row["message"] = (
+            f"{len(group) - len(timed)} of {len(group)} rounds have no time. {row['message'] or ''}".strip()
+        )
+    return row
+
+
+def stages_in(table: pd.DataFrame) -> list[str]:
+    """The stages that have a time, in the order of the pass; those of the library first."""
+    timed = table[table["median_ms"].notna()].sort_values("position", kind="stable")
+    found = [str(name) for name in timed["stage"].unique()]
+    return [name for name in KNOWN if name in found] + [name for name in found if name not in KNOWN]
+
+
+def whole_points(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the points whose stages all have a time."""
+    return table[table["sum_ms"].notna()]
+
+
+def missing_stages(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Why points lack stages: point_id -> a line for each stage without a time; a killed run may just lack rows."""
+    lines: dict[str, list[str]] = {}
+    for row in records(table[table["sum_ms"].isna()]):
+        found = lines.setdefault(row["point_id"], [])
+        if is_null(row["median_ms"]):
+            stage = "" if is_null(row["position"]) else f"stage {row['stage']}: "
+            found.append(f"{stage}{plain(row['status'])}" + (f": {row['message']}" if row["message"] else ""))
+    return {point: list(dict.fromkeys(found)) or ["not all stages were timed"] for point, found in lines.items()}
+
+
+def by_point(table: pd.DataFrame) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """point_id -> stage -> row."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in records(table):
+        found.setdefault(row["point_id"], {})[row["stage"]] = row
+    return found

@@ -1,0 +1,145 @@
+"""What this machine can measure: devices, libraries, methods with the reason why one cannot run, timer and noise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hyperbench.config import catalog
+from hyperbench.measure.cpu_load import busy_warning, read_cpu_times
+from hyperbench.measure.runner import noise_floor
+from hyperbench.measure.runner.locks import DeviceBusyError, DeviceLock, busy_devices, device_key
+from hyperbench.measure.runner.session import ask_probe
+from hyperbench.store import environment
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_NOISY = 0.05
+#: A read after an L2 flush that works takes longer than a warm one by more than this factor.
+_FLUSH_EFFECT = 1.05
+#: A clock that times a flush with each call gives half the time of a flush to a call that does nothing.
+_FLUSH_LEAK = 0.3
+
+
+def examine() -> dict[str, Any]:
+    """Ask the machine; plain data. Raises ConfigError if PyTorch does not start.
+
+    `ok` is whether HyperAttention and its baseline can run on the device that `device=auto` takes.
+    """
+    methods = catalog.entries("method")
+    # What is heavy would take the time of a run that is measuring.
+    busy = busy_devices()
+    request = {
+        "methods": [{"name": name, "target": data["_target_"], "hypers": []} for name, data in methods.items()],
+        "inputs": [],
+        "measure_rate": not busy,
+        "diagnose": not busy,
+        "triton": True,
+    }
+    device_files, begun = catalog.entries("device"), read_cpu_times()
+    facts = ask_probe(request, {k: str(v) for k, v in device_files["cpu"]["env"].items()})
+    device = "cuda" if facts["cuda_available"] else "cpu"
+    env = {k: str(v) for k, v in device_files[device]["env"].items()}
+    measured, not_kept = dict[str, Any](), ""
+    if not busy:
+        busy = busy_warning(begun, read_cpu_times(), environment.available_cpus())
+        try:
+            measured, not_kept = _noise(facts, device, env)
+        except DeviceBusyError as error:
+            busy = str(error)
+    found = environment.collect(facts, {"device": device, **measured}, env)
+    runnable = {
+        name: {where: facts["methods"][data["_target_"]]["unsupported"][where] for where in ("cpu", "cuda")}
+        for name, data in methods.items()
+        if data["_target_"] in facts["methods"]
+    }
+    return {
+        "ok": not facts["problems"] and all(runnable[name][device] is None for name in ("flash2", "hyper")),
+        "device": device,
+        "environment": {k: v for k, v in found.items() if v is not None},
+        "methods": runnable,
+        "triton_backend": {"runs": facts["triton_backend"] is None, "reason": facts["triton_backend"]},
+        "problems": facts["problems"],
+        "attention_flops_per_s": facts.get("flops_per_s"),
+        "timer": facts.get("timer"),
+        "noise": {**measured, "processes": noise_floor.PROCESSES, "not_kept": not_kept} if measured else None,
+        "busy": busy,
+    }
+
+
+def _noise(facts: dict[str, Any], device: str, env: dict[str, str]) -> tuple[dict[str, Any], str]:
+    """The noise of this machine, and why it is not kept for runs to come, "" where it is.
+
+    Raises DeviceBusyError where another process has begun to measure.
+    """
+    with DeviceLock(device_key(device, facts)):
+        measured = noise_floor.measure_noise(ask_probe, device, env)
+        return measured.facts, noise_floor.store_noise(noise_floor.origin_of(facts, device, env, None), measured)
+
+
+def print_report(report: dict[str, Any], console: Console) -> None:
+    """The report as text."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for name, text in environment.shown(report["environment"]).items():
+        table.add_row(Text(name, style="bold"), Text(text))
+    console.print(table)
+    device = report["device"]
+    methods = Table.grid(padding=(0, 2))
+    for name, reasons in report["methods"].items():
+        reason = reasons[device]
+        methods.add_row(Text(name, style="bold"), Text("runs" if reason is None else f"cannot run: {reason}"))
+    console.print(Text(f"\nmethods on {device}", style="bold"))
+    console.print(methods)
+    kernels = report["triton_backend"]
+    console.print(Text("\nTriton kernels of HyperAttention", style="bold"))
+    console.print(Text("run here" if kernels["runs"] else f"cannot run here: {kernels['reason']}"))
+    console.print(Text("\ntimer and noise", style="bold"))
+    for line in _timer_lines(report):
+        console.print(Text(line))
+    for problem in report["problems"]:
+        console.print(Text(f"problem: {problem}", style="bold red"))
+
+
+def _timer_lines(report: dict[str, Any]) -> list[str]:
+    """Speed, timer and noise, as far as they were measured."""
+    timer, found, device = report["timer"], report["noise"], report["device"]
+    lines = []
+    if timer is not None:
+        lines += [
+            f"exact attention runs at {report['attention_flops_per_s'][device] / 1e9:,.0f} GFLOP/s here",
+            f"clock resolution {timer['resolution_ns']:,.0f} ns",
+            f"the same call measured twice, {timer['pairs']} times: its medians differ by {timer['floor']:.2%} at "
+            "most; smaller differences mean nothing here",
+        ]
+    if found is not None:
+        kept = f"not kept for runs: {found['not_kept']}" if found["not_kept"] else "`run` takes it from here"
+        lines.append(
+            f"the same call in {found['processes']} fresh processes: their medians lie within {found['aa_floor']:.2%} "
+            f"of the middle one (the A/A floor); {kept}"
+        )
+    else:
+        lines.append("not measured, so as not to disturb the run that is measuring")
+    worst = max(timer["floor"] if timer else 0.0, found["aa_floor"] if found else 0.0)
+    if worst > _NOISY:
+        lines.append("this machine is noisy: close other programs, or take more rounds (protocol=strict)")
+    if report["busy"]:
+        lines.append(report["busy"])
+    return lines + (flush_lines(timer) if timer else [])
+
+
+def flush_lines(timer: dict[str, Any]) -> list[str]:
+    """What the L2 flush does to times, where there is one: its effect on a read, and whether it is timed itself."""
+    lines = []
+    if timer["flush_ratio"] is not None:
+        lines.append(f"a read after the L2 flush takes {timer['flush_ratio']:.2f} times that of a warm one")
+        if timer["flush_ratio"] < _FLUSH_EFFECT:
+            lines.append("the L2 flush has no effect here: times are those of inputs that lie in the cache already")
+    if "flush_ms" in timer and timer["empty_ms"] > _FLUSH_LEAK * timer["flush_ms"]:
+        lines.append(
+            f"a call that does nothing takes {timer['empty_ms']:.3g} ms and the L2 flush {timer['flush_ms']:.3g} ms: "
+            "the flush is timed with the call, and every time is too long by it"
+        )
+    return lines

@@ -1,0 +1,154 @@
+"""How a run shows what it is doing: a bar with the time left on a terminal, a line per result elsewhere, or nothing."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from hyperbench.stats.samples import median
+from hyperbench.store.schema import Record, Stage, Timing
+
+#: Room that a bar leaves for the bar itself, the percentage and two times.
+_BAR_CHARS = 44
+_LABEL_CHARS = (16, 60)
+
+
+class Quiet:
+    """Shows nothing; for --json."""
+
+    def __enter__(self) -> Quiet:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def start(self, total_s: float) -> None:
+        """The run begins; it is likely to take this long."""
+
+    def begin(self, label: str) -> None:
+        """A new piece of work begins."""
+
+    def finished(self, cost_s: float) -> None:
+        """A part of this estimated cost is done."""
+
+    def row(self, record: Record) -> None:
+        """A record has been written."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+class Lines(Quiet):
+    """A plain line for every timing and stage; for pipes and logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def start(self, total_s: float) -> None:
+        """Say how long the run is likely to take."""
+        self._console.print(f"estimated time: {duration(total_s)}", highlight=False)
+
+    def row(self, record: Record) -> None:
+        """Print a time."""
+        if isinstance(record, Timing | Stage):
+            self._console.print(describe(record), highlight=False, soft_wrap=True, markup=False)
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+class Bar(Quiet):
+    """A progress bar with the time left and the current point; failures are printed above it.
+
+    It is drawn when something happens and at no other time: a thread that draws would disturb what is being timed.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=10),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            auto_refresh=False,
+        )
+        narrowest, widest = _LABEL_CHARS
+        self._label_chars = max(narrowest, min(widest, console.width - _BAR_CHARS))
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def start(self, total_s: float) -> None:
+        """Make a bar as long as the run is likely to take."""
+        self._task = self._progress.add_task("starting", total=total_s)
+        self._progress.refresh()
+
+    def begin(self, label: str) -> None:
+        """Show what is measured now."""
+        if self._task is not None:
+            self._progress.update(self._task, description=label[: self._label_chars], refresh=True)
+
+    def finished(self, cost_s: float) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._progress.advance(self._task, cost_s)
+            self._progress.refresh()
+
+    def row(self, record: Record) -> None:
+        """Print a time that could not be taken."""
+        if isinstance(record, Timing | Stage) and not record.status.has_timing:
+            self._progress.console.print(describe(record), highlight=False, markup=False)
+
+    def note(self, text: str) -> None:
+        """Print it above the bar."""
+        self._progress.console.print(text, highlight=False, markup=False)
+
+
+def listener(console: Console, *, quiet: bool) -> Quiet:
+    """What fits the console: nothing, a bar on a terminal, lines elsewhere."""
+    if quiet:
+        return Quiet()
+    return Bar(console) if console.is_terminal else Lines(console)
+
+
+def describe(timing: Timing | Stage) -> str:
+    """A timing in one line: point, pass or stage, and the median or what went wrong."""
+    point = timing.point
+    masking = "causal" if point.is_causal else "non-causal"
+    what = timing.pass_ if isinstance(timing, Timing) else f"stage {timing.stage}"
+    head = f"{point.method} {point.input} n={point.seq_len:,} heads={point.heads} {masking} {what}"
+    if not timing.status.has_timing:
+        return f"{head}: {timing.status}: {timing.message}"
+    note = "; ".join(filter(None, (timing.message, ", ".join(timing.flags))))
+    told = f" ({note})" if note else ""
+    return f"{head}: {median(timing.samples_ms):.4g} ms, {len(timing.samples_ms)} samples{told}"
+
+
+def duration(seconds: float) -> str:
+    """A span of time for people: 45 s, 3 min, 1 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

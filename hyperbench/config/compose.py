@@ -1,0 +1,286 @@
+"""From the words of a command line to a RunConfig: Hydra composes, this module expands the axes and types it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hyperbench.config import catalog
+from hyperbench.config.catalog import ConfigError, check_name, nearest
+from hyperbench.config.overrides import Overrides, check_keys, check_mappings, flat_keys, parse
+from hyperbench.config.types import ErrorConfig, ProtocolConfig, check_dtypes, check_shape, passes_of, stages_of, typed
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_SHAPE_KEYS = ("batch", "heads", "kv_heads", "seq_len", "head_dim")
+#: Keys that may hold several values; those of an input or of a method as well.
+_AXIS_KEYS = (*(f"shape.{key}" for key in _SHAPE_KEYS), "dtype", "is_causal", "seed")
+#: Keys of a method's file that are not its parameters.
+_METHOD_KEYS = ("_target_", "description", "exact")
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """Where everything runs, and under which environment variables its worker processes start."""
+
+    name: str
+    dtypes: tuple[str, ...]
+    threads: int | None
+    env: dict[str, str]
+    reason: str
+
+
+@dataclass(frozen=True)
+class PointConfig:
+    """One cell of the grid as configured: a method on an input of one shape; null parameters are not yet filled in."""
+
+    method: str
+    target: str
+    exact: bool
+    hyper: dict[str, Any]
+    input: str
+    input_params: dict[str, Any]
+    dtype: str
+    is_causal: bool
+    seed: int
+    shape: dict[str, int]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run needs to know, checked; `resolved` is what config.yaml holds."""
+
+    sweep: str
+    device: DeviceConfig
+    protocol: ProtocolConfig
+    error: ErrorConfig
+    passes: tuple[str, ...]
+    stages: bool
+    points: tuple[PointConfig, ...]
+    axes: dict[str, list[Any]]
+    out: str | None
+    resolved: dict[str, Any]
+
+    @property
+    def config_hash(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of the resolved configuration."""
+        return hashlib.sha256(json.dumps(self.resolved, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The functions that are measured, each once."""
+        return tuple(dict.fromkeys(point.target for point in self.points))
+
+
+def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) -> RunConfig:
+    """Compose and check the configuration of a command line.
+
+    `choose_device` turns the configured device (auto, cpu or cuda) into one that is there and a reason, or raises
+    ConfigError. Raises ConfigError, one line, on anything that cannot be run.
+    """
+    overrides = parse(words)
+    asked = _only("device", overrides.groups.get("device", ["auto"]))
+    device, reason = choose_device(asked)
+    fixed_groups = [f"device={device}"]
+    for group in ("sweep", "protocol"):
+        if group in overrides.groups:
+            fixed_groups.append(f"{group}={_only(group, overrides.groups[group])}")
+    inputs = overrides.groups.get("input", [])
+    base = [_compose([*fixed_groups, *([f"input={name}"] if name else []), *overrides.plain], overrides)
+            for name in (inputs or [""])]  # fmt: skip
+    first = base[0]
+    axes = _axes(first, overrides, len(inputs) > 1)
+    if len(inputs) > 1:
+        axes = {**axes, "input": list(inputs)}
+    resolved = _resolve(first)
+    resolved["sweep"]["axes"] = axes
+    if len(base) > 1:
+        resolved["inputs"] = [_resolve(cfg)["input"] for cfg in base]
+    resolved.pop("out")
+    device_config = DeviceConfig(
+        name=device,
+        dtypes=check_dtypes(resolved["device"]["dtypes"]),
+        threads=_threads(resolved["device"]["threads"]),
+        env={str(key): str(value) for key, value in resolved["device"]["env"].items()},
+        reason=reason,
+    )
+    protocol = typed(ProtocolConfig, resolved["protocol"], "protocol")
+    passes = passes_of(resolved["passes"], protocol)
+    return RunConfig(
+        sweep=_sweep_name(resolved["sweep"]["name"]),
+        device=device_config,
+        protocol=protocol,
+        error=typed(ErrorConfig, resolved["error"], "error"),
+        passes=passes,
+        stages=stages_of(resolved["stages"], passes),
+        points=_expand(base, {key: values for key, values in axes.items() if key != "input"}, device_config),
+        axes=axes,
+        out=overrides.out,
+        resolved=resolved,
+    )
+
+
+def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The dotted keys on which two resolved configurations differ."""
+    left, right = _leaves(one), _leaves(other)
+    absent = object()
+    return sorted(key for key in left.keys() | right.keys() if left.get(key, absent) != right.get(key, absent))
+
+
+def _compose(words: list[str], overrides: Overrides) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    groups = [word for word in words if word.split("=", 1)[0] in catalog.GROUPS]
+    try:
+        with initialize_config_dir(str(catalog.conf_dir()), version_base="1.3"):
+            # Composed without the keys first, so that a misspelt key is answered with the nearest name there is.
+            from omegaconf import OmegaConf
+
+            bare = OmegaConf.to_container(compose("config", groups), resolve=False)
+            check_keys(words, flat_keys(bare))
+            cfg = compose("config", words)
+            check_mappings(bare, OmegaConf.to_container(cfg, resolve=False))
+            return cfg
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+
+
+def _resolve(cfg: DictConfig) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        resolved = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _axes(cfg: DictConfig, overrides: Overrides, several_inputs: bool) -> dict[str, list[Any]]:
+    """The axes of the sweep, replaced by those of the command line; a list where one value belongs is an axis too."""
+    from omegaconf import ListConfig, OmegaConf
+
+    composed = _resolve(cfg)
+    sweep_axes = composed["sweep"]["axes"]
+    for key in sweep_axes:
+        _check_axis_key(key, composed)
+    axes = {key: list(value) if isinstance(value, list) else [value] for key, value in sweep_axes.items()}
+    axes.update({key: [value] for key, value in overrides.fixed.items() if key in axes})
+    for key, values in overrides.axes.items():
+        _check_axis_key(key, composed)
+        axes[key] = values
+    for key in _AXIS_KEYS:
+        value = OmegaConf.select(cfg, key)
+        if key not in overrides.axes and isinstance(value, ListConfig) and (key not in axes or key in overrides.fixed):
+            axes[key] = list(value)
+    for key, values in axes.items():
+        if len(values) == 1 and isinstance(values[0], list):
+            axes[key] = values = list(values[0])
+        if not values:
+            raise ConfigError(f"{key}=[] is empty; give at least one value")
+        if several_inputs and key.startswith("input."):
+            raise ConfigError(f"{key} cannot be swept together with several inputs; choose one input")
+    return axes
+
+
+def _check_axis_key(key: str, composed: dict[str, Any]) -> None:
+    parts = key.split(".")
+    if key in _AXIS_KEYS or (parts[0] == "input" and len(parts) == 2):
+        return
+    if parts[0] == "method" and len(parts) == 3:
+        if parts[1] not in composed["method"]:
+            chosen = ", ".join(composed["method"])
+            raise ConfigError(f"{key} is swept, but {parts[1]} is none of the methods of this run ({chosen})")
+        return
+    raise ConfigError(
+        f"{key} takes one value for a run; axes of a grid are {', '.join(_AXIS_KEYS)}, input.KEY and method.NAME.KEY"
+        f"{nearest(key, _AXIS_KEYS)}"
+    )
+
+
+def _expand(bases: list[DictConfig], axes: dict[str, list[Any]], device: DeviceConfig) -> tuple[PointConfig, ...]:
+    """The product of the axes; an axis of one method's parameter multiplies the points of that method only."""
+    from omegaconf import OmegaConf, open_dict
+
+    common = {key: values for key, values in axes.items() if not key.startswith("method.")}
+    found: dict[str, PointConfig] = {}
+    for base, combination in itertools.product(bases, itertools.product(*common.values())):
+        cfg = base.copy()
+        with open_dict(cfg):
+            for key, value in zip(common, combination, strict=True):
+                OmegaConf.update(cfg, key, value)
+            for method in base.method:
+                own = {key: values for key, values in axes.items() if key.startswith(f"method.{method}.")}
+                for choice in itertools.product(*own.values()):
+                    for key, value in zip(own, choice, strict=True):
+                        OmegaConf.update(cfg, key, value)
+                    point = _point(_resolve(cfg), str(method), device)
+                    found.setdefault(repr(point), point)
+    if not found:
+        raise ConfigError("no method is left; choose some by method=NAME,NAME")
+    return tuple(found.values())
+
+
+def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> PointConfig:
+    node = data["method"][method]
+    if not isinstance(node, dict) or not node.get("_target_"):
+        raise ConfigError(
+            f"method.{method} has no _target_; name its function: +method.{method}._target_=package.function"
+        )
+    shape = {key: data["shape"][key] for key in _SHAPE_KEYS}
+    hyper = {str(key): value for key, value in node.items() if key not in _METHOD_KEYS}
+    if not isinstance(node.get("exact", False), bool):
+        raise ConfigError(f"method.{method}.exact={node['exact']} must be true or false")
+    check_shape(shape, data["is_causal"], data["seed"], method, hyper)
+    check_name("dtype", data["dtype"], device.dtypes)
+    return PointConfig(
+        method=method,
+        target=str(node["_target_"]),
+        exact=node.get("exact", False),
+        hyper=hyper,
+        input=str(data["input"]["name"]),
+        input_params={k: v for k, v in data["input"].items() if k not in ("name", "description")},
+        dtype=data["dtype"],
+        is_causal=data["is_causal"],
+        seed=data["seed"],
+        shape=shape,
+    )
+
+
+def _only(group: str, chosen: list[str]) -> str:
+    if len(chosen) != 1:
+        raise ConfigError(f"{group}={','.join(chosen)}: a run has one {group}")
+    return chosen[0]
+
+
+def _sweep_name(value: Any) -> str:
+    """The name of the sweep, which names the run's folder."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", str(value)):
+        raise ConfigError(f"sweep.name={value} must be letters, digits, _ and -")
+    return str(value)
+
+
+def _threads(value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ConfigError(f"device.threads={value} must be a positive integer or null")
+    return value
+
+
+def _leaves(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in data.items():
+        # Keys of axes hold dots themselves; the last part tells them apart well enough for a message.
+        if isinstance(value, dict) and value:
+            leaves.update(_leaves(value, f"{prefix}{key}."))
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves

@@ -1,0 +1,171 @@
+"""The command line's KEY=VALUE words: read with Hydra's own parser, split into plain overrides and axes of the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hyperbench.config import catalog
+from hyperbench.config.catalog import ConfigError, check_name, nearest
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+_ADD = "+"
+#: Keys that hold a list by themselves; a comma makes a longer list of them and no axis.
+_LIST_KEYS = ("passes", "error.seeds")
+#: Below these a key may be added that no file has.
+_OPEN = ("method.", "input.", "protocol.", "error.", "sweep.axes.", "device.env.")
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What a command line asks for.
+
+    Attributes:
+        plain: overrides for Hydra; a swept key stands here with the first of its values.
+        axes: key -> values, for keys with several values.
+        fixed: key -> value, for keys with one value.
+        methods: the chosen methods, or None for those of the sweep.
+        groups: group -> chosen names.
+        out: the folder named by out=DIR, as it was typed, or None.
+    """
+
+    plain: tuple[str, ...]
+    axes: dict[str, list[Any]]
+    fixed: dict[str, Any]
+    methods: list[str] | None
+    groups: dict[str, list[str]]
+    out: str | None
+
+
+def parse(words: Sequence[str]) -> Overrides:
+    """Read the words of a command line. Raises ConfigError on a word that is no override or an unknown group name."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    plain: list[str] = []
+    axes: dict[str, list[Any]] = {}
+    fixed: dict[str, Any] = {}
+    groups: dict[str, list[str]] = {}
+    methods: list[str] | None = None
+    out: str | None = None
+    for word in words:
+        if word.startswith("out="):
+            # A path is taken as it stands: spaces, commas and brackets mean nothing in it.
+            out = word.removeprefix("out=")
+            if not out:
+                raise ConfigError("out= names no folder; give out=DIR")
+            continue
+        try:
+            override = parser.parse_override(word)
+        except HydraException as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{word!r} is no override (KEY=VALUE or KEY=A,B): {reason}") from None
+        key = override.key_or_group
+        if override.package is not None:
+            raise ConfigError(f"{word!r}: @{override.package} has no meaning here; leave it out")
+        if override.is_delete() and not (key.startswith("method.") and key.count(".") == 1):
+            raise ConfigError(f"{word!r}: only a method can be left out, by ~method.NAME")
+        values = _values(override, word)
+        if key in catalog.GROUPS:
+            if override.is_add() or override.is_force_add():
+                raise ConfigError(f"{word!r}: choose a {key} by {key}=NAME")
+            chosen = _flatten(values)
+            if not chosen:
+                raise ConfigError(f"{word!r} names no {key}; allowed: {', '.join(catalog.names(key))}")
+            for name in chosen:
+                check_name(key, name, catalog.names(key))
+            if key == "method":
+                methods = chosen
+                plain.append(f"method=[{','.join(chosen)}]")
+            else:
+                groups[key] = chosen
+        elif key in _LIST_KEYS:
+            plain.append(f"{key}=[{','.join(_text(v) for v in _flatten(values))}]")
+        elif len(values) == 1:
+            plain.append(word)
+            fixed[key] = values[0]
+            axes.pop(key, None)
+        else:
+            prefix = _ADD * (2 if override.is_force_add() else 1 if override.is_add() else 0)
+            plain.append(f"{prefix}{key}={_text(values[0])}")
+            axes[key] = values
+            fixed.pop(key, None)
+    return Overrides(tuple(plain), axes, fixed, methods, groups, out)
+
+
+def check_keys(overrides: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ConfigError on an override of a key that the composed configuration does not have."""
+    for word in overrides:
+        key = word.split("=", 1)[0]
+        if key.startswith("~") or key in catalog.GROUPS:
+            continue
+        if key.startswith(_ADD):
+            key = key.lstrip(_ADD)
+            if key not in known and not key.startswith(_OPEN):
+                raise ConfigError(f"{word!r}: nothing reads the key {key!r}{nearest(key, known)}")
+        elif key not in known:
+            group, _, rest = key.partition(".")
+            method = rest.partition(".")[0]
+            if group == "method" and method in catalog.names("method") and f"method.{method}" not in known:
+                raise ConfigError(f"{key}: method {method} is not chosen; choose it by method=[...,{method}]")
+            raise ConfigError(f"unknown key {key!r}{nearest(key, known) or '; `hyperbench list keys` shows all'}")
+
+
+def check_mappings(before: Any, after: Any, prefix: str = "") -> None:
+    """Raise ConfigError where an override put something else in the place of a mapping of the configuration."""
+    for name, value in before.items():
+        if isinstance(value, dict) and name in after:
+            if not isinstance(after[name], dict):
+                raise ConfigError(
+                    f"{prefix}{name}={_text(after[name])} must be a mapping; set its keys"
+                    f" ({', '.join(f'{prefix}{name}.{key}' for key in value) or 'none'}) one by one"
+                )
+            check_mappings(value, after[name], f"{prefix}{name}.")
+
+
+def flat_keys(data: Any, prefix: str = "") -> list[str]:
+    """Every key of nested mappings, dotted, inner nodes included."""
+    keys: list[str] = []
+    for name, value in data.items():
+        keys.append(f"{prefix}{name}")
+        if isinstance(value, dict):
+            keys.extend(flat_keys(value, f"{prefix}{name}."))
+    return keys
+
+
+def _values(override: Override, word: str) -> list[Any]:
+    from hydra.core.override_parser.types import ValueType
+
+    if override.is_sweep_override():
+        # Hydra calls its glob a choice too; there is nothing here for it to match.
+        if not override.is_choice_sweep() or override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+            raise ConfigError(f"{word!r}: a grid needs listed values, such as {override.key_or_group}=1,2,4")
+        # The types of the two parsers' values differ; repr-free element strings keep quoting out of the messages.
+        return [_plain(value) for value in override.sweep_iterator()]
+    return [_plain(override.value())]
+
+
+def _plain(value: Any) -> Any:
+    """Hydra's quoted strings become strings; lists and mappings keep plain elements."""
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return value.text if type(value).__name__ == "QuotedString" else value
+
+
+def _flatten(values: list[Any]) -> list[str]:
+    flat: list[str] = []
+    for value in values:
+        flat.extend(_flatten(value) if isinstance(value, list) else [value if isinstance(value, str) else _text(value)])
+    return flat
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)

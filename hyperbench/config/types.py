@@ -1,0 +1,192 @@
+"""Typed parts of a run's configuration and the checks of their values; a refusal names key, value and the allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from hyperbench.config.catalog import ConfigError, check_name
+from hyperbench.store.schema import MAX_INT, PARAMETER_TYPES, Pass
+
+_ENDLESS = 1e300
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """How a pass is timed: warm-up, when sampling stops, and the budgets in seconds of one round."""
+
+    name: str
+    description: str
+    rounds: int
+    target_half_width: float
+    min_samples: int
+    max_samples: int
+    budget_s: dict[str, float]
+    slow_min_samples: int
+    warmup_min_calls: int
+    warmup_min_s: float
+    warmup_max_s: float
+    skip_warmup_above_s: float
+    slices: int
+    timeout_s: float
+    slow_rounds: int = 1
+    fixed_time: bool = False
+    input_copies: int = 1
+    input_copies_bytes: int = 0
+    cuda_graph: bool = False
+    as_paper: bool = False
+    keep_first_above_s: float = 0.0
+    min_spread_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_text("protocol.name", self.name)
+        for name in (
+            "rounds", "slow_rounds", "min_samples", "max_samples", "slow_min_samples", "slices", "input_copies"
+        ):  # fmt: skip
+            check_int(f"protocol.{name}", getattr(self, name), low=1)
+        for name in ("warmup_min_calls", "input_copies_bytes"):
+            check_int(f"protocol.{name}", getattr(self, name), low=0)
+        for name in ("fixed_time", "cuda_graph", "as_paper"):
+            check_bool(f"protocol.{name}", getattr(self, name))
+        for name in (
+            "warmup_min_s", "warmup_max_s", "skip_warmup_above_s", "keep_first_above_s", "min_spread_s"
+        ):  # fmt: skip
+            check_number(f"protocol.{name}", getattr(self, name), positive=False)
+        check_number("protocol.target_half_width", self.target_half_width)
+        check_number("protocol.timeout_s", self.timeout_s)
+        if not isinstance(self.budget_s, dict):
+            raise ConfigError(f"protocol.budget_s={self.budget_s} must give seconds for each of {_pass_names()}")
+        for key, value in self.budget_s.items():
+            check_name("protocol.budget_s key", key, list(Pass))
+            check_number(f"protocol.budget_s.{key}", value)
+        if self.max_samples < self.min_samples:
+            raise ConfigError(
+                f"protocol.max_samples={self.max_samples} must be at least protocol.min_samples={self.min_samples}"
+            )
+
+        if self.warmup_max_s < self.warmup_min_s:
+            raise ConfigError(
+                f"protocol.warmup_max_s={self.warmup_max_s} must be at least "
+                f"protocol.warmup_min_s={self.warmup_min_s}: warm-up ends at the latest after the first"
+            )
+
+    def rounds_for(self, pass_: str, call_s: float) -> int:
+        """Rounds in which a pass is measured whose call takes so many seconds: fewer where one exceeds its budget."""
+        return min(self.rounds, self.slow_rounds) if call_s > self.budget_s[pass_] else self.rounds
+
+
+@dataclass(frozen=True)
+class ErrorConfig:
+    """How the error is measured: for which seeds, on how many rows, and up to which lengths."""
+
+    seeds: tuple[int, ...]
+    rows: int
+    grad_max_seq_len: int | None
+    operator_norm_max_seq_len: int
+    float64_max_seq_len: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seeds, (list, tuple)) or not self.seeds:
+            raise ConfigError(f"error.seeds={self.seeds} must be a list of at least one seed")
+        object.__setattr__(self, "seeds", tuple(self.seeds))
+        for seed in self.seeds:
+            check_int("error.seeds", seed, low=0)
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(f"error.seeds={list(self.seeds)} names a seed twice")
+        check_int("error.rows", self.rows, low=1)
+        if self.grad_max_seq_len is not None:
+            check_int("error.grad_max_seq_len", self.grad_max_seq_len, low=0)
+        check_int("error.operator_norm_max_seq_len", self.operator_norm_max_seq_len, low=0)
+        check_int("error.float64_max_seq_len", self.float64_max_seq_len, low=0)
+
+
+def typed(cls: type[T], data: Any, key: str) -> T:
+    """Build one of the dataclasses above from plain data. Raises ConfigError on a missing, unknown or wrong value."""
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    if not isinstance(data, dict):
+        raise ConfigError(f"{key}={data} must be a mapping with {', '.join(names)}")
+    for name in data:
+        check_name(f"{key} key", name, names)
+    missing = [name for name in names if name not in data]
+    if missing:
+        raise ConfigError(f"{key}.{missing[0]} is missing")
+    return cls(**data)
+
+
+def passes_of(value: Any, protocol: ProtocolConfig) -> tuple[str, ...]:
+    """The passes to time, in the order of the schema. Raises ConfigError on an unknown pass or one without a budget."""
+    chosen = [value] if isinstance(value, str) else value
+    if not isinstance(chosen, list) or not chosen:
+        raise ConfigError(f"passes={value} must name at least one of {_pass_names()}")
+    for name in chosen:
+        check_name("passes", name, [str(p) for p in Pass])
+        if name not in protocol.budget_s:
+            raise ConfigError(f"protocol.budget_s has no budget for {name}; set +protocol.budget_s.{name}=SECONDS")
+    return tuple(str(p) for p in Pass if str(p) in chosen)
+
+
+def stages_of(value: Any, passes: tuple[str, ...]) -> bool:
+    """Whether stages are timed. Raises ConfigError unless it is true or false and the forward pass is timed as well."""
+    check_bool("stages", value)
+    if value and Pass.FORWARD not in passes:
+        raise ConfigError(f"stages=true needs the forward pass, whose stages they are; passes={list(passes)} lacks it")
+    return bool(value)
+
+
+def check_shape(shape: dict[str, Any], is_causal: Any, seed: Any, method: str, hyper: dict[str, Any]) -> None:
+    """Raise ConfigError unless sizes are positive, heads fit, and the method's known sizes are positive or null."""
+    for name, value in shape.items():
+        check_int(f"shape.{name}", value, low=1)
+    if shape["heads"] % shape["kv_heads"]:
+        raise ConfigError(f"shape.kv_heads={shape['kv_heads']} must divide shape.heads={shape['heads']}")
+    check_bool("is_causal", is_causal)
+    check_int("seed", seed, low=0)
+    for name, kind in PARAMETER_TYPES.items():
+        if hyper.get(name) is not None:
+            key = f"method.{method}.{name}"
+            check_int(key, hyper[name], low=1) if kind is int else check_text(key, hyper[name])
+    if hyper.get("seed") is not None:
+        check_int(f"method.{method}.seed", hyper["seed"], low=0)
+
+
+def check_int(key: str, value: Any, *, low: int) -> None:
+    """Raise ConfigError unless value is an integer of at least low."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{key}={value} must be an integer of at least {low}")
+    if value > MAX_INT:
+        raise ConfigError(f"{key}={value} must be an integer of at most {MAX_INT}")
+
+
+def check_bool(key: str, value: Any) -> None:
+    """Raise ConfigError unless value is true or false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key}={value} must be true or false")
+
+
+def check_text(key: str, value: Any) -> None:
+    """Raise ConfigError unless value is a name: text that is not blank."""
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{key}={value} must be text")
+
+
+def check_dtypes(value: Any) -> tuple[str, ...]:
+    """The dtypes of a device. Raises ConfigError unless they are a list of known ones."""
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"device.dtypes={value} must be a list of {', '.join(DTYPES)}")
+    for name in value:
+        check_name("device.dtypes", name, DTYPES)
+    return tuple(value)
+
+
+def check_number(key: str, value: Any, *, positive: bool = True) -> None:
+    """Raise ConfigError unless value is a finite number, positive or at least zero."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _ENDLESS
+    if not good or (positive and value == 0):
+        raise ConfigError(f"{key}={value} must be a {'positive' if positive else 'non-negative'} number")
+
+
+def _pass_names() -> str:
+    return ", ".join(str(p) for p in Pass)

@@ -1,0 +1,1 @@
+"""Families of inputs, one module each."""

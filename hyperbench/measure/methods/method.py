@@ -1,0 +1,148 @@
+"""From a dotted name to a method, and what a method may tell about itself.
+
+A method is any callable f(q, k, v, *, is_causal, **hyper). It may have further attributes, each optional:
+implementation(device) -> str, implementation_at(point) -> str (where the point decides), note(point) -> str (a line for
+the timing's message), why_unsupported(device, dtype) -> str | None, defaults() -> dict, check(hyper) raising
+ValueError, executed_flops(point, pass) -> float, with_lse(...) -> (out, lse), stages(...) -> the parts of its forward
+pass, ignores (names among "q", "k" and "v" on which its output does not depend on purpose), deterministic (False where
+the same inputs and seed do not give the same output to the last bit).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hyperbench.config.catalog import nearest
+from hyperbench.measure.flops import exact_flops
+from hyperbench.store.schema import ALL_STAGES, Pass, Point
+
+_TENSOR_ARGUMENTS = 3
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as found: its function and what it says about itself, with the answers of one that says nothing."""
+
+    target: str
+    function: Callable[..., Tensor]
+
+    def defaults(self) -> dict[str, Any]:
+        """Parameter -> value where none is given, for the parameters that have one which is plain data."""
+        own = getattr(self.function, "defaults", None)
+        if own is not None:
+            return dict(own())
+        return {p.name: p.default for p in self._keywords() if isinstance(p.default, str | int | float | None)}
+
+    def check(self, hyper: dict[str, Any]) -> None:
+        """Raise ValueError, one line, on an unknown, missing or invalid parameter."""
+        keywords = self._keywords()
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters())
+        known = sorted({p.name for p in keywords} | set(self.defaults()))
+        for name in hyper:
+            if name not in known and not (takes_any and not self.defaults()):
+                allowed = ", ".join(known) or "none"
+                raise ValueError(f"{self.target} has no parameter {name!r}; allowed: {allowed}{nearest(name, known)}")
+        for parameter in keywords:
+            if parameter.default is inspect.Parameter.empty and hyper.get(parameter.name) is None:
+                raise ValueError(f"{self.target} needs a value for its parameter {parameter.name!r}")
+        own = getattr(self.function, "check", None)
+        if own is not None:
+            own(hyper)
+
+    def implementation(self, device: str, point: Point | None = None) -> str:
+        """The name of what runs, for the table; of what runs at a point, where one is given."""
+        at_point = getattr(self.function, "implementation_at", None)
+        if point is not None and at_point is not None:
+            return str(at_point(point))
+        own = getattr(self.function, "implementation", None)
+        return str(own(device)) if own is not None else f"{self.target}-{device}"
+
+    def note(self, point: Point) -> str:
+        """What the method says about how it runs at a point, or nothing."""
+        own = getattr(self.function, "note", None)
+        return str(own(point)) if own is not None else ""
+
+    def why_unsupported(self, device: str, dtype: str) -> str | None:
+        """Why the method cannot run there, or None."""
+        own = getattr(self.function, "why_unsupported", None)
+        return own(device, dtype) if own is not None else None
+
+    def executed_flops(self, point: Point, pass_: Pass, exact: bool) -> float | None:
+        """Operations executed at a point; None where the method does not say."""
+        own = getattr(self.function, "executed_flops", None)
+        if own is not None:
+            return float(own(point, pass_))
+        return exact_equivalent_flops(point, pass_) if exact else None
+
+    @property
+    def ignores(self) -> frozenset[str]:
+        """The inputs, of q, k and v, on which the output openly does not depend."""
+        return frozenset(getattr(self.function, "ignores", ()))
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same inputs and seed give the same output to the last bit, unless it says otherwise."""
+        return bool(getattr(self.function, "deterministic", True))
+
+    @property
+    def with_lse(self) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        """The method's variant that also returns the log-sum-exp, if it has one."""
+        return getattr(self.function, "with_lse", None)
+
+    def stages(
+        self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, **hyper: Any
+    ) -> dict[str, Callable[[], object]]:
+        """The parts of the method's forward pass on q (B, H, N, D), k and v, by name and in order.
+
+        Calling each once, in order, does the work of the pass, and the last one returns its output; after that each can
+        be called again by itself. Several such dicts are in use at a time, each on inputs of its own. Raises
+        NotImplementedError where the method does not tell its parts, ValueError on what are no named calls.
+        """
+        own = getattr(self.function, "stages", None)
+        if own is None:
+            raise NotImplementedError(f"{self.target} does not tell the stages of its forward pass")
+        found = own(q, k, v, is_causal=is_causal, **hyper)
+        if not isinstance(found, dict) or not found:
+            raise ValueError(f"{self.target}.stages must return a dict of calls by name, not {type(found).__name__}")
+        for name, call in found.items():
+            if not isinstance(name, str) or not name.strip() or name == ALL_STAGES or not callable(call):
+                raise ValueError(
+                    f"{self.target}.stages must name its calls, by other names than {ALL_STAGES!r}: {name!r}"
+                )
+        return found
+
+    def _parameters(self) -> list[inspect.Parameter]:
+        try:
+            return list(inspect.signature(self.function).parameters.values())
+        except (TypeError, ValueError):
+            raise ValueError(f"{self.target} is no function with a readable signature") from None
+
+    def _keywords(self) -> list[inspect.Parameter]:
+        named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return [p for p in self._parameters()[_TENSOR_ARGUMENTS:] if p.kind in named and p.name != "is_causal"]
+
+
+def find(target: str) -> Method:
+    """The method of a dotted name. Raises ValueError, one line, if it cannot be imported or called."""
+    from hydra.errors import HydraException
+    from hydra.utils import get_object
+
+    try:
+        function = get_object(target)
+    # An import runs code of others, which may raise anything; all of it is the user's to read as one line.
+    except (Exception, SystemExit) as error:
+        cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+        raise ValueError(f"_target_={target} cannot be imported: {' '.join(str(cause).split())}") from None
+    if not callable(function):
+        raise ValueError(f"_target_={target} is a {type(function).__name__}, not a function")
+    return Method(target, function)
+
+
+def exact_equivalent_flops(point: Point, pass_: Pass) -> float:
+    """Operations that exact attention needs at a point."""
+    return exact_flops(point.batch, point.heads, point.seq_len, point.head_dim, point.is_causal, pass_)

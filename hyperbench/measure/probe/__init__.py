@@ -1,0 +1,1 @@
+"""A short process that answers what only PyTorch knows."""

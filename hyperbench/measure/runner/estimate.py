@@ -1,0 +1,154 @@
+"""What a run is likely to take, from its configuration and the rate of exact attention on this machine. No torch.
+
+It is meant to be within a factor of two of the truth; the constants were chosen so on two CPU cores.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hyperbench.config.compose import RunConfig
+from hyperbench.config.types import ProtocolConfig
+from hyperbench.measure import work_items
+from hyperbench.measure.flops import exact_flops, hyper_flops
+from hyperbench.measure.runner.schedule import Plan
+from hyperbench.store.schema import Pass
+
+#: (point id, part of its work)
+Part = tuple[str, str]
+#: Parts of a call that count no operations, and the rate of approximate attention relative to exact attention's.
+_OVERHEAD_S = 2e-3
+_APPROXIMATE_RATE = 0.5
+#: Seconds of a check beside its calls (gauging memory, comparing, a part of examining the method on short inputs), and
+#: of making an element of the inputs.
+_CHECK_S = 0.1
+_ELEMENT_S = 3e-9
+#: What the reference costs for each query-key pair, in operations that exact attention would do in the same time: its
+#: rows (softmax and products) in float64, and the operator norm (some eighty products with one dense matrix).
+_ROW_PAIR_FLOPS = 4e3
+_NORM_PAIR_FLOPS = 2.2e4
+_REFERENCE_S = 0.05
+#: Stages of a method as far as the estimate of time goes; how many there are, only the method knows.
+_TYPICAL_STAGES = 5
+#: The part of the time over which samples are spread that one of several calls in turns fills itself.
+_SHARED = 0.5
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast this machine is: the rate of exact attention, and the seconds until a worker process is ready."""
+
+    flops_per_s: float = 1e11
+    start_s: float = 3.0
+
+
+def plan_s(
+    groups: Sequence[work_items.Group], plan: Plan, finished: set[work_items.Key], config: RunConfig, speed: Speed
+) -> dict[str, float]:
+    """Seconds that what is not finished is likely to take, by the id of the point; the workers' starts are shared."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for offset, round_ in enumerate(plan.rounds):
+        costs: dict[Part, float] = {}
+        for group in groups:
+            wanted = [_likely(w, offset, config, speed) for w in plan.todos(group, round_, finished)]
+            todos = [w for w in wanted if not w.is_empty]
+            costs |= group_s(todos, config, speed)
+        points = {point_id for point_id, _ in costs}
+        for point_id in points:
+            found[point_id] += speed.start_s / len(points)
+        for (point_id, _), cost_s in costs.items():
+            found[point_id] += cost_s
+    return dict(found)
+
+
+def _likely(wanted: work_items.Todo, offset: int, config: RunConfig, speed: Speed) -> work_items.Todo:
+    """What a cell is likely to need in the round of this number: passes that turn out slow get fewer rounds."""
+    protocol, cell = config.protocol, wanted.cell
+    passes = [p for p in wanted.passes if offset < protocol.rounds_for(p, _call_s(cell, p, speed.flops_per_s))]
+    return replace(wanted, passes=tuple(passes))
+
+
+def group_s(todos: Sequence[work_items.Todo], config: RunConfig, speed: Speed) -> dict[Part, float]:
+    """Seconds that each part of the work of a group is likely to take; inputs and reference are part of its checks."""
+    costs = {
+        (wanted.cell.point.point_id, part): cost_s
+        for wanted in todos
+        for part, cost_s in estimate_s(wanted, config, speed.flops_per_s).items()
+    }
+    for wanted in todos:
+        costs[wanted.cell.point.point_id, "check"] += common_s(todos, config, speed.flops_per_s) / len(todos)
+    return costs
+
+
+def common_s(todos: Sequence[work_items.Todo], config: RunConfig, flops_per_s: float) -> float:
+    """Seconds that the inputs of a group are likely to take, and its reference where errors are measured."""
+    if not todos:
+        return 0.0
+    p, error = todos[0].cell.point, config.error
+    inputs_s = _ELEMENT_S * p.batch * p.seq_len * p.head_dim * 2 * (p.heads + p.kv_heads)
+    if not any(wanted.seeds for wanted in todos):
+        return inputs_s
+    grads = work_items.wants_grads(p, config.passes, error)
+    norm = p.seq_len <= error.operator_norm_max_seq_len
+    in_float64 = p.dtype == "float64" or p.seq_len <= error.float64_max_seq_len
+    rows, slowness = min(p.seq_len, error.rows), 1.0 if in_float64 else 0.5
+    flops = p.batch * p.heads * p.seq_len * rows * slowness * _ROW_PAIR_FLOPS * (1.0 if grads else 0.5)
+    if norm:
+        flops += p.batch * p.heads * p.seq_len**2 * slowness * _NORM_PAIR_FLOPS
+    if p.seq_len > rows and (grads or norm):
+        whole = exact_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, Pass.FORWARD)
+        flops += 2.0 * slowness * whole
+    return _REFERENCE_S + inputs_s + flops / flops_per_s
+
+
+def estimate_s(wanted: work_items.Todo, config: RunConfig, flops_per_s: float) -> dict[str, float]:
+    """Seconds that the parts of a cell are likely to take: `check` (errors too), each pass to be timed, `stages`."""
+    if wanted.is_empty:
+        return {}
+    protocol = config.protocol
+    call_s = {pass_: _call_s(wanted.cell, pass_, flops_per_s) for pass_ in Pass}
+    both = call_s[Pass.FORWARD_BACKWARD] if any(p != Pass.FORWARD for p in config.passes) else call_s[Pass.FORWARD]
+    parts = {"check": _CHECK_S + call_s[Pass.FORWARD] + both * max(1, len(wanted.seeds))}
+    for pass_ in wanted.passes:
+        fitting = min(protocol.max_samples, protocol.budget_s[pass_] / call_s[pass_])
+        # Steady calls reach their precision well before the budget.
+        samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
+        # Samples are spread over some time, which the methods share.
+        steady_s = max(samples * call_s[pass_], min(protocol.budget_s[pass_], _SHARED * protocol.min_spread_s))
+        parts[str(pass_)] = protocol.budget_s[pass_] if protocol.fixed_time else steady_s
+        if pass_ is Pass.BACKWARD:  # its graph is made once
+            parts[str(pass_)] += call_s[Pass.FORWARD]
+        parts[str(pass_)] += _warmup_s(call_s[pass_], protocol)
+    if wanted.stages:
+        # Each of them has the budget of the forward pass; together they take as long as one.
+        forward_s = call_s[Pass.FORWARD]
+        fitting = min(protocol.max_samples, _TYPICAL_STAGES * protocol.budget_s[Pass.FORWARD] / forward_s)
+        samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
+        calls = samples + protocol.warmup_min_calls + 2
+        least_s = protocol.warmup_min_s + min(protocol.budget_s[Pass.FORWARD], _SHARED * protocol.min_spread_s)
+        parts["stages"] = calls * forward_s + _TYPICAL_STAGES * least_s
+    return parts
+
+
+def _warmup_s(call_s: float, protocol: ProtocolConfig) -> float:
+    if call_s < protocol.skip_warmup_above_s:
+        return protocol.warmup_min_calls * call_s + protocol.warmup_min_s
+    return call_s if call_s < max(protocol.skip_warmup_above_s, protocol.keep_first_above_s) else 0.0
+
+
+def _call_s(cell: work_items.Cell, pass_: Pass, flops_per_s: float) -> float:
+    p = cell.point
+    named = {name: p.hyper.get(name) for name in ("block_size", "sample_size", "min_seq_len")}
+    sizes = {name: size for name, size in named.items() if isinstance(size, int)}
+    if len(sizes) == len(named):
+        sampling = str(p.hyper.get("sampling"))
+        flops = hyper_flops(
+            p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_, sampling=sampling, **sizes
+        ) / _APPROXIMATE_RATE  # fmt: skip
+    elif cell.exact:
+        flops = exact_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_)
+    else:
+        flops = 0.0
+    return flops / flops_per_s + _OVERHEAD_S

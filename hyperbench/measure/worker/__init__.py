@@ -1,0 +1,1 @@
+"""The worker process: checks, times and compares methods, and reports records."""

@@ -1,0 +1,1 @@
+"""Conditions during the samples: load, clocks, power, temperature."""

@@ -1,0 +1,195 @@
+"""Under which conditions samples were taken: load from others, clocks, power, temperature, reasons for throttling.
+
+Everything is read between the samples, through objects that are passed in, and nothing read here is required: what a
+system does not tell is left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hyperbench.measure.cpu_load import BUSY_SHARE, SHORTEST_S, CpuTimes, others_used_s, read_cpu_times
+from hyperbench.stats.samples import median
+from hyperbench.store.environment import ranges
+from hyperbench.store.schema import Flag
+
+#: So many of the latest readings are kept: the one that is looked for lies a quarter of a second back.
+_HISTORY = 200
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """What a GPU said at one moment; null where it does not tell."""
+
+    sm_clock_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    throttle_reasons: tuple[str, ...] = ()
+
+
+class Gpu(Protocol):
+    """A GPU that can be asked."""
+
+    def read(self) -> GpuReading:
+        """What it says now."""
+        ...
+
+
+class Conditions:
+    """Follows one pass of one point: `look` at the start and the end of each of its turns, then `summary` and `flags`.
+
+    `cpu_times` and `cpu_mhz` read this machine, `gpu` the GPU that is measured, if one is; `cpus` is how many cores
+    there are for us. `history` holds what `cpu_times` gave before, also for other passes: where the turns are too short
+    to tell what others used, it is told of the time from a moment before them to the end of the last one.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu | None = None,
+        *,
+        cpus: int = 1,
+        cpu_times: Callable[[], CpuTimes] | None = None,
+        cpu_mhz: Callable[[], float | None] | None = None,
+        history: deque[CpuTimes] | None = None,
+    ) -> None:
+        self._gpu = gpu
+        self._cpus = max(1, cpus)
+        self._cpu_times = cpu_times or read_cpu_times
+        self._cpu_mhz = cpu_mhz or read_cpu_mhz
+        self._history = new_history() if history is None else history
+        self._begun: CpuTimes | None = None
+        self._around_s = self._around_others_s = 0.0
+        self._elapsed_s = self._others_s = 0.0
+        self._readings: list[GpuReading] = []
+        self._samples: list[int] = []
+        self._mhz: list[float] = []
+
+    def begin_turn(self) -> None:
+        """Samples are about to be taken."""
+        self._begun = self._now()
+
+    def end_turn(self, samples: int = 0) -> None:
+        """Samples have been taken, `samples` with all turns before: read everything, while it is still to be seen."""
+        if self._gpu is not None:
+            self._readings.append(self._gpu.read())
+            self._samples.append(samples)
+        times, begun = self._now(), self._begun
+        self._begun = None
+        if begun is not None and (others_s := others_used_s(begun, times)) is not None:
+            self._elapsed_s += times.now_s - begun.now_s
+            self._others_s += others_s
+            if self._elapsed_s < SHORTEST_S:
+                self._look_around(times)
+        # On a machine of many cores this reading takes a while.
+        if not self._mhz and (mhz := self._cpu_mhz()) is not None:
+            self._mhz.append(mhz)
+
+    @property
+    def others_share(self) -> float | None:
+        """The part of the cores' time that others used during the samples; None where it is not known."""
+        elapsed_s, others_s = self._elapsed_s, self._others_s
+        if elapsed_s < SHORTEST_S:
+            elapsed_s, others_s = self._around_s, self._around_others_s
+        if elapsed_s < SHORTEST_S:
+            return None
+        return min(1.0, max(0.0, others_s / (elapsed_s * self._cpus)))
+
+    def _now(self) -> CpuTimes:
+        times = self._cpu_times()
+        self._history.append(times)
+        return times
+
+    def _look_around(self, times: CpuTimes) -> None:
+        """What others used from the latest known moment that lies long enough before this one."""
+        for before in reversed(self._history):
+            if times.now_s - before.now_s >= SHORTEST_S and (others_s := others_used_s(before, times)) is not None:
+                self._around_s, self._around_others_s = times.now_s - before.now_s, others_s
+                return
+
+    @property
+    def throttle_reasons(self) -> tuple[str, ...]:
+        """Why the clocks of the GPU were held down at any moment, each once."""
+        return tuple(dict.fromkeys(name for reading in self._readings for name in reading.throttle_reasons))
+
+    def flags(self) -> list[Flag]:
+        """What the conditions alone say against the samples."""
+        share = self.others_share
+        busy = [Flag.BUSY_MACHINE] if share is not None and share > BUSY_SHARE else []
+        return busy + ([Flag.THROTTLED] if self.throttle_reasons else [])
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data for the record; what is not known is left out."""
+        found: dict[str, Any] = {"others_share": _rounded(self.others_share, 3)}
+        if self._mhz:
+            found |= {"cpu_mhz": _rounded(self._mhz[0], 0)}
+        if self._readings:
+            clocks = [r.sm_clock_mhz for r in self._readings if r.sm_clock_mhz is not None]
+            powers = [r.power_w for r in self._readings if r.power_w is not None]
+            degrees = [r.temperature_c for r in self._readings if r.temperature_c is not None]
+            found |= {
+                "sm_clock_mhz_first": clocks[0] if clocks else None,
+                "sm_clock_mhz_last": clocks[-1] if clocks else None,
+                "sm_clock_mhz_min": min(clocks, default=None),
+                "power_w_max": _rounded(max(powers, default=None), 1),
+                "temperature_c_max": max(degrees, default=None),
+                "throttle_reasons": list(self.throttle_reasons),
+                "gpu_readings": [
+                    {"samples": samples, **asdict(reading), "throttle_reasons": list(reading.throttle_reasons)}
+                    for samples, reading in zip(self._samples, self._readings, strict=True)
+                ],
+            }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def new_history() -> deque[CpuTimes]:
+    """Room for the latest readings of the cores' times."""
+    return deque(maxlen=_HISTORY)
+
+
+def fixed_conditions(threads: int) -> dict[str, Any]:
+    """What holds for a whole process: threads, the cores it may run on, and the load when it began."""
+    return {"threads": threads, "affinity": affinity(), "load_average": _rounded(load_average(), 2)}
+
+
+def affinity() -> str:
+    """The cores this process may run on, as "0-3,8"; empty where the system does not tell."""
+    return ranges(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else ""
+
+
+def load_average() -> float | None:
+    """Processes that wanted to run, on average over the last minute; None where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return None
+
+
+def read_cpu_mhz() -> float | None:
+    """The median clock of the cores in MHz; None where the system does not tell."""
+    try:
+        return cpu_mhz(_CPUINFO.read_text())
+    except OSError:
+        return None
+
+
+def cpu_mhz(cpuinfo: str) -> float | None:
+    """The median clock in the text of /proc/cpuinfo in MHz, if it tells."""
+    values = []
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "cpu MHz":
+            try:
+                values.append(float(value))
+            except ValueError:
+                continue
+    return median(values) if values else None
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

@@ -1,0 +1,1 @@
+"""The approximation error against a reference."""

@@ -1,0 +1,173 @@
+"""Properties of an honest backward pass, whatever the method approximates: it answers grad_output, each time anew.
+
+They are looked for on short inputs, and at the point itself where a call is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hyperbench.measure.inputs.families import make_grad_output, make_inputs
+from hyperbench.measure.methods.method import Method
+from hyperbench.measure.worker.calls import Inputs, as_leaves, gradients
+from hyperbench.measure.worker.errors import accuracy
+from hyperbench.measure.worker.errors.accuracy import IncorrectError
+from hyperbench.measure.worker.gate.at_point import replaced
+from hyperbench.measure.worker.gate.properties import probe_point
+from hyperbench.store.schema import Point
+
+Grads = tuple[Tensor, Tensor, Tensor]
+
+
+class KeptGraphError(IncorrectError):
+    """A backward pass that is wrong on a graph that has been run before; on a new one it may be sound."""
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    refusal: str = ""
+    kept_graph: bool = False
+
+
+_examined: dict[tuple[str, str], _Verdict] = {}
+
+
+def examine_backward(method: Method, point: Point) -> None:
+    """Raise IncorrectError on a dishonest backward pass, seen at a short length; a method is examined once.
+
+    Raises KeptGraphError where it is wrong on a graph that has been run before and right on a new one.
+    """
+    probe = probe_point(point)
+    key = probe.point_id, method.target
+    if key not in _examined:
+        _examined[key] = _verdict(method, probe)
+    verdict = _examined[key]
+    if verdict.refusal:
+        raise (KeptGraphError if verdict.kept_graph else IncorrectError)(verdict.refusal)
+
+
+def check_answers(first: Grads, other: Grads, inputs: Inputs, ignores: frozenset[str]) -> None:
+    """Raise IncorrectError if gradients are zero, or the same under two values of grad_output.
+
+    `ignores` are the inputs of q, k and v on which the output openly does not depend. Nothing is said of one position,
+    nor of inputs that are the same at all positions: there the gradients of q and k are zero in truth.
+    """
+    if any(torch.equal(x, x[:, :, :1].expand_as(x)) for x in inputs):
+        return
+    for name, grad, under_other in zip("qkv", first, other, strict=True):
+        if name in ignores:
+            continue
+        if not bool(grad.any()):
+            raise IncorrectError(
+                f"the gradient of {name} is zero everywhere, though the output depends on {name}; a method whose "
+                f"output does not says so: ignores = ({name!r},)"
+            )
+        if torch.equal(grad, under_other):
+            raise IncorrectError(f"the gradient of {name} stays the same when grad_output changes")
+
+
+def check_kept(again: tuple[Tensor | None, ...], fresh: Grads, inputs: Inputs, method: Method, dtype: str) -> None:
+    """Raise KeptGraphError unless a second backward pass of a graph gives what that of a new graph gives.
+
+    Both under the same grad_output, which was another one at the first pass of the kept graph.
+    """
+    kept = accuracy.check_grads(again, inputs)
+    if not method.deterministic:
+        return
+    tolerance = accuracy.EXACT_TOLERANCES[dtype]
+    for name, x, expected in zip("qkv", kept, fresh, strict=True):
+        error = accuracy.relative_frobenius(x, expected)
+        if not error <= tolerance:
+            raise KeptGraphError(
+                f"a second backward pass on one graph, under another grad_output, gives another gradient of {name} "
+                f"than a new graph (relative difference {error:.3g}): it goes by what the first one left behind"
+            )
+
+
+def other_grad_output(grad_output: Tensor) -> Tensor:
+    """Another grad_output (B, H, N, Dv) of the same kind."""
+    return 0.5 * grad_output.flip(2)
+
+
+def kept_gradients(out: Tensor, leaves: Inputs, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of q, k and v from a graph that is kept; None where the output does not depend on one.
+
+    Raises IncorrectError if it depends on none.
+    """
+    if not out.requires_grad:
+        raise IncorrectError("the output has no gradient with respect to q, k and v")
+    return torch.autograd.grad(out, leaves, grad_output, retain_graph=True, allow_unused=True)
+
+
+def _verdict(method: Method, probe: Point) -> _Verdict:
+    try:
+        _examine(method, probe)
+    except IncorrectError as error:
+        return _Verdict(str(error), isinstance(error, KeptGraphError))
+    except Exception:  # it takes no such shape
+        return _Verdict()
+    return _Verdict()
+
+
+def _examine(method: Method, probe: Point) -> None:
+    inputs, grad_output = make_inputs(probe), make_grad_output(probe)
+
+    def call(leaves: Inputs) -> Tensor:
+        return method.function(*leaves, is_causal=probe.is_causal, **probe.hyper)
+
+    leaves = as_leaves(inputs)
+    out = call(leaves)
+    raw, first_count = _counted(lambda: kept_gradients(out, leaves, grad_output))
+    first = _copies(accuracy.check_grads(raw, inputs))
+    _, second_count = _counted(lambda: kept_gradients(out, leaves, grad_output))
+    other = other_grad_output(grad_output)
+    with replaced((grad_output,), (other,)):
+        again = kept_gradients(out, leaves, grad_output)
+    new = as_leaves(inputs)
+    fresh = accuracy.check_grads(gradients(call(new), new, other), inputs)
+    check_answers(first, fresh, inputs, method.ignores)
+    check_kept(again, fresh, inputs, method, probe.dtype)
+    if first_count is not None and second_count is not None and second_count < first_count:
+        raise KeptGraphError(
+            f"a memoised result: a second backward pass on one graph makes {second_count} of the {first_count} calls "
+            "of PyTorch that the first makes"
+        )
+
+
+def _copies(grads: Grads) -> Grads:
+    q, k, v = (x.clone() for x in grads)
+    return q, k, v
+
+
+def _counted(
+    call: Callable[[], tuple[Tensor | None, ...]],
+) -> tuple[tuple[Tensor | None, ...], int | None]:
+    """What a call gives, and how many operations of PyTorch it asks for; None where they cannot be seen."""
+    seen = Operations()
+    try:
+        with seen:
+            return call(), seen.count
+    except IncorrectError:
+        raise
+    except Exception:  # of code that nothing may look into
+        return call(), None
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations below autograd, where a backward pass asks for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))

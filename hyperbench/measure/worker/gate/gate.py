@@ -1,0 +1,271 @@
+"""The correctness gate: what a method must show before it is timed, and that it still gives the same while it is.
+
+Before: each pass once on the inputs of the point, its answer checked and, of an exact method, compared; where a call is
+quick, each once more to gauge its memory, and the properties at the point itself; then those on short inputs. While it
+is timed: after each turn, the last result is compared with that from before, and the inputs with what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from hyperbench.config.types import ProtocolConfig
+from hyperbench.measure.inputs.families import make_grad_output, make_inputs
+from hyperbench.measure.worker.calls import Inputs, as_leaves, gradients
+from hyperbench.measure.worker.candidate import Candidate
+from hyperbench.measure.worker.clock import Clock
+from hyperbench.measure.worker.errors import accuracy
+from hyperbench.measure.worker.errors.accuracy import IncorrectError
+from hyperbench.measure.worker.errors.reference import Reference
+from hyperbench.measure.worker.failures import classify
+from hyperbench.measure.worker.gate.at_point import examine_at_point, replaced
+from hyperbench.measure.worker.gate.backward_properties import (
+    Grads,
+    KeptGraphError,
+    check_answers,
+    check_kept,
+    examine_backward,
+    kept_gradients,
+    other_grad_output,
+)
+from hyperbench.measure.worker.gate.fingerprints import fingerprint, print_of
+from hyperbench.measure.worker.gate.properties import changed_in_place, examine, examine_exact_gradients, probe_point
+from hyperbench.measure.worker.gate.result_check import Witness
+from hyperbench.measure.worker.memory import Gauge
+from hyperbench.store.schema import Pass, Point, Status
+
+Result = TypeVar("Result")
+#: No protocol waits longer for a second call.
+_LONGEST_S = 5.0
+#: A first call on CUDA may compile; up to this it tells nothing of the second.
+_COMPILES_S = 60.0
+#: A forward and a backward pass, in forward passes.
+_FORWARD_PARTS = 4.0
+
+
+class _Gauged(NamedTuple):
+    level: int
+    high: int | None
+    ms: float
+
+
+def slow_after_s(protocol: ProtocolConfig) -> float:
+    """From how many seconds on a call is not made again by the gate: from the budget of a pass on."""
+    return min(_LONGEST_S, max(protocol.budget_s.values()))
+
+
+class Gate:
+    """The gate of one group; `reference` is None where there is none to compare with.
+
+    Calls that take longer than `slow_s` seconds are not made a second time. `begin` hears what the next stretch of work
+    is: `errors` (the answer that is compared, and its errors) or `check`, and of which point and pass.
+    """
+
+    def __init__(
+        self,
+        point: Point,
+        inputs: Inputs,
+        grad_output: Tensor,
+        reference: Reference | None,
+        slow_s: float = 1.0,
+        begin: Callable[[str, Point, Pass], object] = lambda unit, point, pass_: None,
+    ) -> None:
+        self._point = point
+        self._inputs = inputs
+        self._grad_output = grad_output
+        self._reference = reference
+        self._slow_s = slow_s
+        self._begin = begin
+        self._names = ("q", "k", "v", "grad_output")
+        self._before = tuple(map(fingerprint, (*inputs, grad_output)))
+        self._holder: Witness | None = None
+
+    def forward(self, candidate: Candidate, gauge: Gauge, clock: Clock) -> dict[str, float]:
+        """The errors of the output. A forward pass tells how long its first call takes, a second one its peak memory.
+
+        Where the first call is too slow for another, it tells both, and the properties are looked for on short inputs
+        alone. Raises IncorrectError on a wrong answer.
+        """
+        self._say(candidate, Pass.FORWARD, measures_errors=True)
+
+        def call() -> Tensor:
+            with torch.no_grad():
+                return candidate.call(*self._inputs)
+
+        out, first = self._gauged(call, gauge, clock)
+        candidate.first_ms[Pass.FORWARD] = first.ms
+        self.check_inputs()
+        accuracy.check_output(out, self._inputs[0], self._inputs[2])
+        out = out.detach()
+        exact = candidate.wanted.cell.exact
+        errors = accuracy.output_errors(out, self._reference) if self._reference else {}
+        if exact:
+            accuracy.check_exact(errors, candidate.point.dtype)
+            if self._reference:
+                accuracy.check_rows(out, self._reference, candidate.point.dtype)
+        candidate.given[Pass.FORWARD] = print_of([out])
+        self._say(candidate, Pass.FORWARD)
+        gauged, looks = first, self._looks_here(candidate)
+        base = out.clone() if looks and self._has_time(first.ms) else None
+        del out
+        if self._has_time(first.ms):
+            gauged = self._gauged(call, gauge, clock)[1]
+        self._note(candidate, Pass.FORWARD, gauged)
+        candidate.causal_in_q = examine(candidate.method, candidate.point, exact)
+        if base is not None and gauged.ms <= self._slow_s * 1e3:
+            with _as_far_as_memory_goes(candidate, Pass.FORWARD):
+                examine_at_point(
+                    candidate.call, self._inputs, base, candidate.method, candidate.point, exact, candidate.causal_in_q
+                )
+            self.check_inputs()
+        elif looks:
+            candidate.unlooked.add(Pass.FORWARD)
+        return errors
+
+    def backward(self, candidate: Candidate, gauge: Gauge, clock: Clock) -> dict[str, float]:
+        """The errors of the gradients where they are compared; first calls and peaks are told as by `forward`.
+
+        Raises IncorrectError on wrong gradients. A backward pass that is wrong on a kept graph alone is noted in
+        `candidate.failed`.
+        """
+        self._say(candidate, Pass.BACKWARD, measures_errors=True)
+        leaves = as_leaves(self._inputs)
+        out, built = self._gauged(lambda: candidate.call(*leaves), gauge, clock)
+        # A backward pass takes two to three times its forward pass; the graph is kept for another one.
+        again = self._has_time(_FORWARD_PARTS * built.ms)
+        ask = kept_gradients if again else gradients
+        raw, first = self._gauged(partial(ask, out, leaves, self._grad_output), gauge, clock)
+        candidate.first_ms[Pass.BACKWARD] = first.ms
+        candidate.first_ms[Pass.FORWARD_BACKWARD] = built.ms + first.ms
+        self.check_inputs()
+        grads = accuracy.check_grads(raw, self._inputs)
+        self._note_both(candidate, built, first)
+        candidate.given[Pass.BACKWARD] = candidate.given[Pass.FORWARD_BACKWARD] = print_of(grads)
+        errors: dict[str, float] = {}
+        exact = candidate.wanted.cell.exact
+        if self._reference is not None and self._reference.grads is not None:
+            errors = accuracy.grad_errors(grads, self._reference)
+            if exact:
+                accuracy.check_exact(errors, candidate.point.dtype)
+        self._say(candidate, Pass.BACKWARD)
+        try:
+            kept = None
+            if self._looks_here(candidate):
+                if again:
+                    with _as_far_as_memory_goes(candidate, Pass.BACKWARD):
+                        kept = self._under_another(out, leaves)
+                else:
+                    candidate.unlooked.add(Pass.BACKWARD)
+            del out
+            if again:
+                with _as_far_as_memory_goes(candidate, Pass.BACKWARD):
+                    self._run_again(candidate, gauge, clock, grads, kept)
+            examine_backward(candidate.method, candidate.point)
+        except KeptGraphError as error:
+            candidate.failed[Pass.BACKWARD] = Status.INCORRECT, str(error)
+        if not errors and exact:
+            examine_exact_gradients(candidate.method, candidate.point)
+        return errors
+
+    def _under_another(self, out: Tensor, leaves: Inputs) -> tuple[Tensor | None, ...]:
+        """What a kept graph gives under another grad_output, which lies where that of before lay."""
+        with replaced((self._grad_output,), (other_grad_output(self._grad_output),)):
+            return gradients(out, leaves, self._grad_output)
+
+    def _run_again(
+        self, candidate: Candidate, gauge: Gauge, clock: Clock, grads: Grads, kept: tuple[Tensor | None, ...] | None
+    ) -> None:
+        """Gauge a forward and a backward pass on a new graph; hold `kept`, where there is such, against what it gives.
+
+        `grads` are those under the grad_output of the point.
+        """
+        grad_output = self._grad_output if kept is None else other_grad_output(self._grad_output)
+        leaves = as_leaves(self._inputs)
+        out, built = self._gauged(partial(candidate.call, *leaves), gauge, clock)
+        raw, last = self._gauged(partial(gradients, out, leaves, grad_output), gauge, clock)
+        del out
+        self._note_both(candidate, built, last)
+        self.check_inputs()
+        if kept is not None:
+            fresh = accuracy.check_grads(raw, self._inputs)
+            check_answers(grads, fresh, self._inputs, candidate.method.ignores)
+            check_kept(kept, fresh, self._inputs, candidate.method, candidate.point.dtype)
+
+    def _gauged(self, call: Callable[[], Result], gauge: Gauge, clock: Clock) -> tuple[Result, _Gauged]:
+        level, start_s = gauge.reset(), clock.now_s()
+        result = call()
+        high = gauge.high_bytes()
+        return result, _Gauged(level, high, (clock.now_s() - start_s) * 1e3)
+
+    def _note(self, candidate: Candidate, pass_: Pass, gauged: _Gauged) -> None:
+        if gauged.high is not None:
+            candidate.levels[pass_], candidate.peaks[pass_] = gauged.level, max(0, gauged.high - gauged.level)
+
+    def _note_both(self, candidate: Candidate, built: _Gauged, last: _Gauged) -> None:
+        self._note(candidate, Pass.BACKWARD, last)
+        if built.high is not None and last.high is not None:
+            self._note(candidate, Pass.FORWARD_BACKWARD, _Gauged(built.level, max(built.high, last.high), 0.0))
+
+    def _has_time(self, first_ms: float) -> bool:
+        """Whether a call whose first one took so long may be made again; on a GPU the first may have compiled."""
+        slow_s = max(self._slow_s, _COMPILES_S) if self._point.device == "cuda" else self._slow_s
+        return first_ms <= slow_s * 1e3
+
+    def _looks_here(self, candidate: Candidate) -> bool:
+        """Whether properties are looked for at the point itself: in the round of its errors, above the short length."""
+        return bool(candidate.wanted.seeds) and probe_point(candidate.point).seq_len < candidate.point.seq_len
+
+    def _say(self, candidate: Candidate, pass_: Pass, *, measures_errors: bool = False) -> None:
+        self._begin("errors" if measures_errors and candidate.wanted.seeds else "check", candidate.point, pass_)
+
+    def check_inputs(self) -> None:
+        """Raise IncorrectError, naming them, if inputs have changed; they are then what they were again."""
+        tensors = (*self._inputs, self._grad_output)
+        pairs = zip(self._names, tensors, self._before, strict=True)
+        changed = [name for name, x, before in pairs if fingerprint(x) != before]
+        if not changed:
+            return
+        for x, y in zip(tensors, (*make_inputs(self._point), make_grad_output(self._point)), strict=True):
+            # Not x itself: a kept graph of another method would take that for a change of what it has saved.
+            x.data.copy_(y)
+        raise IncorrectError(changed_in_place(changed))
+
+    def witness(
+        self, candidate: Candidate, pass_: Pass, call: Callable[[], object], clock: Clock, period: int, adds_up: bool
+    ) -> Witness:
+        """What watches the calls of a pass of a candidate that has passed: those on the group's own inputs.
+
+        They are every `period`-th call, the first among them. Gradients that add up become others by every call.
+        """
+        to_the_bit = pass_ is Pass.FORWARD and candidate.point.device == "cpu" and candidate.method.deterministic
+        tolerance = None if to_the_bit else accuracy.EXACT_TOLERANCES[candidate.point.dtype]
+        before = None if adds_up and pass_ is not Pass.FORWARD else candidate.given.get(pass_)
+        return Witness(call, clock, self._inputs, before, tolerance, period)
+
+    def turn(self, witness: Witness | None) -> None:
+        """The turn of another witness begins, or of none: whoever had the last one must have left all as it was."""
+        holder, self._holder = self._holder, witness
+        if holder is None:
+            return
+        try:
+            self.check_inputs()
+            holder.check()
+        except Exception as error:  # most likely IncorrectError; memory may be short as well
+            holder.failure = holder.failure or error.with_traceback(None)
+
+
+@contextmanager
+def _as_far_as_memory_goes(candidate: Candidate, pass_: Pass) -> Iterator[None]:
+    """A second look needs more memory than a call; where there is none the look is left out, and that is noted."""
+    try:
+        yield
+    except Exception as error:
+        if classify(error)[0] is not Status.OOM:
+            raise
+        candidate.unlooked.add(pass_)

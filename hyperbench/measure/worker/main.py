@@ -1,0 +1,119 @@
+"""The child process: takes tasks from one pipe, measures them, writes each finished record to another.
+
+Started as `python -m hyperbench.measure.worker.main READ_FD WRITE_FD`; its stdout and stderr belong to the measured
+code. It ends when the parent closes its pipe, and the kernel ends it when the parent dies. After SIGINT it ends with
+the current sample, and says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+_READ_BYTES = 1 << 16
+_SETTLE_SEQ_LEN = 512
+
+
+class Stop(BaseException):
+    """The parent wants no more; no Exception, so that it becomes nobody's row."""
+
+
+class StopSignal:
+    """Hears SIGINT; once it came, `check` raises Stop."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        signal.signal(signal.SIGINT, self._hear)
+
+    def check(self) -> None:
+        """Raise Stop if the parent asked for it."""
+        if self._asked:
+            raise Stop
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+
+class StoppableClock:
+    """A clock between whose samples the worker may stop; all else is the clock's own."""
+
+    def __init__(self, clock: Any, check: Callable[[], object]) -> None:
+        self._clock = clock
+        self._check = check
+
+    def time_ms(self, call: Callable[[], object]) -> float:
+        """What the clock says of a call, in milliseconds. Raises Stop before it if the parent asked for that."""
+        self._check()
+        elapsed_ms: float = self._clock.time_ms(call)
+        return elapsed_ms
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._clock, name)
+
+
+def main(read_fd: int, write_fd: int) -> None:
+    """Serve tasks until the pipe is closed."""
+    stop = StopSignal()
+    parent = os.getppid()
+    _die_with_parent()
+    if os.getppid() != parent:
+        return  # the parent died before the kernel was told
+    from hyperbench.measure.messages import Lines, Task, send
+
+    def emit(message: dict[str, Any]) -> None:
+        send(write_fd, message)
+        stop.check()
+
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from hyperbench.measure.worker.clock import clock_for
+    from hyperbench.measure.worker.conditions.surroundings import surroundings_for
+    from hyperbench.measure.worker.gate.backward_properties import Operations
+    from hyperbench.measure.worker.group import GroupMeasurement
+    from hyperbench.measure.worker.memory import gauge_for
+
+    # Threads and libraries that the first calls start are no method's memory.
+    x = torch.randn(1, 1, _SETTLE_SEQ_LEN, 64, requires_grad=True)
+    # The first count of operations imports a large part of PyTorch, which every later collection would look at.
+    with Operations():
+        torch.autograd.grad(scaled_dot_product_attention(x, x @ x.mT @ x, x).sum(), x)
+    # The collector runs before each gauging of memory; it need not look at every library each time.
+    gc.collect()
+    gc.freeze()
+    send(write_fd, {"event": "ready"})
+    lines = Lines()
+    while data := os.read(read_fd, _READ_BYTES):
+        for message in lines.feed(data):
+            task = Task.from_json(message)
+            if task.threads is not None:
+                torch.set_num_threads(task.threads)
+            device = task.todos[0].cell.point.device
+            clock = StoppableClock(clock_for(device), stop.check)
+            surroundings = surroundings_for(device, torch.get_num_threads())
+            measurement = GroupMeasurement(task, emit, clock, gauge_for(device), surroundings)
+            try:
+                measurement.run()
+            except Stop:
+                send(write_fd, {"event": "stopped"})
+                return
+            if measurement.poisoned:
+                send(write_fd, {"event": "leave"})
+                return
+            send(write_fd, {"event": "done"})
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

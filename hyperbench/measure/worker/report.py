@@ -1,0 +1,133 @@
+"""What a worker says of its task: what it begins with, and the records of what it has measured or could not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hyperbench.measure import work_items
+from hyperbench.measure.messages import Task
+from hyperbench.measure.methods import method
+from hyperbench.measure.worker.candidate import Candidate
+from hyperbench.measure.worker.conditions.surroundings import Surroundings
+from hyperbench.measure.worker.failures import classify, poisons_device
+from hyperbench.measure.worker.timing.passes import TimedCall, TimedPass
+from hyperbench.store.record_json import to_json
+from hyperbench.store.schema import Pass, Point, Record, Stage, Status, Timing
+
+Emit = Callable[[dict[str, Any]], object]
+
+
+class Report:
+    """The records of one task, sent through `emit` as they are finished.
+
+    `poisoned` tells that an error that was classified left the device unusable in this process.
+    """
+
+    def __init__(self, task: Task, emit: Emit, surroundings: Surroundings) -> None:
+        self._task = task
+        self._emit = emit
+        self._surroundings = surroundings
+        self.poisoned = False
+
+    def begin(self, unit: str, point: Point, pass_: Pass | None = None, stage: str = "") -> None:
+        """A unit of work begins: what becomes of the worker from now on is put down to it."""
+        part = pass_ and str(pass_)
+        self._emit({"event": "begin", "unit": unit, "point_id": point.point_id, "pass": part, "stage": stage})
+
+    def write(self, record: Record) -> None:
+        """A record is finished."""
+        self._emit({"event": "record", "record": to_json(record)})
+
+    def classify(self, error: Exception, candidate: Candidate) -> tuple[Status, str]:
+        """The status and the message that an error of a candidate's code stands for."""
+        status, message = classify(error)
+        self.poisoned = self.poisoned or poisons_device(status, candidate.point.device)
+        return status, message
+
+    def fail(self, wanted: work_items.Todo, status: Status, message: str) -> None:
+        """Nothing of what a cell still needs could be measured."""
+        task = self._task
+        for record in work_items.failed_records(
+            wanted, task.passes, task.error, task.protocol.name, task.round, status, message
+        ):
+            self.write(record)
+
+    def timing(self, candidate: Candidate, pass_: Pass, timed: TimedPass) -> None:
+        """A pass was sampled, or failed while it was."""
+        failure = timed.failure()
+        if failure is not None:
+            self.failed_timing(candidate, pass_, *self.classify(failure, candidate))
+            return
+        point, sampler = candidate.point, timed.sampler
+        executed_flops = candidate.method.executed_flops(point, pass_, candidate.wanted.cell.exact)
+        judged = timed.judge(executed_flops, self._surroundings.peak_flops_per_s(point.dtype))
+        self.write(
+            Timing(
+                point=point,
+                pass_=pass_,
+                protocol=self._task.protocol.name,
+                round=self._task.round,
+                status=judged.status,
+                implementation=candidate.method.implementation(point.device, point),
+                stop_reason=sampler.stop_reason,
+                samples_ms=tuple(sampler.samples_ms),
+                warmup_ms=tuple(sampler.warmup_ms),
+                peak_memory_bytes=candidate.peaks.get(pass_),
+                exact_equivalent_flops=method.exact_equivalent_flops(point, pass_),
+                executed_flops=executed_flops,
+                message="; ".join(filter(None, (candidate.method.note(point), sampler.note, *judged.notes))),
+                first_call_ms=candidate.first_ms.get(pass_),
+                host_ms=judged.host_ms,
+                memory_before_bytes=candidate.levels.get(pass_),
+                flags=judged.flags,
+                conditions={**self._conditions(timed), **_looked(candidate, pass_)},
+            )
+        )
+
+    def failed_timing(self, candidate: Candidate, pass_: Pass, status: Status, message: str) -> None:
+        """A pass could not be timed."""
+        point, task = candidate.point, self._task
+        implementation = candidate.method.implementation(point.device, point)
+        self.write(Timing(point, pass_, task.protocol.name, task.round, status, implementation, message=message))
+
+    def stage(self, candidate: Candidate, name: str, all_stages: tuple[str, ...], timed: TimedCall) -> None:
+        """A stage of the forward pass was sampled, or failed while it was."""
+        failure = timed.failure()
+        if failure is not None:
+            self.failed_stage(candidate, name, all_stages, *self.classify(failure, candidate))
+            return
+        sampler, judged = timed.sampler, timed.judge()
+        self.write(
+            Stage(
+                point=candidate.point,
+                stage=name,
+                median_ms=judged.median_ms,
+                samples_ms=tuple(sampler.samples_ms),
+                all_stages=all_stages,
+                protocol=self._task.protocol.name,
+                round=self._task.round,
+                status=judged.status,
+                stop_reason=sampler.stop_reason,
+                message="; ".join(filter(None, (sampler.note, *judged.notes))),
+                flags=judged.flags,
+                host_ms=judged.host_ms,
+                conditions=self._conditions(timed),
+            )
+        )
+
+    def failed_stage(
+        self, candidate: Candidate, name: str, all_stages: tuple[str, ...], status: Status, message: str
+    ) -> None:
+        """A stage could not be timed."""
+        protocol, round_ = self._task.protocol.name, self._task.round
+        self.write(Stage(candidate.point, name, None, (), all_stages, protocol, round_, status, message=message))
+
+    def _conditions(self, timed: TimedCall) -> dict[str, Any]:
+        return {**self._surroundings.fixed, **timed.facts, **timed.conditions.summary()}
+
+
+def _looked(candidate: Candidate, pass_: Pass) -> dict[str, Any]:
+    """That the properties were not looked for at the point itself, where they were to be."""
+    look = Pass.FORWARD if pass_ is Pass.FORWARD else Pass.BACKWARD
+    return {"properties_at_point": "skipped"} if look in candidate.unlooked else {}

@@ -1,0 +1,1 @@
+"""Timing of calls: passes in turns, samples, stages of a pass."""

@@ -1,0 +1,184 @@
+"""Ratios of times over rounds, and what they allow to say: pure functions, no torch, no I/O.
+
+A round is a fresh process. Samples of one process share its luck (addresses, clocks, caches), so the unit of evidence
+is the round: each gives one median, and everything here is computed from those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyperbench.stats.samples import CONFIDENCE
+
+Array = NDArray[np.float64]
+
+#: Two rounds say next to nothing of how much rounds differ; from three on the interval covers what it says.
+MIN_ROUNDS = 3
+RESAMPLES = 20_000
+SEED = 20_240_507
+#: Rounds that differ by less than this part are equal: that is the rounding of numbers, not a spread of times.
+EQUAL_WITHIN = 1e-9
+
+
+class Verdict(StrEnum):
+    """What the rounds say of B against A."""
+
+    SAME = "same"
+    FASTER = "faster"
+    SLOWER = "slower"
+    AMBIGUOUS = "ambiguous"
+
+
+class Reason(StrEnum):
+    """Why a verdict is what it is; only the first two come with one other than `ambiguous`."""
+
+    INTERVAL_WITHIN_THRESHOLD = "interval_within_threshold"
+    INTERVAL_BEYOND_THRESHOLD = "interval_beyond_threshold"
+    INTERVAL_STRADDLES_THRESHOLD = "interval_straddles_threshold"
+    TOO_FEW_ROUNDS = "too_few_rounds"
+    UNEQUAL_ROUNDS = "unequal_rounds"
+    ZERO_VARIANCE = "zero_variance"
+    ZERO_TIME = "zero_time"
+    DIFFERENT_PROTOCOL = "different_protocol"
+    THROTTLED = "throttled_on_one_side"
+    NO_TIMING = "no_timing"
+    NO_TIMING_IN_A = "no_timing_in_a"
+    NO_TIMING_IN_B = "no_timing_in_b"
+    MISSING_IN_A = "missing_in_a"
+    MISSING_IN_B = "missing_in_b"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict with its reason, and the time of B over that of A with its 95 % interval, null where there is none."""
+
+    verdict: Verdict
+    reason: Reason
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def judge(a_ms: Mapping[int, float], b_ms: Mapping[int, float], *, paired: bool, threshold: float) -> Judgement:
+    """What the medians of two sides, by round, say: is B as fast as A within `threshold` (relative), faster, slower?
+
+    The interval of the ratio must lie wholly within 1/(1 + threshold) to 1 + threshold for `same`, and wholly beyond
+    for `faster` and `slower`; whatever else is `ambiguous`. `paired`: equal round numbers were measured together.
+    Raises ValueError if a side has no round.
+    """
+    if not a_ms or not b_ms:
+        raise ValueError("a ratio of no rounds does not exist")
+    if min(*a_ms.values(), *b_ms.values()) <= 0:
+        return Judgement(Verdict.AMBIGUOUS, Reason.ZERO_TIME)
+    log_a = np.log([a_ms[round_] for round_ in sorted(a_ms)])
+    log_b = np.log([b_ms[round_] for round_ in sorted(b_ms)])
+    ratio = _exp(float(log_b.mean() - log_a.mean()))
+    if min(len(a_ms), len(b_ms)) < MIN_ROUNDS:
+        return Judgement(Verdict.AMBIGUOUS, Reason.TOO_FEW_ROUNDS, ratio)
+    if len(a_ms) != len(b_ms) or (paired and set(a_ms) != set(b_ms)):
+        return Judgement(Verdict.AMBIGUOUS, Reason.UNEQUAL_ROUNDS, ratio)
+    spreads = [np.ptp(log_a), np.ptp(log_b), *([np.ptp(log_b - log_a)] if paired else [])]
+    if min(spreads) < EQUAL_WITHIN:
+        return Judgement(Verdict.AMBIGUOUS, Reason.ZERO_VARIANCE, ratio)
+    _, lows, highs = log_ratio_interval(log_a, log_b, paired=paired)
+    low, high = float(lows), float(highs)
+    verdict, reason = verdict_of(low, high, threshold)
+    return Judgement(verdict, reason, ratio, _exp(low), _exp(high))
+
+
+def verdict_of(low: float, high: float, threshold: float) -> tuple[Verdict, Reason]:
+    """The verdict on an interval of the log ratio; `threshold` is relative, 0.01 for 1 %."""
+    limit = math.log1p(threshold)
+    if -limit <= low and high <= limit:
+        return Verdict.SAME, Reason.INTERVAL_WITHIN_THRESHOLD
+    if high < -limit:
+        return Verdict.FASTER, Reason.INTERVAL_BEYOND_THRESHOLD
+    if low > limit:
+        return Verdict.SLOWER, Reason.INTERVAL_BEYOND_THRESHOLD
+    return Verdict.AMBIGUOUS, Reason.INTERVAL_STRADDLES_THRESHOLD
+
+
+def log_ratio_interval(
+    log_a: Array, log_b: Array, *, paired: bool, confidence: float = CONFIDENCE, resamples: int = RESAMPLES
+) -> tuple[Array, Array, Array]:
+    """The log of the ratio B over A and its interval, from logs of (..., n) rounds a side: three arrays (...).
+
+    The estimate is the mean of the logs of B minus that of A. The interval is a smoothed bootstrap-t over rounds: draw
+    n rounds with replacement (pairs of them where `paired`, else from each side by itself), add normal noise of a
+    kernel's width to each, divide the error of the mean by its standard error; the quantiles of that quotient, times
+    the standard error of the rounds themselves, are how far the interval reaches. The draws have a fixed seed, and are
+    such that the interval of A over B is exactly the mirror image, and the order of rounds does not matter.
+    Raises ValueError on unequal numbers of rounds.
+    """
+    if log_a.shape != log_b.shape or log_a.shape[-1] < 2:
+        raise ValueError(f"rounds of shapes {log_a.shape} and {log_b.shape} must be equal and at least two a side")
+    sides = [log_b - log_a] if paired else [log_a, log_b]
+    draws = _draws(log_a.shape[-1], paired, resamples)
+    resampled = [_resampled(side, draw) for side, draw in zip(sides, draws, strict=True)]
+    centre = log_b.mean(-1) - log_a.mean(-1)
+    error = resampled[0][0] if paired else resampled[1][0] - resampled[0][0]
+    quotients = error / np.sqrt(np.sum([variance for _, variance in resampled], axis=0))
+    scale = np.sqrt(np.sum([side.var(-1) for side in sides], axis=0))
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(quotients, [tail, 1.0 - tail], axis=-1)
+    return centre, centre - high * scale, centre - low * scale
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """R resamples of n rounds: how often each was drawn and the noise added to it (R, n), and the noise's moments (R,).
+
+    All are parts of n; the noise is in units of the spread of the rounds.
+    """
+
+    weights: Array
+    noise: Array
+    noise_mean: Array
+    noise_square: Array
+
+
+def _resampled(rounds: Array, draws: _Draws) -> tuple[Array, Array]:
+    """The error of the mean of each resample (..., R) and the variance among its n rounds, which is never zero."""
+    centred = np.sort(rounds - rounds.mean(-1, keepdims=True), axis=-1)
+    spread = rounds.std(-1, ddof=1)[..., None]
+    mean = centred @ draws.weights.T + spread * draws.noise_mean
+    square = np.square(centred) @ draws.weights.T + 2.0 * spread * (centred @ draws.noise.T)
+    square += np.square(spread) * draws.noise_square
+    return mean, np.maximum(square - np.square(mean), np.square(1e-6 * spread))
+
+
+@lru_cache(maxsize=16)
+def _draws(n: int, paired: bool, count: int) -> tuple[_Draws, ...]:
+    """The draws for each side, `count` or one fewer.
+
+    They come in twos: a pair's draw with its mirror image (the rounds from the other end, the noise of the other
+    sign); two sides' draws with those in which the sides have changed places.
+    """
+    rng = np.random.default_rng(SEED)
+    bandwidth = 1.06 * n**-0.2
+    chosen = rng.integers(0, n, (2, count // 2, n))
+    noise = bandwidth * rng.standard_normal((2, count // 2, n))
+    if paired:
+        return (_tabled(np.concatenate([chosen[0], n - 1 - chosen[0]]), np.concatenate([noise[0], -noise[0]])),)
+    return tuple(_tabled(np.concatenate(chosen[order]), np.concatenate(noise[order])) for order in ([0, 1], [1, 0]))
+
+
+def _tabled(chosen: NDArray[np.int64], noise: Array) -> _Draws:
+    """Resamples given as indices of rounds and the noise of each (R, n)."""
+    n = chosen.shape[1]
+    one_hot = chosen[:, :, None] == np.arange(n)
+    weights = one_hot.sum(axis=1) / n
+    summed = (one_hot * noise[:, :, None]).sum(axis=1) / n
+    return _Draws(weights, summed, noise.mean(axis=1), np.square(noise).mean(axis=1))
+
+
+def _exp(value: float) -> float:
+    """The exponential; infinity where it is too large for a number."""
+    return math.exp(value) if value < 709.0 else math.inf

@@ -1,0 +1,1 @@
+"""A run's folder: its records, its journal and the tables made from it."""

@@ -1,0 +1,48 @@
+"""Records as the plain JSON data of which journals and the messages of workers are made, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from enum import StrEnum
+from typing import Any
+
+from hyperbench.store.plain_data import from_mapping, hints, options, short
+from hyperbench.store.schema import ErrorRow, Point, Record, Stage, Timing
+
+_KINDS: dict[str, type[Any]] = {"timing": Timing, "error": ErrorRow, "stage": Stage}
+_NON_FINITE = ("inf", "-inf", "nan")
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """A record as plain JSON data with its kind; enumerations become their values, infinities and NaN their names."""
+    kind = next(name for name, cls in _KINDS.items() if isinstance(record, cls))
+    data = {"kind": kind, **dataclasses.asdict(record)}
+    for name, value in data.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            data[name] = str(value)
+    return data
+
+
+def from_json(data: Any) -> Record:
+    """The inverse of `to_json`. Raises ValueError on anything that is no record in a possible state."""
+    if not isinstance(data, dict):
+        raise ValueError(f"a record is a mapping, not {short(data)}")
+    fields = dict(data)
+    kind = fields.pop("kind", None)
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ValueError(f"unknown record kind {short(kind)}; allowed: {', '.join(_KINDS)}")
+    cls = _KINDS[kind]
+    known = hints(cls)
+    for name, value in fields.items():
+        hint = known.get(name)
+        if hint is Point:
+            fields[name] = Point.from_dict(value)
+        elif isinstance(value, list):
+            fields[name] = tuple(value)
+        elif isinstance(value, str) and float in options(hint) and value in _NON_FINITE:
+            fields[name] = float(value)
+        elif value is not None:
+            enum = next((option for option in options(hint) if issubclass(option, StrEnum)), None)
+            fields[name] = enum(value) if enum else value
+    return from_mapping(cls, fields)

@@ -1,0 +1,272 @@
+"""The records that cross rooms: what a point is, what was measured at it, and which states are possible.
+
+Units are in the names (`_ms`, `_bytes`, `_flops`). Every record is frozen and refuses to exist in an impossible state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from hyperbench.store.plain_data import MAX_INT as MAX_INT
+from hyperbench.store.plain_data import check_types, fits, from_mapping, is_finite, is_plain, short
+
+SCHEMA_VERSION = 1
+#: Parameters of methods that have a column of their own in the tables, and their types there.
+PARAMETER_TYPES: dict[str, type[Any]] = {
+    "block_size": int,
+    "sample_size": int,
+    "num_projections": int,
+    "min_seq_len": int,
+    "sampling": str,
+    "pairing": str,
+}
+#: In the place of a stage's name: all stages of a point, where none could be told apart.
+ALL_STAGES = "all"
+
+
+class Status(StrEnum):
+    """How the measurement of a point ended; only `ok` and `throttled` may carry a timing."""
+
+    OK = "ok"
+    INCORRECT = "incorrect"
+    OOM = "oom"
+    SKIPPED_AFTER_OOM = "skipped_after_oom"
+    UNSUPPORTED = "unsupported"
+    TIMEOUT = "timeout"
+    THROTTLED = "throttled"
+    ERROR = "error"
+
+    @property
+    def has_timing(self) -> bool:
+        """Whether a record of this status may carry a timing."""
+        return self in (Status.OK, Status.THROTTLED)
+
+
+class Pass(StrEnum):
+    """What is timed; each pass is timed directly, none is a sum of others."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    FORWARD_BACKWARD = "forward_backward"
+
+
+class StopReason(StrEnum):
+    """Why sampling ended: the interval of the median was narrow enough, or the time or the samples ran out."""
+
+    PRECISION = "precision"
+    BUDGET = "budget"
+    MAX_SAMPLES = "max_samples"
+
+
+class Flag(StrEnum):
+    """What a reader must know of a timing before trusting it; a flagged timing stays where it is."""
+
+    #: The samples fall into two groups apart from each other: their median lies in one of them, or between.
+    BIMODAL = "bimodal"
+    #: The samples get slower or faster with time.
+    DRIFT = "drift"
+    #: Launching the call takes the host longer than the device needs for it: the launch is what was timed.
+    HOST_BOUND = "host_bound"
+    #: Other processes used the machine's cores during the samples.
+    BUSY_MACHINE = "busy_machine"
+    #: The clocks of the device were held down.
+    THROTTLED = "throttled"
+    #: More operations per second than the device can do: not all of the work was done, or not all was timed.
+    ABOVE_PEAK = "above_peak"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One resolved configuration of the grid: a method on an input of one shape. Its id is a hash of all of it.
+
+    `hyper` holds every parameter of the method as configured (the method's own, `_target_` left out); the columns
+    block_size, sample_size, num_projections, min_seq_len, sampling and pairing of the tables are read from it.
+    Raises ValueError on a value of the wrong type or out of its range.
+    """
+
+    method: str
+    target: str
+    device: str
+    dtype: str
+    is_causal: bool
+    batch: int
+    heads: int
+    kv_heads: int
+    seq_len: int
+    head_dim: int
+    input: str
+    seed: int
+    hyper: dict[str, Any] = field(default_factory=dict)
+    input_params: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not (is_plain(self.hyper) and is_plain(self.input_params)):
+            raise ValueError("the parameters of a point must be plain data, not nested deeply")
+        for name in ("batch", "heads", "kv_heads", "seq_len", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} of a point must be positive")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads={self.kv_heads} of a point must divide heads={self.heads}")
+        for name, kind in PARAMETER_TYPES.items():
+            value = self.hyper.get(name)
+            if value is not None and not fits(value, kind):
+                raise ValueError(f"{name}={short(value)} of a point must be of type {kind.__name__}")
+
+    @property
+    def point_id(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of the resolved configuration."""
+        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The point as plain data, as it stands in the journal."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Point:
+        """The inverse of `as_dict`. Raises ValueError on an unknown or missing key."""
+        return from_mapping(cls, data)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Samples of one pass of one point in one round, in time order, with how and why they ended.
+
+    `first_call_ms` is the wall time of the first such call in the process (compilation, tuning, page faults), never a
+    sample. `host_ms` is the median time after which a call gave the host back, on a device that works beside it.
+    `peak_memory_bytes` is above `memory_before_bytes`, what was in use before the call. `flags` say what a reader
+    must know before trusting it; `conditions` hold load, clocks, power, temperature and so on during the samples.
+    """
+
+    point: Point
+    pass_: Pass
+    protocol: str
+    round: int
+    status: Status
+    implementation: str = ""
+    stop_reason: StopReason | None = None
+    samples_ms: tuple[float, ...] = ()
+    warmup_ms: tuple[float, ...] = ()
+    peak_memory_bytes: int | None = None
+    exact_equivalent_flops: float | None = None
+    executed_flops: float | None = None
+    message: str = ""
+    first_call_ms: float | None = None
+    host_ms: float | None = None
+    memory_before_bytes: int | None = None
+    flags: tuple[str, ...] = ()
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.samples_ms and not self.status.has_timing:
+            raise ValueError(f"a timing of status {self.status} cannot carry samples")
+        if self.status.has_timing and not self.samples_ms:
+            raise ValueError(f"a timing of status {self.status} needs samples")
+        for name in ("samples_ms", "warmup_ms"):
+            if not all(0.0 <= sample < math.inf for sample in getattr(self, name)):
+                raise ValueError(f"{name} must be non-negative numbers")
+        if self.first_call_ms is not None and not 0.0 <= self.first_call_ms < math.inf:
+            raise ValueError(f"first_call_ms={self.first_call_ms} must be a non-negative number")
+        for name in ("round", "peak_memory_bytes", "memory_before_bytes"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} cannot be negative")
+        _check_circumstances(self)
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What makes a timing unique within a run: (point_id, pass, round)."""
+        return (self.point.point_id, str(self.pass_), self.round)
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """One metric of the approximation error of a point's output against exact attention, for one seed."""
+
+    point: Point
+    seed: int
+    metric: str
+    value: float | None
+    status: Status = Status.OK
+    message: str = ""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.status.has_timing != (self.value is not None):
+            raise ValueError(f"an error row of status {self.status} cannot have value={self.value}")
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What makes an error row unique within a run: (point_id, seed, metric)."""
+        return (self.point.point_id, self.seed, self.metric)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Samples of one stage (hash, sort, sample, ...) of a method's forward pass at a point in one round, in time order.
+
+    `all_stages` names every stage of the pass in order, so that a reader knows where this one stands and whether one
+    is missing. The stage ALL_STAGES stands for all that have no record of their own: nothing could be told of them.
+    `flags`, `host_ms` and `conditions` are those of a Timing; records of older journals have none.
+    """
+
+    point: Point
+    stage: str
+    median_ms: float | None
+    samples_ms: tuple[float, ...] = ()
+    all_stages: tuple[str, ...] = ()
+    protocol: str = ""
+    round: int = 0
+    status: Status = Status.OK
+    stop_reason: StopReason | None = None
+    message: str = ""
+    flags: tuple[str, ...] = ()
+    host_ms: float | None = None
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.status.has_timing != (self.median_ms is not None):
+            raise ValueError(f"a stage of status {self.status} cannot have median_ms={self.median_ms}")
+        if self.median_ms is not None and not 0.0 <= self.median_ms < math.inf:
+            raise ValueError(f"median_ms={self.median_ms} must be a non-negative number")
+        if self.samples_ms and (
+            self.median_ms is None or not min(self.samples_ms) <= self.median_ms <= max(self.samples_ms)
+        ):
+            raise ValueError(f"median_ms={self.median_ms} must lie among samples_ms")
+        if not all(0.0 <= sample < math.inf for sample in self.samples_ms):
+            raise ValueError("samples_ms must be non-negative numbers")
+        if self.all_stages and self.stage not in (*self.all_stages, ALL_STAGES):
+            raise ValueError(f"stage={short(self.stage)} must be one of {short(self.all_stages)}")
+        if self.round < 0:
+            raise ValueError(f"round={self.round} cannot be negative")
+        _check_circumstances(self)
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What makes a stage unique within a run: (point_id, "stage", stage, round)."""
+        return (self.point.point_id, "stage", self.stage, self.round)
+
+
+Record = Timing | ErrorRow | Stage
+
+
+def _check_circumstances(record: Timing | Stage) -> None:
+    """Raise ValueError unless flags, host_ms and conditions are such as samples can have."""
+    kind = type(record).__name__.lower()
+    if record.host_ms is not None and not 0.0 <= record.host_ms < math.inf:
+        raise ValueError(f"host_ms={record.host_ms} must be a non-negative number")
+    for flag in record.flags:
+        if flag not in list(Flag):
+            raise ValueError(f"flags={short(flag)} is unknown; allowed: {', '.join(Flag)}")
+    if record.flags and not record.samples_ms:
+        raise ValueError(f"flags are of samples, and a {kind} without samples has none")
+    if not (is_plain(record.conditions) and is_finite(record.conditions)):
+        raise ValueError(f"conditions of a {kind} must be plain data, finite and not nested deeply")

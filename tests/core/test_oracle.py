@@ -1,0 +1,137 @@
+"""The oracle against the definition, written once more with loops over queries and keys and nothing shared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from hyperattn_core import AttentionPlan, make_plan, oracle_attention
+from hyperattn_core.oracle import weight_matrix
+from hyperattn_core.planning import draws
+from tests.helpers.core_inputs import CHOICES, assert_close, normal, qkv, small_params
+
+Terms = Iterator[tuple[int, float]]
+
+
+def gray_rank_of(row: Tensor, directions: Tensor) -> int:
+    """The place, along the Gray code, of the code of a row's positive projections."""
+    bits = [float(row @ directions[:, i]) > 0 for i in range(directions.shape[1])]
+    code = sum(2**i for i, bit in enumerate(bits) if bit)
+    return next(rank for rank in range(2 ** len(bits)) if rank ^ (rank >> 1) == code)
+
+
+class Definition:
+    """The estimator of one query head as the contract says it: which keys a query sums, and with which weight."""
+
+    def __init__(self, plan: AttentionPlan, q: Tensor, k: Tensor, head: tuple[int, int], kv_head: tuple[int, int]):
+        directions = draws.projections(plan.seed, q.shape[3], plan.params.num_projections, "cpu")
+        self.plan, self.kv_head = plan, kv_head
+        self.query_ranks = [gray_rank_of(row, directions) for row in q[head].double()]
+        self.key_ranks = [gray_rank_of(row, directions) for row in k[kv_head].double()]
+
+    def terms(self, query: int) -> Terms:
+        """(key, weight) of every term of a query's sums."""
+        params, num_keys = self.plan.params, len(self.key_ranks)
+        if not self.plan.is_causal:
+            yield from self.node(query, range(len(self.query_ranks)), range(num_keys), 0, 0)
+            return
+        yield from self.recursion(query, 0, num_keys, params.min_seq_len)
+
+    def recursion(self, query: int, start: int, stop: int, leaf: int) -> Terms:
+        """Algorithm 4: exact up to the leaf's length, else two halves and the queries of the second on the first."""
+        if stop - start <= leaf:
+            yield from ((key, 1.0) for key in range(start, query + 1))
+            return
+        half, level = leaf, 0
+        while 2 * half < stop - start:
+            half, level = 2 * half, level + 1
+        middle = start + half
+        if query < middle:
+            yield from self.recursion(query, start, middle, leaf)
+        else:
+            yield from self.node(query, range(middle, stop), range(start, middle), level, start // (2 * half))
+            yield from self.recursion(query, middle, stop, leaf)
+
+    def node(self, query: int, queries: range, keys: range, level: int, node: int) -> Terms:
+        """Algorithm 3: the query's block of the sorted keys, and the samples outside it."""
+        params, total = self.plan.params, len(keys)
+        block_size = min(params.block_size, total)
+        sorted_keys = sorted(keys, key=lambda j: self.key_ranks[j])
+        if params.pairing == "rank":
+            sorted_queries = sorted(queries, key=lambda i: self.query_ranks[i])
+            place = sorted_queries.index(query) * total // len(queries)
+        else:
+            rank = self.query_ranks[query]
+            below = sum(self.key_ranks[j] < rank for j in keys)
+            upto = sum(self.key_ranks[j] <= rank for j in keys)
+            place = min((below + upto) // 2, total - 1)
+        block = place // block_size
+        own = range(block * block_size, min((block + 1) * block_size, total))
+        yield from ((sorted_keys[i], 1.0) for i in own)
+        drawn = self.plan.levels[level].sample_index[(*self.kv_head, node)].tolist()
+        edges = [s * total // max(1, len(drawn)) for s in range(len(drawn) + 1)]
+        for s, i in enumerate(drawn):
+            if i not in own:
+                yield sorted_keys[i], total / len(drawn) if params.sampling == "iid" else edges[s + 1] - edges[s]
+
+
+def by_definition(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, log-sum-exp and the weight of every key, by loops."""
+    batch, heads, num_queries, _ = q.shape
+    out = torch.zeros(batch, heads, num_queries, v.shape[3], dtype=torch.float64)
+    lse = torch.zeros(batch, heads, num_queries, dtype=torch.float64)
+    weights = torch.zeros(batch, heads, num_queries, k.shape[2], dtype=torch.float64)
+    for b in range(batch):
+        for h in range(heads):
+            kv_head = (b, h * k.shape[1] // heads)
+            definition = Definition(plan, q, k, (b, h), kv_head)
+            for query in range(num_queries):
+                num, den = torch.zeros(v.shape[3], dtype=torch.float64), 0.0
+                for key, weight in definition.terms(query):
+                    term = weight * math.exp(scale * float(q[b, h, query].double() @ k[kv_head][key].double()))
+                    num += term * v[kv_head][key].double()
+                    den += term
+                    weights[b, h, query, key] += weight
+                out[b, h, query], lse[b, h, query] = num / den, math.log(den)
+    return out, lse, weights
+
+
+@pytest.mark.parametrize(("sampling", "pairing"), CHOICES)
+@pytest.mark.parametrize(
+    ("queries", "keys", "is_causal"),
+    [(24, 24, False), (37, 37, False), (19, 41, False), (41, 19, False), (40, 40, True), (53, 53, True)],
+)
+def test_the_oracle_is_the_definition(queries: int, keys: int, is_causal: bool, sampling: str, pairing: str) -> None:
+    for seed, dim, params in (
+        (0, 4, small_params(sampling, pairing)),
+        (1, 3, small_params(sampling, pairing, block_size=5, sample_size=11, num_projections=2, min_seq_len=6)),
+        (2, 3, small_params(sampling, pairing, block_size=3, sample_size=1, num_projections=4, min_seq_len=1)),
+    ):
+        q, k, v = qkv(queries=queries, keys=keys, heads=4, kv_heads=2, dim=dim, value_dim=2, seed=seed)
+        plan = make_plan(q, k, params, seed, is_causal=is_causal, tile_size=4)
+        assert not plan.is_exact
+        out, lse, weights = by_definition(q, k, v, plan, scale=0.6)
+        assert_close(weight_matrix(plan), weights)
+        got, got_lse = oracle_attention(q, k, v, plan, scale=0.6)
+        assert_close(got, out)
+        assert_close(got_lse, lse)
+
+
+def test_batches_have_plans_of_their_own() -> None:
+    q, k, v = qkv(queries=30, batch=3, heads=2, dim=3)
+    plan = make_plan(q, k, small_params("iid", "bucket"))
+    out, lse, weights = by_definition(q, k, v, plan, scale=3**-0.5)
+    assert_close(weight_matrix(plan), weights)
+    got, got_lse = oracle_attention(q, k, v, plan)
+    assert_close(got, out)
+    assert_close(got_lse, lse)
+
+
+def test_the_oracle_is_differentiable() -> None:
+    q, k, v = (normal(1, 1, 9, 2, seed=i).requires_grad_() for i in range(3))
+    plan = make_plan(q, k, small_params("iid", "bucket", block_size=2, min_seq_len=2))
+    assert torch.autograd.gradcheck(lambda *x: oracle_attention(*x, plan), (q, k, v))

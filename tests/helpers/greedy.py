@@ -1,0 +1,49 @@
+"""Methods that come to a bad end at length 128: one runs out of memory, one takes the interpreter along, one hangs."""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from hyperbench.measure.worker.memory import read_status_bytes
+
+_ROOM_BYTES = 2**26
+_WANTED_BYTES = 2**31
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
+    """Attention as it should be."""
+    return scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+
+
+def wants_memory(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
+    """Asks for more memory than the process is allowed from here on."""
+    if q.shape[2] >= 128:
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (read_status_bytes("VmSize") + _ROOM_BYTES, before[1]))
+        try:
+            torch.empty(_WANTED_BYTES, dtype=torch.uint8).fill_(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+    return exact(q, k, v, is_causal=is_causal)
+
+
+def aborts(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
+    """Takes the interpreter along."""
+    if q.shape[2] == 128:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.abort()
+    return exact(q, k, v, is_causal=is_causal)
+
+
+def hangs(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
+    """Says so in the pipe HANGS_AT and never answers, as long as there is that pipe."""
+    if q.shape[2] == 128 and os.path.exists(os.environ["HANGS_AT"]):
+        os.write(os.open(os.environ["HANGS_AT"], os.O_WRONLY), b"x")
+        threading.Event().wait()
+    return exact(q, k, v, is_causal=is_causal)

@@ -1,0 +1,74 @@
+"""Prepared runs without a probe: what a machine with a CPU alone would answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from hyperbench.measure.runner.session import Prepared, prepare
+
+HYPER_DEFAULTS: dict[str, Any] = {
+    "block_size": 256,
+    "sample_size": 256,
+    "num_projections": 7,
+    "min_seq_len": 1024,
+    "sampling": "stratified",
+    "pairing": "bucket",
+    "seed": 0,
+}
+#: A run small enough for a test: one short pass after the other.
+TINY = (
+    "device=cpu",
+    "device.threads=1",
+    "protocol=quick",
+    "protocol.budget_s.forward=0.01",
+    "protocol.budget_s.backward=0.01",
+    "protocol.budget_s.forward_backward=0.01",
+    "protocol.warmup_min_s=0",
+    "protocol.warmup_max_s=0.01",
+    "protocol.min_samples=2",
+    "protocol.max_samples=3",
+    "protocol.min_spread_s=0",
+    # On a machine that is busy a call may take longer than its budget: every round is measured all the same.
+    "protocol.slow_rounds=9",
+    "shape.head_dim=8",
+    "error.seeds=[0,1]",
+)
+
+
+def facts(request: Mapping[str, Any], env: Mapping[str, str] | None = None, **changes: Any) -> dict[str, Any]:
+    """The answer to a request of the probe; no method has a problem, and only hyper has defaults."""
+    methods = {
+        item["target"]: {
+            "defaults": HYPER_DEFAULTS if item["target"].endswith((".hyper", ".hyper_paper")) else {},
+            "unsupported": {"cpu": None, "cuda": "no GPU"},
+        }
+        for item in request["methods"]
+    }
+    return {
+        "torch": "2.13.0+cpu",
+        "cuda": None,
+        "cuda_available": False,
+        "cuda_bfloat16": False,
+        "gpu_name": None,
+        "gpu_count": 0,
+        "gpu_memory_bytes": None,
+        "threads": 2,
+        "methods": methods,
+        "problems": [],
+        "flops_per_s": {"cpu": 1e11},
+        "noise": {"median_ms": 1.0, "resolution_ns": 1, "flush_ratio": None},
+        **changes,
+    }
+
+
+def prepared(*words: str, **changes: Any) -> Prepared:
+    """A run of these words, prepared without a probe."""
+    return prepare(words, lambda request, env: facts(request, env, **changes))
+
+
+@cache
+def tiny(*words: str) -> Prepared:
+    """A run of these words that takes no time; composed once."""
+    return prepared(*TINY, *words)

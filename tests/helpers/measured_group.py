@@ -1,0 +1,122 @@
+"""One group measured in this process, with a clock and a gauge that make nothing of the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from hyperbench.measure import work_items
+from hyperbench.measure.messages import Task
+from hyperbench.measure.worker.conditions.surroundings import Surroundings
+from hyperbench.measure.worker.group import GroupMeasurement
+from hyperbench.store.record_json import from_json
+from hyperbench.store.schema import ErrorRow, Status, Timing
+from tests.helpers.made_records import a_point
+from tests.helpers.made_runs import tiny
+
+PASSES = ("forward", "backward", "forward_backward")
+SHAPE = {"heads": 2, "kv_heads": 1, "seq_len": 40, "head_dim": 8, "input_params": {}}
+HYPER = {"block_size": 8, "sample_size": 8, "num_projections": 3, "min_seq_len": 16, "sampling": "stratified",
+         "pairing": "bucket", "seed": 0}  # fmt: skip
+
+
+class Clock:
+    """Every call takes a millisecond; `heard` is what the group has said so far."""
+
+    heard: list[dict[str, Any]]
+    host_ms: float | None = None
+    is_load: bool = False
+
+    def now_s(self) -> float:
+        """Never later."""
+        return 0.0
+
+    def time_ms(self, call: Callable[[], object]) -> float:
+        """Make the call."""
+        call()
+        return 1.0
+
+
+class Gauge:
+    """Each peak is a hundred bytes above what was there."""
+
+    def reset(self) -> int:
+        """What is there."""
+        return 1000
+
+    def high_bytes(self) -> int | None:
+        """The peak."""
+        return 1100
+
+
+def cell(target: str, *, exact: bool = False, hyper: dict[str, Any] | None = None, **changes: Any) -> work_items.Cell:
+    """A point of a method by its target."""
+    point = a_point(**{**SHAPE, "method": target.rpartition(".")[2], "target": target, "hyper": hyper or {}, **changes})
+    return work_items.Cell(point, exact)
+
+
+def odd(name: str, **options: Any) -> work_items.Cell:
+    """A point of an odd method."""
+    return cell(f"odd_methods.{name}", **options)
+
+
+class Measured:
+    """What a group reports."""
+
+    def __init__(
+        self,
+        *cells: work_items.Cell,
+        passes: tuple[str, ...] = PASSES,
+        round_: int = 0,
+        clock: Clock | None = None,
+        surroundings: Surroundings | None = None,
+        **options: Any,
+    ) -> None:
+        config = tiny().config
+        error = dataclasses.replace(config.error, **options.pop("error", {}))
+        protocol = dataclasses.replace(config.protocol, **options.pop("protocol", {}))
+        todos = tuple(work_items.todo(one, passes, error, round_, options.get("finished", set())) for one in cells)
+        options.pop("finished", None)
+        self.task = Task(todos, passes, protocol, error, round_, None, **options)
+        self.messages: list[dict[str, Any]] = []
+        clock = clock or Clock()
+        clock.heard = self.messages
+        self.measurement = GroupMeasurement(self.task, self.messages.append, clock, Gauge(), surroundings)
+        self.measurement.run()
+        self.records = [from_json(m["record"]) for m in self.messages if m["event"] == "record"]
+
+    @property
+    def expected(self) -> set[work_items.Key]:
+        """The keys it owes."""
+        task = self.task
+        return {
+            r.key
+            for wanted in task.todos
+            for r in work_items.failed_records(wanted, task.passes, task.error, "", task.round, Status.ERROR, "")
+            if isinstance(r, Timing | ErrorRow)
+        }
+
+    @property
+    def keys(self) -> list[work_items.Key]:
+        """The keys of what it reported, apart from those that only some methods have."""
+        some = ("lse_mean_abs", work_items.CAUSAL_IN_Q)
+        return [r.key for r in self.records if not (isinstance(r, ErrorRow) and r.metric in some)]  # type: ignore[union-attr]
+
+    def timings(self, method: str) -> dict[str, Timing]:
+        """Pass -> timing of a method."""
+        return {str(r.pass_): r for r in self.records if isinstance(r, Timing) and r.point.method == method}
+
+    def errors(self, method: str, seed: int = 0) -> dict[str, ErrorRow]:
+        """Metric -> error of a method."""
+        rows = [r for r in self.records if isinstance(r, ErrorRow) and r.point.method == method and r.seed == seed]
+        return {r.metric: r for r in rows}
+
+    def statuses(self, method: str) -> dict[str, str]:
+        """Pass -> status of a method."""
+        return {name: str(timing.status) for name, timing in self.timings(method).items()}
+
+
+def all_of(status: str) -> dict[str, str]:
+    """The same status for every pass."""
+    return dict.fromkeys(PASSES, status)

@@ -1,5 +1,0 @@
-"""A module that prints where an answer is expected."""
-
-from odd_methods import exact as exact
-
-print('{"torch": "a banner of mine"}')

@@ -1,0 +1,400 @@
+"""From words to a folder: nothing is written before it is known to run, and no folder of others is touched."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hyperbench.config.catalog import ConfigError
+from hyperbench.measure.runner import session
+from hyperbench.store import run_folder
+from hyperbench.store.record_json import to_json
+from hyperbench.store.run_folder import StoreError, load_run, read_journal
+from hyperbench.store.schema import Status
+from tests.helpers.fake_worker import FakeWorker, Listener
+from tests.helpers.made_records import a_timing
+from tests.helpers.made_runs import TINY, facts, prepared, tiny
+
+GPU = {
+    "cuda_available": True,
+    "gpu_name": "Some GPU",
+    "gpu_count": 1,
+    "gpu_memory_bytes": 2**34,
+    "cuda_bfloat16": True,
+    "flops_per_s": {"cpu": 1e11, "cuda": 1e14},
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(*words: str, **changes: Any) -> str:
+    """The one line with which words are refused on some machine; nothing is written."""
+    before = sorted(Path.cwd().rglob("*"))
+    with pytest.raises(ConfigError) as caught:
+        prepared(*words, **changes)
+    assert "\n" not in str(caught.value)
+    assert sorted(Path.cwd().rglob("*")) == before
+    return str(caught.value)
+
+
+def opened(run: session.Prepared, out: Path | None, *, resume: bool = False, fresh: bool = False) -> Path:
+    """A run's folder."""
+    return session.open_folder(run, out, resume=resume, fresh=fresh)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_device_is_what_is_there_and_the_reason_is_said() -> None:
+    assert (prepared().config.device.name, prepared().config.device.reason) == ("cpu", "PyTorch sees no CUDA GPU here")
+    on_gpu = prepared("sweep=fig4", **GPU)
+    assert (on_gpu.config.device.name, on_gpu.config.device.reason) == ("cuda", "PyTorch sees Some GPU")
+    assert {cell.point.dtype for cell in on_gpu.cells} == {"bfloat16"}
+    assert {cell.point.seq_len for cell in on_gpu.cells} == {2**e for e in range(12, 18)}
+    assert on_gpu.speed.flops_per_s == 1e14
+    chosen = prepared("device=cpu", **GPU)
+    assert (chosen.config.device.name, chosen.config.device.reason) == ("cpu", "device=cpu was asked for")
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert refusal("device=cuda").startswith("device=cuda: PyTorch 2.13.0+cpu sees no CUDA GPU here")
+
+
+def test_a_dtype_that_the_device_lacks_is_refused() -> None:
+    old = {**GPU, "cuda_bfloat16": False}
+    assert "dtype=bfloat16: Some GPU lacks it" in refusal("sweep=fig4", **old)
+    assert prepared("sweep=fig4", "dtype=float16", **old).cells
+
+
+def test_graphs_need_a_gpu() -> None:
+    said = refusal("protocol.cuda_graph=true")
+    assert said == "protocol.cuda_graph=true needs device=cuda, and this run is on cpu"
+    assert prepared("sweep=fig4", "protocol.cuda_graph=true", **GPU).config.protocol.cuda_graph
+
+
+def test_the_first_problem_of_a_method_is_the_answer() -> None:
+    assert refusal(problems=["method mine: no such module", "method x: y"]) == "method mine: no such module"
+
+
+def test_a_default_that_no_point_can_hold_is_refused() -> None:
+    words = ("method=flash2", "+method.mine._target_=a.b")
+    methods = {"hyperbench.measure.methods.exact.flash2": {"defaults": {}}, "a.b": {"defaults": {"block_size": "big"}}}
+    assert "block_size='big'" in refusal(*words, methods=methods)
+
+
+def test_the_probe_is_asked_about_everything_once() -> None:
+    asked: list[Any] = []
+
+    def ask(request: dict[str, Any], env: Any) -> dict[str, Any]:
+        asked.append(request)
+        return facts(request)
+
+    session.prepare(["method=hyper,hyper_paper", "method.hyper.block_size=32,64", "shape.seq_len=8,16",
+                     "input=gaussian,clustered"], ask)  # fmt: skip
+    (request,) = asked
+    assert {m["name"]: [h["block_size"] for h in m["hypers"]] for m in request["methods"]} == {
+        "hyper": [32, 64],
+        "hyper_paper": [None],
+    }
+    assert [item["family"] for item in request["inputs"]] == ["gaussian", "clustered"]
+
+
+def test_a_new_folder_holds_configuration_and_environment() -> None:
+    run = tiny()
+    folder = opened(run, Path("a folder/deep inside"))
+    assert yaml.safe_load((folder / run_folder.CONFIG).read_text()) == run.config.resolved
+    environment = json.loads((folder / run_folder.ENVIRONMENT).read_text())
+    assert (environment["device"], environment["config_hash"]) == ("cpu", run.config.config_hash)
+    assert load_run(folder).timings.empty
+    assert sorted(contents(folder)) == ["config.yaml", "environment.json", "journal.jsonl"]
+
+
+def test_a_run_without_a_folder_gets_one_of_its_own() -> None:
+    folder = opened(tiny(), None)
+    assert folder.parent == run_folder.RUNS_ROOT
+    assert folder.name.startswith("single-cpu-20")
+
+
+def test_an_empty_folder_is_taken_and_a_foreign_one_is_not() -> None:
+    Path("empty").mkdir()
+    opened(tiny(), Path("empty"))
+    Path("foreign").mkdir()
+    (Path("foreign") / "thesis.tex").write_text("years of work")
+    (Path("foreign") / "config.yaml").write_text("a: 1\n")
+    Path("file").write_text("x")
+    for resume, fresh in ((False, False), (True, False), (False, True)):
+        with pytest.raises(StoreError, match="out=foreign is not empty and no run's folder"):
+            opened(tiny(), Path("foreign"), resume=resume, fresh=fresh)
+        with pytest.raises(StoreError, match="out=file is a file"):
+            opened(tiny(), Path("file"), resume=resume, fresh=fresh)
+    assert contents(Path("foreign")) == {"thesis.tex": b"years of work", "config.yaml": b"a: 1\n"}
+
+
+def test_a_folder_that_cannot_be_made_is_one_line() -> None:
+    Path("file").write_text("x")
+    with pytest.raises(StoreError, match="out=file/inside cannot be written"):
+        opened(tiny(), Path("file/inside"))
+
+
+def test_the_same_run_goes_on_only_on_demand() -> None:
+    folder = opened(tiny(), Path("run"))
+    before = contents(folder)
+    with pytest.raises(StoreError, match="holds a run of this configuration; --resume continues it"):
+        opened(tiny(), folder)
+    assert opened(tiny(), folder, resume=True) == folder
+    assert contents(folder) == before
+
+
+def test_another_configuration_is_refused_with_what_differs() -> None:
+    folder = opened(tiny(), Path("run"))
+    before = contents(folder)
+    other = tiny("error.rows=7", "seed=3")
+    for resume in (False, True):
+        with pytest.raises(StoreError, match=r"another configuration, which differs in error\.rows, .*seed"):
+            opened(other, folder, resume=resume)
+    assert contents(folder) == before
+
+
+def another(folder: Path, **changes: Any) -> None:
+    """Make it so that a run was begun in another environment."""
+    environment = json.loads((folder / run_folder.ENVIRONMENT).read_text())
+    (folder / run_folder.ENVIRONMENT).write_text(json.dumps({**environment, **changes}))
+
+
+@pytest.mark.parametrize("changed", ["threads", "machine", "cpu_model", "gpu_name"])
+def test_numbers_of_two_machines_never_stand_in_one_table(changed: str) -> None:
+    folder = opened(tiny(), Path("run"))
+    another(folder, **{changed: 64 if changed == "threads" else "another"})
+    before = contents(folder)
+    with pytest.raises(StoreError, match=f"another {changed} "):
+        opened(tiny(), folder, resume=True)
+    assert contents(folder) == before
+
+
+def test_a_fresh_run_replaces_the_old_one() -> None:
+    folder = opened(tiny(), Path("run"))
+    (folder / "figures").mkdir()
+    (folder / "figures" / "fig4.html").write_text("old")
+    (folder / run_folder.JOURNAL).write_text(json.dumps(to_json(a_timing())) + "\n")
+    opened(tiny("seed=3"), folder, fresh=True)
+    assert sorted(contents(folder)) == ["config.yaml", "environment.json", "journal.jsonl"]
+    assert read_journal(folder / run_folder.JOURNAL) == []
+
+
+def test_a_run_that_is_being_written_is_not_taken_away() -> None:
+    folder = opened(tiny(), Path("run"))
+    before = contents(folder)
+    with run_folder.Journal(folder / run_folder.JOURNAL), pytest.raises(StoreError, match="another process is writing"):
+        opened(tiny(), folder, fresh=True)
+    assert contents(folder) == before
+
+
+def test_resume_without_a_folder_takes_the_last_run_of_this_configuration() -> None:
+    with pytest.raises(StoreError, match="no run of this configuration under results/runs to resume"):
+        opened(tiny(), None, resume=True)
+    runs = [opened(tiny(*words), run_folder.RUNS_ROOT / name) for name, words in
+            (("b", ()), ("c", ()), ("a", ()), ("d", ("seed=3",)))]  # fmt: skip
+    for age, folder in zip((2, 1, 3, 0), runs, strict=True):
+        os.utime(folder / run_folder.CONFIG, ns=(10**18 - age, 10**18 - age))
+    assert opened(tiny(), None, resume=True) == runs[1]
+    assert opened(tiny("seed=3"), None, resume=True) == runs[3]
+
+
+@pytest.mark.parametrize(
+    "left", [[], ["config.yaml"], [".config.yaml.123.tmp"], ["config.yaml", ".environment.json.9.tmp"]]
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_killed_while_its_folder_was_made_can_be_started_again(left: list[str], resume: bool) -> None:
+    run = tiny()
+    whole = contents(opened(run, Path("whole")))
+    folder = Path("run")
+    folder.mkdir()
+    for name in left:
+        (folder / name).write_bytes(whole.get(name, b"half"))
+    opened(run, folder, resume=resume)
+    assert load_run(folder).config == run.config.resolved
+
+
+def test_a_run_killed_before_its_journal_was_made_goes_on() -> None:
+    folder = opened(tiny(), Path("run"))
+    (folder / run_folder.JOURNAL).unlink()
+    opened(tiny(), folder, resume=True)
+
+
+class Measured:
+    """A run measured by a worker that is none."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started_s: list[float] = []
+        self.listener = Listener()
+        monkeypatch.setattr(session, "WorkerProcess", lambda env, log: FakeWorker())
+
+    def __call__(self, run: session.Prepared, folder: Path, **options: Any) -> session.Outcome:
+        self.listener = Listener()
+        return session.measure(
+            run, folder, self.listener, start=self.started_s.append, **{"retry_failed": False, **options}
+        )
+
+
+def test_a_measured_run_has_its_tables_and_says_beforehand_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measure = tiny("shape.seq_len=64,128"), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    outcome = measure(run, folder)
+    assert outcome.statuses == {Status.OK: 2 * 2 * 3}
+    assert measure.started_s == [pytest.approx(sum(run.estimates_s()))]
+    assert {"timings.csv", "errors.parquet", "stages.csv"} <= set(contents(folder))
+    measure(run, opened(run, folder, resume=True))
+    assert measure.started_s[1] == 0
+
+
+def cut(folder: Path, lines: int) -> list[Any]:
+    """Take the last lines off a journal; the records that are left."""
+    path = folder / run_folder.JOURNAL
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-lines]))
+    return read_journal(path)
+
+
+ORIGIN_CHANGES = {
+    "commit": "0" * 40, "code": "f" * 12, "torch": "1.0", "driver": "1.2", "env_vars": {"OMP_PLACES": "cores"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", list(ORIGIN_CHANGES))
+def test_a_run_of_another_origin_goes_on_in_new_rounds_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    run, measure = tiny("protocol.rounds=2", "passes=[forward]"), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    measure(run, folder)
+    kept = cut(folder, 1)
+    another(folder, **{changed: ORIGIN_CHANGES[changed]})
+    first = (folder / run_folder.ENVIRONMENT).read_bytes()
+    outcome = measure(run, opened(run, folder, resume=True))
+    # Both methods again, in one round of their own.
+    assert outcome.statuses == {Status.OK: 2}
+    records = read_journal(folder / run_folder.JOURNAL)
+    assert records[: len(kept)] == kept
+    assert [record.round for record in records[len(kept) :]] == [2, 2]
+    (note,) = measure.listener.notes
+    assert f"another {changed} (" in note
+    assert "new rounds from 2 on" in note
+    assert (folder / run_folder.ENVIRONMENT).read_bytes() == first
+    found = load_run(folder)
+    assert [origin.first_round for origin in found.origins] == [0, 2]
+    assert found.origins[0].environment[changed] == ORIGIN_CHANGES[changed]
+    assert found.origins[1].environment[changed] != ORIGIN_CHANGES[changed]
+    of_rounds = found.timings.groupby("round")["run_id"].agg(set)
+    assert of_rounds[0] == of_rounds[1] == {found.origins[0].environment["run_id"]}
+    assert of_rounds[2] == {found.origins[1].environment["run_id"]} != of_rounds[0]
+    # The new origin's own rounds go on as ever.
+    (folder / run_folder.JOURNAL).write_bytes(
+        b"".join((folder / run_folder.JOURNAL).read_bytes().splitlines(True)[:-1])
+    )
+    assert measure(run, opened(run, folder, resume=True)).statuses == {Status.OK: 1}
+    assert read_journal(folder / run_folder.JOURNAL)[-1].round == 2
+    assert measure.listener.notes == []
+    assert len(load_run(folder).origins) == 2
+
+
+def test_a_finished_run_stays_as_it_is_whatever_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measure = tiny(), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    measure(run, folder)
+    another(folder, code="f" * 12)
+    before = (folder / run_folder.JOURNAL).read_bytes()
+    assert not measure(run, opened(run, folder, resume=True)).statuses
+    assert (folder / run_folder.JOURNAL).read_bytes() == before
+    assert len(load_run(folder).origins) == 1
+    assert measure.listener.notes == []
+
+
+def test_keys_that_the_environment_did_not_have_yet_are_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measure = tiny(), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    environment = json.loads((folder / run_folder.ENVIRONMENT).read_text())
+    del environment["affinity"], environment["cpu_model"]
+    (folder / run_folder.ENVIRONMENT).write_text(json.dumps(environment))
+    measure(run, opened(run, folder, resume=True))
+    assert len(load_run(folder).origins) == 1
+
+
+def test_a_session_says_where_its_time_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measure = tiny(), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    outcome = measure(run, folder)
+    assert outcome.time["wall_s"] == pytest.approx(sum(outcome.time["spent_s"].values()), abs=0.1)
+    measure(run, opened(run, folder, resume=True))
+    lines = [json.loads(line) for line in (folder / session.SESSIONS).read_text().splitlines()]
+    assert [line["interrupted"] for line in lines] == [False, False]
+    assert {key: lines[0][key] for key in outcome.time} == outcome.time
+
+
+def test_a_torn_journal_goes_on_where_it_was_torn(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measure = tiny(), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    measure(run, folder)
+    whole = (folder / run_folder.JOURNAL).read_bytes()
+    for cut in range(0, len(whole), len(whole) // 12):
+        (folder / run_folder.JOURNAL).write_bytes(whole[:cut])
+        measure(run, opened(run, folder, resume=True))
+        records = read_journal(folder / run_folder.JOURNAL)
+        assert {repr(r) for r in records} == {repr(r) for r in read_journal_of(whole)}
+        assert (folder / run_folder.JOURNAL).read_bytes().startswith(whole[: whole[:cut].rfind(b"\n") + 1])
+
+
+def read_journal_of(data: bytes) -> list[Any]:
+    """The records of a journal given as bytes."""
+    path = Path("other.jsonl")
+    path.write_bytes(data)
+    return read_journal(path)
+
+
+def test_a_damaged_journal_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measure = tiny(), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    (folder / run_folder.JOURNAL).write_bytes(b"{}\n")
+    before = contents(folder)
+    with pytest.raises(StoreError, match="line 1"):
+        measure(run, folder)
+    assert contents(folder) == before
+
+
+def test_two_processes_never_measure_into_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measure = tiny(), Measured(monkeypatch)
+    folder = opened(run, Path("run"))
+    with run_folder.Journal(folder / run_folder.JOURNAL), pytest.raises(StoreError, match="another process"):
+        measure(run, folder)
+
+
+def test_the_tables_are_written_when_a_run_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(FakeWorker):
+        def receive(self, timeout_s: float) -> dict[str, Any]:
+            message = super().receive(timeout_s)
+            if message["event"] == "begin" and message["pass"] == "backward":
+                raise KeyboardInterrupt
+            return message
+
+    run = tiny()
+    monkeypatch.setattr(session, "WorkerProcess", lambda env, log: Interrupted())
+    folder = opened(run, Path("run"))
+    assert session.measure(run, folder, Listener(), retry_failed=False).interrupted
+    assert list(load_run(folder).timings["pass"]) == ["forward", "forward"]
+    assert (folder / "timings.csv").read_text().count("\n") == 3
+
+
+def test_a_probe_that_does_not_run_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    with pytest.raises(ConfigError, match="PyTorch does not start here: ") as caught:
+        session.prepare(TINY)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,406 @@
+"""Stages: each is timed once and by itself, behind the output of the method, and whatever happens becomes rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hyperbench.config.types import ErrorConfig
+from hyperbench.measure import work_items
+from hyperbench.measure.messages import Task
+from hyperbench.measure.methods import method as registry
+from hyperbench.measure.runner.estimate import estimate_s
+from hyperbench.measure.worker import report as report_module
+from hyperbench.measure.worker.calls import rotated
+from hyperbench.measure.worker.conditions.conditions import GpuReading
+from hyperbench.measure.worker.conditions.surroundings import Surroundings
+from hyperbench.measure.worker.group import GroupMeasurement
+from hyperbench.stats.samples import median
+from hyperbench.store.record_json import from_json
+from hyperbench.store.schema import ALL_STAGES, ErrorRow, Flag, Pass, Stage, Status, StopReason, Timing
+from tests.helpers.fake_worker import STAGES, FakeWorker, Message, Site, dies, hangs
+from tests.helpers.made_records import a_point, a_timing
+from tests.helpers.made_runs import HYPER_DEFAULTS, prepared, tiny
+
+HYPER = "hyperbench.measure.methods.hyper.hyper"
+SMALL = {**HYPER_DEFAULTS, "block_size": 8, "sample_size": 8, "num_projections": 3, "min_seq_len": 16}
+NAMES = ("scores", "weights", "out")
+ERROR = ErrorConfig(seeds=(0,), rows=8, grad_max_seq_len=None, operator_norm_max_seq_len=64, float64_max_seq_len=64)
+POINT = a_point(hyper={"seed": 0}, seq_len=64)
+CELL = work_items.Cell(POINT, exact=False)
+
+
+class Clock:
+    """A call takes as many milliseconds as there were calls of it."""
+
+    host_ms: float | None = None
+
+    def __init__(self) -> None:
+        self.calls: dict[int, int] = {}
+
+    def now_s(self) -> float:
+        """Never later."""
+        return 0.0
+
+    def time_ms(self, call: Callable[[], object]) -> float:
+        """Make the call."""
+        call()
+        self.calls[id(call)] = self.calls.get(id(call), 0) + 1
+        return float(self.calls[id(call)])
+
+
+class Steady(Clock):
+    """Each call takes a millisecond, and gives the host back after `host_ms`; each look at the time, `look_s`."""
+
+    def __init__(self, host_ms: float | None = None, look_s: float = 0.0) -> None:
+        super().__init__()
+        self.host_ms, self._look_s, self._now_s = host_ms, look_s, 0.0
+
+    def now_s(self) -> float:
+        """Later by a look."""
+        self._now_s += self._look_s
+        return self._now_s
+
+    def time_ms(self, call: Callable[[], object]) -> float:
+        """Make the call."""
+        super().time_ms(call)
+        return 1.0
+
+
+class Gauge:
+    """Tells no memory."""
+
+    def reset(self) -> int:
+        """Nothing is there."""
+        return 0
+
+    def high_bytes(self) -> int | None:
+        """Unknown."""
+        return None
+
+
+class Measured:
+    """What a group with one cell reports of its stages, and of all else."""
+
+    def __init__(self, target: str, *, is_causal: bool = False, timed: tuple[str, ...] = (), **todo: Any) -> None:
+        shape = {"heads": 2, "kv_heads": 2, "seq_len": 40, "head_dim": 8, "input_params": {}}
+        self.hyper = SMALL if target == HYPER else {}
+        method = target if "." in target else f"odd_methods.{target}"
+        point = a_point(method="it", target=method, is_causal=is_causal, hyper=self.hyper, **shape)
+        config = tiny().config
+        wanted = work_items.Todo(work_items.Cell(point, False), todo.get("passes", (Pass.FORWARD,)), (), True, timed)
+        self.messages: list[Message] = []
+        protocol = dataclasses.replace(config.protocol, **todo.get("protocol", {}))
+        task = Task((wanted,), ("forward",), protocol, config.error, todo.get("round_", 0), None)
+        clock, surroundings = todo.get("clock") or Clock(), todo.get("surroundings")
+        self.measurement = GroupMeasurement(task, self.messages.append, clock, Gauge(), surroundings)
+        self.measurement.run()
+        self.records = [from_json(m["record"]) for m in self.messages if m["event"] == "record"]
+        self.rows = [r for r in self.records if isinstance(r, Stage)]
+        self.by_name = {r.stage: r for r in self.rows}
+
+
+@pytest.mark.parametrize(
+    ("target", "is_causal", "names"),
+    [
+        (HYPER, False, ("hash", "sort", "sample", "attend")),
+        (HYPER, True, ("hash", "sort", "sample", "attend", "leaves", "merge")),
+        ("staged", True, NAMES),
+    ],
+)
+def test_every_stage_is_timed_once_and_knows_its_place(target: str, is_causal: bool, names: tuple[str, ...]) -> None:
+    found = Measured(target, is_causal=is_causal)
+    assert sorted(row.stage for row in found.rows) == sorted(names)
+    protocol = tiny().config.protocol
+    for row in found.rows:
+        assert (row.status, row.all_stages, row.protocol, row.round) == (Status.OK, names, "quick", 0)
+        assert protocol.slow_min_samples <= len(row.samples_ms) <= protocol.max_samples
+        assert row.median_ms == median(row.samples_ms)
+        assert row.stop_reason in StopReason
+    assert any(isinstance(r, Timing) and r.status is Status.OK for r in found.records)
+
+
+def test_stages_come_after_the_passes_so_that_none_is_lost_to_them() -> None:
+    kinds = [type(record) for record in Measured("staged").records]
+    assert kinds.index(Stage) > max(i for i, kind in enumerate(kinds) if kind is Timing)
+
+
+def test_progress_names_the_stage() -> None:
+    begun = [m for m in Measured("staged").messages if m["event"] == "begin" and m["unit"] == "stages"]
+    assert [m["stage"] for m in begun][:4] == ["", *NAMES]
+
+
+def test_all_stages_run_in_order_before_any_is_timed() -> None:
+    Measured("staged")
+    method: Any = registry.find("tests.helpers.odd_methods.staged").function
+    assert method.calls[:3] == list(NAMES)
+
+
+@pytest.mark.parametrize("timed", [(), ("scores",), ("out", "scores"), NAMES[1:]])
+def test_only_missing_stages_are_timed_though_all_are_run(timed: tuple[str, ...]) -> None:
+    found = Measured("staged", timed=timed, passes=())
+    assert sorted(found.by_name) == sorted(set(NAMES) - set(timed))
+    assert not any(isinstance(r, (Timing, ErrorRow)) for r in found.records)
+    method: Any = registry.find("tests.helpers.odd_methods.staged").function
+    assert {name: method.calls.count(name) for name in timed} == dict.fromkeys(timed, 1)
+
+
+@pytest.mark.parametrize(("look_s", "copies"), [(0.0, tiny().config.protocol.input_copies), (1e6, 1)])
+def test_stages_work_on_several_inputs_in_turn_unless_making_them_takes_long(look_s: float, copies: int) -> None:
+    method: Any = registry.find("tests.helpers.odd_methods.staged").function
+    method.seen.clear()
+    rows = Measured("staged", clock=Steady(look_s=look_s)).rows
+    assert {row.conditions["input_copies"] for row in rows} == {copies}
+    same = [torch.equal(a, b) for a, b in zip(method.seen, method.seen[1:], strict=False)]
+    assert len(same) > len(NAMES)
+    assert all(same) if copies == 1 else not any(same)
+
+
+def test_what_the_rotated_stages_of_hyper_give_is_the_output_on_their_own_inputs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 64, 8, generator=generator) for _ in range(3))
+    method = registry.find(HYPER)
+    sets = [(one, method.stages(*one, is_causal=True, **SMALL)) for one in rotated((q, k, v), 3)]
+    for _, stages in sets:
+        for call in stages.values():
+            call()
+    # Each stage once more, the sets in turn: none meets what another set left.
+    outs: list[object] = []
+    for name in sets[0][1]:
+        outs = [stages[name]() for _, stages in sets]
+    for (one, _), out in zip(sets, outs, strict=True):
+        assert isinstance(out, torch.Tensor)
+        assert torch.equal(out, method.function(*one, is_causal=True, **SMALL))
+
+
+def test_a_steady_stage_has_no_flag_of_its_samples_and_a_growing_one_drifts() -> None:
+    many = {"min_samples": 20, "max_samples": 20, "budget_s": {"forward": 1e3}}
+
+    def of_samples(clock: Clock) -> list[set[str]]:
+        return [set(row.flags) - {Flag.BUSY_MACHINE} for row in Measured("staged", clock=clock, protocol=many).rows]
+
+    assert of_samples(Steady()) == [set()] * 3
+    assert of_samples(Clock()) == [{Flag.DRIFT}] * 3
+
+
+def test_a_stage_whose_launch_takes_longer_than_its_work_is_flagged() -> None:
+    for row in Measured("staged", clock=Steady(host_ms=2.0)).rows:
+        assert Flag.HOST_BOUND in row.flags
+        assert row.host_ms == 2.0
+        assert row.status is Status.OK
+
+
+def test_held_down_clocks_mark_a_stage_and_its_conditions_are_kept() -> None:
+    class Gpu:
+        def read(self) -> GpuReading:
+            return GpuReading(1200.0, 700.0, 85.0, ("sw_power_cap",))
+
+    rows = Measured("staged", surroundings=Surroundings(Gpu(), None, 2, {"threads": 2})).rows
+    assert len(rows) == len(NAMES)
+    for row in rows:
+        assert row.status is Status.THROTTLED
+        assert row.median_ms is not None
+        assert "throttled" in row.flags
+        assert "throttled: sw_power_cap" in row.message
+        assert (row.conditions["threads"], row.conditions["sm_clock_mhz_min"]) == (2, 1200.0)
+
+
+def test_a_round_is_that_of_its_task() -> None:
+    assert {row.round for row in Measured("staged", round_=2).rows} == {2}
+
+
+@pytest.mark.parametrize(
+    ("target", "names", "status", "words"),
+    [
+        (
+            "exact",
+            (ALL_STAGES,),
+            "unsupported",
+            "tests.helpers.odd_methods.exact does not tell the stages of its forward pass",
+        ),
+        ("staged_cannot_begin", (ALL_STAGES,), "error", "RuntimeError: no stages today"),
+        ("staged_a_list", (ALL_STAGES,), "error", "must return a dict of calls by name, not list"),
+        ("staged_a_bad_name", (ALL_STAGES,), "error", "by other names than 'all': 'all'"),
+        ("staged_changes", NAMES, "error", "stages must be the same on all inputs of a shape: ['scores', 'weights', "),
+        ("staged_fails", NAMES, "error", "RuntimeError: no weights"),
+        ("staged_another_output", NAMES, "incorrect", "the last stage must give the output of the method"),
+        ("staged_no_output", NAMES, "incorrect", "the output is None, not a tensor"),
+    ],
+)
+def test_what_goes_wrong_before_the_timing_is_a_row_for_each_and_leaves_the_pass(
+    target: str, names: tuple[str, ...], status: str, words: str
+) -> None:
+    found = Measured(target)
+    assert tuple(row.stage for row in found.rows) == names
+    for row in found.rows:
+        assert (str(row.status), row.median_ms, row.samples_ms) == (status, None, ())
+        assert words in row.message
+        assert "\n" not in row.message
+    assert [r.status for r in found.records if isinstance(r, Timing)] == [Status.OK]
+    assert not found.measurement.poisoned
+
+
+def test_a_stage_that_fails_later_takes_no_other_stage_with_it() -> None:
+    found = Measured("staged_fails_later").by_name
+    assert {name: str(row.status) for name, row in found.items()} == {"scores": "ok", "weights": "error", "out": "ok"}
+    assert found["weights"].message == "RuntimeError: no weights"
+
+
+def test_a_method_that_fails_its_check_has_a_row_that_says_so() -> None:
+    (row,) = Measured("raises").rows
+    assert (row.stage, row.status) == (ALL_STAGES, Status.ERROR)
+    assert "no answer" in row.message
+
+
+def test_an_unexplained_error_on_cuda_ends_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_module, "poisons_device", lambda status, device: status is Status.ERROR)
+    assert Measured("staged_fails").measurement.poisoned
+
+
+def test_the_stages_of_hyper_take_its_parameters_and_its_draw() -> None:
+    point = a_point(heads=2, kv_heads=1, seq_len=64, head_dim=8)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, h, point.seq_len, 8, generator=generator) for h in (2, 1, 1))
+    method = registry.find(HYPER)
+    for changes in ({}, {"seed": 5}, {"block_size": 16, "pairing": "rank"}):
+        hyper: dict[str, Any] = {**SMALL, **changes}
+        out: object = None
+        for stage in method.stages(q, k, v, is_causal=True, **hyper).values():
+            out = stage()
+        assert isinstance(out, torch.Tensor)
+        assert torch.equal(out, method.function(q, k, v, is_causal=True, **hyper))
+
+
+@given(st.lists(st.sampled_from(STAGES)), st.booleans())
+def test_stages_are_finished_when_each_has_a_record(names: list[str], failed: bool) -> None:
+    finished = work_items.FinishedStages()
+    for name in names:
+        if failed:
+            finished.add(Stage(POINT, name, None, (), STAGES, status=Status.OOM, message="no room"))
+        else:
+            finished.add(Stage(POINT, name, 1.0, (1.0,), STAGES))
+    wanted = work_items.todo(CELL, (), ERROR, 0, set(), finished)
+    assert wanted.stages == (set(names) < set(STAGES))
+    if wanted.stages:
+        assert set(wanted.timed_stages) == set(names)
+    # Another round and another point have theirs to come, and without being asked for there are none.
+    assert work_items.todo(CELL, (), ERROR, 1, set(), finished).stages
+    assert work_items.todo(work_items.Cell(a_point(), False), (), ERROR, 0, set(), finished).timed_stages == ()
+    assert not work_items.todo(CELL, (), ERROR, 0, set()).stages
+
+
+def test_giving_up_leaves_no_stage_to_do() -> None:
+    finished = work_items.FinishedStages()
+    wanted = work_items.todo(CELL, ("forward",), ERROR, 0, set(), finished)
+    rows = list(work_items.failed_records(wanted, ("forward",), ERROR, "strict", 0, Status.TIMEOUT, "slow"))
+    (row,) = [r for r in rows if isinstance(r, Stage)]
+    assert (row.stage, row.status, row.message, row.protocol) == (ALL_STAGES, Status.TIMEOUT, "slow", "strict")
+    finished.add(row)
+    assert work_items.todo(CELL, (), ERROR, 1, set(), finished).stages
+    assert not work_items.todo(CELL, (), ERROR, 0, {r.key for r in rows}, finished).stages
+
+
+def test_stages_have_their_part_in_the_estimate() -> None:
+    run = prepared("stages=true", "method=hyper")
+    cell = run.cells[0]
+    alone = estimate_s(work_items.Todo(cell, (), (), True), run.config, 1e11)
+    assert set(alone) == {"check", "stages"}
+    assert alone["stages"] > 0
+    assert run.estimates_s()[0] > prepared("method=hyper").estimates_s()[0]
+
+
+def staged_run(*words: str) -> Site:
+    """Two methods at one length, one pass, with stages."""
+    return Site(tiny("shape.seq_len=64", "method=[math,hyper]", "passes=[forward]", "stages=true", *words))
+
+
+def all_stages(*methods: str, rounds: int = 1) -> set[tuple[str, str, int]]:
+    """Every stage of these methods in every round."""
+    return {(m, name, r) for m in methods for name in STAGES for r in range(rounds)}
+
+
+def test_a_run_measures_every_stage_in_every_round_and_the_bar_ends_at_its_end() -> None:
+    site = staged_run("protocol.rounds=2")
+    expected_s = site.runner().remaining_s()
+    outcome = site.run()
+    assert len(site.stages) == len(set(site.stages))
+    assert set(site.stages) == all_stages("math", "hyper", rounds=2)
+    assert outcome.stage_statuses == {Status.OK: 12}
+    assert set(site.keys) == site.expected
+    assert site.listener.cost_s == pytest.approx(expected_s)
+    assert site.runner().remaining_s() == 0
+    assert "hyper second gaussian n=64 heads=1 non-causal float32" in site.listener.labels
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_resuming_times_the_missing_stages_and_no_other(data: st.DataObject) -> None:
+    whole = staged_run()
+    whole.run()
+    kept = data.draw(st.lists(st.sampled_from(whole.journal.records), unique_by=lambda record: repr(record.key)))
+    site = staged_run()
+    site.journal.records = list(kept)
+    had = site.stages
+    site.run()
+    assert sorted(site.stages) == sorted(whole.stages)
+    assert site.stages[: len(had)] == had
+    assert set(site.keys) == site.expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(stop=st.integers(0, 40))
+def test_ctrl_c_in_the_middle_of_stages_loses_none(stop: int) -> None:
+    left = stop
+
+    class Interrupted(FakeWorker):
+        def receive(self, timeout_s: float) -> Message:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return super().receive(timeout_s)
+
+    run = tiny("shape.seq_len=64", "method=[math,hyper]", "passes=[forward]", "stages=true")
+    site = Site(run, make=Interrupted)
+    site.run()
+    again = staged_run()
+    again.journal.records = list(site.journal.records)
+    again.run()
+    assert again.stages[: len(site.stages)] == site.stages
+    assert len(again.stages) == len(set(again.stages))
+    assert set(again.stages) == all_stages("math", "hyper")
+
+
+@pytest.mark.parametrize(("fate", "status"), [(dies, "oom"), (hangs, "timeout")])
+def test_a_worker_lost_in_a_stage_leaves_what_was_timed_and_a_row_for_the_rest(fate: Any, status: str) -> None:
+    when = {"unit": "stages", "stage": "second", "method": "math"}
+    run = tiny("shape.seq_len=64", "method=[math,hyper]", "passes=[forward]", "stages=true")
+    site = Site(run, dies(-9, **when) if fate is dies else hangs(**when))
+    outcome = site.run()
+    assert set(site.stages) == {("math", "first", 0), ("math", ALL_STAGES, 0), *all_stages("hyper")}
+    assert outcome.stage_statuses == {Status.OK: 4, status: 1}
+    assert site.statuses() == {("math", 64): {"ok"}, ("hyper", 64): {"ok"}}
+    # On demand the rest is timed.
+    again = staged_run()
+    again.journal.records = list(site.journal.records)
+    again.run()
+    assert again.stages == site.stages
+    again.run(retry_failed=True)
+    assert set(again.stages) >= all_stages("math", "hyper")
+    assert again.stages.count(("math", "first", 0)) == 1
+
+
+def test_a_run_without_stages_asks_for_none() -> None:
+    site = Site(tiny("shape.seq_len=64", "method=[math,hyper]", "passes=[forward]"))
+    site.run()
+    assert site.stages == []
+
+
+def test_a_timing_and_a_stage_of_the_same_name_have_different_keys() -> None:
+    assert a_timing().key != Stage(a_point(), "forward", 1.0).key

@@ -1,0 +1,130 @@
+"""Workers, journals and folders that come to harm: the rest goes on, and the row or the refusal says what happened."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hyperbench.measure.runner import session
+from hyperbench.store import run_folder
+from hyperbench.store.record_json import to_json
+from hyperbench.store.run_folder import Journal, StoreError, load_run, read_journal
+from hyperbench.store.schema import Status, Timing
+from tests.helpers.fake_worker import Fate, Site, dies, hangs
+from tests.helpers.made_records import a_timing
+from tests.helpers.made_runs import tiny
+from tests.helpers.quoted import Quote
+
+SIGKILL, SIGSEGV = -9, -11
+
+
+def end_of_a_worker(fate: Fate) -> dict[str, set[str]]:
+    """Status -> messages of the timings of a run in which a worker comes to this end at the first length of hyper."""
+    site = Site(tiny("shape.seq_len=64,128,256", "method=[math,hyper]"), fate)
+    site.run()
+    assert set(site.keys) == site.expected
+    assert len(site.keys) == len(set(site.keys))
+    found: dict[str, set[str]] = {}
+    for record in site.journal.records:
+        if isinstance(record, Timing):
+            assert (record.status is Status.OK) or record.point.method == "hyper"
+            found.setdefault(str(record.status), set()).add(record.message)
+    return found
+
+
+def test_a_killed_worker_is_want_of_memory_and_longer_points_are_not_tried() -> None:
+    found = end_of_a_worker(dies(SIGKILL, unit="check", method="hyper", seq_len=64))
+    assert set(found) == {"ok", "oom", "skipped_after_oom"}
+    assert all("SIGKILL" in message for message in found["oom"])
+    assert found["skipped_after_oom"] == {"not tried: it ran out of memory at seq_len=64"}
+
+
+def test_a_crashed_interpreter_is_a_row_that_says_so() -> None:
+    found = end_of_a_worker(dies(SIGSEGV, unit="check", method="hyper", seq_len=64))
+    assert set(found) == {"ok", "error"}
+    assert all("SIGSEGV" in message for message in found["error"])
+
+
+def test_a_worker_that_hangs_is_ended_and_the_row_says_after_how_long() -> None:
+    limit_s = tiny().config.protocol.timeout_s
+    found = end_of_a_worker(hangs(unit="time", method="hyper", seq_len=64))
+    assert set(found) == {"ok", "timeout"}
+    assert found["timeout"] == {f"time: took longer than {limit_s:g} s"}
+
+
+LINES = [json.dumps(to_json(a_timing(round=r))).encode() + b"\n" for r in range(3)]
+
+
+def a_run(folder: Path, journal: bytes) -> Path:
+    """A run's folder with this journal."""
+    folder.mkdir()
+    (folder / run_folder.CONFIG).write_text("sweep: {}\n")
+    (folder / run_folder.ENVIRONMENT).write_text("{}\n")
+    (folder / run_folder.JOURNAL).write_bytes(journal)
+    return folder
+
+
+def test_a_torn_last_line_costs_that_line(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", b"".join(LINES)[:-20])
+    assert list(load_run(folder).timings["round"]) == [0, 1]
+    with Journal(folder / run_folder.JOURNAL) as journal:
+        journal.append(a_timing(round=7))
+    assert list(load_run(folder).timings["round"]) == [0, 1, 7]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\n", LINES[1][:-20] + b"\n", LINES[1].replace(b'"round": 1', b'"round": "1"'), b"\0" * 64 + b"\n"]
+)
+def test_any_other_damage_is_refused_with_its_line_and_left_as_it_is(damage: bytes, tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", LINES[0] + damage + LINES[2])
+    with pytest.raises(StoreError, match=r"journal\.jsonl, line 2: damaged record: "):
+        load_run(folder)
+    assert (folder / run_folder.JOURNAL).read_bytes() == LINES[0] + damage + LINES[2]
+
+
+def test_a_full_disk_is_one_line_and_the_journal_ends_with_a_whole_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / run_folder.JOURNAL
+    room = 50
+    write = os.write
+
+    def fills(fd: int, data: Any) -> int:
+        nonlocal room
+        if room == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done = write(fd, bytes(data)[:room])
+        room -= done
+        return done
+
+    with Journal(path) as journal:
+        journal.append(a_timing(round=0))
+        monkeypatch.setattr(run_folder.os, "write", fills)
+        with pytest.raises(StoreError) as refused:
+            journal.append(a_timing(round=1))
+    assert Quote("cannot write the journal ...: No space left on device; it holds what was measured before, and "
+                 "--resume goes on when there is room").stands_in(str(refused.value))  # fmt: skip
+    assert read_journal(path) == [a_timing(round=0)]
+
+
+def test_a_foreign_folder_is_neither_read_nor_written(tmp_path: Path) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(StoreError, match=r"is not a run folder: it has no config\.yaml, environment\.json, journal"):
+        load_run(folder)
+    for resume, fresh in ((False, False), (True, False), (False, True)):
+        with pytest.raises(StoreError, match="is not empty and no run's folder; choose another out=DIR"):
+            session.open_folder(tiny(), folder, resume=resume, fresh=fresh)
+    assert [p.name for p in folder.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_of_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> None:
+    folder = session.open_folder(tiny(), tmp_path / "run", resume=False, fresh=False)
+    with pytest.raises(StoreError, match=r"shape\.seq_len"):
+        session.open_folder(tiny("shape.seq_len=64"), folder, resume=True, fresh=False)

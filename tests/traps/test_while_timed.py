@@ -1,0 +1,77 @@
+"""Methods that pass the check and go wrong while a stopwatch runs: the turn is looked at when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from hyperbench.measure.methods import method
+from tests.helpers.measured_group import PASSES, Clock, Measured, all_of, cell, odd
+from tests.helpers.quoted import Quote
+
+#: After the check of a forward pass, before its first sample.
+DURING_WARM_UP = 10
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("later_in_place", Quote("the method changed v in place; it must leave its inputs as they are")),
+        (
+            "later_drifts",
+            Quote(
+                "while it was timed, its output became another than before, on the same inputs (relative difference "
+                "0.001)"
+            ),
+        ),
+        ("later_nan", Quote("while it was timed, the output has non-finite values")),
+        ("later_nothing", Quote("while it was timed, the output is None")),
+    ],
+)
+def test_what_goes_wrong_while_it_is_timed_has_no_time(
+    name: str, words: Quote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell(f"faulty_methods.{name}", hyper={"after": DURING_WARM_UP})
+    monkeypatch.setattr(method.find(one.point.target).function, "calls", 0)
+    found = Measured(odd("exact", exact=True), one, odd("takes_anything"), passes=("forward",))
+    row = found.timings(name)["forward"]
+    assert str(row.status) == "incorrect"
+    assert words.stands_in(row.message), row.message
+    # It took its turns between two others, which were on the inputs that they were promised.
+    assert found.statuses("exact") == found.statuses("takes_anything") == {"forward": "ok"}
+
+
+def test_one_that_goes_wrong_takes_no_later_pass_of_another_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = cell("tests.helpers.faulty_methods.later_in_place", hyper={"after": DURING_WARM_UP + 2})
+    monkeypatch.setattr(method.find(one.point.target).function, "calls", 0)
+    found = Measured(odd("exact", exact=True), one)
+    assert found.statuses("later_in_place")["forward"] == "incorrect"
+    assert found.statuses("exact") == all_of("ok")
+    assert set(found.keys) == found.expected
+
+
+def test_a_graph_that_is_used_up_is_not_timed_as_if_it_were_new() -> None:
+    found = Measured(cell("tests.helpers.faulty_methods.spends_its_graph"))
+    statuses = {"forward": "ok", "backward": "incorrect", "forward_backward": "ok"}
+    assert found.statuses("spends_its_graph") == statuses
+    assert Quote(
+        "a second backward pass on one graph, under another grad_output, gives another gradient of q than a new graph"
+    ).stands_in(found.timings("spends_its_graph")["backward"].message)
+
+
+class PassClock(Clock):
+    """A pass takes the time of its name; what both take together is not the sum."""
+
+    TIMES = {"forward": 1.0, "backward": 2.0, "forward_backward": 7.0}  # noqa: RUF012
+
+    def time_ms(self, call: Callable[[], object]) -> float:
+        """Make the call."""
+        call()
+        return self.TIMES[next(m["pass"] for m in reversed(self.heard) if m.get("pass"))]
+
+
+def test_each_pass_is_timed_directly_and_none_is_a_sum() -> None:
+    found = Measured(odd("exact"), clock=PassClock())
+    samples = {name: set(timing.samples_ms) for name, timing in found.timings("exact").items()}
+    assert samples == {name: {PassClock.TIMES[name]} for name in PASSES}

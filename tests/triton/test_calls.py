@@ -1,0 +1,217 @@
+"""Operators, compilation, and which backend takes a call."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from hyperattn_core import HyperAttentionParams, backends, hyper_attention, make_plan
+from hyperattn_core.backends import BackendFallback, backend_for
+from hyperattn_core.stages import attention_stages
+from hyperattn_core.triton_backend import ops, support
+from hyperattn_core.triton_backend.geometry import Settings
+from tests.helpers.triton_inputs import Call, normal
+
+both_masks = pytest.mark.parametrize("is_causal", [False, True])
+
+
+def small_call(is_causal: bool) -> Call:
+    """A call of the fewest tokens that have levels."""
+    return Call(queries=40, is_causal=is_causal, params={"block_size": 8, "sample_size": 8, "min_seq_len": 17})
+
+
+class TestOperators:
+    """What torch.compile asks of a custom operator."""
+
+    @both_masks
+    def test_opcheck(self, is_causal: bool) -> None:
+        call = small_call(is_causal)
+        q, k, v = (x.requires_grad_() for x in call.inputs())
+        settings = Settings.of(call.parameters(), is_causal=is_causal, tile_size=16).to_list()
+        torch.library.opcheck(ops.plan, (q.detach(), k.detach(), "5", settings))
+        data, weights = ops.plan(q.detach(), k.detach(), "5", settings)
+        torch.library.opcheck(ops.attend, (q, k, v, data, weights, settings, 0.25))
+        out, lse = (x.detach() for x in ops.attend(q, k, v, data, weights, settings, 0.25))
+        for grad_lse in (None, normal(*lse.shape, seed=8)):
+            arguments = (normal(*out.shape, seed=7), grad_lse, q.detach(), k.detach(), v.detach(), out, lse)
+            torch.library.opcheck(torch.ops.hyperattn.attend_backward, (*arguments, data, weights, settings, 0.25))
+
+    @both_masks
+    def test_compiled_as_one_graph(self, is_causal: bool) -> None:
+        call = small_call(is_causal)
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out = hyper_attention(
+                q, k, v, is_causal=is_causal, params=call.parameters(), seed=5, backend="triton", return_lse=True
+            )
+            return out[0].square().sum() + out[1].sum()
+
+        qkv = [x.requires_grad_() for x in call.inputs()]
+        compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+        result, expected = compiled(*qkv), run(*qkv)
+        assert torch.equal(result, expected)
+        for x, y in zip(torch.autograd.grad(result, qkv), torch.autograd.grad(expected, qkv), strict=True):
+            assert torch.equal(x, y)
+
+    def test_checkpointed(self) -> None:
+        call = small_call(True)
+        qkv = [x.requires_grad_() for x in call.inputs()]
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return hyper_attention(q, k, v, is_causal=True, params=call.parameters(), backend="triton")
+
+        again = checkpoint(run, *qkv, use_reentrant=False)
+        assert torch.equal(again, run(*qkv))
+        for x, y in zip(torch.autograd.grad(again.sum(), qkv), torch.autograd.grad(run(*qkv).sum(), qkv), strict=True):
+            assert torch.equal(x, y)
+
+
+@both_masks
+def test_stages_give_the_output(is_causal: bool) -> None:
+    call = small_call(is_causal)
+    q, k, v = call.inputs()
+    stages = attention_stages(q, k, v, is_causal=is_causal, params=call.parameters(), seed=2, backend="triton")
+    expected = hyper_attention(q, k, v, is_causal=is_causal, params=call.parameters(), seed=2, backend="triton")
+    names = ["hash", "sort", "sample", "attend"]
+    assert list(stages) == ([*names, "leaves", "merge"] if is_causal else names)
+    for _ in range(2):
+        for run in stages.values():
+            result = run()
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("seed", [2**70, -5])
+def test_a_seed_of_any_size(seed: int) -> None:
+    call = small_call(True)
+    q, k, v = call.inputs()
+    options = {"is_causal": True, "params": call.parameters(), "seed": seed}
+    torch.testing.assert_close(
+        hyper_attention(q, k, v, backend="triton", **options), hyper_attention(q, k, v, backend="torch", **options)
+    )
+
+
+class TestBadCalls:
+    """One clear error that names what to do instead."""
+
+    def test_cpu_tensors(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(support, "interpreted", lambda: False)
+        q, k, v = Call().inputs()
+        for call in (lambda: hyper_attention(q, k, v, backend="triton"), lambda: make_plan(q, k, backend="triton")):
+            with pytest.raises(ValueError, match=r"need tensors on a CUDA GPU, got cpu; use backend='torch'"):
+                call()
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (Call(dtype=torch.float64), "take float16, bfloat16, float32, got float64"),
+            (Call(queries=60, dim=257), "take head sizes up to 256, got 257"),
+            (Call(queries=60, value_dim=300), "take head sizes up to 256, got 300"),
+            (Call(params={"num_projections": 11}), "take num_projections up to 10, got num_projections=11"),
+        ],
+    )
+    def test_what_the_kernels_lack(self, call: Call, message: str) -> None:
+        q, k, v = call.inputs()
+        with pytest.raises(ValueError, match=message) as error:
+            hyper_attention(q, k, v, params=call.parameters(), backend="triton")
+        assert "use backend='torch'" in str(error.value)
+        assert "\n" not in str(error.value)
+
+    def test_a_tile_that_no_program_holds(self) -> None:
+        q, k, v = Call().inputs()
+        plan = make_plan(q, k, Call().parameters(), tile_size=129, backend="torch")
+        for call in (
+            lambda: hyper_attention(q, k, v, plan=plan, backend="triton"),
+            lambda: make_plan(q, k, Call().parameters(), tile_size=129, backend="triton"),
+        ):
+            with pytest.raises(ValueError, match=r"tile_size up to 128, got tile_size=129; use backend='torch'"):
+                call()
+
+    def test_many_projections_in_a_plan_that_is_given(self) -> None:
+        call = Call(params={"num_projections": 12})
+        q, k, v = call.inputs()
+        result = hyper_attention(q, k, v, plan=call.plan(), backend="triton")
+        torch.testing.assert_close(result, hyper_attention(q, k, v, plan=call.plan(), backend="torch"))
+
+    def test_triton_that_does_not_import(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(support, "import_error", lambda: "Triton does not import (no such file)")
+        q, k, v = Call().inputs()
+        with pytest.raises(RuntimeError, match=r"Triton does not import .*; use backend='torch'"):
+            hyper_attention(q, k, v, backend="triton")
+
+    @pytest.mark.parametrize(("backend", "near"), [("tritn", "triton"), ("trtion", "triton")])
+    def test_a_name_with_a_typing_error(self, backend: str, near: str) -> None:
+        q, k, v = Call().inputs()
+        with pytest.raises(ValueError, match=f"did you mean '{near}'"):
+            hyper_attention(q, k, v, backend=backend)
+        with pytest.raises(ValueError, match=f"did you mean '{near}'"):
+            make_plan(q, k, backend=backend)
+
+    def test_a_plan_has_no_oracle(self) -> None:
+        q, k, _ = Call().inputs()
+        with pytest.raises(ValueError, match="must be one of auto, torch, triton, got 'oracle'"):
+            make_plan(q, k, backend="oracle")
+
+    def test_a_plan_of_another_shape(self) -> None:
+        q, k, v = Call(queries=160).inputs()
+        with pytest.raises(ValueError, match="plan was made for"):
+            hyper_attention(q, k, v, plan=Call().plan("triton"), backend="triton")
+
+
+class TestChoice:
+    """What "auto" takes, and what it says."""
+
+    @pytest.fixture(autouse=True)
+    def a_new_gpu(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+        backends._say_once.cache_clear()
+        yield
+        backends._say_once.cache_clear()
+
+    def test_the_cpu_goes_to_pytorch_without_a_word(self) -> None:
+        assert backend_for("cpu", torch.float32, 64, 64) == ("torch", "")
+        q, k, v = Call().inputs()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            auto = hyper_attention(q, k, v, params=Call().parameters())
+        assert torch.equal(auto, hyper_attention(q, k, v, params=Call().parameters(), backend="torch"))
+
+    def test_a_gpu_goes_to_the_kernels(self) -> None:
+        assert backend_for("cuda", torch.bfloat16, 64, 64) == ("triton", "")
+
+    @pytest.mark.parametrize(
+        ("arguments", "reason"),
+        [
+            ((torch.float64, 64, 64), "float64"),
+            ((torch.bfloat16, 300, 64), "up to 256"),
+            ((torch.bfloat16, 64, 64, HyperAttentionParams(num_projections=12)), "num_projections=12"),
+        ],
+    )
+    def test_what_the_kernels_lack_goes_to_pytorch(self, arguments: tuple, reason: str) -> None:
+        backend, why = backend_for("cuda", *arguments)
+        assert backend == "torch"
+        assert reason in why
+
+    def test_an_old_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+        backend, why = backend_for("cuda", torch.float16, 64, 64)
+        assert backend == "torch"
+        assert "7.5" in why
+
+    def test_no_triton(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(support, "import_error", lambda: "Triton does not import (x)")
+        assert backend_for("cuda", torch.float16, 64, 64) == ("torch", "Triton does not import (x)")
+
+    def test_a_reason_is_said_once(self) -> None:
+        class OnAGpu:
+            device, dtype, shape = torch.device("cuda"), torch.float64, (1, 1, 10, 64)
+
+        with pytest.warns(BackendFallback, match="runs in PyTorch: .* got float64"):
+            assert backends.chosen_backend(OnAGpu(), 64, None, "auto") == "torch"  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert backends.chosen_backend(OnAGpu(), 64, None, "auto") == "torch"  # type: ignore[arg-type]

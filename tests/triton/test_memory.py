@@ -1,0 +1,65 @@
+"""The count of peak memory: against what calls allocate, and against FlashAttention-2's at the paper's length."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from hyperattn_core import HyperAttentionParams
+from hyperattn_core.planning.plan import plan_shape
+from hyperattn_core.triton_backend.backward import backward
+from hyperattn_core.triton_backend.forward import forward
+from hyperattn_core.triton_backend.geometry import Settings
+from hyperattn_core.triton_backend.plan import plan_buffers
+from tests.helpers.ledger import Ledger
+from tests.helpers.triton_inputs import Call, normal
+from tools.roofline.call_sizes import CallSizes
+from tools.roofline.peak_memory import flash2_peak, hyper_peak
+
+TABLE_BYTES = 8192
+PAPER = CallSizes((1, 12, 12, 131072, 131072), 64)
+
+
+@pytest.mark.parametrize("leaf", [None, 1024, 2048, 4096])
+def test_training_takes_at_most_half_as_much_again_as_flash_attention_2(leaf: int | None) -> None:
+    params = HyperAttentionParams(min_seq_len=leaf or 1024)
+    hyper = hyper_peak(dataclasses.replace(PAPER, params=params, is_causal=leaf is not None)).forward_backward
+    flash = flash2_peak(PAPER).forward_backward
+    inputs = 4 * 131072 * 12 * 64 * 2  # q, k, v and the gradient of the output, in half precision
+    assert hyper <= 1.5 * flash
+    assert inputs + hyper <= 1.5 * (inputs + flash)
+
+
+def test_flash_attention_2_is_counted_as_its_buffers_are() -> None:
+    """At n = 131,072: the output, three gradients, dq in float32 (twice the size), two float32 numbers a row."""
+    output = 131072 * 12 * 64 * 2
+    assert flash2_peak(PAPER).backward == 6 * output + 2 * 131072 * 12 * 4
+    assert flash2_peak(PAPER).kept == output + 131072 * 12 * 4
+
+
+@pytest.mark.parametrize(
+    ("is_causal", "heads", "kv_heads", "value_dim"),
+    [(False, 4, 2, 32), (True, 2, 2, None)],
+)
+def test_the_count_is_what_a_call_allocates(is_causal: bool, heads: int, kv_heads: int, value_dim: int | None) -> None:
+    """But for a few kilobytes of tables. Leaves of grouped heads and of two head sizes are a GPU's alone."""
+    call = Call(
+        queries=420, heads=heads, kv_heads=kv_heads, dim=64, value_dim=value_dim, is_causal=is_causal,
+        dtype=torch.bfloat16, params={"block_size": 32, "sample_size": 32, "num_projections": 3, "min_seq_len": 128},
+    )  # fmt: skip
+    q, k, v = call.inputs()
+    settings = Settings.of(call.parameters(), is_causal=is_causal, tile_size=64)
+    counted = hyper_peak(CallSizes(plan_shape(q, k), 64, v.shape[3], is_causal, call.parameters()))
+    plan_buffers(q, k, 3, settings)  # fills the tables that are kept
+    with Ledger([q, k, v], collect=True) as ledger:
+        data, weights = plan_buffers(q, k, 3, settings)
+        out, lse = forward(q, k, v, data, weights, settings, 0.125)
+    assert ledger.peak_bytes == pytest.approx(counted.forward, abs=TABLE_BYTES)
+    kept = sum(x.untyped_storage().nbytes() for x in (data, weights, out, lse))
+    assert kept == counted.kept
+    grad_out = normal(*out.shape, seed=7, dtype=out.dtype)
+    with Ledger([q, k, v, data, weights, out, lse, grad_out], collect=True) as ledger:
+        backward(grad_out, None, q, k, v, out, lse, data, weights, settings, 0.125)
+    assert kept + ledger.peak_bytes == pytest.approx(counted.backward, abs=TABLE_BYTES)

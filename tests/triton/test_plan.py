@@ -1,0 +1,129 @@
+"""The kernels' plan is the PyTorch backend's, element for element."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from hyperattn_core import AttentionPlan, HyperAttentionParams, LevelPlan
+from hyperattn_core.planning import draws
+from hyperattn_core.planning.lsh import hash_ranks
+from hyperattn_core.planning.plan import plan_shape
+from hyperattn_core.triton_backend.geometry import Settings, geometry
+from hyperattn_core.triton_backend.plan import PackedPlan, PlanWork, pack, unpack
+from tests.helpers.triton_inputs import CALLS, Call, normal
+
+
+def covered(level: LevelPlan) -> Tensor:
+    """Which entries of query_order (B, H, G, Sq) the tiles cover."""
+    count = level.tile_count.sum(-1, keepdim=True)
+    return torch.arange(level.query_order.shape[-1]) < count
+
+
+def assert_same_plan(plan: AttentionPlan, expected: AttentionPlan) -> None:
+    """Every field of every level; the order of queries where tiles cover it."""
+    assert plan.shape == expected.shape
+    assert plan.leaf_len == expected.leaf_len
+    assert len(plan.levels) == len(expected.levels) > 0
+    for level, other in zip(plan.levels, expected.levels, strict=True):
+        for field in dataclasses.fields(LevelPlan):
+            mine, theirs = getattr(level, field.name), getattr(other, field.name)
+            if field.name == "query_order":
+                mine, theirs = mine[covered(level)], theirs[covered(other)]
+            same = torch.equal(mine, theirs) if isinstance(theirs, Tensor) else mine == theirs
+            assert same, field.name
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_plan_is_that_of_pytorch(name: str) -> None:
+    plan = CALLS[name].plan("triton")
+    assert isinstance(plan, PackedPlan)
+    assert_same_plan(plan, CALLS[name].plan("torch"))
+
+
+@pytest.mark.parametrize("name", ["several sort tiles", "causal, prime length", "paper's choices"])
+def test_packing_a_plan_gives_what_the_kernels_make(name: str) -> None:
+    """So the kernels read the same from a plan made by PyTorch; queries that no tile covers aside."""
+    made, other = CALLS[name].plan("triton"), CALLS[name].plan("torch")
+    (data, weights, settings), (mine, my_weights, my_settings) = pack(other), pack(made)
+    assert settings == my_settings
+    assert torch.equal(weights, my_weights)
+    where = geometry(made.shape, settings)
+    assert data.numel() == mine.numel() == where.data_size
+    for level in where.levels:
+        rest = slice(level.key_order, level.block_tile)
+        assert torch.equal(data[rest], mine[rest])
+
+
+def test_the_first_tile_of_every_block() -> None:
+    plan = CALLS["several sort tiles"].plan("triton")
+    data, _, settings = pack(plan)
+    where = geometry(plan.shape, settings).levels[0]
+    firsts = data[where.block_tile : where.block_tile + where.num_blocks + 1].tolist()
+    level = plan.levels[0]
+    used = [b for b, c in zip(level.tile_block[0, 0, 0].tolist(), level.tile_count[0, 0, 0].tolist(), strict=True) if c]
+    assert firsts == [sum(b < block for b in used) for block in range(where.num_blocks + 1)]
+
+
+def test_two_plans_are_equal_to_the_last_entry() -> None:
+    """Also entries that mean nothing: a graph that is traced must see the same numbers."""
+    first, second = (pack(CALLS["causal, prime length"].plan("triton")) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+
+
+def test_unpacking_gives_back_the_levels() -> None:
+    plan = CALLS["causal"].plan("torch")
+    data, weights, settings = pack(plan)
+    levels = []
+    for level, original in zip(unpack(data, weights, geometry(plan.shape, settings)), plan.levels, strict=True):
+        # Weights are kept as logarithms in float32.
+        torch.testing.assert_close(level.sample_weight, original.sample_weight, rtol=1e-6, atol=0)
+        levels.append(dataclasses.replace(level, sample_weight=original.sample_weight))
+    assert_same_plan(dataclasses.replace(plan, levels=tuple(levels)), plan)
+
+
+def test_levels_of_another_call_are_refused() -> None:
+    plan, other = CALLS["plain"].plan(), Call(queries=160).plan()
+    with pytest.raises(ValueError, match="levels are not those of its shape"):
+        pack(dataclasses.replace(plan, levels=other.levels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_ranks_differ_only_where_a_projection_is_within_rounding_of_zero(dtype: torch.dtype) -> None:
+    q, k = (normal(1, 1, 10000, 64, seed=i, dtype=dtype) for i in range(2))
+    params = HyperAttentionParams()
+    settings = Settings.of(params, is_causal=False, tile_size=64)
+    work = PlanWork(q, k, 7, settings)
+    work.hash()
+    directions = draws.projections(7, 64, params.num_projections, "cpu")
+    rows = torch.cat([q[0, 0], k[0, 0]])
+    differ = work.ranks.to(torch.int32) != hash_ranks(rows, directions)
+    nearest = (rows.double() @ directions.to(torch.float32).double()).abs().amin(1)
+    assert (nearest[differ] < 1e-5).all()
+    assert differ.sum() <= 1
+
+
+def test_an_exact_call_has_no_levels() -> None:
+    assert Call(queries=30).plan("triton").is_exact
+    assert not isinstance(Call(queries=30).plan("triton"), PackedPlan)
+
+
+def test_settings_survive_as_integers() -> None:
+    settings = Settings.of(CALLS["paper's choices"].parameters(), is_causal=True, tile_size=48)
+    assert Settings.from_list(settings.to_list()) == settings
+    assert settings.params == CALLS["paper's choices"].parameters()
+
+
+@pytest.mark.parametrize("name", ["plain", "causal, grouped heads, batch"])
+def test_offsets_do_not_overlap(name: str) -> None:
+    q, k, _ = CALLS[name].inputs()
+    settings = Settings.of(CALLS[name].parameters(), is_causal=CALLS[name].is_causal, tile_size=16)
+    where = geometry(plan_shape(q, k), settings)
+    levels = unpack(torch.arange(where.data_size, dtype=torch.int32), torch.zeros(where.weight_size), where)
+    fields = ("query_order", "key_order", "sample_index", "tile_first", "tile_count", "tile_block")
+    seen = torch.cat([getattr(level, field).reshape(-1) for level in levels for field in fields])
+    assert seen.unique().numel() == seen.numel()
+    assert seen.max() < where.data_size

@@ -1,0 +1,1 @@
+"""What developers of hyperbench run and its users do not."""

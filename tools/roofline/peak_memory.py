@@ -1,0 +1,98 @@
+"""How much memory a call has at its peak, beyond q, k, v and the gradient of the output: counted from its buffers.
+
+What a call keeps between its passes is its result and the plan; the rest lives for a few launches. FlashAttention-2 is
+counted by the buffers that its authors' kernel asks for, which PyTorch's is. Both kernels' allocators may round up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hyperattn_core.triton_backend.geometry import Geometry
+from tools.roofline.call_sizes import CallSizes
+from tools.roofline.launch_cost import FLOAT_BYTES, INDEX_BYTES
+
+# FlashAttention-2 rounds lengths and head sizes up in what it keeps in float32.
+_FLASH_ROWS = 128
+_FLASH_COLUMNS = 32
+_WIDE_FLASH_COLUMNS = 64
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Bytes beyond the inputs and the gradient of the output.
+
+    Attributes:
+        kept: what lies there between forward and backward pass, the output included.
+        forward: the most during a forward pass.
+        backward: the most during the backward pass, what was kept included.
+    """
+
+    kept: int
+    forward: int
+    backward: int
+
+    @property
+    def forward_backward(self) -> int:
+        """The most during both."""
+        return max(self.forward, self.backward)
+
+
+def hyper_peak(call: CallSizes) -> PeakMemory:
+    """Peaks of hyper_attention in the kernels, with leaves through FlashAttention-2; errors as for forward_costs."""
+    where, queries, keys, itemsize = call.geometry, call.queries, call.keys, call.itemsize
+    head_dim, value_dim = call.dims
+    result = queries * (value_dim * itemsize + FLOAT_BYTES)
+    plan = where.data_size * INDEX_BYTES + where.weight_size * FLOAT_BYTES
+    partial = where.partial_rows * (value_dim * itemsize + FLOAT_BYTES)
+    kept = plan + result
+    leaves = result if call.is_causal else 0
+    forward = max(plan + _planning_bytes(where, queries + keys), kept + partial + leaves)
+
+    base = kept + queries * FLOAT_BYTES
+    sample_row = (head_dim + value_dim) * FLOAT_BYTES
+    parts, sums = where.sample_parts_size * sample_row, where.drawn_size * sample_row
+    dq, dk, dv = queries * head_dim, keys * head_dim, keys * value_dim
+    grads = (dq + dk + dv) * itemsize
+    if not call.is_causal:
+        return PeakMemory(kept, forward, base + sums + max(parts, grads))
+    rounded = itemsize if itemsize < FLOAT_BYTES else 0
+    leaf_workspace = _flash_workspace(call) + queries * FLOAT_BYTES
+    steps = (
+        parts,
+        grads + leaf_workspace,
+        grads + dq * FLOAT_BYTES,
+        (dq + dk + dv) * itemsize + dk * FLOAT_BYTES,
+        (dq + dv) * itemsize + (dk + dv) * FLOAT_BYTES,
+        dq * itemsize + (dk + dv) * FLOAT_BYTES + dk * rounded,
+    )
+    return PeakMemory(kept, forward, base + sums + max(steps))
+
+
+def flash2_peak(call: CallSizes) -> PeakMemory:
+    """Peaks of FlashAttention-2: its backward pass sums dq up in float32, and keeps a delta of every row."""
+    batch, heads, kv_heads, _, num_keys = call.shape
+    queries, keys, itemsize = call.queries, call.keys, call.itemsize
+    head_dim, value_dim = call.dims
+    kept = queries * (value_dim * itemsize + FLOAT_BYTES)
+    grads = (queries * head_dim + keys * (head_dim + value_dim)) * itemsize
+    # Fewer kv heads than query heads: dk and dv come one for each query head first.
+    spread = 0 if heads == kv_heads else batch * heads * num_keys * (head_dim + value_dim) * itemsize
+    return PeakMemory(kept, kept, kept + grads + spread + _flash_workspace(call))
+
+
+def _flash_workspace(call: CallSizes) -> int:
+    """dq in float32 and the delta of every row, as FlashAttention-2's backward pass makes them."""
+    batch, heads, _, length, _ = call.shape
+    head_dim = call.head_dim
+    columns = _FLASH_COLUMNS if head_dim <= 4 * _FLASH_COLUMNS else _WIDE_FLASH_COLUMNS
+    padded = -(-length // _FLASH_ROWS) * _FLASH_ROWS
+    return batch * heads * padded * (-(-head_dim // columns) * columns + 1) * FLOAT_BYTES
+
+
+def _planning_bytes(where: Geometry, tokens: int) -> int:
+    """Ranks, histograms and their scan, which are given up once the plan is made."""
+    ranks = tokens * (1 if where.settings.num_projections <= 8 else 2)
+    tiles = sum(side.rows * side.num_tiles for side in where.sides)
+    scans = len(where.levels) * tiles * where.num_ranks * INDEX_BYTES
+    return ranks + tiles * where.num_ranks + scans + where.totals_rows * where.num_ranks * INDEX_BYTES
