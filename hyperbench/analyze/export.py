@@ -33,7 +33,7 @@ def export_run(
 ) -> list[Path]:
     """Write a run's tables to `out_dir` (default: the run's folder, export/), each by temporary file and rename.
 
-    csv and parquet give timings (with the speedups over `baseline`), errors and stages; latex and markdown give one
+    csv and parquet give timings (with the speedups over `baseline`) and errors; latex and markdown give one
     file of compact tables, for a run of protocol=paper those beside the run `beside`. Raises ValueError on an unknown
     format, a damaged or empty run, a run of protocol=paper alone, or a folder that cannot be written.
     """
@@ -64,7 +64,7 @@ def export_run(
 
 def _write_tables(run: Run, folder: Path, fmt: str, baseline: str) -> list[Path]:
     check_baseline(run.timings, baseline)
-    frames = {"timings": add_speedup(run.timings, baseline), "errors": run.errors, "stages": run.stages}
+    frames = {"timings": add_speedup(run.timings, baseline), "errors": run.errors}
     paths = []
     for name, frame in frames.items():
         path = folder / f"{name}.{fmt}"

@@ -12,9 +12,9 @@ from typing import Any
 from hyperbench.config.compose import PointConfig, RunConfig
 from hyperbench.config.types import ErrorConfig, ProtocolConfig
 from hyperbench.stats.samples import median
-from hyperbench.store.schema import ALL_STAGES, ErrorRow, Pass, Point, Record, Stage, Status, Timing
+from hyperbench.store.schema import ALL_STAGES, ErrorRow, Pass, Point, Record, Status, Timing
 
-Key = tuple[str, str, int] | tuple[str, int, str] | tuple[str, str, str, int]
+Key = tuple[str, str, str, int] | tuple[str, int, str]
 #: Every point's error rows, in the order they are written; lse_mean_abs comes first where a method has a log-sum-exp.
 _OUTPUT_METRICS = ("out_rel_fro", "out_max_abs", "out_row_rel_p50", "out_row_rel_p90", "out_row_rel_p99")
 GRAD_METRICS = ("dq_rel_fro", "dk_rel_fro", "dv_rel_fro")
@@ -101,8 +101,8 @@ class FinishedStages:
         self._timed: dict[tuple[str, int], dict[str, None]] = {}
         self._whole: set[tuple[str, int]] = set()
 
-    def add(self, record: Stage) -> None:
-        """Count a record."""
+    def add(self, record: Timing) -> None:
+        """Count the record of a stage."""
         place = record.point.point_id, record.round
         timed = self._timed.setdefault(place, {})
         timed[record.stage] = None
@@ -127,7 +127,7 @@ class RoundLimits:
 
     def add(self, record: Record) -> None:
         """Take note of a record."""
-        if isinstance(record, Timing) and record.samples_ms:
+        if isinstance(record, Timing) and record.samples_ms and not record.stage:
             place = record.point.point_id, str(record.pass_)
             if place not in self._first or record.round < self._first[place][0]:
                 self._first[place] = record.round, median(record.samples_ms) / 1e3
@@ -158,7 +158,7 @@ def todo(
     timed = tuple(
         Pass(p)
         for p in passes
-        if (point.point_id, str(p), round_) not in finished and (limits is None or limits.wants(point, p, round_))
+        if (point.point_id, str(p), "", round_) not in finished and (limits is None or limits.wants(point, p, round_))
     )
     seeds: tuple[int, ...] = ()
     if round_ == errors_in:
@@ -206,7 +206,7 @@ def failed_records(
         for metric in expected_metrics(point, passes, error):
             yield ErrorRow(point, seed, metric, None, status, message)
     if wanted.stages:
-        yield Stage(point, ALL_STAGES, None, protocol=protocol, round=round_, status=status, message=message)
+        yield Timing(point, Pass.FORWARD, protocol, round_, status, message=message, stage=ALL_STAGES)
 
 
 def expects_skip(point: Point, oom: Iterable[Point]) -> Point | None:

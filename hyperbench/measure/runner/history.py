@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.measure import work_items
 from hyperbench.measure.runner.worker_process import tells_of_a_crash
-from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Stage, Status, Timing
+from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Status, Timing
 
 Hopeless = tuple[work_items.Todo, Status, str]
 
@@ -34,7 +34,7 @@ class History:
         first = self._first_round
         self.finished.add(record.key)
         (self.past if getattr(record, "round", first) < first else self.limits).add(record)
-        if isinstance(record, Stage):
+        if isinstance(record, Timing) and record.stage:
             self.stages.add(record)
         if record.status is Status.OOM:
             self._oom[_part_of(record)][record.point.point_id] = record.point
@@ -42,7 +42,7 @@ class History:
             failed = record.point.point_id, record.round, str(record.pass_)
             self._failed_backward[failed] = record.status, record.message
         # What other code got wrong may be right now.
-        if isinstance(record, Timing) and _stays_so(record) and record.round >= first:
+        if isinstance(record, Timing) and not record.stage and _stays_so(record) and record.round >= first:
             self._refused[record.point.point_id, str(record.pass_)] = record.status, record.message
 
     def hopeless(self, todos: Sequence[work_items.Todo]) -> list[Hopeless]:
@@ -97,7 +97,7 @@ class History:
 
 def _part_of(record: Record) -> str:
     """What of its point a record is about, as far as it says: not more than its backward passes, or its stages."""
-    if isinstance(record, Stage):
+    if isinstance(record, Timing) and record.stage:
         return "stages"
     of_gradients = isinstance(record, ErrorRow) and record.metric in work_items.GRAD_METRICS
     of_a_pass = isinstance(record, Timing) and record.pass_ is not Pass.FORWARD

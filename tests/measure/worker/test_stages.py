@@ -21,11 +21,10 @@ from hyperbench.measure.worker.calls import rotated
 from hyperbench.measure.worker.conditions.conditions import GpuReading
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.measure.worker.group import GroupMeasurement
-from hyperbench.stats.samples import median
 from hyperbench.store.record_json import from_json
-from hyperbench.store.schema import ALL_STAGES, ErrorRow, Flag, Pass, Stage, Status, StopReason, Timing
+from hyperbench.store.schema import ALL_STAGES, ErrorRow, Flag, Pass, Status, StopReason, Timing
 from tests.helpers.fake_worker import STAGES, FakeWorker, Message, Site, dies, hangs
-from tests.helpers.made_records import a_point, a_timing
+from tests.helpers.made_records import a_point, a_stage
 from tests.helpers.made_runs import HYPER_DEFAULTS, prepared, tiny
 
 HYPER = "hyperbench.measure.methods.hyper.hyper"
@@ -102,7 +101,7 @@ class Measured:
         self.measurement = GroupMeasurement(task, self.messages.append, clock, Gauge(), surroundings)
         self.measurement.run()
         self.records = [from_json(m["record"]) for m in self.messages if m["event"] == "record"]
-        self.rows = [r for r in self.records if isinstance(r, Stage)]
+        self.rows = [r for r in self.records if isinstance(r, Timing) and r.stage]
         self.by_name = {r.stage: r for r in self.rows}
 
 
@@ -121,14 +120,14 @@ def test_every_stage_is_timed_once_and_knows_its_place(target: str, is_causal: b
     for row in found.rows:
         assert (row.status, row.all_stages, row.protocol, row.round) == (Status.OK, names, "quick", 0)
         assert protocol.slow_min_samples <= len(row.samples_ms) <= protocol.max_samples
-        assert row.median_ms == median(row.samples_ms)
         assert row.stop_reason in StopReason
-    assert any(isinstance(r, Timing) and r.status is Status.OK for r in found.records)
+    assert any(isinstance(r, Timing) and not r.stage and r.status is Status.OK for r in found.records)
 
 
 def test_stages_come_after_the_passes_so_that_none_is_lost_to_them() -> None:
-    kinds = [type(record) for record in Measured("staged").records]
-    assert kinds.index(Stage) > max(i for i, kind in enumerate(kinds) if kind is Timing)
+    stages = [bool(record.stage) for record in Measured("staged").records if isinstance(record, Timing)]
+    assert {*stages} == {False, True}
+    assert stages == sorted(stages)
 
 
 def test_progress_names_the_stage() -> None:
@@ -282,9 +281,9 @@ def test_stages_are_finished_when_each_has_a_record(names: list[str], failed: bo
     finished = work_items.FinishedStages()
     for name in names:
         if failed:
-            finished.add(Stage(POINT, name, None, (), STAGES, status=Status.OOM, message="no room"))
+            finished.add(a_stage(POINT, name, all_stages=STAGES, status=Status.OOM, message="no room"))
         else:
-            finished.add(Stage(POINT, name, 1.0, (1.0,), STAGES))
+            finished.add(a_stage(POINT, name, 1.0, all_stages=STAGES))
     wanted = work_items.todo(CELL, (), ERROR, 0, set(), finished)
     assert wanted.stages == (set(names) < set(STAGES))
     if wanted.stages:
@@ -299,7 +298,7 @@ def test_giving_up_leaves_no_stage_to_do() -> None:
     finished = work_items.FinishedStages()
     wanted = work_items.todo(CELL, ("forward",), ERROR, 0, set(), finished)
     rows = list(work_items.failed_records(wanted, ("forward",), ERROR, "strict", 0, Status.TIMEOUT, "slow"))
-    (row,) = [r for r in rows if isinstance(r, Stage)]
+    (row,) = [r for r in rows if isinstance(r, Timing) and r.stage]
     assert (row.stage, row.status, row.message, row.protocol) == (ALL_STAGES, Status.TIMEOUT, "slow", "strict")
     finished.add(row)
     assert work_items.todo(CELL, (), ERROR, 1, set(), finished).stages
@@ -400,7 +399,3 @@ def test_a_run_without_stages_asks_for_none() -> None:
     site = Site(tiny("shape.seq_len=64", "method=[math,hyper]", "passes=[forward]"))
     site.run()
     assert site.stages == []
-
-
-def test_a_timing_and_a_stage_of_the_same_name_have_different_keys() -> None:
-    assert a_timing().key != Stage(a_point(), "forward", 1.0).key

@@ -61,7 +61,7 @@ class StageMeasurement:
             self._protocol,
             self._budget_s,
             lambda index: self._begin(wanted[index]),
-            lambda index: self._report.stage(self._candidate, wanted[index], self._names, timed[index]),
+            lambda index: self._report.timing(self._candidate, Pass.FORWARD, timed[index], wanted[index], self._names),
         )
 
     def _prepare(self, inputs: Inputs) -> list[Stages]:
@@ -105,7 +105,7 @@ class StageMeasurement:
     def _fail_all(self, status: Status, message: str) -> None:
         """A row for each stage that was to be timed, or one for all where their names are not known."""
         for name in self._wanted() or [ALL_STAGES]:
-            self._report.failed_stage(self._candidate, name, self._names, status, message)
+            self._report.failed_timing(self._candidate, Pass.FORWARD, status, message, name, self._names)
 
 
 def check_stages(out: object, whole: Tensor, inputs: Inputs, dtype: str) -> None:
