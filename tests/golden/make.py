@@ -120,7 +120,7 @@ def _twelve_digits(text: str) -> float:
 
 def _points(sweep: str) -> Files:
     """Id and method of every point in the order of the grid, as `run sweep=NAME device=cpu --dry-run` lists them."""
-    from hyperbench.measure.session import prepare
+    from hyperbench.measure.runner.session import prepare
 
     cells = prepare([f"sweep={sweep}", "device=cpu"], _ask).cells
     return {"points.txt": "".join(f"{cell.point.point_id} {cell.point.method}\n" for cell in cells)}
@@ -128,14 +128,14 @@ def _points(sweep: str) -> Files:
 
 def _ask(request: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
     """Answer as the probe's process would, within this one and without measuring this machine's speed."""
-    from hyperbench.measure.probe import main
+    from hyperbench.measure.probe.main import main
 
     answer: dict[str, Any] = json.loads(_printed(main, json.dumps({**request, "measure_rate": False})))
     return answer
 
 
 def _kernels() -> Files:
-    from hyperattn_core.triton_backend.aot import main
+    from tools.kernels.table import main
 
     return {"kernels.json": _printed(lambda: main(["--json"]))}
 

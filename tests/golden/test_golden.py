@@ -7,7 +7,7 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
-from make import KERNELS, as_recorded, groups, make, recorded
+from tests.golden.make import KERNELS, as_recorded, groups, make, recorded
 
 RECORDED = recorded()
 #: Compiled kernels, and runs that are much like another: like sampling, fig4 and aa/two_names.
