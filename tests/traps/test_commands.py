@@ -85,8 +85,8 @@ class Poisoned(FakeWorker):
     def _work(self, task: Task) -> Iterator[Message]:
         for message in self._script(task):
             yield message
-            for wanted in task.todos:
-                point = wanted.cell.point
+            for item in task.items:
+                point = item.point
                 at_hyper = (point.method, point.seq_len, message.get("unit")) == ("hyper", 64, "time")
                 if at_hyper and message["point_id"] == point.point_id:
                     words = "AcceleratorError: CUDA error: an illegal memory access was encountered"
