@@ -19,7 +19,7 @@ def weight_matrix(plan: AttentionPlan) -> Tensor:
     that the mask allows, which is what makes both sums unbiased.
     """
     batch, heads, kv_heads, num_queries, num_keys = plan.shape
-    weights = torch.zeros(batch, heads, num_queries, num_keys, dtype=torch.float64)
+    weights = torch.zeros(batch, heads, num_queries, num_keys, dtype=torch.float64, device="cpu")
     if plan.is_exact:
         weights += 1.0
         return weights.tril() if plan.is_causal else weights
@@ -31,8 +31,7 @@ def weight_matrix(plan: AttentionPlan) -> Tensor:
     if plan.leaf_len is not None:
         for start in range(0, num_queries, plan.leaf_len):
             leaf = slice(start, min(start + plan.leaf_len, num_queries))
-            length = leaf.stop - leaf.start
-            weights[..., leaf, leaf] += torch.ones(length, length, dtype=torch.float64).tril()
+            weights[..., leaf, leaf] += torch.ones_like(weights[0, 0, leaf, leaf]).tril()
     return weights
 
 

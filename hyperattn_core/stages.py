@@ -14,12 +14,12 @@ from hyperattn_core.checks import check_inputs
 from hyperattn_core.exact import default_scale, exact_forward
 from hyperattn_core.exact_aten import lse_dtype
 from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.planning.draws import level_samples
 from hyperattn_core.planning.levels import level_shapes
 from hyperattn_core.planning.plan import (
     DEFAULT_TILE_SIZE,
     check_plan_request,
     hash_inputs,
-    level_samples,
     plan_level,
     plan_shape,
 )

@@ -1,73 +1,87 @@
-"""Every random draw of a plan: projections and sample positions, from a seeded CPU generator."""
+"""Every random draw of a plan: projections and sample positions, from a seeded CPU generator.
+
+Each tensor names its device: a draw must not follow torch.set_default_device.
+"""
 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from hyperattn_core.params import Sampling
+from hyperattn_core.params import HyperAttentionParams, Sampling
+from hyperattn_core.planning.levels import LevelShape
 
 
-def projections(seed: int, head_dim: int, num_projections: int, device: str) -> Tensor:
-    """Gaussian directions (D, r), float64, shared by all heads; small, so that device copies are kept."""
-    return _cached_projections(seed, head_dim, num_projections, device)
+@dataclass(frozen=True)
+class SampleDesign:
+    """How the samples of one level are drawn.
+
+    Attributes:
+        level_index: the level, which has a random stream of its own.
+        rows: (B, Hkv, G), each with draws of its own.
+        node_len: S, keys to draw from.
+        count: m, draws.
+        sampling: independent, or one from each of m slices.
+    """
+
+    level_index: int
+    rows: tuple[int, int, int]
+    node_len: int
+    count: int
+    sampling: Sampling
 
 
-def sample_count(node_len: int, block_size: int, sample_size: int, sampling: Sampling) -> int:
+def sample_count(node_len: int, params: HyperAttentionParams) -> int:
     """Samples of a node: none where one block holds every key, as each would lie in it, with weight zero."""
-    if block_size >= node_len:
+    if params.block_size >= node_len:
         return 0
-    return min(sample_size, node_len) if sampling == "stratified" else sample_size
+    return min(params.sample_size, node_len) if params.sampling == "stratified" else params.sample_size
 
 
-def samples(
+def level_samples(
+    level: LevelShape,
+    shape: tuple[int, int, int, int, int],
+    params: HyperAttentionParams,
     seed: int,
-    level_index: int,
-    rows: tuple[int, int, int],
-    node_len: int,
-    sample_size: int,
-    sampling: Sampling,
     device: str,
 ) -> tuple[Tensor, Tensor]:
-    """Sampled indices into the sorted keys, int32 (*rows, m), and their weights, float64 (m,)."""
+    """Sampled indices into the sorted keys, int32 (B, Hkv, G, m), and their weights, float64 (m,)."""
+    rows = (shape[0], shape[2], level.num_nodes)
+    design = SampleDesign(level.index, rows, level.node_len, sample_count(level.node_len, params), params.sampling)
     # On the CPU a draw is cheaper than the memory that keeps it; elsewhere a copy would stall the device.
     draw = _draw_samples if device == "cpu" else _cached_samples
-    return draw(seed, level_index, rows, node_len, sample_size, sampling, device)
+    return draw(seed, design, device)
 
 
 def _generator(seed: int, stream: str) -> torch.Generator:
     """A CPU generator for one purpose; streams of the same seed are independent of each other."""
-    return torch.Generator().manual_seed(random.Random(f"{seed}/{stream}").getrandbits(63))
+    return torch.Generator(device="cpu").manual_seed(random.Random(f"{seed}/{stream}").getrandbits(63))
 
 
 @lru_cache(maxsize=64)
-def _cached_projections(seed: int, head_dim: int, num_projections: int, device: str) -> Tensor:
-    drawn = torch.randn(head_dim, num_projections, generator=_generator(seed, "projections"), dtype=torch.float64)
+def projections(seed: int, head_dim: int, num_projections: int, device: str) -> Tensor:
+    """Gaussian directions (D, r), float64, shared by all heads; small, so that device copies are kept."""
+    generator = _generator(seed, "projections")
+    drawn = torch.randn(head_dim, num_projections, generator=generator, dtype=torch.float64, device="cpu")
     return drawn.to(device)
 
 
-def _draw_samples(
-    seed: int,
-    level_index: int,
-    rows: tuple[int, int, int],
-    node_len: int,
-    sample_size: int,
-    sampling: Sampling,
-    device: str,
-) -> tuple[Tensor, Tensor]:
-    generator = _generator(seed, f"samples/{level_index}")
-    if sampling == "stratified":
-        edges = torch.arange(sample_size + 1, dtype=torch.int64) * node_len // max(sample_size, 1)
+def _draw_samples(seed: int, design: SampleDesign, device: str) -> tuple[Tensor, Tensor]:
+    count, node_len = design.count, design.node_len
+    if design.sampling == "stratified":
+        edges = torch.arange(count + 1, dtype=torch.int64, device="cpu") * node_len // max(count, 1)
         low, length = edges[:-1], edges[1:] - edges[:-1]
         weight = length.to(torch.float64)
     else:
-        low = torch.zeros(sample_size, dtype=torch.int64)
-        length = torch.full((sample_size,), node_len, dtype=torch.int64)
-        weight = torch.full((sample_size,), node_len / max(sample_size, 1), dtype=torch.float64)
-    uniform = torch.rand(*rows, sample_size, generator=generator, dtype=torch.float64)
+        low = torch.zeros(count, dtype=torch.int64, device="cpu")
+        length = torch.full_like(low, node_len)
+        weight = torch.full_like(low, node_len / max(count, 1), dtype=torch.float64)
+    generator = _generator(seed, f"samples/{design.level_index}")
+    uniform = torch.rand(*design.rows, count, generator=generator, dtype=torch.float64, device="cpu")
     index = low + (uniform * length).to(torch.int64).clamp(max=length - 1)
     return index.to(device=device, dtype=torch.int32), weight.to(device)
 

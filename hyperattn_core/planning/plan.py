@@ -14,7 +14,7 @@ from torch import Tensor
 from hyperattn_core.backends import PLAN_BACKENDS, chosen_backend
 from hyperattn_core.checks import check_inputs
 from hyperattn_core.params import HyperAttentionParams, check_int
-from hyperattn_core.planning import draws
+from hyperattn_core.planning.draws import level_samples, projections
 from hyperattn_core.planning.levels import LevelShape, level_shapes
 from hyperattn_core.planning.lsh import hash_ranks, sort_by_rank
 from hyperattn_core.planning.pairing import block_of_rank, cut_tiles, max_tiles, rank_pairing, row_arange
@@ -169,21 +169,8 @@ def plan_shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
 
 def hash_inputs(q: Tensor, k: Tensor, params: HyperAttentionParams, seed: int) -> tuple[Tensor, Tensor]:
     """Hash ranks of every query (B, H, Nq) and key (B, Hkv, Nk), int32: made once, used by all levels."""
-    directions = draws.projections(seed, q.shape[-1], params.num_projections, str(q.device))
+    directions = projections(seed, q.shape[-1], params.num_projections, str(q.device))
     return hash_ranks(q.detach(), directions), hash_ranks(k.detach(), directions)
-
-
-def level_samples(
-    level: LevelShape,
-    shape: tuple[int, int, int, int, int],
-    params: HyperAttentionParams,
-    seed: int,
-    device: str,
-) -> tuple[Tensor, Tensor]:
-    """Sampled indices into the sorted keys, int32 (B, Hkv, G, m), and their weights, float64 (m,)."""
-    count = draws.sample_count(level.node_len, params.block_size, params.sample_size, params.sampling)
-    rows = (shape[0], shape[2], level.num_nodes)
-    return draws.samples(seed, level.index, rows, level.node_len, count, params.sampling, device)
 
 
 def plan_level(

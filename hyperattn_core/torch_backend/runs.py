@@ -69,9 +69,9 @@ class RowKeys:
         self.rows = scratch.get("sorted_rows", 2, k.shape[2], width)
         _take(k[row], self.order, self.rows[0])
         _take(v[row], self.order, self.rows[1])
-        self._factors = torch.tensor(factors, dtype=scratch.dtype).view(2, 1, 1)
+        self._factors = torch.tensor(factors, dtype=scratch.dtype, device=k.device).view(2, 1, 1)
         self._blocks = self.rows.split(self.block_size, dim=1)
-        blocks = torch.arange(level.num_blocks).unsqueeze(1)
+        blocks = torch.arange(level.num_blocks, device=k.device).unsqueeze(1)
         log_weights = level.sample_weight.log2().to(scratch.dtype)
         # A sample that lies in the block weighs 0: it is there already.
         self._log_weights = torch.where(self.samples // self.block_size == blocks, -math.inf, log_weights).unbind()
@@ -103,7 +103,7 @@ class MetGrads:
 
     def __init__(self, keys: RowKeys, factors: tuple[float, float], scratch: Buffers) -> None:
         self._keys, self._num_samples = keys, keys.num_samples
-        self._factors = torch.tensor(factors, dtype=scratch.dtype).view(2, 1, 1)
+        self._factors = torch.tensor(factors, dtype=scratch.dtype, device=keys.rows.device).view(2, 1, 1)
         self._total = scratch.get("grad_rows", *keys.rows.shape)
         self._blocks = self._total.split(keys.block_size, dim=1)
         self._met = scratch.get("met_grads", 2, keys.num_samples + keys.block_size, keys.rows.shape[2]).zero_()
@@ -170,8 +170,8 @@ def runs_forward(
         q, k, wide_v = _equally_wide(q, k, v)
         out, lse = runs_forward(level, q, k, wide_v, scale, scratch)
         return out[..., : v.shape[3]].contiguous(), lse
-    out = torch.empty(batch, heads, num_queries, width, dtype=q.dtype)
-    lse = torch.empty(batch, heads, num_queries, dtype=scratch.dtype)
+    out = torch.empty(batch, heads, num_queries, width, dtype=q.dtype, device=q.device)
+    lse = torch.empty(batch, heads, num_queries, dtype=scratch.dtype, device=q.device)
     for b, kv_head, members in _rows(q, k):
         keys = RowKeys(level, k, v, (b, kv_head), (scale * LOG2_E, 1.0), scratch)
         for h in members:
@@ -292,4 +292,4 @@ def _take(rows: Tensor, index: Tensor, into: Tensor) -> None:
 
 def _inverse(order: Tensor) -> Tensor:
     """The inverse of a permutation."""
-    return torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0]))
+    return torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))

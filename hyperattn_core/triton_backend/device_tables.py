@@ -7,7 +7,7 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from hyperattn_core.planning import draws
+from hyperattn_core.planning.draws import level_samples
 from hyperattn_core.planning.pairing import cut_tiles, rank_pairing
 from hyperattn_core.triton_backend.geometry import Geometry
 
@@ -15,7 +15,7 @@ from hyperattn_core.triton_backend.geometry import Geometry
 @cache
 def level_table(plan: Geometry, device: str) -> Tensor:
     """The table of levels, int64 (L, fields), kept on the device."""
-    return torch.tensor([level.row() for level in plan.levels], dtype=torch.int64).to(device)
+    return torch.tensor([level.row() for level in plan.levels], dtype=torch.int64, device=device)
 
 
 @cache
@@ -57,14 +57,9 @@ _captured: list[tuple[Tensor, Tensor]] = []
 
 @lru_cache(maxsize=64)
 def _drawn_samples(plan: Geometry, seed: int, device: str) -> tuple[Tensor, Tensor]:
-    batch, _, kv_heads, _, _ = plan.shape
-    sampling = plan.settings.params.sampling
-    indices, weights = [torch.empty(0, dtype=torch.int32)], [torch.empty(0)]
+    indices, weights = [], []
     for level in plan.levels:
-        rows = (batch, kv_heads, level.shape.num_nodes)
-        index, weight = draws.samples(
-            seed, level.shape.index, rows, level.shape.node_len, level.num_samples, sampling, "cpu"
-        )
+        index, weight = level_samples(level.shape, plan.shape, plan.settings.params, seed, "cpu")
         indices.append(index.reshape(-1))
         weights.append(weight.log2().to(torch.float32))
     return torch.cat(indices).to(device), torch.cat(weights).to(device)

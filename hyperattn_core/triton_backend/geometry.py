@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.planning import draws
+from hyperattn_core.planning.draws import sample_count
 from hyperattn_core.planning.levels import LevelShape, level_shapes
 from hyperattn_core.planning.pairing import max_tiles
 
@@ -216,7 +216,7 @@ def geometry(shape: tuple[int, int, int, int, int], settings: Settings) -> Geome
         block_size = min(settings.block_size, level.node_len)
         num_blocks = -(-level.node_len // block_size)
         num_tiles = max_tiles(level.query_len, settings.tile_size, num_blocks)
-        samples = draws.sample_count(level.node_len, settings.block_size, settings.sample_size, params.sampling)
+        samples = sample_count(level.node_len, params)
         nodes = level.num_nodes
         offsets = {
             "weight": weight, "totals": totals, "samples_drawn": drawn, "template": template, "partial": partial,

@@ -10,9 +10,9 @@ import triton
 from torch import Tensor
 
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.planning import draws
+from hyperattn_core.planning.draws import level_samples, projections
 from hyperattn_core.planning.levels import level_shapes
-from hyperattn_core.planning.plan import AttentionPlan, LevelPlan, level_samples, plan_shape
+from hyperattn_core.planning.plan import AttentionPlan, LevelPlan, plan_shape
 from hyperattn_core.triton_backend.device_tables import block_tiles, drawn_samples, level_table, rank_tiles
 from hyperattn_core.triton_backend.geometry import SORT_TILE, Geometry, Settings, geometry
 from hyperattn_core.triton_backend.kernels import pair
@@ -193,14 +193,14 @@ def split_projections(seed: int, head_dim: int, num_projections: int, dtype: tor
     A half-precision number times a half-precision number is exact in float32; three such terms hold a float32 number,
     so that tensor cores project in float32 accumulation.
     """
-    exact = draws.projections(seed, head_dim, num_projections, "cpu").to(torch.float32)
+    exact = projections(seed, head_dim, num_projections, "cpu").to(torch.float32)
     terms = []
     left = exact.double()
     for _ in range(1 if dtype == torch.float32 else 3):
         term = left.to(dtype)
         terms.append(term)
         left = left - term.double()
-    split = torch.zeros(len(terms), block_dim(head_dim), _COLUMNS, dtype=dtype)
+    split = torch.zeros(len(terms), block_dim(head_dim), _COLUMNS, dtype=dtype, device="cpu")
     split[:, :head_dim, :num_projections] = torch.stack(terms)
     return split.to(device)
 

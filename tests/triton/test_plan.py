@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperattn_core import AttentionPlan, HyperAttentionParams, LevelPlan
+from hyperattn_core import AttentionPlan, HyperAttentionParams, LevelPlan, make_plan
 from hyperattn_core.planning import draws
 from hyperattn_core.planning.lsh import hash_ranks
 from hyperattn_core.planning.plan import plan_shape
+from hyperattn_core.triton_backend.device_tables import _drawn_samples, level_table, rank_tiles
 from hyperattn_core.triton_backend.geometry import Settings, geometry
-from hyperattn_core.triton_backend.plan import PackedPlan, PlanWork, pack, unpack
+from hyperattn_core.triton_backend.plan import PackedPlan, PlanWork, pack, split_projections, unpack
 from tests.helpers.triton_inputs import CALLS, Call, normal
 
 
@@ -127,3 +128,16 @@ def test_offsets_do_not_overlap(name: str) -> None:
     seen = torch.cat([getattr(level, field).reshape(-1) for level in levels for field in fields])
     assert seen.unique().numel() == seen.numel()
     assert seen.max() < where.data_size
+
+
+@pytest.mark.parametrize("name", ["paper's choices", "causal"])
+def test_a_plan_does_not_depend_on_the_default_device(name: str) -> None:
+    call = CALLS[name]
+    q, k, _ = call.inputs()
+    options = {"is_causal": call.is_causal, "tile_size": call.tile_size, "backend": "triton"}
+    # A seed that no other test draws with, and tables that no other test made: nothing is found in a cache.
+    for cached in (level_table, rank_tiles, _drawn_samples, split_projections):
+        cached.cache_clear()
+    with torch.device("meta"):
+        plan = make_plan(q, k, call.parameters(), 12345, **options)
+    assert_same_plan(plan, make_plan(q, k, call.parameters(), 12345, **(options | {"backend": "torch"})))
