@@ -60,7 +60,7 @@ def item(
 
 def odd(name: str, **options: Any) -> work_items.WorkItem:
     """A point of an odd method."""
-    return item(f"odd_methods.{name}", **options)
+    return item(f"tests.helpers.odd_methods.{name}", **options)
 
 
 class Measured:

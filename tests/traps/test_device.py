@@ -71,7 +71,7 @@ def timed_on(launch: Callable[[PretendedGpu], object], **options: Any) -> Timing
     """The timing of a method that launches its work like this."""
     OnGpu.gpu, OnGpu.launch = PretendedGpu(), staticmethod(launch)  # type: ignore[assignment]
     clock: Any = CudaClock(OnGpu.gpu, OnGpu.gpu.allocate, OnGpu.gpu.now_s)
-    found = Measured(item("test_traps_device.on_gpu"), passes=FORWARD, clock=clock, **options)
+    found = Measured(item("tests.traps.test_device.on_gpu"), passes=FORWARD, clock=clock, **options)
     return found.timings("on_gpu")["forward"]
 
 
@@ -199,7 +199,10 @@ class ChangesTheGraph(CudaClock):
 def replayed(clock: Any) -> Timing:
     """The timing of the forward pass of `graphed` in graph mode."""
     found = Measured(
-        item("test_traps_device.graphed"), passes=FORWARD, clock=clock, protocol={"cuda_graph": True, "input_copies": 1}
+        item("tests.traps.test_device.graphed"),
+        passes=FORWARD,
+        clock=clock,
+        protocol={"cuda_graph": True, "input_copies": 1},
     )
     return found.timings("graphed")["forward"]
 

@@ -22,7 +22,7 @@ ONLY_LONG = "whatever it does at shorter ones"
 
 def fault(name: str, **options: Any) -> Any:
     """A point of a faulty method."""
-    return item(f"gate_faults.{name}", **options)
+    return item(f"tests.helpers.gate_faults.{name}", **options)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ class CountingGauge(Gauge):
 
 def measured_with(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], Clock]) -> Measured:
     """One method, whose first calls are gauged as more than later ones."""
-    monkeypatch.setattr("measured_group.Gauge", CountingGauge)
+    monkeypatch.setattr("tests.helpers.measured_group.Gauge", CountingGauge)
     return Measured(odd("exact", **LONG), clock=clock())
 
 

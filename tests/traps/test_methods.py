@@ -19,7 +19,7 @@ LIBRARY = "hyperbench.measure.methods.hyper"
 
 def faulty(name: str, **options: Any) -> work_items.WorkItem:
     """A point of a faulty method."""
-    return item(f"faulty_methods.{name}", **options)
+    return item(f"tests.helpers.faulty_methods.{name}", **options)
 
 
 def refusal(one: work_items.WorkItem, passes: tuple[str, ...] = ("forward",)) -> str:

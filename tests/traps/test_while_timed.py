@@ -32,7 +32,7 @@ DURING_WARM_UP = 10
 def test_what_goes_wrong_while_it_is_timed_has_no_time(
     name: str, words: Quote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = item(f"faulty_methods.{name}", hyper={"after": DURING_WARM_UP})
+    one = item(f"tests.helpers.faulty_methods.{name}", hyper={"after": DURING_WARM_UP})
     monkeypatch.setattr(method.find(one.point.target).function, "calls", 0)
     found = Measured(odd("exact", exact=True), one, odd("takes_anything"), passes=("forward",))
     row = found.timings(name)["forward"]

@@ -96,7 +96,7 @@ class Measured:
     def __init__(self, target: str, *, is_causal: bool = False, timed: tuple[str, ...] = (), **options: Any) -> None:
         shape = {"heads": 2, "kv_heads": 2, "seq_len": 40, "head_dim": 8, "input_params": {}}
         self.hyper = SMALL if target == HYPER else {}
-        method = target if "." in target else f"odd_methods.{target}"
+        method = target if "." in target else f"tests.helpers.odd_methods.{target}"
         point = a_point(method="it", target=method, is_causal=is_causal, hyper=self.hyper, **shape)
         config = tiny().config
         item = work_items.WorkItem(point, False, options.get("passes", (Pass.FORWARD,)), (), True, timed)
