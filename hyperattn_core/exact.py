@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hyperattn_core.checks import check_inputs
-from hyperattn_core.exact_aten import Attended, kernel_backward, kernel_forward, lse_dtype, takes_groups
+from hyperattn_core.exact_aten import (
+    Attended,
+    BackwardInputs,
+    Gradients,
+    kernel_backward,
+    kernel_forward,
+    lse_dtype,
+    takes_groups,
+)
 
 
 def exact_attention(
@@ -71,9 +79,9 @@ class _ExactAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        if grad_out is None:
-            grad_out = torch.zeros_like(out)
-        return (*exact_backward(grad_out, q, k, v, out, lse, ctx.is_causal, ctx.scale, grad_lse), None, None)
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        inputs = BackwardInputs(grad_out, grad_lse, q, k, v, out, lse)
+        return (*exact_backward(inputs, ctx.is_causal, ctx.scale), None, None)
 
 
 def exact_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> Attended:
@@ -102,49 +110,30 @@ def fused_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float
     return exact_forward(q, k, v, is_causal, scale)
 
 
-def exact_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    is_causal: bool,
-    scale: float,
-    grad_lse: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def exact_backward(inputs: BackwardInputs, is_causal: bool, scale: float) -> Gradients:
     """Gradients (dq, dk, dv) of the part of an attention that these keys contribute.
 
-    `out` and `lse` may be those of attention over more keys than k: with p = exp(scale q.k - lse) and
-    delta = rowsum(grad_out * out) - grad_lse, ds = p (grad_out.v - delta) holds for every subset of the keys.
+    With p = exp(scale q.k - lse) and delta = rowsum(grad_out * out) - grad_lse, ds = p (grad_out.v - delta) holds for
+    every subset of the keys.
     """
+    q, k, v = inputs.q, inputs.k, inputs.v
     if q.shape[2] == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    if takes_groups(q, v, grad_lse):
-        return kernel_backward(grad_out, q, k, v, out, lse, is_causal, scale, grad_lse)
-    kv_heads = k.shape[1]
-    grads_lse = [None] * (q.shape[1] // kv_heads) if grad_lse is None else _groups(grad_lse, kv_heads)
-    dqs: list[Tensor] = []
-    dk: Tensor | None = None
-    dv: Tensor | None = None
-    parts = zip(
-        _groups(grad_out, kv_heads),
-        _groups(q, kv_heads),
-        _groups(out, kv_heads),
-        _groups(lse, kv_heads),
-        grads_lse,
+    if takes_groups(q, v, inputs.grad_lse):
+        return kernel_backward(inputs, is_causal, scale)
+    count = q.shape[1] // k.shape[1]
+    # The tensors of each group: a query head per kv head.
+    groups = zip(
+        *([x] * count if x is k or x is v or x is None else _groups(x, k.shape[1]) for x in vars(inputs).values()),
         strict=True,
     )
-    for g_group, q_group, out_group, lse_group, grad_lse_group in parts:
-        dq, dk_group, dv_group = kernel_backward(
-            g_group, q_group, k, v, out_group, lse_group, is_causal, scale, grad_lse_group
-        )
+    dqs: list[Tensor] = []
+    sums: list[Tensor] = []
+    for part in groups:
+        dq, *grads = kernel_backward(BackwardInputs(*part), is_causal, scale)
         dqs.append(dq)
-        dk = dk_group if dk is None else dk + dk_group
-        dv = dv_group if dv is None else dv + dv_group
-    assert dk is not None
-    assert dv is not None
-    return _ungroup(dqs), dk, dv
+        sums = [a + b for a, b in zip(sums, grads, strict=True)] if sums else grads
+    return _ungroup(dqs), sums[0], sums[1]
 
 
 def _groups(x: Tensor, kv_heads: int) -> list[Tensor]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 Attended = tuple[Tensor, Tensor]
+Gradients = tuple[Tensor, Tensor, Tensor]
 _CHUNK_ELEMENTS = 2**22
 # PyTorch's CPU kernel takes a row whose logits are all NaN for a fully masked one, and gives zeros, where the keys do
 # not fill one vector register: fewer keys than this go through plain matrix products, which hide no NaN.
@@ -25,6 +27,39 @@ _FLASH_MAX_WIDTH = 256
 _ALIGNED_BYTES = 16
 _ALIGNED_ELEMENTS = 8
 _setting_order = threading.Lock()
+
+
+@dataclass(frozen=True)
+class BackwardInputs:
+    """What a backward pass starts from; out and lse may be those of attention over more keys than k.
+
+    Attributes:
+        grad_out: (B, H, Nq, Dv).
+        grad_lse: (B, H, Nq), or None where only the output is differentiated.
+        q: queries (B, H, Nq, D).
+        k: keys (B, Hkv, Nk, D).
+        v: values (B, Hkv, Nk, Dv).
+        out: (B, H, Nq, Dv).
+        lse: (B, H, Nq).
+    """
+
+    grad_out: Tensor
+    grad_lse: Tensor | None
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    lse: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> BackwardInputs:
+        """The same after a change of every tensor."""
+        return replace(self, **{name: change(x) for name, x in vars(self).items() if x is not None})
+
+    def delta(self) -> Tensor:
+        """rowsum(grad_out * out) - grad_lse (B, H, Nq), in the dtype of accumulation."""
+        dtype = lse_dtype(self.q)
+        delta = (self.grad_out.to(dtype) * self.out.to(dtype)).sum(3)
+        return delta if self.grad_lse is None else delta - self.grad_lse
 
 
 def lse_dtype(x: Tensor) -> torch.dtype:
@@ -104,20 +139,11 @@ def kernel_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: floa
     return out[..., :value_dim], lse
 
 
-def kernel_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    is_causal: bool,
-    scale: float,
-    grad_lse: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def kernel_backward(inputs: BackwardInputs, is_causal: bool, scale: float) -> Gradients:
     """dq, dk and dv of kernel_forward, or of its part of an attention whose final out and lse are given."""
+    grad_out, grad_lse, q, k, v, out, lse = vars(inputs).values()
     if not _has_fused_kernel(q, v, 0 if grad_lse is None else 1):
-        return _math_backward(grad_out, q, k, v, out, lse, is_causal, scale, grad_lse)
+        return _math_backward(inputs, is_causal, scale)
     dim, value_dim = q.shape[3], v.shape[3]
     q, scale, sign = _positive_scale(q, scale)
     if grad_lse is not None:
@@ -164,27 +190,14 @@ def _math_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
 
 
-def _math_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    is_causal: bool,
-    scale: float,
-    grad_lse: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = lse_dtype(q)
+def _math_backward(inputs: BackwardInputs, is_causal: bool, scale: float) -> Gradients:
+    q, k, v, dtype, delta = inputs.q, inputs.k, inputs.v, lse_dtype(inputs.q), inputs.delta()
     dq = torch.empty_like(q)
     dk, dv = torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)
     for rows in _query_chunks(q, k.shape[2]):
-        p = (_logits(q, k, rows, is_causal, scale) - lse[:, :, rows].unsqueeze(3)).exp()
-        g = grad_out[:, :, rows].to(dtype)
-        delta = (g * out[:, :, rows].to(dtype)).sum(3, keepdim=True)
-        if grad_lse is not None:
-            delta = delta - grad_lse[:, :, rows].unsqueeze(3)
-        ds = p * (g @ v.to(dtype).transpose(2, 3) - delta) * scale
+        p = (_logits(q, k, rows, is_causal, scale) - inputs.lse[:, :, rows].unsqueeze(3)).exp()
+        g = inputs.grad_out[:, :, rows].to(dtype)
+        ds = p * (g @ v.to(dtype).transpose(2, 3) - delta[:, :, rows].unsqueeze(3)) * scale
         dq[:, :, rows] = (ds @ k.to(dtype)).to(q.dtype)
         dk += ds.transpose(2, 3) @ q[:, :, rows].to(dtype)
         dv += p.transpose(2, 3) @ g

@@ -1,4 +1,4 @@
-"""The public call: hyper_attention(q, k, v, ...)."""
+"""The public calls hyper_attention, make_plan and attention_stages: the only place that chooses a backend."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from hyperattn_core.backends import chosen_backend
+from hyperattn_core.backends import PLAN_BACKENDS, chosen_backend
 from hyperattn_core.checks import check_inputs
 from hyperattn_core.exact import default_scale
 from hyperattn_core.exact_aten import lse_dtype
 from hyperattn_core.oracle import oracle_attention
-from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.planning.plan import AttentionPlan, check_plan_request, make_plan
+from hyperattn_core.params import HyperAttentionParams, check_int
+from hyperattn_core.planning.plan import AttentionPlan, plan_shape
+from hyperattn_core.stages import Stages
 from hyperattn_core.torch_backend.attention import torch_attention
+from hyperattn_core.torch_backend.plan import make_plan as torch_plan
+from hyperattn_core.torch_backend.stages import torch_stages
 
 
 @overload
@@ -76,7 +79,7 @@ def hyper_attention(
     check_inputs(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
     factor = default_scale(q, scale)
     if plan is None:
-        params = check_plan_request(q, k, params, seed, is_causal=is_causal)
+        params = _checked_params(q, k, params, seed, is_causal=is_causal)
     else:
         _check_plan(plan, q, k, is_causal, params)
     tile_size = plan.levels[0].tile_size if plan is not None and plan.levels else None
@@ -87,7 +90,8 @@ def hyper_attention(
         out, lse = triton_attention(q, k, v, plan, params, seed, is_causal, factor)
         return (out, lse) if return_lse else out
     if plan is None:
-        plan = make_plan(q, k, params, seed, is_causal=is_causal, backend="torch")
+        assert params is not None
+        plan = torch_plan(q, k, params, seed, is_causal=is_causal)
     if chosen == "oracle":
         out, lse = oracle_attention(q, k, v, plan, factor)
         out, lse = out.to(q.dtype), lse.to(lse_dtype(q))
@@ -96,12 +100,115 @@ def hyper_attention(
     return (out, lse) if return_lse else out
 
 
+def make_plan(
+    q: Tensor,
+    k: Tensor,
+    params: HyperAttentionParams | None = None,
+    seed: int = 0,
+    *,
+    is_causal: bool = False,
+    tile_size: int | None = None,
+    backend: str = "auto",
+) -> AttentionPlan:
+    """Hash, sort, pair and sample: the plan of one call (Algorithm 1; Algorithm 4 for the causal nodes).
+
+    Under a causal mask the sequence is cut into leaves of min_seq_len positions, and level j pairs nodes of
+    min_seq_len * 2**j keys with the equally many queries after them, so the cut depends on positions alone.
+
+    Args:
+        q: queries (B, H, Nq, D).
+        k: keys (B, Hkv, Nk, D), Hkv dividing H.
+        params: the estimator's parameters, the library's defaults if None.
+        seed: seed of the projections and samples; the same seed gives the same plan on every device, but for
+            projections within rounding of zero.
+        is_causal: plan causal attention (Nq == Nk).
+        tile_size: most queries in a tile, a matter of speed only; the backend's own choice if None.
+        backend: "torch", "triton" or "auto", as for hyper_attention; both make the same plan.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together, seed or tile_size is out of range, or the backend is
+            unknown or cannot make the plan.
+        RuntimeError: backend="triton" and Triton does not import.
+    """
+    params = _checked_params(q, k, params, seed, is_causal=is_causal)
+    if tile_size is not None:
+        check_int("tile_size", tile_size, low=1)
+    if chosen_backend(q, q.shape[3], params, backend, PLAN_BACKENDS, tile_size) == "triton":
+        from hyperattn_core.triton_backend.attention import make_plan as triton_plan
+
+        return triton_plan(q, k, params, seed, is_causal=is_causal, tile_size=tile_size)
+    return torch_plan(q, k, params, seed, is_causal=is_causal, tile_size=tile_size)
+
+
+def attention_stages(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    params: HyperAttentionParams | None = None,
+    seed: int = 0,
+    enable_gqa: bool = False,
+    backend: str = "auto",
+) -> Stages:
+    """The stages of one forward pass of hyper_attention (Algorithm 3; Algorithm 4 under a causal mask), in order.
+
+    Calling each once, in order, does all the work of the pass, and the last one returns its output, equal to that of
+    hyper_attention to the last bit. After that each may be called again by itself, any number of times: it repeats its
+    own work on the results of the stages before it. No stage records a gradient.
+
+    hash: ranks of queries and keys. sort: their order, the pairing and the tiles. sample: the sampled keys. attend: the
+    non-causal levels. leaves and merge, under a causal mask: exact attention on the diagonal, and the union of all
+    parts. A call that is exact attention has the one stage exact.
+
+    Args:
+        q: queries (B, H, Nq, D).
+        k: keys (B, Hkv, Nk, D).
+        v: values (B, Hkv, Nk, Dv).
+        is_causal, scale, params, seed, enable_gqa: those of hyper_attention.
+        backend: "torch", "triton", or "auto" for the one that hyper_attention takes.
+
+    Raises:
+        ValueError, RuntimeError: as hyper_attention; ValueError also for backend="oracle", which has no stages.
+    """
+    check_inputs(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
+    factor = default_scale(q, scale)
+    params = _checked_params(q, k, params, seed, is_causal=is_causal)
+    if chosen_backend(q, v.shape[3], params, backend, PLAN_BACKENDS) == "torch":
+        return torch_stages(q, k, v, params, seed, is_causal, factor)
+    from hyperattn_core.triton_backend.stages import triton_stages
+
+    return triton_stages(q, k, v, params, seed, is_causal, factor)
+
+
+def _checked_params(
+    q: Tensor,
+    k: Tensor,
+    params: HyperAttentionParams | None,
+    seed: int,
+    *,
+    is_causal: bool,
+) -> HyperAttentionParams:
+    """Check the arguments of make_plan, whichever backend makes the plan; the parameters, or the defaults for None."""
+    params = params if params is not None else HyperAttentionParams()
+    if not isinstance(params, HyperAttentionParams):
+        raise ValueError(
+            f"params must be HyperAttentionParams or None, got {type(params).__name__}; "
+            "HyperAttentionParams.from_dict makes them from plain data"
+        )
+    check_inputs(q, k, is_causal=is_causal, enable_gqa=True)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed must be an integer, got {seed!r}")
+    return params
+
+
 def _check_plan(
     plan: AttentionPlan, q: Tensor, k: Tensor, is_causal: bool, params: HyperAttentionParams | None
 ) -> None:
     if not isinstance(plan, AttentionPlan):
         raise ValueError(f"plan must be an AttentionPlan or None, got {type(plan).__name__}")
-    shape = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2])
+    shape = plan_shape(q, k)
     if plan.shape != shape:
         raise ValueError(f"plan was made for (batch, heads, kv_heads, queries, keys) = {plan.shape}, got {shape}")
     if plan.is_causal != is_causal:

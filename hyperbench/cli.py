@@ -33,10 +33,6 @@ RunDir = Annotated[
 ]
 Baseline = Annotated[str, typer.Option(metavar="METHOD", help="Method that speedups are over.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Beside = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="For a run of protocol=paper: the run of another protocol to show it beside."),
-]
 OutDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to.")]
 
 
@@ -163,15 +159,15 @@ def plot(
 
 
 @app.command()
-def show(run_dir: RunDir = None, baseline: Baseline = "flash2", beside: Beside = None, as_json: AsJson = False) -> None:
+def show(run_dir: RunDir = None, baseline: Baseline = "flash2", as_json: AsJson = False) -> None:
     """Print a run's tables: medians with their intervals, speedups, errors, and what failed and why."""
     from hyperbench.analyze.show import run_summary, show_run
 
     folder = _chosen(run_dir)
     if as_json:
-        _print_json(run_summary(folder, baseline, beside))
+        _print_json(run_summary(folder, baseline))
     else:
-        show_run(folder, _stdout(), baseline, beside)
+        show_run(folder, _stdout(), baseline)
 
 
 @app.command()
@@ -180,7 +176,6 @@ def export(
     run_dir: RunDir = None,
     out: OutDir = None,
     baseline: Baseline = "flash2",
-    beside: Beside = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's tables for other programs (csv, parquet) or for a paper (latex, markdown).
@@ -189,7 +184,7 @@ def export(
     """
     from hyperbench.analyze.export import export_run
 
-    paths = [str(path) for path in export_run(_chosen(run_dir), fmt, out, baseline, beside)]
+    paths = [str(path) for path in export_run(_chosen(run_dir), fmt, out, baseline)]
     if as_json:
         _print_json({"paths": paths})
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hyperattn_core.exact import exact_backward, exact_forward
-from hyperattn_core.exact_aten import lse_dtype
+from hyperattn_core.exact_aten import BackwardInputs, Gradients, lse_dtype
+from hyperattn_core.leaves import as_leaves, leaf_slices, store_leaves
 from hyperattn_core.merge import merge_into
 from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
 from hyperattn_core.torch_backend.runs import runs_backward, runs_forward
-from hyperattn_core.torch_backend.tiles import Buffers, LevelTiles, level_backward, level_forward
+from hyperattn_core.torch_backend.tiles import Buffers, FlatQueries, LevelTiles, level_backward, level_forward
 
 # Rows of whole vectors: with others, a matrix product may round a row differently by where in the matrix it lies, and
 # an output would depend, in its last bit, on later queries that sort before it.
@@ -68,7 +70,8 @@ class _HyperAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out.contiguous()
-        return (*_backward(grad_out, grad_lse, q, k, v, out, lse, ctx.plan, ctx.scale), None, None)
+        inputs = BackwardInputs(grad_out, grad_lse, q, k, v, out, lse)
+        return (*_backward(inputs, ctx.plan, ctx.scale), None, None)
 
 
 @dataclass(frozen=True)
@@ -129,9 +132,8 @@ def attend_leaves(q: Tensor, k: Tensor, v: Tensor, leaf_len: int, scale: float) 
     lse = torch.empty(batch, heads, seq_len, dtype=lse_dtype(q), device=q.device)
     for part in leaf_slices(seq_len, leaf_len):
         q_leaf, k_leaf, v_leaf = (as_leaves(x, part, leaf_len) for x in (q, k, v))
-        leaf_out, leaf_lse = exact_forward(q_leaf, k_leaf, v_leaf, True, scale)
-        out[:, :, part].unflatten(2, (-1, leaf_out.shape[2])).copy_(from_leaves(leaf_out, batch))
-        lse[:, :, part].unflatten(2, (-1, leaf_out.shape[2])).copy_(from_leaves(leaf_lse, batch))
+        for whole, leaves in zip((out, lse), exact_forward(q_leaf, k_leaf, v_leaf, True, scale), strict=True):
+            store_leaves(whole, part, leaves)
     return out, lse
 
 
@@ -150,68 +152,33 @@ def merge_level(out: Tensor, lse: Tensor, attended: AttendedLevel, node_len: int
                 )
 
 
-def _backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    plan: AttentionPlan,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(inputs: BackwardInputs, plan: AttentionPlan, scale: float) -> Gradients:
     if plan.is_exact:
-        return exact_backward(grad_out, q, k, v, out, lse, plan.is_causal, scale, grad_lse)
+        return exact_backward(inputs, plan.is_causal, scale)
+    q, k, v = inputs.q, inputs.k, inputs.v
     batch, heads, num_queries, _ = q.shape
     dtype, rows = lse_dtype(q), batch * heads * num_queries
-    delta = (grad_out.to(dtype) * out.to(dtype)).sum(3)
-    if grad_lse is not None:
-        delta = delta - grad_lse
+    delta = inputs.delta()
     scratch = Buffers(dtype, q.device)
     if plan.leaf_len is None and q.device.type == "cpu":
-        return runs_backward(plan.levels[0], q, k, v, grad_out, lse, delta, scale, scratch)
+        return runs_backward(plan.levels[0], inputs, delta, scale, scratch)
     dq = torch.zeros(rows + 1, q.shape[3], dtype=dtype, device=q.device)
     dk, dv = torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)
-    if plan.leaf_len is not None:
-        dq_view = dq[:-1].view(q.shape)
-        for part in leaf_slices(num_queries, plan.leaf_len):
-            g_leaf, q_leaf, k_leaf, v_leaf, out_leaf = (
-                as_leaves(x, part, plan.leaf_len) for x in (grad_out, q, k, v, out)
-            )
-            lse_leaf = as_leaves(lse.unsqueeze(3), part, plan.leaf_len).squeeze(3)
-            grad_lse_leaf = (
-                None if grad_lse is None else as_leaves(grad_lse.unsqueeze(3), part, plan.leaf_len).squeeze(3)
-            )
-            grads = exact_backward(g_leaf, q_leaf, k_leaf, v_leaf, out_leaf, lse_leaf, True, scale, grad_lse_leaf)
-            for whole, leaf in zip((dq_view, dk, dv), grads, strict=True):
-                whole[:, :, part].unflatten(2, (-1, leaf.shape[2])).copy_(from_leaves(leaf, batch))
-    flat_delta = torch.nn.functional.pad(delta.view(-1), (0, 1))
-    flat_lse_inf = torch.nn.functional.pad(lse.reshape(-1), (0, 1), value=torch.inf)
+    leaf_len = plan.leaf_len or num_queries
+    for part in leaf_slices(num_queries, leaf_len) if plan.is_causal else []:
+        leaves = inputs.map(functools.partial(as_leaves, part=part, leaf_len=leaf_len))
+        for whole, grad in zip((dq[:-1].view(q.shape), dk, dv), exact_backward(leaves, True, scale), strict=True):
+            store_leaves(whole, part, grad)
+    queries = FlatQueries(
+        q.view(rows, -1),
+        inputs.grad_out.view(rows, -1),
+        torch.nn.functional.pad(inputs.lse.reshape(-1), (0, 1), value=torch.inf),
+        torch.nn.functional.pad(delta.view(-1), (0, 1)),
+    )
+    grads = dq, dk.view(-1, k.shape[3]), dv.view(-1, v.shape[3])
     for level in plan.levels:
-        tiles = LevelTiles(level, k, v, heads, num_queries, scale, dtype)
-        level_backward(
-            tiles, q.view(rows, -1), grad_out.view(rows, -1), flat_lse_inf, flat_delta,
-            dq, dk.view(-1, k.shape[3]), dv.view(-1, v.shape[3]), scratch,
-        )  # fmt: skip
+        level_backward(LevelTiles(level, k, v, heads, num_queries, scale, dtype), queries, grads, scratch)
     return dq[:-1].view(q.shape).to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
-
-
-def leaf_slices(seq_len: int, leaf_len: int) -> list[slice]:
-    """The positions of all full leaves together, then those of the shorter last leaf, if any."""
-    full = seq_len - seq_len % leaf_len
-    return [part for part in (slice(0, full), slice(full, seq_len)) if part.stop > part.start]
-
-
-def as_leaves(x: Tensor, part: slice, leaf_len: int) -> Tensor:
-    """Positions `part` of x (B, H, N, D) as independent leaves (B * leaves, H, length, D), a view where B is 1."""
-    length = min(leaf_len, part.stop - part.start)
-    return x[:, :, part].unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
-
-
-def from_leaves(leaves: Tensor, batch: int) -> Tensor:
-    """The inverse of as_leaves: (B * leaves, H, length, D) to (B, H, leaves, length, D)."""
-    return leaves.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 def query_slices(seq_len: int, node_len: int) -> list[slice]:

@@ -2,11 +2,12 @@
 
 Samples and block lie in one matrix of keys, so that a run is two products forward and five backward, of just the rows
 there are. Which rows share a product depends on the data, and with it the last bit of a result: causal calls, where an
-output must not depend on later tokens to the last bit, go through torch_tiles instead.
+output must not depend on later tokens to the last bit, go through tiles.py instead.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hyperattn_core.exact_aten import BackwardInputs, Gradients
 from hyperattn_core.planning.plan import LevelPlan
 from hyperattn_core.torch_backend.tiles import LN_2, LOG2_E, Buffers
 
@@ -195,30 +197,19 @@ def runs_forward(
     return out, lse
 
 
-def runs_backward(
-    level: LevelPlan,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad_out: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    scale: float,
-    scratch: Buffers,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of runs_forward in the dtypes of q, k and v: p = w exp(s - lse), ds = p (grad_out.v - delta).
-
-    lse and delta = rowsum(grad_out * out) - grad_lse are (B, H, Nq).
-    """
+def runs_backward(level: LevelPlan, inputs: BackwardInputs, delta: Tensor, scale: float, scratch: Buffers) -> Gradients:
+    """Gradients of runs_forward in the dtypes of q, k and v: p = w exp(s - lse), ds = p (grad_out.v - delta)."""
+    q, k, v, grad_out = inputs.q, inputs.k, inputs.v, inputs.grad_out
     width = max(q.shape[3], v.shape[3])
     if q.shape[3] != v.shape[3]:
         wide_q, wide_k, wide_v, wide_grad = _equally_wide(q, k, v, grad_out)
-        dq, dk, dv = runs_backward(level, wide_q, wide_k, wide_v, wide_grad, lse, delta, scale, scratch)
+        wide = dataclasses.replace(inputs, q=wide_q, k=wide_k, v=wide_v, grad_out=wide_grad)
+        dq, dk, dv = runs_backward(level, wide, delta, scale, scratch)
         return dq[..., : q.shape[3]], dk[..., : k.shape[3]], dv[..., : v.shape[3]]
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     num_queries = q.shape[2]
     # Keys hold log2(e) for the exponential in base 2; its inverse in values and delta, and so in ds, undoes it in dq.
-    shifts = (lse * LOG2_E, delta * LN_2)
+    shifts = (inputs.lse * LOG2_E, delta * LN_2)
     for b, kv_head, members in _rows(q, k):
         keys = RowKeys(level, k, v, (b, kv_head), (scale * LOG2_E, LN_2), scratch)
         grads = MetGrads(keys, (scale * LOG2_E, 1.0), scratch)

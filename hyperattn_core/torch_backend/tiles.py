@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hyperattn_core.exact_aten import Gradients
 from hyperattn_core.planning.plan import LevelPlan
 
 CHUNK_QUERIES = 2048
@@ -227,23 +228,29 @@ def level_forward(tiles: LevelTiles, q: Tensor, value_dim: int, scratch: Buffers
     return out, lse.mul_(LN_2).view(-1)
 
 
-def level_backward(
-    tiles: LevelTiles,
-    q: Tensor,
-    grad_out: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    scratch: Buffers,
-) -> None:
+@dataclass(frozen=True)
+class FlatQueries:
+    """The queries of all heads as rows, with what their gradients need.
+
+    Attributes:
+        q: (B * H * Nq, D).
+        grad_out: (B * H * Nq, Dv).
+        lse: (B * H * Nq + 1,), of the whole row; the last is +inf, so that empty slots weigh nothing.
+        delta: (B * H * Nq + 1,), rowsum(grad_out * out) - grad_lse.
+    """
+
+    q: Tensor
+    grad_out: Tensor
+    lse: Tensor
+    delta: Tensor
+
+
+def level_backward(tiles: LevelTiles, queries: FlatQueries, grads: Gradients, scratch: Buffers) -> None:
     """Add one level's gradients to dq (B * H * Nq + 1, D), dk (B * Hkv * Nk, D) and dv (B * Hkv * Nk, Dv).
 
-    Probabilities are recomputed from the final log-sum-exp of the whole row: p = w exp(s - lse), ds = p (grad_out.v -
-    delta), with delta = rowsum(grad_out * out) - grad_lse. lse and delta are (B * H * Nq + 1); the last lse is +inf,
-    so that empty slots weigh nothing.
+    Probabilities are recomputed from the final log-sum-exp: p = w exp(s - lse), ds = p (grad_out.v - delta).
     """
+    q, grad_out, (dq, dk, dv) = queries.q, queries.grad_out, grads
     b, m, t = tiles.block_size, tiles.num_samples, tiles.tile_size
     dk_blocks, dv_blocks = torch.zeros_like(tiles.k_blocks), torch.zeros_like(tiles.v_blocks)
     dk_samples = torch.zeros(tiles.num_rows, m, q.shape[1], dtype=tiles.dtype, device=q.device)
@@ -252,8 +259,8 @@ def level_backward(
         rows, size = chunk.num_rows, chunk.queries.shape[0]
         x = scratch.gather("x", q, chunk.queries).to(tiles.dtype)
         g = scratch.gather("g", grad_out, chunk.queries).to(tiles.dtype)
-        row_lse = lse.index_select(0, chunk.targets).mul_(LOG2_E).unsqueeze(1)
-        row_delta = delta.index_select(0, chunk.queries).unsqueeze(1)
+        row_lse = queries.lse.index_select(0, chunk.targets).mul_(LOG2_E).unsqueeze(1)
+        row_delta = queries.delta.index_select(0, chunk.queries).unsqueeze(1)
         xt, gt = x.view(-1, t, x.shape[1]), g.view(-1, t, g.shape[1])
         keys = scratch.gather("keys", tiles.k_blocks, chunk.blocks)
         values = scratch.gather("values", tiles.v_blocks, chunk.blocks)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 import triton
 from torch import Tensor
 
+from hyperattn_core.exact import exact_backward
+from hyperattn_core.exact_aten import BackwardInputs, Gradients
+from hyperattn_core.leaves import as_leaves, leaf_slices, store_leaves
 from hyperattn_core.planning.plan import plan_shape
-from hyperattn_core.torch_backend.attention import leaf_slices
 from hyperattn_core.triton_backend.device_tables import level_table
-from hyperattn_core.triton_backend.geometry import TILES_PER_PART, Settings, geometry
+from hyperattn_core.triton_backend.geometry import TILES_PER_PART, block_dim, geometry
 from hyperattn_core.triton_backend.kernels import key_grad, query_grad, sample_grad
-from hyperattn_core.triton_backend.leaves import leaf_backward
-from hyperattn_core.triton_backend.plan import block_dim, dense_rows
+from hyperattn_core.triton_backend.packing import Packed, dense_rows
 from hyperattn_core.triton_backend.tuning.configure import backward_config
 
 _ROWS = 64
@@ -20,75 +24,50 @@ SLOTS = 64
 _REDUCE_SLOTS = 16
 
 
-def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    data: Tensor,
-    weights: Tensor,
-    settings: Settings,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(inputs: BackwardInputs, packed: Packed, scale: float) -> Gradients:
     """dq, dk, dv in the dtype of q, from the final out (B, H, Nq, Dv) and lse (B, H, Nq) of every row.
 
     A causal call adds the levels to the gradients of its leaves one after another, in float32: first dq, then dk and
     dv, so that only those two are held in float32 together.
     """
-    work = BackwardWork(grad_out, grad_lse, q, k, v, out, lse, data, weights, settings, scale)
+    work = BackwardWork(inputs, packed, scale)
     work.delta()
     work.samples()
-    if settings.is_causal:
+    if packed.settings.is_causal:
         work.leaves()
     levels = range(len(work.where.levels))
     dq = work.total(0)
     for level in levels:
         work.queries(level, dq)
-    dq = dq.to(q.dtype)
+    dq = dq.to(inputs.q.dtype)
     dk, dv = work.total(1), work.total(2)
     for level in levels:
         work.keys(level, dk, dv)
-    dk = dk.to(k.dtype)
-    return dq, dk, dv.to(v.dtype)
+    dk = dk.to(inputs.k.dtype)
+    return dq, dk, dv.to(inputs.v.dtype)
 
 
 class BackwardWork:
     """The buffers of one backward pass, and its steps."""
 
-    def __init__(
-        self,
-        grad_out: Tensor,
-        grad_lse: Tensor | None,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        data: Tensor,
-        weights: Tensor,
-        settings: Settings,
-        scale: float,
-    ) -> None:
-        self.q, self.k, self.v = dense_rows(q), dense_rows(k), dense_rows(v)
-        self.grad_out, self.out, self.lse = grad_out.contiguous(), out.contiguous(), lse.contiguous()
-        self.grad_lse = None if grad_lse is None else grad_lse.contiguous()
-        self.data, self.weights, self.scale = data, weights, scale
-        self.where = where = geometry(plan_shape(q, k), settings)
-        self.table = level_table(where, str(q.device))
-        self.config = backward_config(q.device, q.dtype, max(q.shape[3], v.shape[3]))
-        self.deltas = torch.empty_like(self.lse)
+    def __init__(self, inputs: BackwardInputs, packed: Packed, scale: float) -> None:
+        self.q, self.k, self.v = (dense_rows(x) for x in (inputs.q, inputs.k, inputs.v))
+        rest = {name: x.contiguous() for name, x in vars(inputs).items() if x is not None and name not in "qkv"}
+        self.inputs = replace(inputs, q=self.q, k=self.k, v=self.v, **rest)
+        self.packed, self.scale = packed, scale
+        self.where = where = geometry(plan_shape(self.q, self.k), packed.settings)
+        self.table = level_table(where, str(self.q.device))
+        self.config = backward_config(self.q.device, self.q.dtype, max(self.q.shape[3], self.v.shape[3]))
+        self.deltas = torch.empty_like(self.inputs.lse)
         self.sums = self._floats(where.drawn_size)
         self.leaf_grads: list[list[tuple[slice, Tensor]]] = [[], [], []]
 
     def delta(self) -> None:
         """delta = rowsum(grad_out * out) - grad_lse."""
-        rows = self.lse.numel()
+        inputs, rows = self.inputs, self.inputs.lse.numel()
         query_grad.delta_kernel[(triton.cdiv(rows, _ROWS),)](
-            self.out, self.grad_out, self.lse if self.grad_lse is None else self.grad_lse, self.deltas, rows,
-            **delta_constants(self.v.shape[3], self.grad_lse is not None), num_warps=4,
+            inputs.out, inputs.grad_out, inputs.lse if inputs.grad_lse is None else inputs.grad_lse, self.deltas, rows,
+            **delta_constants(self.v.shape[3], inputs.grad_lse is not None), num_warps=4,
         )  # fmt: skip
 
     def samples(self) -> None:
@@ -98,11 +77,11 @@ class BackwardWork:
         if most == 0:
             return
         queries, keys = where.sides
-        node_parts = max(-(-level.num_tiles // TILES_PER_PART) * level.shape.num_nodes for level in where.levels)
+        node_parts = max(-(-level.num_tiles // TILES_PER_PART) * level.num_nodes for level in where.levels)
         chunks = triton.cdiv(most, self.config.key_block_n)
         parts = self._floats(where.sample_parts_size)
         sample_grad.sample_kernel[(node_parts * queries.rows, len(where.levels), chunks)](
-            self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.weights, self.table,
+            *self._rows(), self.packed.data, self.packed.weights, self.table,
             *parts, *self._strides(),
             self.q.shape[1], queries.rows // keys.rows, queries.rows, self.q.shape[2], TILES_PER_PART,
             self.scale, **self._constants(self.config.key_block_n), **self._options(),
@@ -115,11 +94,9 @@ class BackwardWork:
 
     def leaves(self) -> None:
         """Gradients of the exact leaves, from the final out and lse: what the levels are added to."""
-        leaf = self.where.settings.min_seq_len
+        leaf = self.where.settings.params.min_seq_len
         for part in leaf_slices(self.q.shape[2], leaf):
-            grads = leaf_backward(
-                self.grad_out, self.grad_lse, self.q, self.k, self.v, self.out, self.lse, part, leaf, self.scale
-            )
+            grads = exact_backward(self.inputs.map(partial(as_leaves, part=part, leaf_len=leaf)), True, self.scale)
             for found, grad in zip(self.leaf_grads, grads, strict=True):
                 found.append((part, grad))
 
@@ -132,7 +109,7 @@ class BackwardWork:
         dtype = torch.float32 if self.where.settings.is_causal else x.dtype
         total = torch.empty(x.shape, dtype=dtype, device=x.device)
         for part, grad in self.leaf_grads[which]:
-            total.flatten(0, 1)[:, part].unflatten(1, (-1, grad.shape[2])).copy_(grad.transpose(0, 1))
+            store_leaves(total, part, grad)
         self.leaf_grads[which].clear()
         return total
 
@@ -140,9 +117,9 @@ class BackwardWork:
         """dq over the blocks and samples of one level: written where there are no leaves, else added."""
         sizes = self.where.levels[level]
         constants = self._constants(self.config.query_block_n)
-        pieces = constants["SPLIT"] * sizes.num_tiles * sizes.shape.num_nodes * self.where.sides[0].rows
+        pieces = constants["SPLIT"] * sizes.num_tiles * sizes.num_nodes * self.where.sides[0].rows
         query_grad.query_kernel[(pieces,)](
-            self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.weights, self.table, dq,
+            *self._rows(), self.packed.data, self.packed.weights, self.table, dq,
             *self._strides(), level, self.q.shape[1], self.q.shape[1] // self.k.shape[1], self.q.shape[2], self.scale,
             ACCUMULATE=self.where.settings.is_causal, **constants, **self._options(),
         )  # fmt: skip
@@ -151,8 +128,8 @@ class BackwardWork:
         """dk and dv of one level, as queries does: every key of its nodes, with what it got as a sample."""
         sizes = self.where.levels[level]
         pieces = triton.cdiv(sizes.block_size, self.config.key_block_n) * sizes.num_blocks
-        key_grad.key_kernel[(pieces * sizes.shape.num_nodes * self.where.sides[1].rows,)](
-            self.q, self.k, self.v, self.grad_out, self.lse, self.deltas, self.data, self.table, *self.sums,
+        key_grad.key_kernel[(pieces * sizes.num_nodes * self.where.sides[1].rows,)](
+            *self._rows(), self.packed.data, self.table, *self.sums,
             dk, dv, *self._strides(), level, self.k.shape[1], self.q.shape[1] // self.k.shape[1],
             self.q.shape[2], self.k.shape[2], self.scale,
             ACCUMULATE=self.where.settings.is_causal, SLOTS=SLOTS, **self._constants(self.config.key_block_n),
@@ -162,6 +139,9 @@ class BackwardWork:
     def _floats(self, rows: int) -> list[Tensor]:
         """Rows for a dk and for a dv, in float32."""
         return [torch.empty(rows, x.shape[3], dtype=torch.float32, device=x.device) for x in (self.k, self.v)]
+
+    def _rows(self) -> tuple[Tensor, ...]:
+        return self.q, self.k, self.v, self.inputs.grad_out, self.inputs.lse, self.deltas
 
     def _strides(self) -> list[int]:
         return [x.stride(dim) for x in (self.q, self.k, self.v) for dim in range(3)]

@@ -24,11 +24,11 @@ def rank_tiles(plan: Geometry, device: str) -> Tensor:
 
     Empty for bucket pairing, whose tiles follow from the data.
     """
-    if plan.settings.bucket:
+    if plan.settings.params.pairing == "bucket":
         return torch.empty(1, dtype=torch.int32, device=device)
     parts = []
     for level in plan.levels:
-        block_first = rank_pairing(level.shape, level.block_size, "cpu")
+        block_first = rank_pairing(level, level.block_size, "cpu")
         first, count, block = cut_tiles(block_first, plan.settings.tile_size, level.num_tiles)
         parts += [x.reshape(-1) for x in (first, count, block, block_tiles(count, block, level.num_blocks))]
     return torch.cat(parts).to(device)
@@ -59,7 +59,7 @@ _captured: list[tuple[Tensor, Tensor]] = []
 def _drawn_samples(plan: Geometry, seed: int, device: str) -> tuple[Tensor, Tensor]:
     indices, weights = [], []
     for level in plan.levels:
-        index, weight = level_samples(level.shape, plan.shape, plan.settings.params, seed, "cpu")
+        index, weight = level_samples(level, plan.shape, plan.settings.params, seed, "cpu")
         indices.append(index.reshape(-1))
         weights.append(weight.log2().to(torch.float32))
     return torch.cat(indices).to(device), torch.cat(weights).to(device)

@@ -6,26 +6,25 @@ import torch
 import triton
 from torch import Tensor
 
+from hyperattn_core.leaves import leaf_slices
 from hyperattn_core.planning.plan import plan_shape
-from hyperattn_core.torch_backend.attention import leaf_slices
 from hyperattn_core.triton_backend.device_tables import level_table
-from hyperattn_core.triton_backend.geometry import Settings, geometry
+from hyperattn_core.triton_backend.geometry import Settings, block_dim, geometry
 from hyperattn_core.triton_backend.kernels import attend as kernels
 from hyperattn_core.triton_backend.leaves import Leaves, leaf_forward
-from hyperattn_core.triton_backend.plan import block_dim, dense_rows
+from hyperattn_core.triton_backend.packing import Packed, dense_rows
 from hyperattn_core.triton_backend.tuning.configs import AttendConfig
-from hyperattn_core.triton_backend.tuning.configure import attend_config
 
 _MERGE_ELEMENTS = 8192
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, data: Tensor, weights: Tensor, settings: Settings, scale: float
+    q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float, config: AttendConfig
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Nq, Dv) in the dtype of q and log-sum-exp (B, H, Nq) in float32, at a packed plan."""
-    work = ForwardWork(q, k, v, data, weights, settings, scale)
+    work = ForwardWork(q, k, v, packed, scale, config)
     work.attend()
-    if settings.is_causal:
+    if packed.settings.is_causal:
         work.leaves()
         work.merge()
     return work.out, work.lse
@@ -34,39 +33,24 @@ def forward(
 class ForwardWork:
     """The buffers of one forward pass, and its steps, each of which may be run again."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        data: Tensor,
-        weights: Tensor,
-        settings: Settings,
-        scale: float,
-        config: AttendConfig | None = None,
-    ) -> None:
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float, config: AttendConfig) -> None:
         self.q, self.k, self.v = dense_rows(q), dense_rows(k), dense_rows(v)
-        self.data, self.weights, self.scale = data, weights, scale
-        self.where = geometry(plan_shape(q, k), settings)
-        batch, heads, queries, _ = q.shape
-        self.out = torch.empty(batch, heads, queries, v.shape[3], dtype=q.dtype, device=q.device)
-        self.lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
-        self.target = (self.out, self.lse)
-        if settings.is_causal:
-            rows = self.where.partial_rows
-            self.target = (
-                torch.empty(rows, v.shape[3], dtype=q.dtype, device=q.device),
-                torch.empty(rows, dtype=torch.float32, device=q.device),
-            )
+        self.packed, self.scale, self.config = packed, scale, config
+        self.where = geometry(plan_shape(q, k), packed.settings)
         self.table = level_table(self.where, str(q.device))
-        self.config = config or attend_config(q.device, q.dtype, max(q.shape[3], v.shape[3]), settings.tile_size)
+
+        def results(*shape: int) -> tuple[Tensor, Tensor]:
+            out = torch.empty(*shape, v.shape[3], dtype=q.dtype, device=q.device)
+            return out, torch.empty(shape, dtype=torch.float32, device=q.device)
+
+        self.out, self.lse = results(*q.shape[:3])
+        self.target = results(self.where.partial_rows) if packed.settings.is_causal else (self.out, self.lse)
 
     def attend(self) -> None:
         """Every tile of every level, in one launch."""
         q, k, v, where = self.q, self.k, self.v, self.where
-        out, lse = self.target
         kernels.attend_kernel[(where.max_attend_tiles, len(where.levels))](
-            q, k, v, self.data, self.weights, self.table, out, lse,
+            q, k, v, self.packed.data, self.packed.weights, self.table, *self.target,
             q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2),
             v.stride(0), v.stride(1), v.stride(2),
             q.shape[1], q.shape[1] // k.shape[1], where.sides[0].rows, q.shape[2], self.scale,
@@ -76,23 +60,22 @@ class ForwardWork:
 
     def leaves(self) -> None:
         """Exact causal attention of every leaf with itself."""
-        leaf = self.where.settings.min_seq_len
+        leaf = self.where.settings.params.min_seq_len
         self.leaf_results: list[Leaves] = [
             leaf_forward(self.q, self.k, self.v, part, leaf, self.scale) for part in leaf_slices(self.q.shape[2], leaf)
         ]
 
     def merge(self) -> None:
         """Leaves and levels into the result."""
-        out, lse = self.target
-        queries, dim = self.q.shape[2], self.v.shape[3]
-        constants = merge_constants(dim)
+        queries, leaf_len = self.q.shape[2], self.where.settings.params.min_seq_len
+        constants = merge_constants(self.v.shape[3])
         for leaf in self.leaf_results:
             blocks = triton.cdiv(leaf.part.stop - leaf.part.start, constants["BLOCK_M"])
             grid = (blocks * self.where.sides[0].rows,)
             kernels.merge_kernel[grid](
-                self.out, self.lse, leaf.out, leaf.lse, out, lse, self.table,
+                self.out, self.lse, leaf.out, leaf.lse, *self.target, self.table,
                 leaf.out.stride(0), leaf.out.stride(1), leaf.out.stride(2), leaf.lse.stride(0), leaf.lse.stride(1),
-                leaf.part.start, leaf.part.stop, self.where.settings.min_seq_len, len(self.where.levels), queries,
+                leaf.part.start, leaf.part.stop, leaf_len, len(self.where.levels), queries,
                 **constants, num_warps=4,
             )  # fmt: skip
 

@@ -1,13 +1,15 @@
 """Where everything of a plan lies in flat buffers: offsets and strides that follow from the sizes of a call alone.
 
 One int32 buffer holds, level after level, the sorted queries and keys, the samples, the tiles and each block's first
-tile; a small table of offsets tells the kernels where, so that one launch serves all levels of a causal call.
+tile; a small table of sizes and offsets tells the kernels where, so that one launch serves all levels of a causal call.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
+from typing import Any
 
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.draws import sample_count
@@ -20,84 +22,44 @@ TILES_PER_PART = 64
 SORT_TILE = 128
 """Tokens that the sort ranks among themselves at once; a histogram of one byte a bucket counts them."""
 
-# Columns of the table of levels, in the order in which the kernels read them.
-FIELDS = (
-    "num_nodes",
-    "node_len",
-    "query_len",
-    "block_size",
-    "num_blocks",
-    "num_tiles",
-    "num_samples",
-    "query_order",
-    "key_order",
-    "sample_index",
-    "sample_position",
-    "tile_first",
-    "tile_count",
-    "tile_block",
-    "block_tile",
-    "weight",
-    "totals",
-    "samples_drawn",
-    "template",
-    "partial",
-    "sample_parts",
-)
+
+def block_dim(head_dim: int) -> int:
+    """The head size in registers: the next power of two, at least 16."""
+    return max(16, 1 << (head_dim - 1).bit_length())
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a plan is made with, as plain integers: the part of a call that custom operators take as a list."""
+    """What a plan is made with; as a list of integers, it is an argument of custom operators."""
 
+    params: HyperAttentionParams
     is_causal: bool
-    block_size: int
-    sample_size: int
-    num_projections: int
-    min_seq_len: int
-    stratified: bool
-    bucket: bool
     tile_size: int
 
-    @classmethod
-    def of(cls, params: HyperAttentionParams, *, is_causal: bool, tile_size: int) -> Settings:
-        """The settings of a call."""
-        return cls(
-            is_causal, params.block_size, params.sample_size, params.num_projections, params.min_seq_len,
-            params.sampling == "stratified", params.pairing == "bucket", tile_size,
-        )  # fmt: skip
+    def to_list(self) -> list[int]:
+        """As integers."""
+        p = self.params
+        return [
+            p.block_size, p.sample_size, p.num_projections, p.min_seq_len, int(p.sampling == "stratified"),
+            int(p.pairing == "bucket"), int(self.is_causal), self.tile_size,
+        ]  # fmt: skip
 
     @classmethod
     def from_list(cls, values: list[int]) -> Settings:
         """The inverse of to_list."""
-        causal, block, sample, projections, leaf, stratified, bucket, tile = values
-        return cls(bool(causal), block, sample, projections, leaf, bool(stratified), bool(bucket), tile)
-
-    def to_list(self) -> list[int]:
-        """As integers."""
-        return [
-            int(self.is_causal), self.block_size, self.sample_size, self.num_projections, self.min_seq_len,
-            int(self.stratified), int(self.bucket), self.tile_size,
-        ]  # fmt: skip
-
-    @property
-    def params(self) -> HyperAttentionParams:
-        """The parameters of the estimator."""
-        return HyperAttentionParams(
-            block_size=self.block_size,
-            sample_size=self.sample_size,
-            num_projections=self.num_projections,
-            min_seq_len=self.min_seq_len,
-            sampling="stratified" if self.stratified else "iid",
-            pairing="bucket" if self.bucket else "rank",
-        )
+        *sizes, stratified, bucket, is_causal, tile_size = values
+        sampling, pairing = "stratified" if stratified else "iid", "bucket" if bucket else "rank"
+        params = HyperAttentionParams(*sizes, sampling=sampling, pairing=pairing)  # type: ignore[arg-type,misc]
+        return cls(params, bool(is_causal), tile_size)
 
 
 @dataclass(frozen=True)
-class LevelGeometry:
-    """One level: its sizes and the offsets of its parts, in elements."""
+class LevelGeometry(LevelShape):
+    """One level: its sizes and the offsets of its parts, in elements.
 
-    shape: LevelShape
+    The kernels read num_nodes, node_len, query_len and every field of this class, by its name, from a table of levels.
+    """
+
     block_size: int
     num_blocks: int
     num_tiles: int
@@ -119,9 +81,11 @@ class LevelGeometry:
 
     def row(self) -> list[int]:
         """The level as a row of the table."""
-        shape = self.shape
-        own = {"num_nodes": shape.num_nodes, "node_len": shape.node_len, "query_len": shape.query_len}
-        return [own[name] if name in own else getattr(self, name) for name in FIELDS]
+        return [getattr(self, name) for name in FIELDS]
+
+
+#: Columns of the table of levels.
+FIELDS = ("num_nodes", "node_len", "query_len", *(f.name for f in fields(LevelGeometry)[len(fields(LevelShape)) :]))
 
 
 @dataclass(frozen=True)
@@ -155,10 +119,9 @@ class Geometry:
     Attributes:
         data_size: int32 elements of the buffer that holds the plan.
         weight_size: float32 elements of the log weights of all levels.
-        partial_rows: rows of the partial outputs of all levels; 0 when not causal.
         totals_rows: (row, node) pairs of all levels, queries then keys.
         drawn_size: sampled indices of all levels.
-        template_size: int32 elements of the tiles that rank pairing makes from sizes alone.
+        partial_rows: rows of the partial outputs of all levels; 0 when not causal.
         sample_parts_size: rows of the partial sums of the samples' gradients.
     """
 
@@ -167,22 +130,21 @@ class Geometry:
     levels: tuple[LevelGeometry, ...]
     data_size: int
     weight_size: int
-    partial_rows: int
     totals_rows: int
     drawn_size: int
-    template_size: int
+    partial_rows: int
     sample_parts_size: int
 
     @property
     def num_ranks(self) -> int:
         """Buckets, at least 16 so that vectors of them have a size that the hardware likes."""
-        return max(16, 2**self.settings.num_projections)
+        return max(16, 2**self.settings.params.num_projections)
 
     @cached_property
     def sides(self) -> tuple[Side, Side]:
         """Queries and keys."""
         batch, heads, kv_heads, num_queries, num_keys = self.shape
-        leaf = self.settings.min_seq_len if self.settings.is_causal else None
+        leaf = self.settings.params.min_seq_len if self.settings.is_causal else None
         return (
             Side(batch * heads, num_queries, leaf or num_queries),
             Side(batch * kv_heads, num_keys, leaf or num_keys),
@@ -191,12 +153,12 @@ class Geometry:
     @property
     def max_nodes(self) -> int:
         """The most nodes of a level."""
-        return max(level.shape.num_nodes for level in self.levels)
+        return max(level.num_nodes for level in self.levels)
 
     @property
     def max_attend_tiles(self) -> int:
         """The most query tiles of a level, over all rows."""
-        return max(level.num_tiles * level.shape.num_nodes for level in self.levels) * self.sides[0].rows
+        return max(level.num_tiles * level.num_nodes for level in self.levels) * self.sides[0].rows
 
     @property
     def max_node_tiles(self) -> int:
@@ -208,37 +170,45 @@ class Geometry:
 def geometry(shape: tuple[int, int, int, int, int], settings: Settings) -> Geometry:
     """The geometry of a call; no levels where attention is exact."""
     batch, heads, kv_heads, _, _ = shape
-    params = settings.params
-    query_rows, key_rows = batch * heads, batch * kv_heads
-    data = weight = totals = drawn = template = partial = sample_parts = 0
+    params, is_causal = settings.params, settings.is_causal
+    used: Counter[str] = Counter()
     levels = []
-    for level in level_shapes(shape, params, is_causal=settings.is_causal):
-        block_size = min(settings.block_size, level.node_len)
+    for level in level_shapes(shape, params, is_causal=is_causal):
+        block_size = min(params.block_size, level.node_len)
         num_blocks = -(-level.node_len // block_size)
         num_tiles = max_tiles(level.query_len, settings.tile_size, num_blocks)
         samples = sample_count(level.node_len, params)
         nodes = level.num_nodes
-        offsets = {
-            "weight": weight, "totals": totals, "samples_drawn": drawn, "template": template, "partial": partial,
-            "sample_parts": sample_parts,
-        }  # fmt: skip
-        for name, size in (
-            ("query_order", query_rows * nodes * level.query_len),
-            ("key_order", key_rows * nodes * level.node_len),
-            ("sample_index", key_rows * nodes * samples),
-            ("sample_position", key_rows * nodes * samples),
-            ("tile_first", query_rows * nodes * num_tiles),
-            ("tile_count", query_rows * nodes * num_tiles),
-            ("tile_block", query_rows * nodes * num_tiles),
-            ("block_tile", query_rows * nodes * (num_blocks + 1)),
+        query_rows, key_rows = batch * heads * nodes, batch * kv_heads * nodes
+        offsets: dict[str, Any] = {}
+        for buffer, name, size in (
+            ("data", "query_order", query_rows * level.query_len),
+            ("data", "key_order", key_rows * level.node_len),
+            ("data", "sample_index", key_rows * samples),
+            ("data", "sample_position", key_rows * samples),
+            ("data", "tile_first", query_rows * num_tiles),
+            ("data", "tile_count", query_rows * num_tiles),
+            ("data", "tile_block", query_rows * num_tiles),
+            ("data", "block_tile", query_rows * (num_blocks + 1)),
+            ("weights", "weight", samples),
+            ("totals", "totals", query_rows + key_rows),
+            ("drawn", "samples_drawn", key_rows * samples),
+            ("template", "template", 0 if params.pairing == "bucket" else nodes * (3 * num_tiles + num_blocks + 1)),
+            ("partial", "partial", query_rows * level.query_len if is_causal else 0),
+            ("parts", "sample_parts", query_rows * -(-num_tiles // TILES_PER_PART) * samples),
         ):
-            offsets[name] = data
-            data += size
-        weight += samples
-        totals += (query_rows + key_rows) * nodes
-        drawn += key_rows * nodes * samples
-        template += 0 if settings.bucket else nodes * (3 * num_tiles + num_blocks + 1)
-        partial += query_rows * nodes * level.query_len if settings.is_causal else 0
-        sample_parts += query_rows * nodes * -(-num_tiles // TILES_PER_PART) * samples
-        levels.append(LevelGeometry(level, block_size, num_blocks, num_tiles, samples, **offsets))
-    return Geometry(shape, settings, tuple(levels), data, weight, partial, totals, drawn, template, sample_parts)
+            offsets[name] = used[buffer]
+            used[buffer] += size
+        offsets |= {"block_size": block_size, "num_blocks": num_blocks, "num_tiles": num_tiles, "num_samples": samples}
+        levels.append(LevelGeometry(**vars(level), **offsets))
+    return Geometry(
+        shape,
+        settings,
+        tuple(levels),
+        data_size=used["data"],
+        weight_size=used["weights"],
+        totals_rows=used["totals"],
+        drawn_size=used["drawn"],
+        partial_rows=used["partial"],
+        sample_parts_size=used["parts"],
+    )

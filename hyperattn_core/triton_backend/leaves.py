@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperattn_core.exact import exact_backward, fused_forward
+from hyperattn_core.exact import fused_forward
 from hyperattn_core.exact_aten import Attended
-from hyperattn_core.triton_backend.plan import dense_rows
+from hyperattn_core.leaves import as_leaves
+from hyperattn_core.triton_backend.packing import dense_rows
 
 _TUNING_TOKENS = 1 << 17
 #: Of the log-sum-exp, which is in float32; a kernel of another convention (another base, no scale) is far off.
@@ -29,44 +30,18 @@ class Leaves:
     lse: Tensor
 
 
-def as_leaf_batch(x: Tensor, part: slice, leaf_len: int) -> Tensor:
-    """Positions `part` of x (B, H, N, D) as (leaves, B * H, length, D): a view where B and H are one run of memory."""
-    length = min(leaf_len, part.stop - part.start)
-    return x.flatten(0, 1)[:, part].unflatten(1, (-1, length)).transpose(0, 1)
-
-
 def leaf_forward(q: Tensor, k: Tensor, v: Tensor, part: slice, leaf_len: int, scale: float) -> Leaves:
     """Exact causal attention of the leaves of one part.
 
     On a GPU a NaN or infinity in v may reach other rows of its own leaf, as in PyTorch's own kernel: to keep it from
     that would cost more than the leaves do.
     """
-    q, k, v = (as_leaf_batch(x, part, leaf_len) for x in (q, k, v))
+    q, k, v = (as_leaves(x, part, leaf_len) for x in (q, k, v))
     if q.device.type == "cuda" and q.shape[2] == leaf_len and leaf_kernel(q, v, scale) == "cudnn":
         out, lse = _cudnn_forward(q, k, v, scale)
     else:
         out, lse = fused_forward(q, k, v, True, scale)
     return Leaves(part, dense_rows(out), dense_rows(lse))
-
-
-def leaf_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    part: slice,
-    leaf_len: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients (leaves, B * H, length, D) of the leaves of one part, from the final out and lse of their rows."""
-    grad_out, q, k, v, out = (as_leaf_batch(x, part, leaf_len) for x in (grad_out, q, k, v, out))
-    lse = as_leaf_batch(lse.unsqueeze(3), part, leaf_len).squeeze(3)
-    if grad_lse is not None:
-        grad_lse = as_leaf_batch(grad_lse.unsqueeze(3), part, leaf_len).squeeze(3)
-    return exact_backward(grad_out, q, k, v, out, lse, True, scale, grad_lse)
 
 
 def leaf_kernel(q: Tensor, v: Tensor, scale: float) -> str:

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperattn_core.exact_aten import BackwardInputs, Gradients
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.backward import backward
 from hyperattn_core.triton_backend.forward import forward
 from hyperattn_core.triton_backend.geometry import Settings, geometry
-from hyperattn_core.triton_backend.plan import plan_buffers
+from hyperattn_core.triton_backend.packing import Packed
+from hyperattn_core.triton_backend.plan import packed_plan
+from hyperattn_core.triton_backend.tuning.configure import attend_config
 
 _DEVICES = ("cpu", "cuda")
 
@@ -41,7 +44,8 @@ torch.library.define(
 @torch.library.impl("hyperattn::plan", _DEVICES)
 def _plan(q: Tensor, k: Tensor, seed: str, settings: list[int]) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(q):
-        return plan_buffers(q.detach(), k.detach(), int(seed), Settings.from_list(settings))
+        packed = packed_plan(q.detach(), k.detach(), int(seed), Settings.from_list(settings))
+    return packed.data, packed.weights
 
 
 @torch.library.register_fake("hyperattn::plan")
@@ -54,8 +58,10 @@ def _(q: Tensor, k: Tensor, seed: str, settings: list[int]) -> tuple[Tensor, Ten
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, data: Tensor, weights: Tensor, settings: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
+    packed = Packed(data, weights, Settings.from_list(settings))
     with torch.cuda.device_of(q):
-        return forward(q, k, v, data, weights, Settings.from_list(settings), scale)
+        config = attend_config(q.device, q.dtype, max(q.shape[3], v.shape[3]), packed.settings.tile_size)
+        return forward(q, k, v, packed, scale, config)
 
 
 @torch.library.register_fake("hyperattn::attend")
@@ -66,38 +72,16 @@ def _(
 
 
 @torch.library.impl("hyperattn::attend_backward", _DEVICES)
-def _attend_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    data: Tensor,
-    weights: Tensor,
-    settings: list[int],
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.cuda.device_of(q):
-        return backward(grad_out, grad_lse, q, k, v, out, lse, data, weights, Settings.from_list(settings), scale)
+def _attend_backward(*arguments: Any) -> Gradients:
+    *tensors, data, weights, settings, scale = arguments
+    inputs = BackwardInputs(*tensors)
+    with torch.cuda.device_of(inputs.q):
+        return backward(inputs, Packed(data, weights, Settings.from_list(settings)), scale)
 
 
 @torch.library.register_fake("hyperattn::attend_backward")
-def _(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    data: Tensor,
-    weights: Tensor,
-    settings: list[int],
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.shape) for x in (q, k, v))  # type: ignore[return-value]
+def _(*arguments: Any) -> Gradients:
+    return tuple(x.new_empty(x.shape) for x in arguments[2:5])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -1,23 +1,20 @@
-"""Making a plan with the kernels, and plans as flat buffers."""
+"""Making a plan with the kernels: hash, sort, pair and sample."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 import triton
 from torch import Tensor
 
-from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.planning.draws import level_samples, projections
-from hyperattn_core.planning.levels import level_shapes
-from hyperattn_core.planning.plan import AttentionPlan, LevelPlan, plan_shape
-from hyperattn_core.triton_backend.device_tables import block_tiles, drawn_samples, level_table, rank_tiles
-from hyperattn_core.triton_backend.geometry import SORT_TILE, Geometry, Settings, geometry
+from hyperattn_core.planning import draws
+from hyperattn_core.planning.plan import plan_shape
+from hyperattn_core.triton_backend.device_tables import drawn_samples, level_table, rank_tiles
+from hyperattn_core.triton_backend.geometry import SORT_TILE, Settings, block_dim, geometry
 from hyperattn_core.triton_backend.kernels import pair
 from hyperattn_core.triton_backend.kernels import plan as plan_kernels
-from hyperattn_core.triton_backend.tuning.configure import default_tile_size
+from hyperattn_core.triton_backend.packing import Packed, dense_rows
 
 _COLUMNS = 16
 _HASH_TILES = 4
@@ -25,51 +22,15 @@ _SCAN_RANKS = 16
 _SCAN_TILES = 128
 _PAIR_ELEMENTS = 8192
 _PAIR_SAMPLES = 256
-_INDEX_LIMIT = 2**31
 
 
-@dataclass(frozen=True)
-class PackedPlan(AttentionPlan):
-    """A plan whose levels are views of flat buffers, as the kernels read them.
-
-    Attributes:
-        data: int32, all indices; geometry says where.
-        weights: float32, the base-2 logarithms of the samples' weights.
-        settings: what it was made with.
-    """
-
-    data: Tensor
-    weights: Tensor
-    settings: Settings
-
-
-def make_plan(
-    q: Tensor, k: Tensor, params: HyperAttentionParams, seed: int, *, is_causal: bool, tile_size: int | None
-) -> AttentionPlan:
-    """The plan of hyperattn_core.make_plan, made by the kernels; arguments are checked by the caller."""
-    tile_size = tile_size or default_tile_size(q.device, q.dtype, q.shape[3])
-    shape = plan_shape(q, k)
-    if not level_shapes(shape, params, is_causal=is_causal):
-        return AttentionPlan(params, seed, is_causal, shape, (), None)
-    settings = Settings.of(params, is_causal=is_causal, tile_size=tile_size)
-    with torch.cuda.device_of(q):
-        data, weights = plan_buffers(q.detach(), k.detach(), seed, settings)
-    where = geometry(shape, settings)
-    levels = tuple(
-        replace(level, sample_weight=level_samples(part.shape, shape, params, seed, str(q.device))[1])
-        for level, part in zip(unpack(data, weights, where), where.levels, strict=True)
-    )
-    leaf = params.min_seq_len if is_causal else None
-    return PackedPlan(params, seed, is_causal, shape, levels, leaf, data, weights, settings)
-
-
-def plan_buffers(q: Tensor, k: Tensor, seed: int, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Hash, sort, pair and sample in four launches: the int32 and float32 buffers of the plan."""
+def packed_plan(q: Tensor, k: Tensor, seed: int, settings: Settings) -> Packed:
+    """Hash, sort, pair and sample, in four launches."""
     work = PlanWork(q, k, seed, settings)
     work.hash()
     work.sort()
     work.pair()
-    return work.data, work.weights
+    return work.packed
 
 
 class PlanWork:
@@ -83,30 +44,34 @@ class PlanWork:
         queries, keys = where.sides
         tiles = queries.rows * queries.num_tiles + keys.rows * keys.num_tiles
         ranks = where.num_ranks
-        rank_dtype = torch.uint8 if settings.num_projections <= 8 else torch.int16
+        rank_dtype = torch.uint8 if settings.params.num_projections <= 8 else torch.int16
         self.ranks = torch.empty(
             queries.rows * queries.length + keys.rows * keys.length, dtype=rank_dtype, device=device
         )
         self.histograms = torch.empty(tiles * ranks, dtype=torch.uint8, device=device)
         self.bases = torch.empty(len(where.levels) * tiles * ranks, dtype=torch.int32, device=device)
         self.totals = torch.empty(where.totals_rows * ranks, dtype=torch.int32, device=device)
-        self.data = torch.empty(where.data_size, dtype=torch.int32, device=device)
-        self.weights = torch.empty(where.weight_size, dtype=torch.float32, device=device)
+        self.packed = Packed(
+            torch.empty(where.data_size, dtype=torch.int32, device=device),
+            torch.empty(where.weight_size, dtype=torch.float32, device=device),
+            settings,
+        )
         self.table = level_table(where, str(device))
 
     def hash(self) -> None:
         """Ranks of all queries and keys, and their histograms (Algorithm 1)."""
         q, k, where = self.q, self.k, self.where
         queries, keys = where.sides
-        directions = split_projections(self.seed, q.shape[3], where.settings.num_projections, q.dtype, str(q.device))
+        head_dim, projections = q.shape[3], where.settings.params.num_projections
+        directions = split_projections(self.seed, head_dim, projections, q.dtype, str(q.device))
         grid = (triton.cdiv(max(queries.num_tiles, keys.num_tiles), _HASH_TILES) * (queries.rows + keys.rows),)
         plan_kernels.hash_kernel[grid](
             q, k, directions, self.ranks, self.histograms,
             q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2),
             q.shape[1], k.shape[1], queries.rows, queries.length, keys.length,
             queries.chunk_len, keys.chunk_len, queries.num_tiles, keys.num_tiles,
-            **hash_constants(q.shape[3], directions.shape[0], where.settings.num_projections),
-            **hash_options(q.shape[3], q.dtype),
+            **hash_constants(head_dim, directions.shape[0], projections),
+            **hash_options(head_dim, q.dtype),
         )  # fmt: skip
 
     def sort(self) -> None:
@@ -122,8 +87,9 @@ class PlanWork:
             **scan_constants(causal, where.num_ranks), num_warps=4,
         )  # fmt: skip
         plan_kernels.scatter_kernel[(max(queries.num_tiles, keys.num_tiles) * rows,)](
-            self.ranks, self.bases, self.totals, self.data, self.table, len(where.levels), queries.rows, keys.rows,
-            queries.length, keys.length, queries.chunk_len, keys.chunk_len, queries.num_tiles, keys.num_tiles,
+            self.ranks, self.bases, self.totals, self.packed.data, self.table, len(where.levels), queries.rows,
+            keys.rows, queries.length, keys.length, queries.chunk_len, keys.chunk_len, queries.num_tiles,
+            keys.num_tiles,
             IS_CAUSAL=causal, RANKS=where.num_ranks, TILE=SORT_TILE, num_warps=4,
         )  # fmt: skip
 
@@ -131,13 +97,13 @@ class PlanWork:
         """Tiles of queries with the block that each meets, and the samples."""
         where = self.where
         queries, keys = where.sides
-        device = str(self.data.device)
+        device = str(self.packed.data.device)
         index, weight = drawn_samples(where, self.seed, device)
-        constants = pair_constants(where.settings.is_causal, where.settings.bucket, where.num_ranks)
+        constants = pair_constants(where.settings.is_causal, where.settings.params.pairing == "bucket", where.num_ranks)
         tile_programs = triton.cdiv(where.max_node_tiles, constants["TILES"])
         grid = ((tile_programs + 1) * queries.rows * where.max_nodes, len(where.levels))
         pair.pair_kernel[grid](
-            self.data, self.weights, self.totals, self.table, index, weight, rank_tiles(where, device),
+            self.packed.data, self.packed.weights, self.totals, self.table, index, weight, rank_tiles(where, device),
             queries.rows, keys.rows, queries.length, queries.rows // keys.rows, where.settings.tile_size, tile_programs,
             **constants, num_warps=4,
         )  # fmt: skip
@@ -176,16 +142,6 @@ def pair_constants(is_causal: bool, bucket: bool, num_ranks: int) -> dict[str, i
     return {"IS_CAUSAL": is_causal, "BUCKET": bucket, "RANKS": num_ranks, "TILES": tiles, "SAMPLES": _PAIR_SAMPLES}
 
 
-def dense_rows(x: Tensor) -> Tensor:
-    """x (..., N, D) with rows that are one run of memory, all within reach of 32-bit indices: itself, or a copy."""
-    return x if x.stride(-1) == 1 and x.shape[-2] * x.stride(-2) < _INDEX_LIMIT else x.contiguous()
-
-
-def block_dim(head_dim: int) -> int:
-    """The head size in registers: the next power of two, at least 16."""
-    return max(16, triton.next_power_of_2(head_dim))
-
-
 @lru_cache(maxsize=4096)
 def split_projections(seed: int, head_dim: int, num_projections: int, dtype: torch.dtype, device: str) -> Tensor:
     """The projections in the dtype of the inputs, as a sum of terms: (terms, D in registers, 16), kept on the device.
@@ -193,7 +149,7 @@ def split_projections(seed: int, head_dim: int, num_projections: int, dtype: tor
     A half-precision number times a half-precision number is exact in float32; three such terms hold a float32 number,
     so that tensor cores project in float32 accumulation.
     """
-    exact = projections(seed, head_dim, num_projections, "cpu").to(torch.float32)
+    exact = draws.projections(seed, head_dim, num_projections, "cpu").to(torch.float32)
     terms = []
     left = exact.double()
     for _ in range(1 if dtype == torch.float32 else 3):
@@ -203,57 +159,3 @@ def split_projections(seed: int, head_dim: int, num_projections: int, dtype: tor
     split = torch.zeros(len(terms), block_dim(head_dim), _COLUMNS, dtype=dtype, device="cpu")
     split[:, :head_dim, :num_projections] = torch.stack(terms)
     return split.to(device)
-
-
-def unpack(data: Tensor, weights: Tensor, where: Geometry) -> tuple[LevelPlan, ...]:
-    """The levels of a packed plan, as views."""
-    batch, heads, kv_heads, _, _ = where.shape
-    levels = []
-    for level in where.levels:
-        nodes, tiles = level.shape.num_nodes, level.num_tiles
-
-        def view(offset: int, row_heads: int, length: int, nodes: int = nodes) -> Tensor:
-            size = batch * row_heads * nodes * length
-            return data[offset : offset + size].view(batch, row_heads, nodes, length)
-
-        levels.append(
-            LevelPlan(
-                block_size=level.block_size,
-                tile_size=where.settings.tile_size,
-                key_order=view(level.key_order, kv_heads, level.shape.node_len),
-                query_order=view(level.query_order, heads, level.shape.query_len),
-                tile_first=view(level.tile_first, heads, tiles),
-                tile_count=view(level.tile_count, heads, tiles),
-                tile_block=view(level.tile_block, heads, tiles),
-                sample_index=view(level.sample_index, kv_heads, level.num_samples),
-                sample_weight=weights[level.weight : level.weight + level.num_samples].double().exp2(),
-            )
-        )
-    return tuple(levels)
-
-
-def pack(plan: AttentionPlan) -> tuple[Tensor, Tensor, Settings]:
-    """The flat buffers of any plan that has levels: those of a packed plan, else a copy.
-
-    Raises:
-        ValueError: the levels are not those of the plan's shape and parameters.
-    """
-    if isinstance(plan, PackedPlan):
-        return plan.data, plan.weights, plan.settings
-    tile_size = plan.levels[0].tile_size
-    settings = Settings.of(plan.params, is_causal=plan.is_causal, tile_size=tile_size)
-    where = geometry(plan.shape, settings)
-    data, weights = [], []
-    for level in plan.levels:
-        position = level.key_order.gather(3, level.sample_index.long())
-        data += [
-            level.query_order, level.key_order, level.sample_index, position,
-            level.tile_first, level.tile_count, level.tile_block,
-            block_tiles(level.tile_count, level.tile_block, level.num_blocks),
-        ]  # fmt: skip
-        weights.append(level.sample_weight.log2())
-    flat = torch.cat([x.reshape(-1).to(torch.int32) for x in data])
-    log_weights = torch.cat(weights).to(torch.float32)
-    if flat.numel() != where.data_size or log_weights.numel() != where.weight_size:
-        raise ValueError(f"the plan's levels are not those of its shape {plan.shape} and parameters {plan.params}")
-    return flat, log_weights, settings

@@ -16,7 +16,7 @@ from hyperattn_core.stages import Stages, Step, chained
 from hyperattn_core.triton_backend.forward import ForwardWork
 from hyperattn_core.triton_backend.geometry import Settings
 from hyperattn_core.triton_backend.plan import PlanWork
-from hyperattn_core.triton_backend.tuning.configure import default_tile_size
+from hyperattn_core.triton_backend.tuning.configure import attend_config, default_tile_size
 
 
 def triton_stages(
@@ -26,10 +26,10 @@ def triton_stages(
     q, k, v = q.detach(), k.detach(), v.detach()
     if not level_shapes(plan_shape(q, k), params, is_causal=is_causal):
         return chained({"exact": lambda done: exact_forward(q, k, v, is_causal, scale)[0]})
-    tile_size = default_tile_size(q.device, q.dtype, max(q.shape[3], v.shape[3]))
-    settings = Settings.of(params, is_causal=is_causal, tile_size=tile_size)
-    plan = PlanWork(q, k, seed, settings)
-    work = ForwardWork(q, k, v, plan.data, plan.weights, settings, scale)
+    width = max(q.shape[3], v.shape[3])
+    tile_size = default_tile_size(q.device, q.dtype, width)
+    plan = PlanWork(q, k, seed, Settings(params, is_causal, tile_size))
+    work = ForwardWork(q, k, v, plan.packed, scale, attend_config(q.device, q.dtype, width, tile_size))
 
     def attend(done: object) -> Tensor:
         work.attend()

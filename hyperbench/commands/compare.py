@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.compare.compare import Comparison, compare
-from hyperbench.analyze.compare.regression import failures_of, unjudged, unjudged_note
-from hyperbench.analyze.compare.text import comparison_data, print_comparison
+from hyperbench.analyze.compare.report import comparison_data, failures_of, print_comparison, unjudged, unjudged_note
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from hyperbench.analyze.show import show_run
-from hyperbench.analyze.view import AS_PAPER, timed_as_paper
 from hyperbench.commands.progress import duration
 from hyperbench.measure.cpu_load import CpuTimes, busy_warning, read_cpu_times
 from hyperbench.measure.runner.outcome import GOOD_STATUSES, Outcome
@@ -102,21 +101,15 @@ def has_failures(folder: Path) -> bool:
 
 def print_outcome(folder: Path, outcome: Outcome, console: Console) -> None:
     """The run's tables, and what to do next."""
-    run = load_run(folder)
-    as_paper = timed_as_paper(run.config, run.timings)
-    if as_paper:
-        console.print(f"{AS_PAPER}; nothing of it is shown without a run of another protocol", soft_wrap=True)
-    else:
-        show_run(folder, console)
+    show_run(folder, console)
     if not can_write_parquet():
         console.print("the tables are .csv alone: .parquet needs pyarrow, which is not installed here", soft_wrap=True)
     if outcome.time:
         console.print(overhead_line(outcome.time), highlight=False, soft_wrap=True)
     if outcome.interrupted:
         console.print("interrupted; what was finished is kept: the same command with --resume goes on", soft_wrap=True)
-    quoted = shlex.quote(str(folder))
-    following = f"show --run {quoted} --beside DIR" if as_paper else f"plot --run {quoted}"
-    console.print(f"next: hyperbench {following}", highlight=False, markup=False, soft_wrap=True)
+    following = f"next: hyperbench plot --run {shlex.quote(str(folder))}"
+    console.print(following, highlight=False, markup=False, soft_wrap=True)
 
 
 def overhead_line(time: dict[str, Any]) -> str:

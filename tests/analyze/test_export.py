@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hyperbench.analyze.export import FORMATS, export_run, latex, latex_escape, markdown, markdown_escape
 from hyperbench.analyze.joins import add_speedup
-from hyperbench.analyze.text_table import digests, stage_digests
+from hyperbench.analyze.text_table import stage_tables, time_tables
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import Pass, Timing
 from tests.helpers.synthetic_runs import HOSTILE, HYPER, MakeRun, failed, grid, point, stages, sweep, view_from
@@ -139,13 +139,13 @@ def test_latex_is_balanced_and_complete_whatever_the_run_holds(hostile: str) -> 
         assert len(re.findall(r"(?<!\\)&", row)) == len(columns[1]) - 1
 
 
-def test_latex_and_markdown_hold_every_cell_of_the_digests() -> None:
+def test_latex_and_markdown_hold_every_cell_of_the_tables() -> None:
     swept = [r for n in (64, 128) for r in stages(point("hyper", 16_384, hyper={**HYPER, "block_size": n}))]
     view = view_from([*sweep("block_size", (64, 128), masks=(False, True)), *swept])
     tex, page = latex(view), markdown(view)
-    assert stage_digests(view)
-    for digest in [*digests(view), *stage_digests(view)]:
-        for row in (digest.columns, *digest.rows):
+    assert stage_tables(view)
+    for table in [*time_tables(view), *stage_tables(view)]:
+        for row in (table.columns, *table.rows):
             assert " & ".join(map(latex_escape, row)) + r" \\" in tex
             assert "| " + " | ".join(map(markdown_escape, row)) + " |" in page
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from hyperbench.analyze.format import pass_label
 from hyperbench.analyze.show import run_summary, show_run
-from hyperbench.analyze.text_table import digests, stage_digests
+from hyperbench.analyze.text_table import stage_tables, time_tables
 from hyperbench.analyze.view import make_view
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import ErrorRow, Pass, Record, Status, Timing
@@ -64,8 +64,8 @@ def test_every_cell_is_shown_whole_on_any_terminal(make_run: MakeRun, width: int
     run = make_run(awkward())
     seen = "".join(printed(run, width).split())
     view = make_view(load_run(run))
-    for digest in [*digests(view), *stage_digests(view)]:
-        for row in digest.rows:
+    for table in [*time_tables(view), *stage_tables(view)]:
+        for row in table.rows:
             for cell in row:
                 assert "".join(cell.split()) in seen
     assert "…" not in seen

@@ -18,7 +18,7 @@ from hyperbench.analyze.format import plain
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.show import run_summary, show_run
 from hyperbench.analyze.stage_table import missing_stages, stages_in, whole_points
-from hyperbench.analyze.text_table import stage_digests
+from hyperbench.analyze.text_table import stage_tables
 from hyperbench.store.schema import ALL_STAGES, Pass, Record, Stage, Status
 from tests.helpers.synthetic_runs import HYPER, MakeRun, errors, grid, point, stages, timing, view_from
 
@@ -81,7 +81,7 @@ def test_a_round_without_a_time_is_told_and_takes_none_with_it() -> None:
     table = view_from(run_of(*first, *second)).stages
     row = table[table["stage"] == "hash"].iloc[0]
     assert row["median_ms"] == first[0].median_ms
-    assert row["message"] == "1 of 2 rounds have no time."
+    assert row["message"] == "1 of 2 rounds have no timing (error)."
     assert table["sum_ms"].notna().all()
 
 
@@ -102,10 +102,10 @@ def test_flags_of_all_rounds_stand_in_the_row_and_a_throttled_round_marks_it() -
     assert table["sum_ms"].notna().all()
 
 
-def test_a_flagged_stage_is_marked_in_the_digest_and_counted_by_show(make_run: MakeRun) -> None:
+def test_a_flagged_stage_is_marked_in_the_table_and_counted_by_show(make_run: MakeRun) -> None:
     found = run_of(*marked("attend", "throttled", status=Status.THROTTLED))
-    (digest,) = stage_digests(view_from(found))
-    cells = dict(zip(digest.columns, digest.rows[0], strict=True))
+    (table,) = stage_tables(view_from(found))
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
     assert "*" in cells["attend"]
     assert cells["attend"].endswith("(throttled)")
     assert not any("*" in cells[name] for name in ("hash", "sort", "sample"))
@@ -130,28 +130,28 @@ def test_records_of_the_first_version_of_the_schema_are_read() -> None:
     assert table["position"].isna().all()
 
 
-def test_a_digest_has_a_row_per_length_and_every_stage_in_it() -> None:
+def test_a_table_has_a_row_per_length_and_every_stage_in_it() -> None:
     view = view_from(grid(lengths=(1024, 2048), staged=True))
-    found = {digest.title: digest for digest in stage_digests(view)}
+    found = {table.title: table for table in stage_tables(view)}
     assert set(found) == {"stages of hyper, without causal masking", "stages of hyper, with causal masking"}
     causal = found["stages of hyper, with causal masking"]
     assert causal.columns[3:] == ("hash", "sort", "sample", "attend", "leaves", "merge")
     assert [row[0] for row in causal.rows] == ["1,024", "2,048"]
     assert all("%" in cell for row in causal.rows for cell in row[3:])
-    assert stage_digests(view_from(grid(lengths=(1024,)))) == []
+    assert stage_tables(view_from(grid(lengths=(1024,)))) == []
 
 
-def test_a_digest_names_what_has_no_time() -> None:
-    (digest,) = stage_digests(view_from(run_of(*stages(POINT, lost={"sort": "no room"}))))
-    assert digest.rows[0][2] == "not whole"
-    assert digest.columns[3:] == ("hash", "sample", "attend")
+def test_a_table_names_what_has_no_time() -> None:
+    (table,) = stage_tables(view_from(run_of(*stages(POINT, lost={"sort": "no room"}))))
+    assert table.rows[0][2] == "not whole"
+    assert table.columns[3:] == ("hash", "sample", "attend")
 
 
-def test_an_input_that_varies_is_a_column_of_the_digest() -> None:
+def test_an_input_that_varies_is_a_column_of_the_table() -> None:
     points = [point("hyper", 1024, hyper=HYPER, input=name) for name in ("gaussian", "clustered")]
-    (digest,) = stage_digests(view_from(run_of(*(r for p in points for r in stages(p)))))
-    assert digest.columns[:2] == ("n", "input")
-    assert sorted(row[1] for row in digest.rows) == ["clustered", "gaussian"]
+    (table,) = stage_tables(view_from(run_of(*(r for p in points for r in stages(p)))))
+    assert table.columns[:2] == ("n", "input")
+    assert sorted(row[1] for row in table.rows) == ["clustered", "gaussian"]
 
 
 def test_the_stages_of_a_summary_are_strict_json(make_run: MakeRun) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hyperattn_core import exact_attention, hyper_attention, make_plan, oracle_attention
+from hyperattn_core.functional import attention_stages
 from hyperattn_core.planning import draws
-from hyperattn_core.stages import attention_stages
 from tests.helpers.core_inputs import CHOICES, Tensors, bits, qkv, small_params
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from hyperattn_core import HyperAttentionParams, hyper_attention, make_plan
-from hyperattn_core.stages import Stages, attention_stages, chained
+from hyperattn_core.functional import attention_stages
+from hyperattn_core.stages import Stages, chained
 from tests.helpers.core_inputs import CHOICES, PAIRINGS, Case, bits, cases, qkv, small_params
 
 NAMES = {False: ["hash", "sort", "sample", "attend"], True: ["hash", "sort", "sample", "attend", "leaves", "merge"]}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hyperattn_core import AttentionPlan, HyperAttentionParams, make_plan
 from hyperattn_core.planning import draws
-from hyperattn_core.planning.plan import hash_inputs
+from hyperattn_core.torch_backend.plan import hash_inputs
 from tests.gpu.gpu_cases import CHOICES, DEVICE, DTYPES, heads_inside, normal, qkv, small_params
 
 SEED = 3

@@ -290,22 +290,14 @@ def test_a_figure_mixes_no_configurations(run: Callable[..., Answer], call: Call
     assert not (Path("run") / "figures").exists()
 
 
-def test_the_authors_way_of_timing_is_shown_beside_another_run_only(run: Callable[..., Answer], call: Call) -> None:
+def test_the_authors_way_of_timing_is_labelled_wherever_it_is_shown(run: Callable[..., Answer], call: Call) -> None:
+    quote = Quote("timed the authors' way (they state 20th percentiles, p20_ms): no result by itself")
     answer = run("protocol=paper")
     assert answer.code == 0
-    quote = Quote(
-        "was timed as the authors did: no result by itself; it is shown beside a run of another protocol only"
-    )
-    for command in ("show", "export --format latex", "plot"):
-        answer = call(*command.split(), "--run", "run")
-        assert answer.code == 2
-        if command != "plot":
-            assert quote.stands_in(answer.err)
-    Path("run").rename("as_paper")
-    assert run().code == 0
-    text = call("show", "--run", "as_paper", "--beside", "run").out
-    assert Quote("as the authors state it (20th percentiles, forward+backward as a sum; no result by itself), "
-                 "beside the medians of protocol quick").stands_in(text)  # fmt: skip
+    assert quote.stands_in(answer.out)
+    assert quote.stands_in(shown(call))
+    assert call("export", "--run", "run", "--format", "markdown").code == 0
+    assert "no result by itself" in Path("run/export/summary.md").read_text(encoding="utf-8")
 
 
 def test_a_speedup_names_what_it_is_over_and_is_empty_where_that_is_not_there(

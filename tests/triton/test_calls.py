@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hyperattn_core import HyperAttentionParams, backends, hyper_attention, make_plan
 from hyperattn_core.backends import BackendFallback, backend_for
-from hyperattn_core.stages import attention_stages
+from hyperattn_core.functional import attention_stages
 from hyperattn_core.triton_backend import ops, support
 from hyperattn_core.triton_backend.geometry import Settings
 from tests.helpers.triton_inputs import Call, normal
@@ -32,7 +32,7 @@ class TestOperators:
     def test_opcheck(self, is_causal: bool) -> None:
         call = small_call(is_causal)
         q, k, v = (x.requires_grad_() for x in call.inputs())
-        settings = Settings.of(call.parameters(), is_causal=is_causal, tile_size=16).to_list()
+        settings = Settings(call.parameters(), is_causal, 16).to_list()
         torch.library.opcheck(ops.plan, (q.detach(), k.detach(), "5", settings))
         data, weights = ops.plan(q.detach(), k.detach(), "5", settings)
         torch.library.opcheck(ops.attend, (q, k, v, data, weights, settings, 0.25))

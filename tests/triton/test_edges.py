@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hyperattn_core import AttentionPlan, exact_attention, hyper_attention, make_plan, oracle_attention
 from hyperattn_core.oracle import weight_matrix
-from hyperattn_core.triton_backend.plan import pack
+from hyperattn_core.triton_backend.packing import pack
 from tests.helpers.triton_inputs import Call, normal
 
 TOLERANCE = 2e-5
@@ -52,10 +52,10 @@ class TestMemory:
     def test_of_a_plan(self, is_causal: bool) -> None:
         for pairing in ("rank", "bucket"):
             call = Call(queries=70, heads=2, kv_heads=1, is_causal=is_causal, params=SHORT | {"pairing": pairing})
-            data, weights, _ = pack(call.plan("triton"))
-            assert int(data.min()) >= 0
-            assert int(data.max()) <= 70
-            assert weights.isfinite().all()
+            packed = pack(call.plan("triton"))
+            assert int(packed.data.min()) >= 0
+            assert int(packed.data.max()) <= 70
+            assert packed.weights.isfinite().all()
 
     def test_of_a_call_and_its_gradients(self, is_causal: bool) -> None:
         call = Call(queries=50, heads=2, kv_heads=1, is_causal=is_causal, params=SHORT)

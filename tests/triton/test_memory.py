@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from hyperattn_core import HyperAttentionParams
+from hyperattn_core.exact_aten import BackwardInputs
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.backward import backward
 from hyperattn_core.triton_backend.forward import forward
 from hyperattn_core.triton_backend.geometry import Settings
-from hyperattn_core.triton_backend.plan import plan_buffers
+from hyperattn_core.triton_backend.plan import packed_plan
+from hyperattn_core.triton_backend.tuning.configure import attend_config
 from tests.helpers.ledger import Ledger
 from tests.helpers.triton_inputs import Call, normal
 from tools.roofline.call_sizes import CallSizes
@@ -50,16 +52,18 @@ def test_the_count_is_what_a_call_allocates(is_causal: bool, heads: int, kv_head
         dtype=torch.bfloat16, params={"block_size": 32, "sample_size": 32, "num_projections": 3, "min_seq_len": 128},
     )  # fmt: skip
     q, k, v = call.inputs()
-    settings = Settings.of(call.parameters(), is_causal=is_causal, tile_size=64)
+    settings = Settings(call.parameters(), is_causal, 64)
     counted = hyper_peak(CallSizes(plan_shape(q, k), 64, v.shape[3], is_causal, call.parameters()))
-    plan_buffers(q, k, 3, settings)  # fills the tables that are kept
+    config = attend_config(q.device, q.dtype, 64, 64)
+    packed_plan(q, k, 3, settings)  # fills the tables that are kept
     with Ledger([q, k, v], collect=True) as ledger:
-        data, weights = plan_buffers(q, k, 3, settings)
-        out, lse = forward(q, k, v, data, weights, settings, 0.125)
+        packed = packed_plan(q, k, 3, settings)
+        out, lse = forward(q, k, v, packed, 0.125, config)
     assert ledger.peak_bytes == pytest.approx(counted.forward, abs=TABLE_BYTES)
-    kept = sum(x.untyped_storage().nbytes() for x in (data, weights, out, lse))
+    kept = sum(x.untyped_storage().nbytes() for x in (packed.data, packed.weights, out, lse))
     assert kept == counted.kept
     grad_out = normal(*out.shape, seed=7, dtype=out.dtype)
-    with Ledger([q, k, v, data, weights, out, lse, grad_out], collect=True) as ledger:
-        backward(grad_out, None, q, k, v, out, lse, data, weights, settings, 0.125)
+    given = [q, k, v, packed.data, packed.weights, out, lse, grad_out]
+    with Ledger(given, collect=True) as ledger:
+        backward(BackwardInputs(grad_out, None, q, k, v, out, lse), packed, 0.125)
     assert kept + ledger.peak_bytes == pytest.approx(counted.backward, abs=TABLE_BYTES)

@@ -14,7 +14,8 @@ from hyperattn_core.planning.lsh import hash_ranks
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.device_tables import _drawn_samples, level_table, rank_tiles
 from hyperattn_core.triton_backend.geometry import Settings, geometry
-from hyperattn_core.triton_backend.plan import PackedPlan, PlanWork, pack, split_projections, unpack
+from hyperattn_core.triton_backend.packing import Packed, PackedPlan, pack, unpack
+from hyperattn_core.triton_backend.plan import PlanWork, split_projections
 from tests.helpers.triton_inputs import CALLS, Call, normal
 
 
@@ -49,21 +50,21 @@ def test_the_plan_is_that_of_pytorch(name: str) -> None:
 def test_packing_a_plan_gives_what_the_kernels_make(name: str) -> None:
     """So the kernels read the same from a plan made by PyTorch; queries that no tile covers aside."""
     made, other = CALLS[name].plan("triton"), CALLS[name].plan("torch")
-    (data, weights, settings), (mine, my_weights, my_settings) = pack(other), pack(made)
-    assert settings == my_settings
-    assert torch.equal(weights, my_weights)
-    where = geometry(made.shape, settings)
-    assert data.numel() == mine.numel() == where.data_size
+    packed, mine = pack(other), pack(made)
+    assert packed.settings == mine.settings
+    assert torch.equal(packed.weights, mine.weights)
+    where = geometry(made.shape, packed.settings)
+    assert packed.data.numel() == mine.data.numel() == where.data_size
     for level in where.levels:
         rest = slice(level.key_order, level.block_tile)
-        assert torch.equal(data[rest], mine[rest])
+        assert torch.equal(packed.data[rest], mine.data[rest])
 
 
 def test_the_first_tile_of_every_block() -> None:
     plan = CALLS["several sort tiles"].plan("triton")
-    data, _, settings = pack(plan)
-    where = geometry(plan.shape, settings).levels[0]
-    firsts = data[where.block_tile : where.block_tile + where.num_blocks + 1].tolist()
+    packed = pack(plan)
+    where = geometry(plan.shape, packed.settings).levels[0]
+    firsts = packed.data[where.block_tile : where.block_tile + where.num_blocks + 1].tolist()
     level = plan.levels[0]
     used = [b for b, c in zip(level.tile_block[0, 0, 0].tolist(), level.tile_count[0, 0, 0].tolist(), strict=True) if c]
     assert firsts == [sum(b < block for b in used) for block in range(where.num_blocks + 1)]
@@ -72,14 +73,14 @@ def test_the_first_tile_of_every_block() -> None:
 def test_two_plans_are_equal_to_the_last_entry() -> None:
     """Also entries that mean nothing: a graph that is traced must see the same numbers."""
     first, second = (pack(CALLS["causal, prime length"].plan("triton")) for _ in range(2))
-    assert torch.equal(first[0], second[0])
+    assert torch.equal(first.data, second.data)
 
 
 def test_unpacking_gives_back_the_levels() -> None:
     plan = CALLS["causal"].plan("torch")
-    data, weights, settings = pack(plan)
+    packed = pack(plan)
     levels = []
-    for level, original in zip(unpack(data, weights, geometry(plan.shape, settings)), plan.levels, strict=True):
+    for level, original in zip(unpack(packed, geometry(plan.shape, packed.settings)), plan.levels, strict=True):
         # Weights are kept as logarithms in float32.
         torch.testing.assert_close(level.sample_weight, original.sample_weight, rtol=1e-6, atol=0)
         levels.append(dataclasses.replace(level, sample_weight=original.sample_weight))
@@ -96,7 +97,7 @@ def test_levels_of_another_call_are_refused() -> None:
 def test_ranks_differ_only_where_a_projection_is_within_rounding_of_zero(dtype: torch.dtype) -> None:
     q, k = (normal(1, 1, 10000, 64, seed=i, dtype=dtype) for i in range(2))
     params = HyperAttentionParams()
-    settings = Settings.of(params, is_causal=False, tile_size=64)
+    settings = Settings(params, False, 64)
     work = PlanWork(q, k, 7, settings)
     work.hash()
     directions = draws.projections(7, 64, params.num_projections, "cpu")
@@ -113,7 +114,7 @@ def test_an_exact_call_has_no_levels() -> None:
 
 
 def test_settings_survive_as_integers() -> None:
-    settings = Settings.of(CALLS["paper's choices"].parameters(), is_causal=True, tile_size=48)
+    settings = Settings(CALLS["paper's choices"].parameters(), True, 48)
     assert Settings.from_list(settings.to_list()) == settings
     assert settings.params == CALLS["paper's choices"].parameters()
 
@@ -121,9 +122,10 @@ def test_settings_survive_as_integers() -> None:
 @pytest.mark.parametrize("name", ["plain", "causal, grouped heads, batch"])
 def test_offsets_do_not_overlap(name: str) -> None:
     q, k, _ = CALLS[name].inputs()
-    settings = Settings.of(CALLS[name].parameters(), is_causal=CALLS[name].is_causal, tile_size=16)
+    settings = Settings(CALLS[name].parameters(), CALLS[name].is_causal, 16)
     where = geometry(plan_shape(q, k), settings)
-    levels = unpack(torch.arange(where.data_size, dtype=torch.int32), torch.zeros(where.weight_size), where)
+    packed = Packed(torch.arange(where.data_size, dtype=torch.int32), torch.zeros(where.weight_size), settings)
+    levels = unpack(packed, where)
     fields = ("query_order", "key_order", "sample_index", "tile_first", "tile_count", "tile_block")
     seen = torch.cat([getattr(level, field).reshape(-1) for level in levels for field in fields])
     assert seen.unique().numel() == seen.numel()

@@ -73,7 +73,7 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
     configs = candidates(arch, dtype, head_dim) if every_candidate else (default_config(arch, dtype, head_dim),)
     for config in configs:
         for causal in (False, True):
-            settings = Settings.of(params, is_causal=causal, tile_size=config.tile_size)
+            settings = Settings(params, causal, config.tile_size)
             label = f"{shape} {config.tile_size}x{config.block_n} {'causal' if causal else 'non-causal'}"
             yield Build(
                 "attend", attend.attend_kernel, label,

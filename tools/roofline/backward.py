@@ -58,7 +58,7 @@ def _sample_cost(call: CallSizes, parts_bytes: int) -> LaunchCost:
     read = pairs = 0
     for level in where.levels:
         queries = level_queries(where, level)
-        samples = where.sides[1].rows * level.shape.num_nodes * level.num_samples
+        samples = where.sides[1].rows * level.num_nodes * level.num_samples
         read += _query_read(call, queries) + _key_read(call, samples)
         pairs += queries * level.num_samples
     return LaunchCost("samples", read, parts_bytes, 4 * pairs * sum(call.dims), pairs)

@@ -60,7 +60,7 @@ class CallSizes:
         Raises:
             ValueError: attention is exact at this shape, so that none of the kernels runs.
         """
-        where = geometry(self.shape, Settings.of(self.params, is_causal=self.is_causal, tile_size=self.tile_size))
+        where = geometry(self.shape, Settings(self.params, self.is_causal, self.tile_size))
         if not where.levels:
             raise ValueError(f"attention is exact at {self.shape} with {self.params}: none of these kernels runs")
         return where

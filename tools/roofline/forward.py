@@ -32,12 +32,12 @@ def forward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
 
 def _plan_costs(call: CallSizes) -> list[LaunchCost]:
     where, tokens = call.geometry, call.queries + call.keys
-    rank_bytes = tokens * (1 if where.settings.num_projections <= 8 else 2)
+    rank_bytes = tokens * (1 if where.settings.params.num_projections <= 8 else 2)
     histograms = tokens * where.num_ranks // SORT_TILE
     # A level holds each token as a query or as a key, or not at all.
     sorted_tokens = sum(level_queries(where, level) + level_keys(where, level) for level in where.levels)
     sorted_tiles = sorted_tokens * where.num_ranks // SORT_TILE
-    tiles = where.sides[0].rows * sum(level.shape.num_nodes * level.num_tiles for level in where.levels)
+    tiles = where.sides[0].rows * sum(level.num_nodes * level.num_tiles for level in where.levels)
     totals = where.totals_rows * where.num_ranks * INDEX_BYTES
     products = HASH_COLUMNS * (HASH_TERMS if call.itemsize == 2 else 1)
     return [
@@ -55,7 +55,7 @@ def _attend_cost(call: CallSizes) -> LaunchCost:
     read = written = pairs = 0
     for level in where.levels:
         queries, keys = level_queries(where, level), level_keys(where, level)
-        samples = where.sides[1].rows * level.shape.num_nodes * level.num_samples
+        samples = where.sides[1].rows * level.num_nodes * level.num_samples
         read += queries * (row + INDEX_BYTES) + keys * (row + value_row + INDEX_BYTES)
         # Sampled rows are rows of the same keys: read by every program, from the cache; their indices are extra.
         read += samples * 2 * INDEX_BYTES

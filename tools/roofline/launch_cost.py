@@ -55,12 +55,12 @@ def floor_seconds(costs: Iterable[LaunchCost], flops_per_s: float, bytes_per_s: 
 
 def level_queries(where: Geometry, level: LevelGeometry) -> int:
     """Queries of a level over all rows."""
-    return where.sides[0].rows * sum(level.shape.query_counts)
+    return where.sides[0].rows * sum(level.query_counts)
 
 
 def level_keys(where: Geometry, level: LevelGeometry) -> int:
     """Keys of a level over all rows."""
-    return where.sides[1].rows * level.shape.num_nodes * level.shape.node_len
+    return where.sides[1].rows * level.num_nodes * level.node_len
 
 
 def leaf_pairs(where: Geometry) -> int:

@@ -92,7 +92,7 @@ def _flash_workspace(call: CallSizes) -> int:
 
 def _planning_bytes(where: Geometry, tokens: int) -> int:
     """Ranks, histograms and their scan, which are given up once the plan is made."""
-    ranks = tokens * (1 if where.settings.num_projections <= 8 else 2)
+    ranks = tokens * (1 if where.settings.params.num_projections <= 8 else 2)
     tiles = sum(side.rows * side.num_tiles for side in where.sides)
     scans = len(where.levels) * tiles * where.num_ranks * INDEX_BYTES
     return ranks + tiles * where.num_ranks + scans + where.totals_rows * where.num_ranks * INDEX_BYTES

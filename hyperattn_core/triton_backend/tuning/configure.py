@@ -8,6 +8,10 @@ import os
 import torch
 import triton
 
+from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.triton_backend.forward import ForwardWork
+from hyperattn_core.triton_backend.geometry import Settings
+from hyperattn_core.triton_backend.plan import packed_plan
 from hyperattn_core.triton_backend.support import interpreted, traced_as_constant
 from hyperattn_core.triton_backend.tuning.configs import (
     ARCHITECTURES,
@@ -85,18 +89,12 @@ _remembered: dict[tuple[int, torch.dtype, int], Choice] = {}
 
 def _milliseconds(device: torch.device, dtype: torch.dtype, head_dim: int, config: AttendConfig) -> float:
     """Median time of the attend kernel alone at a middling length; infinity where it does not compile or fit."""
-    from hyperattn_core.params import HyperAttentionParams
-    from hyperattn_core.triton_backend.forward import ForwardWork
-    from hyperattn_core.triton_backend.geometry import Settings
-    from hyperattn_core.triton_backend.plan import plan_buffers
-
     generator = torch.Generator(device).manual_seed(0)
     q, k, v = (torch.randn(*_TUNING_SHAPE, head_dim, generator=generator, device=device, dtype=dtype) for _ in range(3))
-    settings = Settings.of(HyperAttentionParams(), is_causal=False, tile_size=config.tile_size)
+    settings = Settings(HyperAttentionParams(), False, config.tile_size)
     try:
         with torch.cuda.device(device):
-            data, weights = plan_buffers(q, k, 0, settings)
-            work = ForwardWork(q, k, v, data, weights, settings, head_dim**-0.5, config)
+            work = ForwardWork(q, k, v, packed_plan(q, k, 0, settings), head_dim**-0.5, config)
             return float(triton.testing.do_bench(work.attend, warmup=10, rep=50, return_mode="median"))
     except (triton.runtime.errors.TritonError, triton.compiler.errors.CompilationError, torch.OutOfMemoryError):
         return float("inf")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import MASK_LABELS, escape, is_null, milliseconds, plain, short
-from hyperbench.analyze.joins import DoesNotFitError, check_single, flags_in, records
+from hyperbench.analyze.format import MASK_LABELS, escape, flags_in, is_null, milliseconds, plain, short
+from hyperbench.analyze.joins import DoesNotFitError, check_single, records
 from hyperbench.analyze.plotting import style
 from hyperbench.analyze.plotting.traces import Panel, crosses, curve, filled, throttled_notes
 from hyperbench.analyze.stage_table import KNOWN, by_point, missing_stages, stages_in, whole_points

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hyperattn_core import HyperAttentionParams, hyper_attention
 from hyperattn_core.backends import backend_for
-from hyperattn_core.stages import attention_stages
+from hyperattn_core.functional import attention_stages
 from hyperbench import __version__
 from hyperbench.measure.flops import hyper_flops
 from hyperbench.store.schema import Pass, Point

@@ -13,9 +13,8 @@ import pytest
 from rich.console import Console
 
 from hyperbench.analyze.compare.compare import Comparison, Row, compare
-from hyperbench.analyze.compare.regression import failures_of, unjudged, unjudged_note
-from hyperbench.analyze.compare.run_side import Side
-from hyperbench.analyze.compare.text import comparison_data, print_comparison
+from hyperbench.analyze.compare.compared_run import ComparedRun
+from hyperbench.analyze.compare.report import comparison_data, failures_of, print_comparison, unjudged, unjudged_note
 from hyperbench.analyze.format import pass_label
 from hyperbench.commands import compare as comparing
 from hyperbench.commands.compare import Options
@@ -126,7 +125,7 @@ def test_what_a_machine_differs_from_itself_by_is_no_difference(
 
 @pytest.mark.parametrize("value", ["0.5", True, -0.1, math.nan, math.inf, None, [0.1]])
 def test_a_floor_that_is_no_number_counts_as_none(value: object) -> None:
-    assert Side(Path(), {}, {"aa_floor": value}, {}, ()).aa_floor == 0.0
+    assert ComparedRun(Path(), {}, {"aa_floor": value}, {}, ()).aa_floor == 0.0
 
 
 def test_points_without_partner_are_listed_and_not_counted(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""Inputs and plans as the kernels read them: dense rows, and flat buffers laid out as geometry says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
+from hyperattn_core.triton_backend.device_tables import block_tiles
+from hyperattn_core.triton_backend.geometry import Geometry, Settings, geometry
+
+_INDEX_LIMIT = 2**31
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A plan as flat buffers.
+
+    Attributes:
+        data: int32, all indices.
+        weights: float32, the base-2 logarithms of the samples' weights.
+        settings: what it was made with.
+    """
+
+    data: Tensor
+    weights: Tensor
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class PackedPlan(AttentionPlan):
+    """A plan whose levels are views of flat buffers."""
+
+    packed: Packed
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """x (..., N, D) with rows that are one run of memory, all within reach of 32-bit indices: itself, or a copy."""
+    return x if x.stride(-1) == 1 and x.shape[-2] * x.stride(-2) < _INDEX_LIMIT else x.contiguous()
+
+
+def unpack(packed: Packed, where: Geometry) -> tuple[LevelPlan, ...]:
+    """The levels of a packed plan, as views."""
+    batch, heads, kv_heads, _, _ = where.shape
+    levels = []
+    for level in where.levels:
+
+        def view(offset: int, row_heads: int, length: int, nodes: int = level.num_nodes) -> Tensor:
+            size = batch * row_heads * nodes * length
+            return packed.data[offset : offset + size].view(batch, row_heads, nodes, length)
+
+        levels.append(
+            LevelPlan(
+                block_size=level.block_size,
+                tile_size=where.settings.tile_size,
+                key_order=view(level.key_order, kv_heads, level.node_len),
+                query_order=view(level.query_order, heads, level.query_len),
+                tile_first=view(level.tile_first, heads, level.num_tiles),
+                tile_count=view(level.tile_count, heads, level.num_tiles),
+                tile_block=view(level.tile_block, heads, level.num_tiles),
+                sample_index=view(level.sample_index, kv_heads, level.num_samples),
+                sample_weight=packed.weights[level.weight : level.weight + level.num_samples].double().exp2(),
+            )
+        )
+    return tuple(levels)
+
+
+def pack(plan: AttentionPlan) -> Packed:
+    """The flat buffers of any plan that has levels: those of a packed plan, else a copy.
+
+    Raises:
+        ValueError: the levels are not those of the plan's shape and parameters.
+    """
+    if isinstance(plan, PackedPlan):
+        return plan.packed
+    settings = Settings(plan.params, plan.is_causal, plan.levels[0].tile_size)
+    where = geometry(plan.shape, settings)
+    data, weights = [], []
+    for level in plan.levels:
+        position = level.key_order.gather(3, level.sample_index.long())
+        data += [
+            level.query_order, level.key_order, level.sample_index, position,
+            level.tile_first, level.tile_count, level.tile_block,
+            block_tiles(level.tile_count, level.tile_block, level.num_blocks),
+        ]  # fmt: skip
+        weights.append(level.sample_weight.log2())
+    flat = torch.cat([x.reshape(-1).to(torch.int32) for x in data])
+    log_weights = torch.cat(weights).to(torch.float32)
+    if flat.numel() != where.data_size or log_weights.numel() != where.weight_size:
+        raise ValueError(f"the plan's levels are not those of its shape {plan.shape} and parameters {plan.params}")
+    return Packed(flat, log_weights, settings)
