@@ -49,13 +49,13 @@ def test_a_dry_run_holds_every_point_and_adds_up() -> None:
     run = prepared("sweep=smoke")
     data = run_summary.dry_run(run)
     json.dumps(data)
-    assert [p["point_id"] for p in data["points"]] == [cell.point.point_id for cell in run.cells]
-    assert data["estimate_s"] == pytest.approx(sum(p["estimate_s"] for p in data["points"]), abs=1e-3 * len(run.cells))
+    assert [p["point_id"] for p in data["points"]] == [point.point_id for point in run.points]
+    assert data["estimate_s"] == pytest.approx(sum(p["estimate_s"] for p in data["points"]), abs=1e-3 * len(run.points))
     assert (data["sweep"], data["device"], data["protocol"]) == ("smoke", "cpu", "quick")
     console, text = a_console()
     run_summary.print_dry_run(run, console)
     lines = text.getvalue().splitlines()
-    assert len(lines) >= len(run.cells) + 2
+    assert len(lines) >= len(run.points) + 2
     assert lines[-1].startswith("12 points, estimated time ")
     assert sum("block_size=256" in line for line in lines) == 6
 

@@ -18,7 +18,7 @@ from hyperbench.measure.runner.session import Prepared
 from hyperbench.store.run_folder import load_run, read_journal
 from hyperbench.store.schema import ErrorRow, Record, Status, Timing
 from tests.helpers.fake_worker import Listener
-from tests.helpers.made_runs import TINY
+from tests.helpers.made_runs import TINY, everything
 
 HELPERS = Path(__file__).parents[2] / "helpers"
 WORDS = (
@@ -68,21 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 def expected_keys(prepared: Prepared) -> set[work_items.Key]:
     """The keys of everything that a run is to measure."""
-    config = prepared.config
-    return {
-        record.key
-        for cell in prepared.cells
-        for record in work_items.failed_records(
-            work_items.todo(cell, config.passes, config.error, 0, set()),
-            config.passes,
-            config.error,
-            "",
-            0,
-            Status.ERROR,
-            "",
-        )
-        if isinstance(record, Timing | ErrorRow)
-    }
+    return {record.key for record in everything(prepared, [0]) if isinstance(record, Timing | ErrorRow)}
 
 
 def keys(records: list[Record]) -> list[work_items.Key]:
