@@ -85,7 +85,7 @@ def outcome_data(folder: Path, outcome: Outcome) -> dict[str, Any]:
     stages = {"stages_now": {str(k): n for k, n in outcome.stage_statuses.items()}} if outcome.stage_statuses else {}
     return {
         "run": str(folder),
-        "rows": {str(k): int(v) for k, v in load_run(folder).timings["status"].value_counts().items()},
+        "rows": {str(k): int(v) for k, v in load_run(folder).passes["status"].value_counts().items()},
         "measured_now": {str(status): count for status, count in outcome.statuses.items()},
         **stages,
         **outcome.time,
@@ -96,7 +96,7 @@ def outcome_data(folder: Path, outcome: Outcome) -> dict[str, Any]:
 def has_failures(folder: Path) -> bool:
     """Whether a run holds rows that should have worked; `unsupported` is an answer, not a failure."""
     run = load_run(folder)
-    return not {*run.timings["status"], *run.errors["status"], *run.stages["status"]} <= {str(s) for s in GOOD_STATUSES}
+    return not {*run.timings["status"], *run.errors["status"]} <= {str(s) for s in GOOD_STATUSES}
 
 
 def print_outcome(folder: Path, outcome: Outcome, console: Console) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from hyperbench.config.compose import RunConfig
 from hyperbench.config.types import ErrorConfig, ProtocolConfig
 from hyperbench.stats.samples import median
-from hyperbench.store.schema import ALL_STAGES, ErrorRow, Pass, Point, Record, Stage, Status, Timing
+from hyperbench.store.schema import ALL_STAGES, ErrorRow, Pass, Point, Record, Status, Timing
 
-Key = tuple[str, str, int] | tuple[str, int, str] | tuple[str, str, str, int]
+Key = tuple[str, str, str, int] | tuple[str, int, str]
 #: Every point's error rows, in the order they are written; lse_mean_abs comes first where a method has a log-sum-exp.
 _OUTPUT_METRICS = ("out_rel_fro", "out_max_abs", "out_row_rel_p50", "out_row_rel_p90", "out_row_rel_p99")
 GRAD_METRICS = ("dq_rel_fro", "dk_rel_fro", "dv_rel_fro")
@@ -112,11 +112,11 @@ class Progress:
     def add(self, record: Record) -> None:
         """Count a record."""
         self.finished.add(record.key)
-        if isinstance(record, Timing) and record.samples_ms:
+        if isinstance(record, Timing) and record.samples_ms and not record.stage:
             place = record.point.point_id, str(record.pass_)
             if place not in self._first or record.round < self._first[place][0]:
                 self._first[place] = record.round, median(record.samples_ms) / 1e3
-        elif isinstance(record, Stage):
+        elif isinstance(record, Timing) and record.stage:
             in_round = record.point.point_id, record.round
             timed = self._timed_stages.setdefault(in_round, {})
             timed[record.stage] = None
@@ -153,7 +153,7 @@ def remaining(point: Point, config: RunConfig, round_: int, progress: Progress) 
         passes=tuple(
             Pass(p)
             for p in config.passes
-            if (point_id, str(p), round_) not in finished and progress.includes(point, p, round_)
+            if (point_id, str(p), "", round_) not in finished and progress.includes(point, p, round_)
         ),
         seeds=seeds,
         stages=timed_stages is not None,
@@ -193,7 +193,7 @@ def failed_records(
         for metric in expected_metrics(point, passes, error):
             yield ErrorRow(point, seed, metric, None, status, message)
     if item.stages:
-        yield Stage(point, ALL_STAGES, None, protocol=protocol, round=round_, status=status, message=message)
+        yield Timing(point, Pass.FORWARD, protocol, round_, status, message=message, stage=ALL_STAGES)
 
 
 def expects_skip(point: Point, oom: Iterable[Point]) -> Point | None:

@@ -1,7 +1,7 @@
 """A run's folder: its journal (the truth) and the tables made from it.
 
 A run's folder holds config.yaml (resolved), environment.json, journal.jsonl (a line per finished measurement) and the
-tables timings, errors and stages as .csv, and as .parquet where pyarrow is installed. The tables can always be made
+tables timings and errors as .csv, and as .parquet where pyarrow is installed. The tables can always be made
 again from the journal.
 """
 
@@ -36,14 +36,26 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run as read from its folder; the tables have the columns named in `hyperbench.store.tables`."""
+    """A run as read from its folder; the tables have the columns named in `hyperbench.store.tables`.
+
+    `timings` has a row per point, pass, stage and round; `passes` and `stages` are its two halves.
+    """
 
     path: Path
     config: dict[str, Any]
     environment: dict[str, Any]
     timings: DataFrame
     errors: DataFrame
-    stages: DataFrame
+
+    @property
+    def passes(self) -> DataFrame:
+        """The timings of whole passes."""
+        return self.timings[self.timings["stage"] == ""].reset_index(drop=True)
+
+    @property
+    def stages(self) -> DataFrame:
+        """The timings of stages."""
+        return self.timings[self.timings["stage"] != ""].reset_index(drop=True)
 
 
 class Journal:
@@ -127,7 +139,7 @@ def read_journal(path: Path) -> list[Record]:
 
 
 def write_tables(run_dir: Path) -> None:
-    """Make timings, errors and stages from the journal, as .parquet and .csv, each by temporary file and rename.
+    """Make timings and errors from the journal, as .parquet and .csv, each by temporary file and rename.
 
     Without pyarrow there is no .parquet; one that is there from before goes, as it would be behind the journal.
     Raises StoreError if the disk does not take them.
@@ -163,7 +175,7 @@ def load_run(run_dir: Path) -> Run:
     from hyperbench.store import tables
 
     frames = tables.build(records, str(found.get("run_id") or path.resolve().name))
-    return Run(path, config, found, frames["timings"], frames["errors"], frames["stages"])
+    return Run(path, config, found, frames["timings"], frames["errors"])
 
 
 def check_run_folder(run_dir: Path) -> Path:

@@ -13,8 +13,8 @@ from rich.console import Console
 from hyperbench.commands import run_summary
 from hyperbench.measure.runner.outcome import Outcome
 from hyperbench.store.record_json import to_json
-from hyperbench.store.schema import ALL_STAGES, ErrorRow, Record, Stage, Status
-from tests.helpers.made_records import a_point, a_timing
+from hyperbench.store.schema import ALL_STAGES, ErrorRow, Record, Status
+from tests.helpers.made_records import a_point, a_stage, a_timing
 from tests.helpers.made_runs import prepared
 
 
@@ -97,7 +97,7 @@ def test_an_error_that_could_not_be_measured_is_a_failure(tmp_path: Path) -> Non
 def test_a_stage_that_could_not_be_timed_is_a_failure_unless_the_method_tells_none(
     tmp_path: Path, status: Status
 ) -> None:
-    row = Stage(a_point(), ALL_STAGES, None, status=status, message="for a reason")
+    row = a_stage(a_point(), ALL_STAGES, status=status, message="for a reason")
     folder = run_of(tmp_path, a_timing(), row)
     assert run_summary.has_failures(folder) == (status is not Status.UNSUPPORTED)
     outcome = Outcome(Counter({Status.OK: 1}), stage_statuses=Counter({status: 1}))

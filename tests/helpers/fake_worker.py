@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from hyperbench.measure import work_items
 from hyperbench.measure.messages import Task
@@ -12,7 +12,8 @@ from hyperbench.measure.runner.runner import Runner
 from hyperbench.measure.runner.session import Prepared
 from hyperbench.measure.runner.worker_process import WorkerGone, WorkerTimeout
 from hyperbench.store.record_json import to_json
-from hyperbench.store.schema import ErrorRow, Pass, Record, Stage, Status, Timing
+from hyperbench.store.schema import ErrorRow, Pass, Record, Status, Timing
+from tests.helpers.made_records import a_stage
 from tests.helpers.made_runs import everything
 
 Message = dict[str, Any]
@@ -156,7 +157,12 @@ class FakeWorker:
             point = item.point
             for name in (n for n in STAGES if n not in item.timed_stages):
                 yield {"event": "begin", "unit": "stages", "point_id": point.point_id, "pass": None, "stage": name}
-                yield said(Stage(point, name, 1.0, (1.0,), STAGES, task.protocol.name, task.round))
+                yield said(a_stage(point, name, 1.0, all_stages=STAGES, protocol=task.protocol.name, round=task.round))
+
+
+def is_stage(record: Record) -> TypeGuard[Timing]:
+    """True for the timing of a stage."""
+    return isinstance(record, Timing) and record.stage != ""
 
 
 def said(record: Record) -> Message:
@@ -201,23 +207,23 @@ class Site:
 
     @property
     def keys(self) -> list[work_items.Key]:
-        """The keys of all timings and errors written, in order."""
-        return [record.key for record in self.journal.records if isinstance(record, Timing | ErrorRow)]
+        """The keys of all timings of passes and of all errors written, in order."""
+        return [record.key for record in self.journal.records if not is_stage(record)]
 
     @property
     def expected(self) -> set[work_items.Key]:
         """The keys of everything that the run is to measure."""
-        return {record.key for record in everything(self.prepared) if isinstance(record, Timing | ErrorRow)}
+        return {record.key for record in everything(self.prepared) if not is_stage(record)}
 
     @property
     def stages(self) -> list[tuple[str, str, int]]:
         """(method, stage, round) of all stages written, in order."""
-        return [(r.point.method, r.stage, r.round) for r in self.journal.records if isinstance(r, Stage)]
+        return [(r.point.method, r.stage, r.round) for r in self.journal.records if is_stage(r)]
 
     def statuses(self, **which: Any) -> dict[tuple[str, int], set[str]]:
-        """(method, seq_len) -> the statuses of its last records of a kind."""
+        """(method, seq_len) -> the statuses of its last records of a kind, those of stages left out."""
         kind = which.get("kind", Timing)
-        last = {r.key: r for r in self.journal.records if isinstance(r, kind)}
+        last = {r.key: r for r in self.journal.records if isinstance(r, kind) and not is_stage(r)}
         found: dict[tuple[str, int], set[str]] = {}
         for record in last.values():
             found.setdefault((record.point.method, record.point.seq_len), set()).add(str(record.status))

@@ -28,7 +28,7 @@ from tests.helpers.made_runs import TINY, facts, tiny
 from tests.helpers.quoted import Quote
 
 SHORT = ("method=[math,hyper]", "passes=[forward]", "shape.seq_len=64,128,256")
-TABLES = {f"{name}.{kind}" for name in ("timings", "errors", "stages") for kind in ("csv", "parquet")}
+TABLES = {f"{name}.{kind}" for name in ("timings", "errors") for kind in ("csv", "parquet")}
 
 
 @pytest.fixture

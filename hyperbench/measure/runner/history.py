@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.measure import work_items
 from hyperbench.measure.runner.worker_process import tells_of_a_crash
-from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Stage, Status, Timing
+from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Status, Timing
 
 Hopeless = tuple[work_items.WorkItem, Status, str]
 
@@ -32,7 +32,7 @@ class History:
         if isinstance(record, Timing) and record.pass_ is not Pass.FORWARD and not record.status.has_timing:
             failed = record.point.point_id, record.round, str(record.pass_)
             self._failed_backward[failed] = record.status, record.message
-        if isinstance(record, Timing) and _stays_so(record):
+        if isinstance(record, Timing) and not record.stage and _stays_so(record):
             self._refused[record.point.point_id, str(record.pass_)] = record.status, record.message
 
     def hopeless(self, items: Sequence[work_items.WorkItem]) -> list[Hopeless]:
@@ -87,7 +87,7 @@ class History:
 
 def _part_of(record: Record) -> str:
     """The part of its point that a record is about: "backward" or "stages" if no more than those, else "all"."""
-    if isinstance(record, Stage):
+    if isinstance(record, Timing) and record.stage:
         return "stages"
     of_gradients = isinstance(record, ErrorRow) and record.metric in work_items.GRAD_METRICS
     of_a_pass = isinstance(record, Timing) and record.pass_ is not Pass.FORWARD

@@ -20,7 +20,7 @@ from hyperbench.measure.runner.time_breakdown import Account, part_of
 from hyperbench.measure.runner.worker_process import Child, WorkerGone, WorkerTimeout
 from hyperbench.store.record_json import from_json
 from hyperbench.store.run_folder import Journal
-from hyperbench.store.schema import ErrorRow, Point, Record, Stage, Status, Timing
+from hyperbench.store.schema import ErrorRow, Point, Record, Status, Timing
 
 _START_LIMIT_S = 300.0
 #: What a worker says when it will measure no more of a task.
@@ -178,11 +178,8 @@ class Runner:
         self._account.sampled(record)
         part = "check"
         if isinstance(record, Timing):
-            outcome.statuses[record.status] += 1
-            part = str(record.pass_)
-        elif isinstance(record, Stage):
-            outcome.stage_statuses[record.status] += 1
-            part = "stages"
+            (outcome.stage_statuses if record.stage else outcome.statuses)[record.status] += 1
+            part = "stages" if record.stage else str(record.pass_)
         self._history.add(record)
         self._listener.row(record)
         self._advance((record.point.point_id, part))

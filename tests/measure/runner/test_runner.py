@@ -13,8 +13,9 @@ from hyperbench.measure.messages import Task
 from hyperbench.measure.runner.runner import MeasureError
 from hyperbench.measure.runner.session import Prepared
 from hyperbench.measure.runner.worker_process import WorkerGone, WorkerTimeout
-from hyperbench.store.schema import ErrorRow, Pass, Stage, Status, Timing
-from tests.helpers.fake_worker import FakeWorker, Message, Site, befalls, dies, hangs, lives, said
+from hyperbench.store.schema import ErrorRow, Pass, Status, Timing
+from tests.helpers.fake_worker import FakeWorker, Message, Site, befalls, dies, hangs, is_stage, lives, said
+from tests.helpers.made_records import a_stage
 from tests.helpers.made_runs import tiny
 
 OOM, SIGSEGV = -9, -11
@@ -233,12 +234,12 @@ def test_a_poisoned_device_is_left_to_a_new_worker(run: Prepared) -> None:
 def test_other_records_are_kept_and_are_no_progress(small: Prepared) -> None:
     class Stages(FakeWorker):
         def _script(self, task: Task) -> Any:
-            yield said(Stage(task.items[0].point, "hash", 1.0))
+            yield said(a_stage(task.items[0].point, "hash", 1.0))
 
     site = Site(small, make=Stages)
     site.run()
     assert set(site.keys) == site.expected
-    assert sum(isinstance(record, Stage) for record in site.journal.records) == 2
+    assert sum(is_stage(record) for record in site.journal.records) == 2
 
 
 @settings(max_examples=30)

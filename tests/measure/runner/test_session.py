@@ -268,7 +268,7 @@ def test_a_measured_run_has_its_tables_and_says_beforehand_how_long_it_takes(mon
     outcome = measure(run, folder)
     assert outcome.statuses == {Status.OK: 2 * 2 * 3}
     assert measure.started_s == [pytest.approx(sum(run.estimates_s()))]
-    assert {"timings.csv", "errors.parquet", "stages.csv"} <= set(contents(folder))
+    assert {"timings.csv", "errors.parquet", "errors.csv"} <= set(contents(folder))
     measure(run, opened(run, folder, resume=True))
     assert measure.started_s[1] == 0
 

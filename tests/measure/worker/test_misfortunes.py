@@ -9,8 +9,9 @@ import pytest
 from hyperbench.measure.messages import Task
 from hyperbench.measure.runner.worker_process import WorkerGone
 from hyperbench.measure.worker.group import GroupMeasurement
-from hyperbench.store.schema import ErrorRow, Pass, Stage, Status, Timing
+from hyperbench.store.schema import ErrorRow, Pass, Status, Timing
 from tests.helpers.fake_worker import FakeWorker, Site, befalls, dies, hangs
+from tests.helpers.made_records import a_stage
 from tests.helpers.made_runs import tiny
 from tests.helpers.measured_group import Clock, Gauge
 
@@ -91,7 +92,7 @@ def test_memory_that_runs_out_in_one_part_skips_that_part_of_longer_points(part:
     point = next(p for p in run.points if (p.method, p.seq_len) == ("math", 64))
     name = run.config.protocol.name
     row = {
-        "stages": Stage(point, "first", None, (), ("first",), name, 0, Status.OOM, message="no room"),
+        "stages": a_stage(point, "first", all_stages=("first",), protocol=name, status=Status.OOM, message="no room"),
         "backward": Timing(point, Pass.BACKWARD, name, 0, Status.OOM, message="no room"),
         "forward": Timing(point, Pass.FORWARD, name, 0, Status.OOM, message="no room"),
     }[part]
@@ -100,7 +101,7 @@ def test_memory_that_runs_out_in_one_part_skips_that_part_of_longer_points(part:
     site.run()
     long = [r for r in site.journal.records if (r.point.method, r.point.seq_len) == ("math", 128)]
     skipped = {
-        "stages" if isinstance(r, Stage) else str(r.pass_)
+        "stages" if r.stage else str(r.pass_)
         for r in long if not isinstance(r, ErrorRow) and r.status is Status.SKIPPED_AFTER_OOM
     }  # fmt: skip
     backward = {"backward", "forward_backward"}

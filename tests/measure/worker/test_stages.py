@@ -21,11 +21,10 @@ from hyperbench.measure.worker.calls import rotated
 from hyperbench.measure.worker.conditions.conditions import GpuReading
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.measure.worker.group import GroupMeasurement
-from hyperbench.stats.samples import median
 from hyperbench.store.record_json import from_json
-from hyperbench.store.schema import ALL_STAGES, ErrorRow, Flag, Pass, Record, Stage, Status, StopReason, Timing
+from hyperbench.store.schema import ALL_STAGES, Flag, Pass, Record, Status, StopReason, Timing
 from tests.helpers.fake_worker import STAGES, FakeWorker, Message, Site, dies, hangs
-from tests.helpers.made_records import a_point, a_timing
+from tests.helpers.made_records import a_point, a_stage
 from tests.helpers.made_runs import HYPER_DEFAULTS, prepared, tiny
 
 HYPER = "hyperbench.measure.methods.hyper.hyper"
@@ -107,7 +106,7 @@ class Measured:
         self.measurement = GroupMeasurement(task, self.messages.append, clock, Gauge(), surroundings)
         self.measurement.run()
         self.records = [from_json(m["record"]) for m in self.messages if m["event"] == "record"]
-        self.rows = [r for r in self.records if isinstance(r, Stage)]
+        self.rows = [r for r in self.records if isinstance(r, Timing) and r.stage]
         self.by_name = {r.stage: r for r in self.rows}
 
 
@@ -126,14 +125,14 @@ def test_every_stage_is_timed_once_and_knows_its_place(target: str, is_causal: b
     for row in found.rows:
         assert (row.status, row.all_stages, row.protocol, row.round) == (Status.OK, names, "quick", 0)
         assert protocol.slow_min_samples <= len(row.samples_ms) <= protocol.max_samples
-        assert row.median_ms == median(row.samples_ms)
         assert row.stop_reason in StopReason
-    assert any(isinstance(r, Timing) and r.status is Status.OK for r in found.records)
+    assert any(isinstance(r, Timing) and not r.stage and r.status is Status.OK for r in found.records)
 
 
 def test_stages_come_after_the_passes_so_that_none_is_lost_to_them() -> None:
-    kinds = [type(record) for record in Measured("staged").records]
-    assert kinds.index(Stage) > max(i for i, kind in enumerate(kinds) if kind is Timing)
+    stages = [bool(record.stage) for record in Measured("staged").records if isinstance(record, Timing)]
+    assert {*stages} == {False, True}
+    assert stages == sorted(stages)
 
 
 def test_progress_names_the_stage() -> None:
@@ -151,7 +150,7 @@ def test_all_stages_run_in_order_before_any_is_timed() -> None:
 def test_only_missing_stages_are_timed_though_all_are_run(timed: tuple[str, ...]) -> None:
     found = Measured("staged", timed=timed, passes=())
     assert sorted(found.by_name) == sorted(set(NAMES) - set(timed))
-    assert not any(isinstance(r, (Timing, ErrorRow)) for r in found.records)
+    assert found.records == found.rows
     method: Any = registry.find("tests.helpers.odd_methods.staged").function
     assert {name: method.calls.count(name) for name in timed} == dict.fromkeys(timed, 1)
 
@@ -210,7 +209,7 @@ def test_held_down_clocks_mark_a_stage_and_its_conditions_are_kept() -> None:
     assert len(rows) == len(NAMES)
     for row in rows:
         assert row.status is Status.THROTTLED
-        assert row.median_ms is not None
+        assert row.samples_ms
         assert "throttled" in row.flags
         assert "throttled: sw_power_cap" in row.message
         assert (row.conditions["threads"], row.conditions["sm_clock_mhz_min"]) == (2, 1200.0)
@@ -244,10 +243,10 @@ def test_what_goes_wrong_before_the_timing_is_a_row_for_each_and_leaves_the_pass
     found = Measured(target)
     assert tuple(row.stage for row in found.rows) == names
     for row in found.rows:
-        assert (str(row.status), row.median_ms, row.samples_ms) == (status, None, ())
+        assert (str(row.status), row.samples_ms) == (status, ())
         assert words in row.message
         assert "\n" not in row.message
-    assert [r.status for r in found.records if isinstance(r, Timing)] == [Status.OK]
+    assert [r.status for r in found.records if isinstance(r, Timing) and not r.stage] == [Status.OK]
     assert not found.measurement.poisoned
 
 
@@ -285,9 +284,9 @@ def test_the_stages_of_hyper_take_its_parameters_and_its_draw() -> None:
 @given(st.lists(st.sampled_from(STAGES)), st.booleans())
 def test_stages_are_finished_when_each_has_a_record(names: list[str], failed: bool) -> None:
     done = [
-        Stage(POINT, name, None, (), STAGES, status=Status.OOM, message="no room")
+        a_stage(POINT, name, all_stages=STAGES, status=Status.OOM, message="no room")
         if failed
-        else Stage(POINT, name, 1.0, (1.0,), STAGES)
+        else a_stage(POINT, name, 1.0, all_stages=STAGES)
         for name in names
     ]
     item = remaining(0, done)
@@ -302,7 +301,7 @@ def test_stages_are_finished_when_each_has_a_record(names: list[str], failed: bo
 
 def test_giving_up_leaves_no_stage_to_do() -> None:
     rows = list(work_items.failed_records(remaining(), ("forward",), ERROR, "strict", 0, Status.TIMEOUT, "slow"))
-    (row,) = [r for r in rows if isinstance(r, Stage)]
+    (row,) = [r for r in rows if isinstance(r, Timing) and r.stage]
     assert (row.stage, row.status, row.message, row.protocol) == (ALL_STAGES, Status.TIMEOUT, "slow", "strict")
     assert remaining(1, [row]).stages
     assert not remaining(0, [row]).stages
@@ -401,7 +400,3 @@ def test_a_run_without_stages_asks_for_none() -> None:
     site = Site(tiny("shape.seq_len=64", "method=[math,hyper]", "passes=[forward]"))
     site.run()
     assert site.stages == []
-
-
-def test_a_timing_and_a_stage_of_the_same_name_have_different_keys() -> None:
-    assert a_timing().key != Stage(a_point(), "forward", 1.0).key

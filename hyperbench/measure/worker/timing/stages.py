@@ -61,7 +61,7 @@ class StageMeasurement:
             self._protocol,
             self._budget_s,
             lambda index: self._begin(names[index]),
-            lambda index: self._report.stage(self._subject, names[index], self._names, timed[index]),
+            lambda index: self._report.timing(self._subject, Pass.FORWARD, timed[index], names[index], self._names),
         )
 
     def _prepare(self, inputs: Inputs) -> list[Stages]:
@@ -105,7 +105,7 @@ class StageMeasurement:
     def _fail_all(self, status: Status, message: str) -> None:
         """A row for each stage that was to be timed, or one for all where their names are not known."""
         for name in self._missing() or [ALL_STAGES]:
-            self._report.failed_stage(self._subject, name, self._names, status, message)
+            self._report.failed_timing(self._subject, Pass.FORWARD, status, message, name, self._names)
 
 
 def check_stages(out: object, whole: Tensor, inputs: Inputs, dtype: str) -> None:
