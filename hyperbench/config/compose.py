@@ -224,12 +224,13 @@ def _expand(bases: list[DictConfig], axes: dict[str, list[Any]], device: DeviceC
         with open_dict(cfg):
             for key, value in zip(common, combination, strict=True):
                 OmegaConf.update(cfg, key, value)
-            for method in base.method:
+            without_own = _resolve(cfg)
+            for method in map(str, base.method):
                 own = {key: values for key, values in axes.items() if key.startswith(f"method.{method}.")}
                 for choice in itertools.product(*own.values()):
                     for key, value in zip(own, choice, strict=True):
                         OmegaConf.update(cfg, key, value)
-                    point = _point(_resolve(cfg), str(method), device)
+                    point = _point(_resolve(cfg) if own else without_own, method, device)
                     found.setdefault(point.point_id, point)
     if not found:
         raise ConfigError("no method is left; choose some by method=NAME,NAME")
