@@ -139,6 +139,11 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): cell for name, cell in row.items()} for row in frame.to_dict("records")]
 
 
+def masks_in(frame: pd.DataFrame) -> list[bool]:
+    """The maskings that occur, the one without causal masking first."""
+    return sorted(bool(m) for m in frame["is_causal"].unique())
+
+
 def varying(frame: pd.DataFrame, dims: Iterable[str] = DIMENSIONS) -> dict[str, list[Any]]:
     """The dimensions that take several values, with the values sorted.
 

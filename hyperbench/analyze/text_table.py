@@ -6,9 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import MASK_LABELS, is_null, milliseconds, pass_label, plain, ratio, significant
-from hyperbench.analyze.joins import HYPER_DIMS, records, varying
-from hyperbench.analyze.plotting.style import passes_in
+from hyperbench.analyze.format import (
+    MASK_LABELS,
+    is_null,
+    milliseconds,
+    pass_label,
+    passes_in,
+    plain,
+    ratio,
+    significant,
+)
+from hyperbench.analyze.joins import HYPER_DIMS, masks_in, records, varying
 from hyperbench.analyze.stage_table import by_point, missing_stages, stages_in
 from hyperbench.analyze.view import AS_PAPER, MAIN_ERROR, View
 
@@ -44,7 +52,7 @@ def time_tables(view: View, methods_per_table: int | None = None) -> list[TextTa
     step = methods_per_table or max(len(view.methods), 1)
     groups = [view.methods[i : i + step] for i in range(0, len(view.methods), step)] or [[]]
     tables = []
-    for is_causal in sorted(bool(m) for m in frame["is_causal"].unique()):
+    for is_causal in masks_in(frame):
         for methods in groups:
             title = _title(view, is_causal) + (f": {', '.join(methods)}" if len(groups) > 1 else "")
             part = frame[(frame["is_causal"] == is_causal) & frame["method"].isin([*methods, view.baseline])]
