@@ -30,7 +30,7 @@ _MARKDOWN = "\\`*_{}[]<>#|~&$"
 def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "flash2") -> list[Path]:
     """Write a run's tables to `out_dir` (default: the run's folder, export/), each by temporary file and rename.
 
-    csv and parquet give timings (with the speedups over `baseline`), errors and stages; latex and markdown give one
+    csv and parquet give timings (with the speedups over `baseline`) and errors; latex and markdown give one
     file of compact tables. Raises ValueError on an unknown format, a damaged or empty run, or a folder that cannot be
     written.
     """
@@ -56,7 +56,7 @@ def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "f
 
 def _write_tables(run: Run, folder: Path, fmt: str, baseline: str) -> list[Path]:
     check_baseline(run.timings, baseline)
-    frames = {"timings": add_speedup(run.timings, baseline), "errors": run.errors, "stages": run.stages}
+    frames = {"timings": add_speedup(run.timings, baseline), "errors": run.errors}
     for name, frame in frames.items():
         atomic_write(folder / f"{name}.{fmt}", partial(_write_frame, frame, fmt))
     return [folder / f"{name}.{fmt}" for name in frames]

@@ -17,7 +17,7 @@ CONDITION_DIMS = ("input", "seed", "protocol")
 HYPER_DIMS = ("block_size", "sample_size", "num_projections", "min_seq_len", "sampling", "pairing")
 DIMENSIONS = ("method", *SHAPE_DIMS, *HYPER_DIMS, *CONDITION_DIMS, "pass")
 
-_JOIN = (*SHAPE_DIMS, *CONDITION_DIMS, "pass", "round")
+_JOIN = (*SHAPE_DIMS, *CONDITION_DIMS, "pass", "stage", "round")
 _TAKEN = (
     "median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "status", "implementation", "message", "n_samples", "flags"
 )  # fmt: skip
@@ -37,7 +37,7 @@ class DoesNotFitError(ValueError):
 def add_speedup(timings: pd.DataFrame, baseline: str = "flash2") -> pd.DataFrame:
     """The same rows with the baseline's columns and `speedup`, `speedup_low`, `speedup_high` beside them.
 
-    A row meets the baseline's row of its own shape, masking, pass, input, protocol and round; the speedup is the
+    A row meets the baseline's row of its own shape, masking, pass, stage, input, protocol and round; the speedup is the
     ratio of the medians, its interval base_low / other_high to base_high / other_low. Without a timing on either
     side the speedup is null and `baseline_status` says why ("missing": no such row). No row is ever dropped.
     Raises ValueError where the baseline has several rows for one key.

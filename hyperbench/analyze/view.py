@@ -67,10 +67,10 @@ class View:
 
 def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[str]] | None = None) -> View:
     """Select, combine rounds, join speedups and errors. Raises ValueError on a filter that matches nothing."""
-    check_baseline(run.timings, baseline)
+    check_baseline(run.passes, baseline)
     filters = {name: list(values) for name, values in (where or {}).items()}
     nodes = _method_nodes(run.config)
-    timings = _in_order(run.timings, list(nodes))
+    timings = _in_order(run.passes, list(nodes))
     chosen = select(timings, filters, keep_method=baseline)
     joined = add_speedup(combine_rounds(chosen), baseline)
     return View(

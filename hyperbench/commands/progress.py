@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from hyperbench.stats.samples import median
-from hyperbench.store.schema import Record, Stage, Timing
+from hyperbench.store.schema import Record, Timing
 
 #: Room that a bar leaves for the bar itself, the percentage and two times.
 _BAR_CHARS = 44
@@ -62,7 +62,7 @@ class Lines(Quiet):
 
     def row(self, record: Record) -> None:
         """Print a time."""
-        if isinstance(record, Timing | Stage):
+        if isinstance(record, Timing):
             self._console.print(describe(record), highlight=False, soft_wrap=True, markup=False)
 
     def note(self, text: str) -> None:
@@ -118,7 +118,7 @@ class Bar(Quiet):
 
     def row(self, record: Record) -> None:
         """Print a time that could not be taken."""
-        if isinstance(record, Timing | Stage) and not record.status.has_timing:
+        if isinstance(record, Timing) and not record.status.has_timing:
             self._progress.console.print(describe(record), highlight=False, markup=False)
 
     def note(self, text: str) -> None:
@@ -133,11 +133,11 @@ def listener(console: Console, *, quiet: bool) -> Quiet:
     return Bar(console) if console.is_terminal else Lines(console)
 
 
-def describe(timing: Timing | Stage) -> str:
+def describe(timing: Timing) -> str:
     """A timing in one line: point, pass or stage, and the median or what went wrong."""
     point = timing.point
     masking = "causal" if point.is_causal else "non-causal"
-    what = timing.pass_ if isinstance(timing, Timing) else f"stage {timing.stage}"
+    what = f"stage {timing.stage}" if timing.stage else timing.pass_
     head = f"{point.method} {point.input} n={point.seq_len:,} heads={point.heads} {masking} {what}"
     if not timing.status.has_timing:
         return f"{head}: {timing.status}: {timing.message}"

@@ -23,13 +23,13 @@ from hyperbench.store.tables import can_write_parquet
 def print_grid(prepared: Prepared, console: Console) -> None:
     """One line that says which grid was taken and why."""
     config = prepared.config
-    cells = prepared.cells
-    lengths = sorted({cell.point.seq_len for cell in cells})
+    points = prepared.points
+    lengths = sorted({point.seq_len for point in points})
     span = f"{lengths[0]:,}" if len(lengths) == 1 else f"{lengths[0]:,} to {lengths[-1]:,}"
-    heads = "/".join(str(h) for h in sorted({cell.point.heads for cell in cells}))
-    dtypes = "/".join(sorted({cell.point.dtype for cell in cells}))
+    heads = "/".join(str(h) for h in sorted({point.heads for point in points}))
+    dtypes = "/".join(sorted({point.dtype for point in points}))
     console.print(
-        f"sweep {config.sweep} on {config.device.name} ({config.device.reason}): {len(cells)} points,"
+        f"sweep {config.sweep} on {config.device.name} ({config.device.reason}): {len(points)} points,"
         f" seq_len {span}, heads {heads}, {dtypes}, protocol {config.protocol.name}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
@@ -46,8 +46,8 @@ def dry_run(prepared: Prepared) -> dict[str, Any]:
     """The points of a run and its estimated time, as plain data."""
     estimates = prepared.estimates_s()
     points = [
-        {"point_id": cell.point.point_id, **cell.point.as_dict(), "estimate_s": round(seconds, 3)}
-        for cell, seconds in zip(prepared.cells, estimates, strict=True)
+        {"point_id": point.point_id, **point.as_dict(), "estimate_s": round(seconds, 3)}
+        for point, seconds in zip(prepared.points, estimates, strict=True)
     ]
     config = prepared.config
     return {
@@ -56,7 +56,7 @@ def dry_run(prepared: Prepared) -> dict[str, Any]:
         "device_reason": config.device.reason,
         "protocol": config.protocol.name,
         "passes": list(config.passes),
-        "stages": len(prepared.cells) if config.stages else 0,
+        "stages": len(prepared.points) if config.stages else 0,
         "axes": config.axes,
         "estimate_s": round(sum(estimates), 3),
         "points": points,
@@ -68,15 +68,14 @@ def print_dry_run(prepared: Prepared, console: Console) -> None:
     table = Table(box=None, header_style="bold")
     for name in ("method", "input", "causal", "batch", "heads", "kv", "n", "d", "dtype", "parameters", "about"):
         table.add_column(name, justify="right" if name in ("batch", "heads", "kv", "n", "d", "about") else "left")
-    for cell, seconds in zip(prepared.cells, prepared.estimates_s(), strict=True):
-        p = cell.point
+    for p, seconds in zip(prepared.points, prepared.estimates_s(), strict=True):
         hyper = " ".join(f"{name}={value}" for name, value in p.hyper.items())
         shape = (str(p.batch), str(p.heads), str(p.kv_heads), f"{p.seq_len:,}", str(p.head_dim))
         table.add_row(p.method, p.input, "yes" if p.is_causal else "no", *shape, p.dtype, hyper, duration(seconds))
     console.print(table)
-    points = f"{len(prepared.cells)} points"
+    points = f"{len(prepared.points)} points"
     if prepared.config.stages:
-        points += f", stages of the forward pass at {len(prepared.cells)} of them"
+        points += f", stages of the forward pass at {len(prepared.points)} of them"
     guessed = f" on a usual machine: {prepared.busy}" if prepared.busy else ""
     console.print(f"{points}, estimated time {duration(sum(prepared.estimates_s()))}{guessed}", highlight=False)
 
@@ -86,7 +85,7 @@ def outcome_data(folder: Path, outcome: Outcome) -> dict[str, Any]:
     stages = {"stages_now": {str(k): n for k, n in outcome.stage_statuses.items()}} if outcome.stage_statuses else {}
     return {
         "run": str(folder),
-        "rows": {str(k): int(v) for k, v in load_run(folder).timings["status"].value_counts().items()},
+        "rows": {str(k): int(v) for k, v in load_run(folder).passes["status"].value_counts().items()},
         "measured_now": {str(status): count for status, count in outcome.statuses.items()},
         **stages,
         **outcome.time,
@@ -97,7 +96,7 @@ def outcome_data(folder: Path, outcome: Outcome) -> dict[str, Any]:
 def has_failures(folder: Path) -> bool:
     """Whether a run holds rows that should have worked; `unsupported` is an answer, not a failure."""
     run = load_run(folder)
-    return not {*run.timings["status"], *run.errors["status"], *run.stages["status"]} <= {str(s) for s in GOOD_STATUSES}
+    return not {*run.timings["status"], *run.errors["status"]} <= {str(s) for s in GOOD_STATUSES}
 
 
 def print_outcome(folder: Path, outcome: Outcome, console: Console) -> None:

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 from hyperbench.config import catalog
 from hyperbench.config.catalog import ConfigError, check_name, nearest
 from hyperbench.config.overrides import Overrides, check_keys, check_mappings, flat_keys, parse
-from hyperbench.config.types import ErrorConfig, ProtocolConfig, check_dtypes, check_shape, passes_of, stages_of, typed
+from hyperbench.config.types import (
+    ErrorConfig,
+    ProtocolConfig,
+    check_bool,
+    check_dtypes,
+    check_shape,
+    passes_of,
+    stages_of,
+    typed,
+)
+from hyperbench.store.schema import Point
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -37,24 +47,11 @@ class DeviceConfig:
 
 
 @dataclass(frozen=True)
-class PointConfig:
-    """One cell of the grid as configured: a method on an input of one shape; null parameters are not yet filled in."""
-
-    method: str
-    target: str
-    exact: bool
-    hyper: dict[str, Any]
-    input: str
-    input_params: dict[str, Any]
-    dtype: str
-    is_causal: bool
-    seed: int
-    shape: dict[str, int]
-
-
-@dataclass(frozen=True)
 class RunConfig:
-    """Everything a run needs to know, checked; `resolved` is what config.yaml holds."""
+    """Everything a run needs to know, checked; `resolved` is what config.yaml holds.
+
+    Parameters of `points` that are null are not yet those of the method; `exact_methods` claim to be exact.
+    """
 
     sweep: str
     device: DeviceConfig
@@ -62,7 +59,8 @@ class RunConfig:
     error: ErrorConfig
     passes: tuple[str, ...]
     stages: bool
-    points: tuple[PointConfig, ...]
+    points: tuple[Point, ...]
+    exact_methods: frozenset[str]
     axes: dict[str, list[Any]]
     out: str | None
     resolved: dict[str, Any]
@@ -120,6 +118,7 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
         passes=passes,
         stages=stages_of(resolved["stages"], passes),
         points=_expand(base, {key: values for key, values in axes.items() if key != "input"}, device_config),
+        exact_methods=_exact_methods(resolved["method"]),
         axes=axes,
         out=overrides.out,
         resolved=resolved,
@@ -207,12 +206,12 @@ def _check_axis_key(key: str, composed: dict[str, Any]) -> None:
     )
 
 
-def _expand(bases: list[DictConfig], axes: dict[str, list[Any]], device: DeviceConfig) -> tuple[PointConfig, ...]:
+def _expand(bases: list[DictConfig], axes: dict[str, list[Any]], device: DeviceConfig) -> tuple[Point, ...]:
     """The product of the axes; an axis of one method's parameter multiplies the points of that method only."""
     from omegaconf import OmegaConf, open_dict
 
     common = {key: values for key, values in axes.items() if not key.startswith("method.")}
-    found: dict[str, PointConfig] = {}
+    found: dict[str, Point] = {}
     for base, combination in itertools.product(bases, itertools.product(*common.values())):
         cfg = base.copy()
         with open_dict(cfg):
@@ -224,13 +223,13 @@ def _expand(bases: list[DictConfig], axes: dict[str, list[Any]], device: DeviceC
                     for key, value in zip(own, choice, strict=True):
                         OmegaConf.update(cfg, key, value)
                     point = _point(_resolve(cfg), str(method), device)
-                    found.setdefault(repr(point), point)
+                    found.setdefault(point.point_id, point)
     if not found:
         raise ConfigError("no method is left; choose some by method=NAME,NAME")
     return tuple(found.values())
 
 
-def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> PointConfig:
+def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> Point:
     node = data["method"][method]
     if not isinstance(node, dict) or not node.get("_target_"):
         raise ConfigError(
@@ -238,22 +237,30 @@ def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> PointConf
         )
     shape = {key: data["shape"][key] for key in _SHAPE_KEYS}
     hyper = {str(key): value for key, value in node.items() if key not in _METHOD_KEYS}
-    if not isinstance(node.get("exact", False), bool):
-        raise ConfigError(f"method.{method}.exact={node['exact']} must be true or false")
     check_shape(shape, data["is_causal"], data["seed"], method, hyper)
     check_name("dtype", data["dtype"], device.dtypes)
-    return PointConfig(
-        method=method,
-        target=str(node["_target_"]),
-        exact=node.get("exact", False),
-        hyper=hyper,
-        input=str(data["input"]["name"]),
-        input_params={k: v for k, v in data["input"].items() if k not in ("name", "description")},
-        dtype=data["dtype"],
-        is_causal=data["is_causal"],
-        seed=data["seed"],
-        shape=shape,
-    )
+    try:
+        return Point(
+            method=method,
+            target=str(node["_target_"]),
+            device=device.name,
+            dtype=data["dtype"],
+            is_causal=data["is_causal"],
+            input=str(data["input"]["name"]),
+            seed=data["seed"],
+            hyper=hyper,
+            input_params={k: v for k, v in data["input"].items() if k not in ("name", "description")},
+            **shape,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _exact_methods(methods: dict[str, Any]) -> frozenset[str]:
+    """The methods that claim to be exact. Raises ConfigError unless `exact` is true or false, or not given."""
+    for name, node in methods.items():
+        check_bool(f"method.{name}.exact", node.get("exact", False))
+    return frozenset(name for name, node in methods.items() if node.get("exact", False))
 
 
 def _only(group: str, chosen: list[str]) -> str:

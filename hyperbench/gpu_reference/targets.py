@@ -31,7 +31,7 @@ def lines(run_dir: Path) -> list[str]:
     from hyperbench.analyze.joins import add_speedup
     from hyperbench.store.run_folder import load_run
 
-    timings = load_run(run_dir).timings
+    timings = load_run(run_dir).passes
     found = []
     for target in TARGETS:
         rows = add_speedup(timings, target.baseline).query(

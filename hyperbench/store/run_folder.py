@@ -2,7 +2,7 @@
 
 A run's folder holds config.yaml (resolved), environment.json (and origins.json where rounds were measured under another
 one), journal.jsonl (a line per finished measurement), sessions.jsonl (where the time of each session went) and the
-tables timings, errors and stages as .csv, and as .parquet where pyarrow is installed. The tables can always be made
+tables timings and errors as .csv, and as .parquet where pyarrow is installed. The tables can always be made
 again from the journal.
 """
 
@@ -40,8 +40,9 @@ class StoreError(ValueError):
 class Run:
     """A run as read from its folder; the tables have the columns named in `hyperbench.store.tables`.
 
-    `environment` is that of the first origin. Rows of `timings` and `stages` have the run_id of the origin that their
-    round was measured under, so that a reader can tell the origins apart.
+    `timings` has a row per point, pass, stage and round; `passes` and `stages` are its two halves. `environment` is
+    that of the first origin. Rows of `timings` have the run_id of the origin that their round was measured under, so
+    that a reader can tell the origins apart.
     """
 
     path: Path
@@ -49,8 +50,17 @@ class Run:
     environment: dict[str, Any]
     timings: DataFrame
     errors: DataFrame
-    stages: DataFrame
     origins: tuple[Origin, ...] = ()
+
+    @property
+    def passes(self) -> DataFrame:
+        """The timings of whole passes."""
+        return self.timings[self.timings["stage"] == ""].reset_index(drop=True)
+
+    @property
+    def stages(self) -> DataFrame:
+        """The timings of stages."""
+        return self.timings[self.timings["stage"] != ""].reset_index(drop=True)
 
 
 class Journal:
@@ -134,7 +144,7 @@ def read_journal(path: Path) -> list[Record]:
 
 
 def write_tables(run_dir: Path) -> None:
-    """Make timings, errors and stages from the journal, as .parquet and .csv, each by temporary file and rename.
+    """Make timings and errors from the journal, as .parquet and .csv, each by temporary file and rename.
 
     Without pyarrow there is no .parquet; one that is there from before goes, as it would be behind the journal.
     Raises StoreError if the disk does not take them.
@@ -174,11 +184,11 @@ def load_run(run_dir: Path) -> Run:
     frames = tables.build(records, run_id)
     found = read_origins(path, origin)
     if len(found) > 1:
+        timings = frames["timings"]
         ids = {round_: str(origins.of_round(found, round_).environment.get("run_id") or run_id)
-               for name in ("timings", "stages") for round_ in map(int, frames[name]["round"].unique())}  # fmt: skip
-        for name in ("timings", "stages"):
-            frames[name]["run_id"] = frames[name]["round"].map(ids).astype(object)
-    return Run(path, config, origin, frames["timings"], frames["errors"], frames["stages"], found)
+               for round_ in map(int, timings["round"].unique())}  # fmt: skip
+        timings["run_id"] = timings["round"].map(ids).astype(object)
+    return Run(path, config, origin, frames["timings"], frames["errors"], found)
 
 
 def check_run_folder(run_dir: Path) -> Path:

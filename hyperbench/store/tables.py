@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.stats.samples import Summary, median_interval, summarise
-from hyperbench.store.schema import ALL_STAGES, PARAMETER_TYPES, ErrorRow, Point, Record, Stage, Timing
+from hyperbench.stats.samples import Summary, summarise
+from hyperbench.store.schema import ALL_STAGES, PARAMETER_TYPES, ErrorRow, Point, Record, Timing
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -37,6 +37,9 @@ TABLES: dict[str, dict[str, str]] = {
         **_POINT_HEAD,
         "seed": "int64",
         "pass": "text",
+        "stage": "text",
+        "position": "Int64",
+        "num_stages": "Int64",
         "protocol": "text",
         "round": "int64",
         "status": "text",
@@ -61,45 +64,24 @@ TABLES: dict[str, dict[str, str]] = {
         "status": "text",
         "message": "text",
     },
-    "stages": {
-        **_POINT_HEAD,
-        "seed": "int64",
-        "protocol": "text",
-        "round": "int64",
-        "stage": "text",
-        "position": "Int64",
-        "num_stages": "Int64",
-        "status": "text",
-        "stop_reason": "text",
-        "n_samples": "int64",
-        "median_ms": "float64",
-        "ci_low_ms": "float64",
-        "ci_high_ms": "float64",
-        "host_ms": "float64",
-        "flags": "text",
-        "message": "text",
-    },
 }
 
 
 def build(records: Iterable[Record], run_id: str) -> dict[str, DataFrame]:
-    """The three tables of a journal's records; where a measurement was repeated, the last record counts."""
+    """The tables of a journal's records; where a measurement was repeated, the last record counts."""
     timings: dict[tuple[Any, ...], Timing] = {}
     errors: dict[tuple[Any, ...], ErrorRow] = {}
-    stages: dict[tuple[Any, ...], Stage] = {}
     for record in records:
         if isinstance(record, Timing):
+            if record.stage:
+                timings.pop(dataclasses.replace(record, stage=ALL_STAGES).key, None)
             timings[record.key] = record
-        elif isinstance(record, ErrorRow):
-            errors[record.key] = record
         else:
-            stages.pop(dataclasses.replace(record, stage=ALL_STAGES).key, None)
-            stages[record.key] = record
+            errors[record.key] = record
     implementations = {t.point.point_id: t.implementation for t in timings.values() if t.implementation}
     return {
-        "timings": _frame("timings", [_timing_row(t, run_id) for t in timings.values()]),
+        "timings": _frame("timings", [_timing_row(t, run_id, implementations) for t in timings.values()]),
         "errors": _frame("errors", [_error_row(e, run_id, implementations) for e in errors.values()]),
-        "stages": _frame("stages", [_stage_row(s, run_id, implementations) for s in stages.values()]),
     }
 
 
@@ -145,15 +127,21 @@ def _point_row(point: Point, run_id: str, implementation: str | None) -> dict[st
     }
 
 
-def _timing_row(timing: Timing, run_id: str) -> dict[str, Any]:
+def _timing_row(timing: Timing, run_id: str, implementations: dict[str, str]) -> dict[str, Any]:
+    # Old records of stages do not tell which code it was.
+    known = implementations.get(timing.point.point_id) if timing.stage else None
+    is_named = timing.stage in timing.all_stages
     statistics: dict[str, Any] = dict.fromkeys(_STATISTICS)
     if timing.samples_ms:
         statistics = dataclasses.asdict(summarise(timing.samples_ms))
     return {
-        **_point_row(timing.point, run_id, timing.implementation or None),
+        **_point_row(timing.point, run_id, timing.implementation or known),
         **statistics,
         "seed": timing.point.seed,
         "pass": str(timing.pass_),
+        "stage": timing.stage,
+        "position": timing.all_stages.index(timing.stage) if is_named else None,
+        "num_stages": len(timing.all_stages) or None,
         "protocol": timing.protocol,
         "round": timing.round,
         "status": str(timing.status),
@@ -179,26 +167,4 @@ def _error_row(error: ErrorRow, run_id: str, implementations: dict[str, str]) ->
         "value": error.value,
         "status": str(error.status),
         "message": error.message,
-    }
-
-
-def _stage_row(stage: Stage, run_id: str, implementations: dict[str, str]) -> dict[str, Any]:
-    low, high = median_interval(stage.samples_ms) if stage.samples_ms else (None, None)
-    return {
-        **_point_row(stage.point, run_id, implementations.get(stage.point.point_id)),
-        "seed": stage.point.seed,
-        "protocol": stage.protocol,
-        "round": stage.round,
-        "stage": stage.stage,
-        "position": stage.all_stages.index(stage.stage) if stage.stage in stage.all_stages else None,
-        "num_stages": len(stage.all_stages) or None,
-        "status": str(stage.status),
-        "stop_reason": str(stage.stop_reason) if stage.stop_reason else None,
-        "n_samples": len(stage.samples_ms),
-        "median_ms": stage.median_ms,
-        "ci_low_ms": low,
-        "ci_high_ms": high,
-        "host_ms": stage.host_ms,
-        "flags": ",".join(stage.flags) or None,
-        "message": stage.message,
     }

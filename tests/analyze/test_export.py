@@ -78,8 +78,8 @@ def test_markdown_shows_every_text_letter_by_letter(text: str) -> None:
 def test_tables_come_back_as_they_are(make_run: MakeRun, tmp_path: Path, fmt: str) -> None:
     run = load_run(mixed(make_run))
     paths = export_run(run.path, fmt, tmp_path / "out")
-    assert sorted(p.name for p in paths) == [f"{name}.{fmt}" for name in ("errors", "stages", "timings")]
-    wanted = {"timings": add_speedup(run.timings), "errors": run.errors, "stages": run.stages}
+    assert sorted(p.name for p in paths) == [f"{name}.{fmt}" for name in ("errors", "timings")]
+    wanted = {"timings": add_speedup(run.timings), "errors": run.errors}
     for path in paths:
         table = wanted[path.stem]
         # CSV has no types: its cells are read as they stand and compared as what they were.

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hyperbench.commands.progress import Bar, Lines, Quiet, describe, duration, listener
-from hyperbench.store.schema import ErrorRow, Pass, Record, Stage, Status, Timing
-from tests.helpers.made_records import a_point, a_timing, timings
+from hyperbench.store.schema import ErrorRow, Pass, Record, Status, Timing
+from tests.helpers.made_records import a_point, a_stage, a_timing, timings
 
 FAILED = a_timing(status=Status.OOM, samples_ms=(), stop_reason=None, message="no [bold]room[/bold]")
-STAGE = Stage(a_point(), "hash", 1.5, (1.0, 2.0), ("hash", "sort"))
-LOST_STAGE = Stage(a_point(), "sort", None, (), ("hash", "sort"), status=Status.OOM, message="no room")
+STAGE = a_stage(a_point(), "hash", 1.0, 2.0, all_stages=("hash", "sort"))
+LOST_STAGE = a_stage(a_point(), "sort", all_stages=("hash", "sort"), status=Status.OOM, message="no room")
 RECORDS: list[Record] = [a_timing(), FAILED, ErrorRow(a_point(), 0, "out_rel_fro", 0.5), STAGE, LOST_STAGE]
 
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from hyperbench.commands import run_summary
 from hyperbench.measure.runner.outcome import Outcome
 from hyperbench.store.record_json import to_json
-from hyperbench.store.schema import ALL_STAGES, ErrorRow, Record, Stage, Status
-from tests.helpers.made_records import a_point, a_timing
+from hyperbench.store.schema import ALL_STAGES, ErrorRow, Record, Status
+from tests.helpers.made_records import a_point, a_stage, a_timing
 from tests.helpers.made_runs import prepared
 
 
@@ -49,13 +49,13 @@ def test_a_dry_run_holds_every_point_and_adds_up() -> None:
     run = prepared("sweep=smoke")
     data = run_summary.dry_run(run)
     json.dumps(data)
-    assert [p["point_id"] for p in data["points"]] == [cell.point.point_id for cell in run.cells]
-    assert data["estimate_s"] == pytest.approx(sum(p["estimate_s"] for p in data["points"]), abs=1e-3 * len(run.cells))
+    assert [p["point_id"] for p in data["points"]] == [point.point_id for point in run.points]
+    assert data["estimate_s"] == pytest.approx(sum(p["estimate_s"] for p in data["points"]), abs=1e-3 * len(run.points))
     assert (data["sweep"], data["device"], data["protocol"]) == ("smoke", "cpu", "quick")
     console, text = a_console()
     run_summary.print_dry_run(run, console)
     lines = text.getvalue().splitlines()
-    assert len(lines) >= len(run.cells) + 2
+    assert len(lines) >= len(run.points) + 2
     assert lines[-1].startswith("12 points, estimated time ")
     assert sum("block_size=256" in line for line in lines) == 6
 
@@ -97,7 +97,7 @@ def test_an_error_that_could_not_be_measured_is_a_failure(tmp_path: Path) -> Non
 def test_a_stage_that_could_not_be_timed_is_a_failure_unless_the_method_tells_none(
     tmp_path: Path, status: Status
 ) -> None:
-    row = Stage(a_point(), ALL_STAGES, None, status=status, message="for a reason")
+    row = a_stage(a_point(), ALL_STAGES, status=status, message="for a reason")
     folder = run_of(tmp_path, a_timing(), row)
     assert run_summary.has_failures(folder) == (status is not Status.UNSUPPORTED)
     outcome = Outcome(Counter({Status.OK: 1}), stage_statuses=Counter({status: 1}))

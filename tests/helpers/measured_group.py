@@ -50,15 +50,17 @@ class Gauge:
         return 1100
 
 
-def cell(target: str, *, exact: bool = False, hyper: dict[str, Any] | None = None, **changes: Any) -> work_items.Cell:
-    """A point of a method by its target."""
+def item(
+    target: str, *, exact: bool = False, hyper: dict[str, Any] | None = None, **changes: Any
+) -> work_items.WorkItem:
+    """A point of a method by its target, nothing to do yet."""
     point = a_point(**{**SHAPE, "method": target.rpartition(".")[2], "target": target, "hyper": hyper or {}, **changes})
-    return work_items.Cell(point, exact)
+    return work_items.WorkItem(point, exact)
 
 
-def odd(name: str, **options: Any) -> work_items.Cell:
+def odd(name: str, **options: Any) -> work_items.WorkItem:
     """A point of an odd method."""
-    return cell(f"odd_methods.{name}", **options)
+    return item(f"tests.helpers.odd_methods.{name}", **options)
 
 
 class Measured:
@@ -66,7 +68,7 @@ class Measured:
 
     def __init__(
         self,
-        *cells: work_items.Cell,
+        *items: work_items.WorkItem,
         passes: tuple[str, ...] = PASSES,
         round_: int = 0,
         clock: Clock | None = None,
@@ -76,9 +78,12 @@ class Measured:
         config = tiny().config
         error = dataclasses.replace(config.error, **options.pop("error", {}))
         protocol = dataclasses.replace(config.protocol, **options.pop("protocol", {}))
-        todos = tuple(work_items.todo(one, passes, error, round_, options.get("finished", set())) for one in cells)
-        options.pop("finished", None)
-        self.task = Task(todos, passes, protocol, error, round_, None, **options)
+        exact = frozenset(one.point.method for one in items if one.exact)
+        config = dataclasses.replace(config, passes=passes, error=error, exact_methods=exact)
+        progress = work_items.Progress(protocol)
+        progress.finished |= options.pop("finished", set())
+        left = tuple(work_items.remaining(one.point, config, round_, progress) for one in items)
+        self.task = Task(left, passes, protocol, error, round_, None, **options)
         self.messages: list[dict[str, Any]] = []
         clock = clock or Clock()
         clock.heard = self.messages
@@ -92,8 +97,8 @@ class Measured:
         task = self.task
         return {
             r.key
-            for wanted in task.todos
-            for r in work_items.failed_records(wanted, task.passes, task.error, "", task.round, Status.ERROR, "")
+            for one in task.items
+            for r in work_items.failed_records(one, task.passes, task.error, "", task.round, Status.ERROR, "")
             if isinstance(r, Timing | ErrorRow)
         }
 

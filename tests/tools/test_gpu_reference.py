@@ -114,7 +114,7 @@ def test_every_run_is_one_that_hyperbench_takes(choice: Choice) -> None:
     assert planned[0].name == "fig4"
     for run in planned:
         found = prepare(run.words, lambda request, env: facts(request, env, **GPU_FACTS))
-        config, points = found.config, [cell.point for cell in found.cells]
+        config, points = found.config, list(found.points)
         assert (config.device.name, config.protocol.name) == ("cuda", "strict")
         if run.name.startswith("fig4"):
             assert {p.method for p in points} == {"flash2", "cudnn", "hyper"}

@@ -28,7 +28,7 @@ from tests.helpers.made_runs import TINY, facts, tiny
 from tests.helpers.quoted import Quote
 
 SHORT = ("method=[math,hyper]", "passes=[forward]", "shape.seq_len=64,128,256")
-TABLES = {f"{name}.{kind}" for name in ("timings", "errors", "stages") for kind in ("csv", "parquet")}
+TABLES = {f"{name}.{kind}" for name in ("timings", "errors") for kind in ("csv", "parquet")}
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ class Poisoned(FakeWorker):
     def _work(self, task: Task) -> Iterator[Message]:
         for message in self._script(task):
             yield message
-            for wanted in task.todos:
-                point = wanted.cell.point
+            for item in task.items:
+                point = item.point
                 at_hyper = (point.method, point.seq_len, message.get("unit")) == ("hyper", 64, "time")
                 if at_hyper and message["point_id"] == point.point_id:
                     words = "AcceleratorError: CUDA error: an illegal memory access was encountered"
@@ -216,26 +216,14 @@ def measured_elsewhere(**changes: Any) -> None:
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
 
 
-def test_another_code_measures_in_new_rounds_and_says_so(run: Callable[..., Answer]) -> None:
-    assert run("protocol.rounds=2").code == 0
-    measured_elsewhere(code="f" * 12)
-    kept = run_folder.read_journal(Path("run") / run_folder.JOURNAL)
-    answer = run("protocol.rounds=2", "--resume")
-    assert answer.code == 0
-    assert Quote("this run goes on under another code (... there, ... here): finished rounds stay as they are, the "
-                 "rest is measured in new rounds from 2 on").stands_in(answer.err)  # fmt: skip
-    records = run_folder.read_journal(Path("run") / run_folder.JOURNAL)
-    assert records[: len(kept)] == kept
-    assert {r.round for r in records[len(kept) :]} == {2}  # type: ignore[union-attr]
-
-
-def test_another_machine_does_not_go_on_with_a_run(run: Callable[..., Answer]) -> None:
+@pytest.mark.parametrize(("key", "value"), [("cpu_model", "Another CPU"), ("code", "ffffffffffff")])
+def test_a_run_does_not_go_on_in_another_environment(run: Callable[..., Answer], key: str, value: str) -> None:
     assert run().code == 0
-    measured_elsewhere(cpu_model="Another CPU")
+    measured_elsewhere(**{key: value})
     before = (Path("run") / run_folder.JOURNAL).read_bytes()
     answer = run("--resume")
     assert answer.code == 2
-    assert Quote("out=run cannot go on: its numbers come from another cpu_model (Another CPU there, ... here); choose "
+    assert Quote(f"out=run cannot go on: its numbers come from another {key} ({value} there, ... here); choose "
                  "another out=DIR, or --fresh to measure all again").stands_in(answer.err)  # fmt: skip
     assert (Path("run") / run_folder.JOURNAL).read_bytes() == before
 

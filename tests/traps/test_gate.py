@@ -9,7 +9,7 @@ import pytest
 
 from hyperbench.measure.methods import method
 from hyperbench.store.schema import Status, Timing
-from tests.helpers.measured_group import HYPER, Clock, Gauge, Measured, all_of, cell, odd
+from tests.helpers.measured_group import HYPER, Clock, Gauge, Measured, all_of, item, odd
 from tests.helpers.quoted import Quote
 
 LIBRARY = "hyperbench.measure.methods.hyper"
@@ -22,7 +22,7 @@ ONLY_LONG = "whatever it does at shorter ones"
 
 def fault(name: str, **options: Any) -> Any:
     """A point of a faulty method."""
-    return cell(f"gate_faults.{name}", **options)
+    return item(f"tests.helpers.gate_faults.{name}", **options)
 
 
 @pytest.mark.parametrize(
@@ -104,17 +104,17 @@ def test_gradients_that_change_after_some_calls_of_one_graph_are_seen_while_it_i
 def test_honest_methods_pass_at_long_lengths(dtype: str, is_causal: bool) -> None:
     options: dict[str, Any] = {"dtype": dtype, "is_causal": is_causal, **LONG}
     found = Measured(
-        cell(f"{LIBRARY}.hyper", hyper=COARSE, **options),
-        cell(f"{LIBRARY}.hyper_paper", hyper={**COARSE, "sampling": "iid", "pairing": "rank"}, **options),
-        cell(f"{TRIVIAL}.uniform", hyper={"sample_size": 8, "seed": 0}, **options),
-        cell(f"{TRIVIAL}.mean_v", **options),
-        cell(f"{TRIVIAL}.zero", **options),
-        cell("hyperbench.measure.methods.exact.flash2", exact=True, **options),
+        item(f"{LIBRARY}.hyper", hyper=COARSE, **options),
+        item(f"{LIBRARY}.hyper_paper", hyper={**COARSE, "sampling": "iid", "pairing": "rank"}, **options),
+        item(f"{TRIVIAL}.uniform", hyper={"sample_size": 8, "seed": 0}, **options),
+        item(f"{TRIVIAL}.mean_v", **options),
+        item(f"{TRIVIAL}.zero", **options),
+        item("hyperbench.measure.methods.exact.flash2", exact=True, **options),
         fault("honest_backward", exact=True, **options),
         fault("needs_no_queries", **options),
     )
-    for wanted in found.task.todos:
-        name = wanted.cell.point.method
+    for one in found.task.items:
+        name = one.point.method
         if is_causal and name == "needs_no_queries":
             continue
         assert found.statuses(name) == all_of("ok"), (name, found.timings(name))
@@ -152,7 +152,7 @@ class CountingGauge(Gauge):
 
 def measured_with(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], Clock]) -> Measured:
     """One method, whose first calls are gauged as more than later ones."""
-    monkeypatch.setattr("measured_group.Gauge", CountingGauge)
+    monkeypatch.setattr("tests.helpers.measured_group.Gauge", CountingGauge)
     return Measured(odd("exact", **LONG), clock=clock())
 
 

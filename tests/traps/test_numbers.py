@@ -94,9 +94,9 @@ def test_a_round_without_a_time_is_counted_where_rounds_are_combined() -> None:
     [("input", ("gaussian", "clustered")), ("seed", (0, 1)), ("dtype", ("float32", "float64")), ("heads", (2, 4))],
 )
 def test_what_makes_times_differ_is_part_of_the_point_and_never_mixed(name: str, values: tuple[Any, Any]) -> None:
-    cells = [odd("exact", **{name: value}) for value in values]
-    assert len({one.point.point_id for one in cells}) == len(work_items.group(cells)) == 2
-    records = [r for one in cells for r in Measured(one, passes=("forward",)).records]
+    items = [odd("exact", **{name: value}) for value in values]
+    assert len({one.point.point_id for one in items}) == len(work_items.group([one.point for one in items])) == 2
+    records = [r for one in items for r in Measured(one, passes=("forward",)).records]
     frame = tables.build(records, "run")["timings"]
     with pytest.raises(ValueError, match=f"{name} varies"):
         check_single(frame, ("method", "is_causal", "pass", "seq_len"))

@@ -15,7 +15,7 @@ from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.store.schema import Status
 from tests.helpers.commands import Call
 from tests.helpers.made_rounds import points, rounds, sweep, write_run
-from tests.helpers.measured_group import Clock, Measured, cell, odd
+from tests.helpers.measured_group import Clock, Measured, item, odd
 from tests.helpers.quoted import Quote
 
 #: Twenty samples, however precise the median is.
@@ -190,7 +190,7 @@ def test_a_slow_first_call_is_written_down_apart(call: Call, tmp_path: Path) -> 
 
     compiles.now_s, compiles.is_compiled = 0.0, False
     clock = MovingClock(lambda: compiles.now_s)
-    found = Measured(cell("tests.helpers.faulty_methods.compiles"), passes=("forward",), clock=clock)
+    found = Measured(item("tests.helpers.faulty_methods.compiles"), passes=("forward",), clock=clock)
     row = found.timings("compiles")["forward"]
     assert row.first_call_ms == pytest.approx(90_000)
     assert max(row.samples_ms) == pytest.approx(1.0)

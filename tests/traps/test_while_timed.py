@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from hyperbench.measure.methods import method
-from tests.helpers.measured_group import PASSES, Clock, Measured, all_of, cell, odd
+from tests.helpers.measured_group import PASSES, Clock, Measured, all_of, item, odd
 from tests.helpers.quoted import Quote
 
 #: After the check of a forward pass, before its first sample.
@@ -32,7 +32,7 @@ DURING_WARM_UP = 10
 def test_what_goes_wrong_while_it_is_timed_has_no_time(
     name: str, words: Quote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = cell(f"faulty_methods.{name}", hyper={"after": DURING_WARM_UP})
+    one = item(f"tests.helpers.faulty_methods.{name}", hyper={"after": DURING_WARM_UP})
     monkeypatch.setattr(method.find(one.point.target).function, "calls", 0)
     found = Measured(odd("exact", exact=True), one, odd("takes_anything"), passes=("forward",))
     row = found.timings(name)["forward"]
@@ -43,7 +43,7 @@ def test_what_goes_wrong_while_it_is_timed_has_no_time(
 
 
 def test_one_that_goes_wrong_takes_no_later_pass_of_another_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = cell("tests.helpers.faulty_methods.later_in_place", hyper={"after": DURING_WARM_UP + 2})
+    one = item("tests.helpers.faulty_methods.later_in_place", hyper={"after": DURING_WARM_UP + 2})
     monkeypatch.setattr(method.find(one.point.target).function, "calls", 0)
     found = Measured(odd("exact", exact=True), one)
     assert found.statuses("later_in_place")["forward"] == "incorrect"
@@ -52,7 +52,7 @@ def test_one_that_goes_wrong_takes_no_later_pass_of_another_with_it(monkeypatch:
 
 
 def test_a_graph_that_is_used_up_is_not_timed_as_if_it_were_new() -> None:
-    found = Measured(cell("tests.helpers.faulty_methods.spends_its_graph"))
+    found = Measured(item("tests.helpers.faulty_methods.spends_its_graph"))
     statuses = {"forward": "ok", "backward": "incorrect", "forward_backward": "ok"}
     assert found.statuses("spends_its_graph") == statuses
     assert Quote(

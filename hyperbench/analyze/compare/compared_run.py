@@ -80,7 +80,7 @@ def read_run(path: Path, method: str | None) -> ComparedRun:
     """Read a run, or a method of it. Raises ValueError on a folder that is no run's, is damaged or lacks the method."""
     folder = check_run_folder(path)
     config, env = read_config(folder), read_environment(folder)
-    found = [record for record in read_journal(folder / JOURNAL) if isinstance(record, Timing)]
+    found = [r for r in read_journal(folder / JOURNAL) if isinstance(r, Timing) and not r.stage]
     names = dict.fromkeys(timing.point.method for timing in found)
     if method is not None and method not in names:
         allowed = f"allowed: {', '.join(names)}" if names else "it holds no timing yet"

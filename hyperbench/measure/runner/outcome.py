@@ -20,7 +20,7 @@ class Listener(Protocol):
         ...
 
     def finished(self, cost_s: float) -> None:
-        """A part of a cell, of this estimated cost, is done."""
+        """A part of a point, of this estimated cost, is done."""
         ...
 
     def row(self, record: Record) -> None:

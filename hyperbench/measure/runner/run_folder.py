@@ -98,7 +98,7 @@ def _check_same(prepared: Prepared, folder: Path, resume: bool) -> None:
     if not resume:
         raise StoreError(f"out={folder} holds a run of this configuration; --resume continues it, --fresh replaces it")
     there, here = run_folder.read_environment(folder), environment_of(prepared)
-    changed = origins.changes(there, here, origins.MACHINE_KEYS)
+    changed = origins.changes(there, here, (*origins.MACHINE_KEYS, *origins.ORIGIN_KEYS))
     if changed:
         raise StoreError(
             f"out={folder} cannot go on: its numbers come from another {' and '.join(changed)};"

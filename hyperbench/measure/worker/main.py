@@ -95,7 +95,7 @@ def main(read_fd: int, write_fd: int) -> None:
             task = Task.from_json(message)
             if task.threads is not None:
                 torch.set_num_threads(task.threads)
-            device = task.todos[0].cell.point.device
+            device = task.items[0].point.device
             clock = StoppableClock(clock_for(device), stop.check)
             surroundings = surroundings_for(device, torch.get_num_threads())
             measurement = GroupMeasurement(task, emit, clock, gauge_for(device), surroundings)

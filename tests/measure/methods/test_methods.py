@@ -210,8 +210,11 @@ def test_implementations_name_what_runs_and_where() -> None:
         ),
         ("tests.helpers.raises_at_import.f", r"cannot be imported: .*this module.*cannot be imported"),
         ("tests.helpers.exits_at_import.f", "_target_=tests.helpers.exits_at_import.f cannot be imported: no license"),
-        ("odd_methods.NOT_A_FUNCTION", "_target_=odd_methods.NOT_A_FUNCTION is a int, not a function"),
-        ("odd_methods", "_target_=odd_methods is a module, not a function"),
+        (
+            "tests.helpers.odd_methods.NOT_A_FUNCTION",
+            "_target_=tests.helpers.odd_methods.NOT_A_FUNCTION is a int, not a function",
+        ),
+        ("tests.helpers.odd_methods", "_target_=tests.helpers.odd_methods is a module, not a function"),
         ("", "_target_= cannot be imported"),
         ("..", "cannot be imported"),
         ("3", "cannot be imported"),

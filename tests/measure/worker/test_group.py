@@ -13,7 +13,7 @@ from hyperbench.measure.worker import report
 from hyperbench.measure.worker.conditions.conditions import GpuReading
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.store.schema import Pass, Status
-from tests.helpers.measured_group import HYPER, PASSES, Clock, Measured, all_of, cell, odd
+from tests.helpers.measured_group import HYPER, PASSES, Clock, Measured, all_of, item, odd
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -21,8 +21,8 @@ from tests.helpers.measured_group import HYPER, PASSES, Clock, Measured, all_of,
 def test_a_group_reports_each_thing_it_owes_once(passes: tuple[str, ...], is_causal: bool) -> None:
     found = Measured(
         odd("exact", exact=True, is_causal=is_causal),
-        cell("hyperbench.measure.methods.hyper.hyper", hyper=HYPER, is_causal=is_causal),
-        cell("hyperbench.measure.methods.exact.cudnn", exact=True, is_causal=is_causal),
+        item("hyperbench.measure.methods.hyper.hyper", hyper=HYPER, is_causal=is_causal),
+        item("hyperbench.measure.methods.exact.cudnn", exact=True, is_causal=is_causal),
         odd("raises", is_causal=is_causal),
         passes=passes,
     )
@@ -31,7 +31,7 @@ def test_a_group_reports_each_thing_it_owes_once(passes: tuple[str, ...], is_cau
 
 
 def test_a_timing_says_how_it_was_taken() -> None:
-    found = Measured(cell("hyperbench.measure.methods.hyper.hyper", hyper=HYPER)).timings("hyper")
+    found = Measured(item("hyperbench.measure.methods.hyper.hyper", hyper=HYPER)).timings("hyper")
     for name, timing in found.items():
         assert timing.samples_ms == (1.0, 1.0)
         assert timing.warmup_ms
@@ -43,7 +43,7 @@ def test_a_timing_says_how_it_was_taken() -> None:
 
 
 def test_errors_are_measured_for_every_seed_and_exact_is_exact() -> None:
-    found = Measured(odd("exact", exact=True), cell("hyperbench.measure.methods.hyper.hyper", hyper=HYPER))
+    found = Measured(odd("exact", exact=True), item("hyperbench.measure.methods.hyper.hyper", hyper=HYPER))
     one, other = found.errors("hyper", 0), found.errors("hyper", 1)
     assert set(one) == set(other) > set(found.errors("exact"))
     for metric in ("out_rel_fro", "dq_rel_fro", "dk_rel_fro", "dv_rel_fro", "out_rel_op", "lse_mean_abs"):
@@ -59,8 +59,8 @@ def test_errors_are_measured_for_every_seed_and_exact_is_exact() -> None:
 
 
 def test_the_seed_of_an_error_row_is_the_seed_of_its_draw() -> None:
-    one = Measured(cell("hyperbench.measure.methods.hyper.hyper", hyper={**HYPER, "seed": 0}))
-    other = Measured(cell("hyperbench.measure.methods.hyper.hyper", hyper={**HYPER, "seed": 5}))
+    one = Measured(item("hyperbench.measure.methods.hyper.hyper", hyper={**HYPER, "seed": 0}))
+    other = Measured(item("hyperbench.measure.methods.hyper.hyper", hyper={**HYPER, "seed": 5}))
     for seed in (0, 1):
         for metric, row in one.errors("hyper", seed).items():
             assert other.errors("hyper", seed)[metric].value == pytest.approx(row.value)
@@ -141,7 +141,7 @@ def test_a_method_that_fails_in_the_middle_owes_nothing(after: int, monkeypatch:
 
 
 def test_what_cannot_run_here_says_why() -> None:
-    found = Measured(cell("hyperbench.measure.methods.exact.cudnn", exact=True))
+    found = Measured(item("hyperbench.measure.methods.exact.cudnn", exact=True))
     assert found.statuses("cudnn") == all_of("unsupported")
     assert "needs a CUDA GPU" in found.timings("cudnn")["forward"].message
     assert {row.status for row in found.errors("cudnn").values()} == {Status.UNSUPPORTED}

@@ -1,6 +1,6 @@
 """From a call to a timing: prepared on copies of its inputs, sampled in turns, judged by samples and conditions.
 
-A pass of a cell is timed so, and a stage of its forward pass.
+A pass of a method is timed so, and a stage of its forward pass.
 """
 
 from __future__ import annotations

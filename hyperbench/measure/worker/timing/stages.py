@@ -1,4 +1,4 @@
-"""Times the stages of one cell's forward pass, each by itself, after the whole of them gave what the method gives."""
+"""Time the stages of one forward pass, each by itself, after the whole of them gave what the method gives."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.measure.worker.calls import Inputs, in_turn
-from hyperbench.measure.worker.candidate import Candidate
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.report import Report
+from hyperbench.measure.worker.subject import Subject
 from hyperbench.measure.worker.timing.passes import TimedCall, enough_copies, take_turns
 from hyperbench.measure.worker.timing.sampler import Sampler
 from hyperbench.store.schema import ALL_STAGES, Pass, Status
@@ -23,7 +23,7 @@ Stages = Mapping[str, Callable[[], object]]
 
 
 class StageMeasurement:
-    """The stages of a candidate that are wanted in one round; `report` takes each row as soon as it is finished.
+    """The stages of a subject that are missing in one round; `report` takes each row as soon as it is finished.
 
     A stage works on the results of those before it, so that its inputs are used in turn by having all stages several
     times, each time on other values of q, k and v: as many as a pass has copies, fewer where they take much memory or
@@ -32,9 +32,9 @@ class StageMeasurement:
     """
 
     def __init__(
-        self, candidate: Candidate, clock: Clock, protocol: ProtocolConfig, surroundings: Surroundings, report: Report
+        self, subject: Subject, clock: Clock, protocol: ProtocolConfig, surroundings: Surroundings, report: Report
     ) -> None:
-        self._candidate = candidate
+        self._subject = subject
         self._clock = clock
         self._protocol = protocol
         self._surroundings = surroundings
@@ -43,7 +43,7 @@ class StageMeasurement:
         self._names: tuple[str, ...] = ()
 
     def run(self, inputs: Inputs) -> None:
-        """Run all stages once, hold their result against the method's, then time those that are wanted in turns.
+        """Run all stages once, hold their result against the method's, then time those that are missing in turns.
 
         Whatever the measured code raises becomes rows.
         """
@@ -52,33 +52,33 @@ class StageMeasurement:
             with torch.no_grad():
                 sets = self._prepare(inputs)
         except Exception as error:  # of the measured code
-            self._fail_all(*self._report.classify(error, self._candidate))
+            self._fail_all(*self._report.classify(error, self._subject))
             return
-        wanted = self._wanted()
-        timed = [self._timed([stages[name] for stages in sets]) for name in wanted]
+        names = self._missing()
+        timed = [self._timed([stages[name] for stages in sets]) for name in names]
         take_turns(
             timed,
             self._protocol,
             self._budget_s,
-            lambda index: self._begin(wanted[index]),
-            lambda index: self._report.stage(self._candidate, wanted[index], self._names, timed[index]),
+            lambda index: self._begin(names[index]),
+            lambda index: self._report.timing(self._subject, Pass.FORWARD, timed[index], names[index], self._names),
         )
 
     def _prepare(self, inputs: Inputs) -> list[Stages]:
         """The stages on each set of inputs, run once in order; the first of them checked."""
         start_s = self._clock.now_s()
         stages, out = self._run_once(inputs)
-        check_stages(out, self._candidate.call(*inputs), inputs, self._candidate.point.dtype)
+        check_stages(out, self._subject.call(*inputs), inputs, self._subject.point.dtype)
         del out
         took_ms = (self._clock.now_s() - start_s) * 1e3
-        kept_bytes = self._candidate.peaks.get(Pass.FORWARD, 0)
+        kept_bytes = self._subject.peaks.get(Pass.FORWARD, 0)
         copies = enough_copies([inputs], self._protocol, self._budget_s, took_ms, kept_bytes)
         return [stages, *(self._run_once(copy)[0] for copy in copies[1:])]
 
     def _run_once(self, inputs: Inputs) -> tuple[Stages, object]:
         """The stages on these inputs, and what the last one gave."""
-        point = self._candidate.point
-        stages = self._candidate.method.stages(*inputs, is_causal=point.is_causal, **point.hyper)
+        point = self._subject.point
+        stages = self._subject.method.stages(*inputs, is_causal=point.is_causal, **point.hyper)
         self._names = self._names or tuple(stages)
         if tuple(stages) != self._names:
             raise ValueError(f"stages must be the same on all inputs of a shape: {list(self._names)}, {list(stages)}")
@@ -93,19 +93,19 @@ class StageMeasurement:
             sampler=Sampler(_without_gradient(in_turn(calls)), self._clock, self._protocol, self._budget_s),
             conditions=self._surroundings.conditions(),
             facts={"input_copies": len(calls)},
-            device=self._candidate.point.device,
+            device=self._subject.point.device,
         )
 
-    def _wanted(self) -> list[str]:
-        return [name for name in self._names if name not in self._candidate.wanted.timed_stages]
+    def _missing(self) -> list[str]:
+        return [name for name in self._names if name not in self._subject.item.timed_stages]
 
     def _begin(self, name: str) -> None:
-        self._report.begin("stages", self._candidate.point, stage=name)
+        self._report.begin("stages", self._subject.point, stage=name)
 
     def _fail_all(self, status: Status, message: str) -> None:
         """A row for each stage that was to be timed, or one for all where their names are not known."""
-        for name in self._wanted() or [ALL_STAGES]:
-            self._report.failed_stage(self._candidate, name, self._names, status, message)
+        for name in self._missing() or [ALL_STAGES]:
+            self._report.failed_timing(self._subject, Pass.FORWARD, status, message, name, self._names)
 
 
 def check_stages(out: object, whole: Tensor, inputs: Inputs, dtype: str) -> None:

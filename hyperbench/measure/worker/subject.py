@@ -1,4 +1,4 @@
-"""A cell under measurement, with what is known of its method so far."""
+"""The method of a work item under measurement, with what its check found."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hyperbench.store.schema import Pass, Point, Status
 
 
 @dataclass
-class Candidate:
-    """A cell and its method, and what the check told of its passes.
+class Subject:
+    """The method of a work item under measurement, with what its check found.
 
     That is the peak memory of each above the bytes that were in use before (`levels`), how many milliseconds its first
     call in this process took, which passes failed, and why. `given` is what each pass gave before it was timed,
@@ -23,7 +23,7 @@ class Candidate:
     passes whose properties were to be looked for at the point itself and were not, for want of time or memory.
     """
 
-    wanted: work_items.Todo
+    item: work_items.WorkItem
     method: registry.Method
     peaks: dict[Pass, int] = field(default_factory=dict)
     levels: dict[Pass, int] = field(default_factory=dict)
@@ -35,8 +35,8 @@ class Candidate:
 
     @property
     def point(self) -> Point:
-        """The cell's point."""
-        return self.wanted.cell.point
+        """The point that is measured."""
+        return self.item.point
 
     def call(self, q: Tensor, k: Tensor, v: Tensor, seed: int | None = None) -> Tensor:
         """The method on these inputs, under another seed of the draw if one is given."""
