@@ -63,10 +63,7 @@ def time_tables(view: View, methods_per_table: int | None = None) -> list[TextTa
 def stage_tables(view: View) -> list[TextTable]:
     """A table per method and masking of the stages of the forward pass: the pass, the sum, each stage and its share."""
     table = view.stages
-    frame = view.timings[view.timings["point_id"].isin(table["point_id"])]
-    dims = _dims(frame)
-    # The table of stages lacks some columns of the timings, such as those of the input.
-    places = {row["point_id"]: row for row in records(frame.drop_duplicates("point_id"))}
+    dims = _dims(table)
     lost, tables = missing_stages(table), []
     for (method, is_causal), part in table.groupby(["method", "is_causal"], sort=True):
         names = stages_in(part)
@@ -77,9 +74,9 @@ def stage_tables(view: View) -> list[TextTable]:
             one = next(iter(stages.values()))
             total = milliseconds(one["sum_ms"]) if point not in lost else "not whole"
             cells = [_time(stages[name], with_share=True) if name in stages else "" for name in names]
-            rows.append((*_place(places[point], dims), milliseconds(one["forward_ms"]), total, *cells))
+            rows.append((*_place(one, dims), milliseconds(one["forward_ms"]), total, *cells))
         columns = (*_heads(dims), "forward pass", "sum of stages", *names)
-        is_number = (*_are_numbers(frame, dims), *(True for _ in columns[len(dims) :]))
+        is_number = (*_are_numbers(table, dims), *(True for _ in columns[len(dims) :]))
         title = f"stages of {method}, {_title(view, bool(is_causal))}"
         tables.append(TextTable(title, columns, is_number, tuple(rows)))
     return tables

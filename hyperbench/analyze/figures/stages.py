@@ -41,8 +41,7 @@ def build(view: View) -> go.Figure:
     """The figure of a run. Raises DoesNotFitError without stages, or where a dimension varies that is not shown."""
     require_timings(view)
     rows = _whole(view)
-    frame = view.timings[view.timings["point_id"].isin(rows["point_id"])].drop_duplicates("point_id")
-    check_single(frame.assign(**{"pass": "forward"}), SHOWN)
+    check_single(rows.drop_duplicates("point_id"), SHOWN)
     lengths = sorted({int(n) for n in rows["seq_len"]})
     if len(lengths) < 2:
         raise DoesNotFitError(f"stages have one seq_len, {lengths[0]}: there is no area to draw")
