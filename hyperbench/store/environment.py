@@ -108,6 +108,14 @@ KEYS: dict[str, Key] = {
     "schema_version": Key(int, _positive),
 }
 
+#: Keys that must agree for a run to be resumed: numbers of two machines, libraries or states of the code never stand in
+#: one table. The commit is not among them: `code` says whether what is measured has changed.
+RESUME_KEYS = (
+    "machine", "cpu_model", "gpu_name", "threads", "code", "torch", "triton", "flash_attn", "cuda", "cudnn", "driver",
+    "python", "os", "affinity", "env_vars",
+)  # fmt: skip
+_SHOWN_CHARS = 40
+
 
 def collect(
     torch_facts: Mapping[str, Any], settings: Mapping[str, Any], env: Mapping[str, str], targets: Iterable[str] = ()
@@ -137,6 +145,17 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None and not (right_type and key.check(value)):
             raise ValueError(f"environment key {name}={value!r} must be a valid {key.kind.__name__}")
     return dict(values)
+
+
+def changes(there: Mapping[str, Any], here: Mapping[str, Any], keys: Iterable[str] = RESUME_KEYS) -> list[str]:
+    """Differences of two environments as short texts; a key that only one of them has is no difference."""
+
+    def short(value: Any) -> str:
+        text = str(value)
+        return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
+
+    differing = (key for key in keys if key in there and key in here and there[key] != here[key])
+    return [f"{key} ({short(there[key])} there, {short(here[key])} here)" for key in differing]
 
 
 def shown(values: Mapping[str, Any]) -> dict[str, str]:

@@ -1,7 +1,6 @@
-"""The hinge of the house: a run's folder, its journal (the truth) and the tables made from it.
+"""A run's folder: its journal (the truth) and the tables made from it.
 
-A run's folder holds config.yaml (resolved), environment.json (and origins.json where rounds were measured under another
-one), journal.jsonl (a line per finished measurement), sessions.jsonl (where the time of each session went) and the
+A run's folder holds config.yaml (resolved), environment.json, journal.jsonl (a line per finished measurement) and the
 tables timings and errors as .csv, and as .parquet where pyarrow is installed. The tables can always be made
 again from the journal.
 """
@@ -18,8 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.store import environment, origins
-from hyperbench.store.origins import Origin
+from hyperbench.store import environment
 from hyperbench.store.record_json import from_json, to_json
 from hyperbench.store.schema import Record
 
@@ -40,9 +38,7 @@ class StoreError(ValueError):
 class Run:
     """A run as read from its folder; the tables have the columns named in `hyperbench.store.tables`.
 
-    `timings` has a row per point, pass, stage and round; `passes` and `stages` are its two halves. `environment` is
-    that of the first origin. Rows of `timings` have the run_id of the origin that their round was measured under, so
-    that a reader can tell the origins apart.
+    `timings` has a row per point, pass, stage and round; `passes` and `stages` are its two halves.
     """
 
     path: Path
@@ -50,7 +46,6 @@ class Run:
     environment: dict[str, Any]
     timings: DataFrame
     errors: DataFrame
-    origins: tuple[Origin, ...] = ()
 
     @property
     def passes(self) -> DataFrame:
@@ -175,20 +170,12 @@ def load_run(run_dir: Path) -> Run:
     Raises StoreError (one line) if the folder is missing, is no run's folder, or holds a damaged file.
     """
     path = check_run_folder(run_dir)
-    config = read_config(path)
-    origin = read_environment(path)
+    config, found = read_config(path), read_environment(path)
     records = read_journal(path / JOURNAL)
-    run_id = str(origin.get("run_id") or path.resolve().name)
     from hyperbench.store import tables
 
-    frames = tables.build(records, run_id)
-    found = read_origins(path, origin)
-    if len(found) > 1:
-        timings = frames["timings"]
-        ids = {round_: str(origins.of_round(found, round_).environment.get("run_id") or run_id)
-               for round_ in map(int, timings["round"].unique())}  # fmt: skip
-        timings["run_id"] = timings["round"].map(ids).astype(object)
-    return Run(path, config, origin, frames["timings"], frames["errors"], found)
+    frames = tables.build(records, str(found.get("run_id") or path.resolve().name))
+    return Run(path, config, found, frames["timings"], frames["errors"])
 
 
 def check_run_folder(run_dir: Path) -> Path:
@@ -219,21 +206,6 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
         environment.checked({name: value for name, value in found.items() if name in environment.KEYS})
     except ValueError as error:
         raise StoreError(f"{path} is damaged: {error}") from None
-    return found
-
-
-def read_origins(run_dir: Path, first: dict[str, Any]) -> tuple[Origin, ...]:
-    """The origins of a run's rounds; `first` is its environment.json. Raises StoreError if the file is damaged."""
-    try:
-        return origins.read(run_dir, first)
-    except ValueError as error:
-        raise StoreError(str(error)) from None
-
-
-def add_origin(run_dir: Path, known: tuple[Origin, ...], new: Origin) -> tuple[Origin, ...]:
-    """Write down that the rounds from `new.first_round` on are measured under another origin; all of them now."""
-    found = (*known, new)
-    atomic_write_text(Path(run_dir) / origins.FILE, origins.to_text(found))
     return found
 
 

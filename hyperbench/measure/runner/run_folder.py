@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.config.compose import RunConfig, differing_keys
-from hyperbench.store import environment, origins, run_folder
+from hyperbench.store import environment, run_folder
 from hyperbench.store.run_folder import StoreError
 from hyperbench.store.schema import SCHEMA_VERSION
 
@@ -97,8 +97,7 @@ def _check_same(prepared: Prepared, folder: Path, resume: bool) -> None:
         )
     if not resume:
         raise StoreError(f"out={folder} holds a run of this configuration; --resume continues it, --fresh replaces it")
-    there, here = run_folder.read_environment(folder), environment_of(prepared)
-    changed = origins.changes(there, here, (*origins.MACHINE_KEYS, *origins.ORIGIN_KEYS))
+    changed = environment.changes(run_folder.read_environment(folder), environment_of(prepared))
     if changed:
         raise StoreError(
             f"out={folder} cannot go on: its numbers come from another {' and '.join(changed)};"

@@ -21,8 +21,8 @@ from hyperbench.measure.runner.estimate import Speed, plan_s
 from hyperbench.measure.runner.interrupts import AtOnce
 from hyperbench.measure.runner.locks import busy_devices
 from hyperbench.measure.runner.outcome import Listener, Outcome
-from hyperbench.measure.runner.run_folder import now, sweep_up
 from hyperbench.measure.runner.run_folder import open_folder as open_folder
+from hyperbench.measure.runner.run_folder import sweep_up
 from hyperbench.measure.runner.runner import Runner
 from hyperbench.measure.runner.time_breakdown import Account
 from hyperbench.measure.runner.worker_process import Child, WorkerProcess
@@ -33,8 +33,6 @@ from hyperbench.store.schema import Point
 Facts = dict[str, Any]
 _PROBE_LIMIT_S = 300.0
 _LOG = "worker.log"
-#: A line for each session that came to its end: where its time went.
-SESSIONS = "sessions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -178,17 +176,7 @@ def measure(
         account.switch("tables")
         run_folder.write_tables(folder)
         outcome.time = account.report()
-        _note_session(folder, outcome)
         return outcome
-
-
-def _note_session(folder: Path, outcome: Outcome) -> None:
-    line = {"ended": now().isoformat(timespec="seconds"), "interrupted": outcome.interrupted, **outcome.time}
-    try:
-        with (folder / SESSIONS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise StoreError(f"cannot write {folder / SESSIONS}: {error.strerror}") from None
 
 
 def _request(config: RunConfig, *, measure_rate: bool) -> dict[str, Any]:

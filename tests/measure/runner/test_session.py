@@ -173,7 +173,7 @@ def another(folder: Path, **changes: Any) -> None:
 
 
 CHANGES: dict[str, Any] = {
-    "threads": 64, "machine": "another", "cpu_model": "another", "gpu_name": "another", "commit": "0" * 40,
+    "threads": 64, "machine": "another", "cpu_model": "another", "gpu_name": "another",
     "code": "f" * 12, "torch": "1.0", "driver": "1.2", "env_vars": {"OMP_PLACES": "cores"},
 }  # fmt: skip
 
@@ -192,7 +192,8 @@ def test_keys_that_the_environment_did_not_have_yet_are_no_change() -> None:
     folder = opened(tiny(), Path("run"))
     environment = json.loads((folder / run_folder.ENVIRONMENT).read_text())
     del environment["affinity"], environment["cpu_model"]
-    (folder / run_folder.ENVIRONMENT).write_text(json.dumps(environment))
+    # The same code may stand in another commit.
+    (folder / run_folder.ENVIRONMENT).write_text(json.dumps({**environment, "commit": "0" * 40}))
     opened(tiny(), folder, resume=True)
 
 
@@ -277,10 +278,6 @@ def test_a_session_says_where_its_time_went(monkeypatch: pytest.MonkeyPatch) -> 
     folder = opened(run, Path("run"))
     outcome = measure(run, folder)
     assert outcome.time["wall_s"] == pytest.approx(sum(outcome.time["spent_s"].values()), abs=0.1)
-    measure(run, opened(run, folder, resume=True))
-    lines = [json.loads(line) for line in (folder / session.SESSIONS).read_text().splitlines()]
-    assert [line["interrupted"] for line in lines] == [False, False]
-    assert {key: lines[0][key] for key in outcome.time} == outcome.time
 
 
 def test_a_torn_journal_goes_on_where_it_was_torn(monkeypatch: pytest.MonkeyPatch) -> None:
