@@ -92,6 +92,6 @@ def examine(
 
 
 def _triton_version() -> str | None:
-    from hyperbench.store.environment import version_of
+    from hyperbench.store.provenance import version_of
 
     return version_of("triton")

@@ -27,7 +27,8 @@ from hyperbench.measure.runner.runner import Runner
 from hyperbench.measure.runner.time_breakdown import Account
 from hyperbench.measure.runner.worker_process import Child, WorkerProcess
 from hyperbench.store import run_folder
-from hyperbench.store.run_folder import StoreError
+from hyperbench.store.files import StoreError
+from hyperbench.store.journal import Journal, read_journal
 from hyperbench.store.schema import Point
 
 Facts = dict[str, Any]
@@ -156,8 +157,8 @@ def measure(
     def spawn() -> Child:
         return WorkerProcess(config.device.env, folder / _LOG)
 
-    with run_folder.Journal(folder / run_folder.JOURNAL) as journal:
-        history = run_folder.read_journal(folder / run_folder.JOURNAL)
+    with Journal(folder / run_folder.JOURNAL) as journal:
+        history = read_journal(folder / run_folder.JOURNAL)
         sweep_up(folder)
         runner = Runner(
             config, prepared.points, journal, spawn, listener,
