@@ -9,7 +9,7 @@ from hyperbench.measure.cpu_load import busy_warning, read_cpu_times
 from hyperbench.measure.runner import noise_floor
 from hyperbench.measure.runner.locks import DeviceBusyError, DeviceLock, busy_devices, device_key
 from hyperbench.measure.runner.session import ask_probe
-from hyperbench.store import environment
+from hyperbench.store import environment, provenance
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,12 +42,12 @@ def examine() -> dict[str, Any]:
     env = {k: str(v) for k, v in device_files[device]["env"].items()}
     measured, not_kept = dict[str, Any](), ""
     if not busy:
-        busy = busy_warning(begun, read_cpu_times(), environment.available_cpus())
+        busy = busy_warning(begun, read_cpu_times(), provenance.available_cpus())
         try:
             measured, not_kept = _noise(facts, device, env)
         except DeviceBusyError as error:
             busy = str(error)
-    found = environment.collect(facts, {"device": device, **measured}, env)
+    found = provenance.collect(facts, {"device": device, **measured}, env)
     runnable = {
         name: {where: facts["methods"][data["_target_"]]["unsupported"][where] for where in ("cpu", "cuda")}
         for name, data in methods.items()

@@ -15,7 +15,7 @@ from hyperbench.measure.cpu_load import CpuTimes, busy_warning, read_cpu_times
 from hyperbench.measure.runner.outcome import GOOD_STATUSES, Outcome
 from hyperbench.measure.runner.session import Prepared
 from hyperbench.measure.runner.time_breakdown import PRODUCTIVE
-from hyperbench.store.environment import available_cpus
+from hyperbench.store.provenance import available_cpus
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.tables import can_write_parquet
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hyperbench.store.run_folder import load_run, read_journal
+from hyperbench.store.journal import read_journal
+from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import Timing
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,8 @@ from hyperbench.measure.runner.outcome import Listener, Outcome
 from hyperbench.measure.runner.schedule import items_of
 from hyperbench.measure.runner.time_breakdown import Account, part_of
 from hyperbench.measure.runner.worker_process import Child, WorkerGone, WorkerTimeout
+from hyperbench.store.journal import Journal
 from hyperbench.store.record_json import from_json
-from hyperbench.store.run_folder import Journal
 from hyperbench.store.schema import ErrorRow, Point, Record, Status, Timing
 
 _START_LIMIT_S = 300.0

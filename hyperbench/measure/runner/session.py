@@ -21,20 +21,19 @@ from hyperbench.measure.runner.estimate import Speed, plan_s
 from hyperbench.measure.runner.interrupts import AtOnce
 from hyperbench.measure.runner.locks import busy_devices
 from hyperbench.measure.runner.outcome import Listener, Outcome
-from hyperbench.measure.runner.run_folder import now, sweep_up
 from hyperbench.measure.runner.run_folder import open_folder as open_folder
+from hyperbench.measure.runner.run_folder import sweep_up
 from hyperbench.measure.runner.runner import Runner
 from hyperbench.measure.runner.time_breakdown import Account
 from hyperbench.measure.runner.worker_process import Child, WorkerProcess
 from hyperbench.store import run_folder
-from hyperbench.store.run_folder import StoreError
+from hyperbench.store.files import StoreError
+from hyperbench.store.journal import Journal, read_journal
 from hyperbench.store.schema import Point
 
 Facts = dict[str, Any]
 _PROBE_LIMIT_S = 300.0
 _LOG = "worker.log"
-#: A line for each session that came to its end: where its time went.
-SESSIONS = "sessions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,8 @@ def measure(
     def spawn() -> Child:
         return WorkerProcess(config.device.env, folder / _LOG)
 
-    with run_folder.Journal(folder / run_folder.JOURNAL) as journal:
-        history = run_folder.read_journal(folder / run_folder.JOURNAL)
+    with Journal(folder / run_folder.JOURNAL) as journal:
+        history = read_journal(folder / run_folder.JOURNAL)
         sweep_up(folder)
         runner = Runner(
             config, prepared.points, journal, spawn, listener,
@@ -178,17 +177,7 @@ def measure(
         account.switch("tables")
         run_folder.write_tables(folder)
         outcome.time = account.report()
-        _note_session(folder, outcome)
         return outcome
-
-
-def _note_session(folder: Path, outcome: Outcome) -> None:
-    line = {"ended": now().isoformat(timespec="seconds"), "interrupted": outcome.interrupted, **outcome.time}
-    try:
-        with (folder / SESSIONS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise StoreError(f"cannot write {folder / SESSIONS}: {error.strerror}") from None
 
 
 def _request(config: RunConfig, *, measure_rate: bool) -> dict[str, Any]:
