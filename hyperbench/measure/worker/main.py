@@ -42,16 +42,16 @@ class StopSignal:
 
 
 class StoppableClock:
-    """A clock between whose samples the worker may stop; all else is the clock's own."""
+    """A clock between whose samples the worker may stop; what else is read of it is the clock's own."""
 
     def __init__(self, clock: Any, check: Callable[[], object]) -> None:
         self._clock = clock
         self._check = check
 
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """What the clock says of a call, in milliseconds. Raises Stop before it if the parent asked for that."""
+    def time_ms(self, call: Callable[[], object], *, is_load: bool = False) -> float:
+        """Time a call in milliseconds. Raises Stop before it if the parent asked for that."""
         self._check()
-        elapsed_ms: float = self._clock.time_ms(call)
+        elapsed_ms: float = self._clock.time_ms(call, is_load=is_load)
         return elapsed_ms
 
     def __getattr__(self, name: str) -> Any:
