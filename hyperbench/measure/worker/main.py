@@ -81,7 +81,7 @@ def main(read_fd: int, write_fd: int) -> None:
     from hyperbench.measure.worker.memory import gauge_for
 
     # Threads and libraries that the first calls start are no method's memory.
-    x = torch.randn(1, 1, _SETTLE_SEQ_LEN, 64, requires_grad=True)
+    x = torch.randn(1, 1, _SETTLE_SEQ_LEN, 64, device="cpu", dtype=torch.float32, requires_grad=True)
     # The first count of operations imports a large part of PyTorch, which every later collection would look at.
     with Operations():
         torch.autograd.grad(scaled_dot_product_attention(x, x @ x.mT @ x, x).sum(), x)

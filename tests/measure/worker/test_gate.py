@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hyperbench.measure.inputs.families import make_grad_output, make_inputs
+from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.gate import properties

@@ -202,6 +202,26 @@ def test_later_rounds_time_and_measure_no_errors() -> None:
     assert not found.errors("exact")
 
 
+def test_torchs_default_device_and_dtype_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = odd("exact", exact=True), item("hyperbench.measure.methods.hyper.hyper", hyper=HYPER, is_causal=True)
+    uniform = item("hyperbench.measure.methods.trivial.uniform", hyper={"sample_size": 4, "seed": 0}, is_causal=True)
+    plain = Measured(*items, uniform)
+    for name in ("properties", "backward_properties"):
+        monkeypatch.setattr(f"hyperbench.measure.worker.gate.{name}._examined", {})
+    try:
+        # As a method's module may leave them.
+        torch.set_default_device("meta")
+        torch.set_default_dtype(torch.float64)
+        found = Measured(*items, uniform)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    for name in ("exact", "hyper", "uniform"):
+        assert found.statuses(name) == all_of("ok"), found.timings(name)
+        errors, expected = ({m: row.value for m, row in one.errors(name).items()} for one in (found, plain))
+        assert errors == expected
+
+
 def test_a_later_round_that_wants_no_backward_pass_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "gradients", lambda *_: pytest.fail("a backward pass was made"))
     point_id = odd("exact").point.point_id
