@@ -25,7 +25,7 @@ from tests.helpers.synthetic_runs import HOSTILE
 
 
 def printed(comparison: Comparison, width: int = 200) -> str:
-    """What a terminal of this width shows."""
+    """The text of a comparison on a terminal of this width."""
     console = Console(file=io.StringIO(), width=width, color_system=None)
     print_comparison(comparison, console)
     return str(console.file.getvalue())  # type: ignore[attr-defined]
