@@ -1,12 +1,37 @@
-"""The work of attention in query-key pairs: what both wings count by, for rates and for the limit of a speedup.
+"""Operations of attention, counted from the configuration: query-key pairs, and the floating-point operations of both.
 
-A pair of a query and a key that meet is what the matrix products cost; softmax, hashing, sorting and moving data are
-left out, as is usual for attention.
+A pair of a query and a key that meet is what the two matrix products cost, a multiply-add counted as two operations.
+Softmax, hashing, sorting and moving data are left out, as is usual for attention. A backward pass counts 2.5 forward
+passes (five matrix products for two), both passes 3.5.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+
+from hyperbench.store.schema import Pass, Point
+
+PASS_FACTORS = {Pass.FORWARD: 1.0, Pass.BACKWARD: 2.5, Pass.FORWARD_BACKWARD: 3.5}
+_FLOPS_PER_PAIR = 4.0
+
+
+def exact_flops(point: Point, pass_: Pass) -> float:
+    """Operations of exact attention at a point: 4 B H N^2 D for a forward pass, half of it under a causal mask."""
+    return _flops(point, pass_, exact_pairs(point.seq_len, is_causal=point.is_causal))
+
+
+def hyper_flops(point: Point, pass_: Pass) -> float:
+    """Operations that HyperAttention executes: 4 B H D for each query-key pair that meets, exact leaves included.
+
+    Raises KeyError unless the point has HyperAttention's sizes.
+    """
+    sizes = (int(point.hyper[name]) for name in ("block_size", "sample_size", "min_seq_len"))
+    sampling = str(point.hyper.get("sampling", "stratified"))
+    return _flops(point, pass_, hyper_pairs(point.seq_len, *sizes, is_causal=point.is_causal, sampling=sampling))
+
+
+def _flops(point: Point, pass_: Pass, pairs: float) -> float:
+    return _FLOPS_PER_PAIR * point.batch * point.heads * point.head_dim * pairs * PASS_FACTORS[pass_]
 
 
 def exact_pairs(seq_len: int, *, is_causal: bool) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from hyperbench.config.catalog import nearest
-from hyperbench.measure.flops import exact_flops
+from hyperbench.flops import exact_flops
 from hyperbench.store.schema import ALL_STAGES, Pass, Point
 
 _TENSOR_ARGUMENTS = 3
@@ -145,4 +145,4 @@ def find(target: str) -> Method:
 
 def exact_equivalent_flops(point: Point, pass_: Pass) -> float:
     """Operations that exact attention needs at a point."""
-    return exact_flops(point.batch, point.heads, point.seq_len, point.head_dim, point.is_causal, pass_)
+    return exact_flops(point, pass_)

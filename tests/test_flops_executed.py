@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,9 +12,9 @@ from hypothesis import strategies as st
 from hyperattn_core import HyperAttentionParams, make_plan
 from hyperattn_core.oracle import weight_matrix
 from hyperattn_core.planning.plan import AttentionPlan
-from hyperbench.flops import exact_pairs, hyper_pairs
-from hyperbench.measure.flops import exact_flops, hyper_flops
-from hyperbench.store.schema import Pass
+from hyperbench.flops import exact_flops, exact_pairs, hyper_flops, hyper_pairs
+from hyperbench.store.schema import Pass, Point
+from tests.helpers.made_records import a_point
 
 DIM = 4
 
@@ -24,12 +26,16 @@ def plan_of(seq_len: int, is_causal: bool, **params: object) -> AttentionPlan:
     return make_plan(q, k, HyperAttentionParams(num_projections=3, **params), 0, is_causal=is_causal)  # type: ignore[arg-type]
 
 
+def shaped(seq_len: int, is_causal: bool, batch: int = 1, heads: int = 1, dim: int = DIM, **changes: Any) -> Point:
+    """A point of a shape."""
+    shape = {"batch": batch, "heads": heads, "kv_heads": 1, "seq_len": seq_len, "head_dim": dim}
+    return a_point(is_causal=is_causal, **shape, **changes)
+
+
 def counted(seq_len: int, is_causal: bool, b: int, m: int, leaf: int, sampling: str = "stratified") -> float:
     """Pairs of a query and a key, from the count of operations."""
-    flops = hyper_flops(
-        1, 1, seq_len, DIM, is_causal, Pass.FORWARD, block_size=b, sample_size=m, min_seq_len=leaf, sampling=sampling
-    )
-    return flops / (4 * DIM)
+    hyper = {"block_size": b, "sample_size": m, "min_seq_len": leaf, "sampling": sampling}
+    return hyper_flops(shaped(seq_len, is_causal, hyper=hyper), Pass.FORWARD) / (4 * DIM)
 
 
 def executed(plan: AttentionPlan) -> float:
@@ -81,7 +87,7 @@ def test_the_count_is_that_of_the_keys_with_a_weight(seq_len: int, b: int, m: in
 
 
 @given(st.integers(1, 100_000), st.integers(1, 64), st.integers(1, 64), st.integers(0, 2000), st.booleans())
-def test_both_wings_count_the_same_work(seq_len: int, b: int, m: int, more: int, is_causal: bool) -> None:
+def test_operations_are_those_of_the_pairs(seq_len: int, b: int, m: int, more: int, is_causal: bool) -> None:
     leaf = b + m + more
     pairs = hyper_pairs(seq_len, b, m, leaf, is_causal=is_causal)
     assert counted(seq_len, is_causal, b, m, leaf) == pytest.approx(pairs, rel=1e-12)
@@ -100,15 +106,15 @@ def test_no_less_is_executed_than_the_work_ratio_says(
 
 @given(st.integers(1, 10**6), st.integers(1, 4), st.integers(1, 32), st.integers(1, 256), st.booleans())
 def test_exact_attention_is_two_products_of_n_by_n(n: int, batch: int, heads: int, dim: int, is_causal: bool) -> None:
-    flops = exact_flops(batch, heads, n, dim, is_causal, Pass.FORWARD)
+    flops = exact_flops(shaped(n, is_causal, batch, heads, dim), Pass.FORWARD)
     assert flops == pytest.approx(4 * batch * heads * dim * exact_pairs(n, is_causal=is_causal))
 
 
 @given(st.integers(1, 5000), st.integers(1, 3), st.integers(1, 8), st.booleans())
 def test_heads_multiply_and_passes_have_their_factors(n: int, batch: int, heads: int, is_causal: bool) -> None:
     sizes = {"block_size": 64, "sample_size": 64, "min_seq_len": 256}
-    one = hyper_flops(1, 1, n, 8, is_causal, Pass.FORWARD, **sizes)
+    small, large = shaped(n, is_causal, hyper=sizes), shaped(n, is_causal, batch, heads, hyper=sizes)
+    one = hyper_flops(small, Pass.FORWARD)
     for pass_, factor in ((Pass.FORWARD, 1), (Pass.BACKWARD, 2.5), (Pass.FORWARD_BACKWARD, 3.5)):
-        assert hyper_flops(batch, heads, n, 8, is_causal, pass_, **sizes) == pytest.approx(one * batch * heads * factor)
-        exact = exact_flops(1, 1, n, 8, is_causal, Pass.FORWARD)
-        assert exact_flops(1, 1, n, 8, is_causal, pass_) == pytest.approx(exact * factor)
+        assert hyper_flops(large, pass_) == pytest.approx(one * batch * heads * factor)
+        assert exact_flops(small, pass_) == pytest.approx(exact_flops(small, Pass.FORWARD) * factor)
