@@ -1,4 +1,4 @@
-"""What this machine can measure: devices, libraries, methods with the reason why one cannot run, timer and noise."""
+"""`hyperbench doctor`: devices, libraries, methods and why one cannot run, timer and noise of this machine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def doctor(*, as_json: bool) -> int:
 def examine() -> dict[str, Any]:
     """Ask the machine; plain data. Raises ConfigError if PyTorch does not start.
 
-    `ok` is whether HyperAttention and its baseline can run on the device that `device=auto` takes.
+    `ok`: HyperAttention and its baseline can run on the device that `device=auto` takes.
     """
     methods = catalog.entries("method")
     # What is heavy would take the time of a run that is measuring.
@@ -142,7 +142,7 @@ def _timer_lines(report: dict[str, Any]) -> list[str]:
 
 
 def flush_lines(timer: dict[str, Any]) -> list[str]:
-    """What the L2 flush does to times, where there is one: its effect on a read, and whether it is timed itself."""
+    """The effect of the L2 flush on a read, if there is a flush, and a warning if it is timed itself."""
     lines = []
     if timer["flush_ratio"] is not None:
         lines.append(f"a read after the L2 flush takes {timer['flush_ratio']:.2f} times that of a warm one")

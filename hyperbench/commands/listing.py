@@ -1,4 +1,4 @@
-"""What there is to choose from, in words: for `hyperbench list` and for the completion of the shell."""
+"""`hyperbench list`, and the completion of the shell: everything that there is to choose from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the words of a command line to a RunConfig: Hydra composes, this module expands the axes and types it."""
+"""The configuration of a run from the words of a command line: Hydra composes, this module expands the axes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _METHOD_KEYS = ("_target_", "description", "exact")
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """Where everything runs, and under which environment variables its worker processes start."""
+    """The device of a run, and the environment variables under which its worker processes start."""
 
     name: str
     dtypes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Records to tidy tables: which columns a table has, of which type, and how they are read from a record."""
+"""Tidy tables of records: the columns of each, their types, and how they are read from a record."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def build(records: Iterable[Record], run_id: str) -> dict[str, DataFrame]:
 
 
 def can_write_parquet() -> bool:
-    """Whether pyarrow is here; without it the tables are csv alone."""
+    """True if pyarrow is here; without it the tables are csv alone."""
     try:
         importlib.import_module("pyarrow")
     except ImportError:
