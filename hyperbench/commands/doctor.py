@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.commands.output import print_json, stdout
+from hyperbench.commands.output import print_json, print_pairs, stdout
 from hyperbench.config import catalog
 from hyperbench.measure.cpu_load import busy_warning, read_cpu_times
 from hyperbench.measure.runner import noise_floor
@@ -89,21 +89,14 @@ def _noise(facts: dict[str, Any], device: str, env: dict[str, str]) -> tuple[dic
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
-    """The report as text."""
-    from rich.table import Table
+    """Print the report as text."""
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    for name, text in environment.shown(report["environment"]).items():
-        table.add_row(Text(name, style="bold"), Text(text))
-    console.print(table)
     device = report["device"]
-    methods = Table.grid(padding=(0, 2))
-    for name, reasons in report["methods"].items():
-        reason = reasons[device]
-        methods.add_row(Text(name, style="bold"), Text("runs" if reason is None else f"cannot run: {reason}"))
+    print_pairs(environment.shown(report["environment"]).items(), console)
     console.print(Text(f"\nmethods on {device}", style="bold"))
-    console.print(methods)
+    told = ((name, reasons[device]) for name, reasons in report["methods"].items())
+    print_pairs(((name, "runs" if why is None else f"cannot run: {why}") for name, why in told), console)
     kernels = report["triton_backend"]
     console.print(Text("\nTriton kernels of HyperAttention", style="bold"))
     console.print(Text("run here" if kernels["runs"] else f"cannot run here: {kernels['reason']}"))
