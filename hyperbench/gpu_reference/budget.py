@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from hyperbench.measure.flops import exact_flops, hyper_flops
+from hyperbench.flops import PASS_FACTORS, exact_pairs, hyper_pairs
 from hyperbench.store.schema import Pass
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -148,10 +148,10 @@ def step_s(name: str, scale: Scale, choice: Choice, flops_per_s: float) -> float
         for is_causal in (True,) if name == "min_seq_len" else (False, True):
             seconds += _GROUP_S + 4.0 * heads * seq_len * _HEAD_DIM * _DRAW_S_PER_NUMBER
             for pass_ in passes:
-                args = (1, heads, seq_len, _HEAD_DIM, is_causal, Pass(pass_))
-                exact_call_s = exact_flops(*args) / flops_per_s + _CALL_S
-                flops = hyper_flops(
-                    *args, block_size=_BLOCK_SIZE, sample_size=_SAMPLE_SIZE, min_seq_len=scale.leaves[0]
+                pair_flops = 4.0 * heads * _HEAD_DIM * PASS_FACTORS[Pass(pass_)]
+                exact_call_s = pair_flops * exact_pairs(seq_len, is_causal=is_causal) / flops_per_s + _CALL_S
+                flops = pair_flops * hyper_pairs(
+                    seq_len, _BLOCK_SIZE, _SAMPLE_SIZE, scale.leaves[0], is_causal=is_causal
                 )
                 hyper_call_s = flops / (_HYPER_RATE * flops_per_s) + _CALL_S
                 seconds += exact * _point_s(exact_call_s, choice) + hyper * _point_s(hyper_call_s, choice)
