@@ -1,8 +1,8 @@
 """Operations of attention, counted from the configuration, and peak rates of devices.
 
 A pair of a query and a key that meet costs 4 D operations: two matrix products, a multiply-add is two. Softmax,
-hashing, sorting and moving data are left out, as is usual for attention. A backward pass counts 2.5 forward passes (five
-matrix products for two), both passes 3.5.
+hashing, sorting and moving data are left out, as is usual for attention. A backward pass counts 2.5 forward passes
+(five matrix products for two), both passes 3.5.
 """
 
 from __future__ import annotations

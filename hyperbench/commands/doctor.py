@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hyperbench.commands.output import print_json, stdout
 from hyperbench.config import catalog
 from hyperbench.measure.cpu_load import busy_warning, read_cpu_times
 from hyperbench.measure.runner import noise_floor
@@ -19,6 +20,16 @@ _NOISY = 0.05
 _FLUSH_EFFECT = 1.05
 #: A clock that times a flush with each call gives half the time of a flush to a call that does nothing.
 _FLUSH_LEAK = 0.3
+
+
+def doctor(*, as_json: bool) -> int:
+    """Print what `examine` finds; 1 if something is wrong."""
+    report = examine()
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report, stdout())
+    return 0 if report["ok"] else 1
 
 
 def examine() -> dict[str, Any]:

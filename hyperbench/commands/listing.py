@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hyperbench.commands.output import print_json, stdout
 from hyperbench.config import catalog
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 KINDS = (*catalog.GROUPS.values(), "figures", "keys")
+
+
+def list_(kind: str, *, as_json: bool) -> int:
+    """Print everything of a kind. Raises ConfigError on an unknown kind, with the nearest one."""
+    if as_json:
+        print_json(rows(kind))
+    else:
+        print_rows(rows(kind), stdout())
+    return 0
 
 
 def rows(kind: str) -> list[dict[str, str]]:

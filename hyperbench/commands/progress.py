@@ -1,8 +1,6 @@
-"""How a run shows what it is doing: a bar with the time left on a terminal, a line per result elsewhere, or nothing."""
+"""Progress of a run: a bar with the time left on a terminal, a line per result elsewhere, or nothing."""
 
 from __future__ import annotations
-
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
@@ -24,18 +22,16 @@ _LABEL_CHARS = (16, 60)
 
 
 class Quiet:
-    """Shows nothing; for --json."""
+    """A listener that shows nothing; for --json."""
 
     def __enter__(self) -> Quiet:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         return None
 
     def start(self, total_s: float) -> None:
-        """The run begins; it is likely to take this long."""
+        """Begin; the run is likely to take this long."""
 
     def begin(self, label: str) -> None:
         """A new piece of work begins."""
@@ -95,9 +91,7 @@ class Bar(Quiet):
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._progress.stop()
 
     def start(self, total_s: float) -> None:
@@ -106,7 +100,7 @@ class Bar(Quiet):
         self._progress.refresh()
 
     def begin(self, label: str) -> None:
-        """Show what is measured now."""
+        """Name the work that begins."""
         if self._task is not None:
             self._progress.update(self._task, description=label[: self._label_chars], refresh=True)
 
@@ -127,7 +121,7 @@ class Bar(Quiet):
 
 
 def listener(console: Console, *, quiet: bool) -> Quiet:
-    """What fits the console: nothing, a bar on a terminal, lines elsewhere."""
+    """The listener that fits the console: a bar on a terminal, lines elsewhere, nothing if `quiet`."""
     if quiet:
         return Quiet()
     return Bar(console) if console.is_terminal else Lines(console)

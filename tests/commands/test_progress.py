@@ -61,11 +61,11 @@ def test_a_bar_that_never_started_takes_everything() -> None:
 
 
 @given(timings())
-def test_a_timing_is_described_by_point_pass_and_result(timing: Timing) -> None:
+def test_a_timing_is_described_by_point_pass_or_stage_and_result(timing: Timing) -> None:
     text = describe(timing)
     assert timing.point.method in text
     assert f"n={timing.point.seq_len:,}" in text
-    assert str(timing.pass_) in text
+    assert (f"stage {timing.stage}" if timing.stage else str(timing.pass_)) in text
     assert ("causal" in text.replace("non-causal", "")) or not timing.point.is_causal
     assert (f"{len(timing.samples_ms)} samples" in text) or (str(timing.status) in text)
     assert timing.message in text

@@ -175,7 +175,7 @@ def measure(
                 run_folder.write_tables(folder)
             raise
         account.switch("tables")
-        run_folder.write_tables(folder)
+        outcome.run = run_folder.write_tables(folder)
         outcome.time = account.report()
         return outcome
 
