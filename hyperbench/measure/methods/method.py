@@ -77,7 +77,7 @@ class Method:
         own = getattr(self.function, "executed_flops", None)
         if own is not None:
             return float(own(point, pass_))
-        return exact_equivalent_flops(point, pass_) if exact else None
+        return exact_flops(point, pass_) if exact else None
 
     @property
     def ignores(self) -> frozenset[str]:
@@ -141,8 +141,3 @@ def find(target: str) -> Method:
     if not callable(function):
         raise ValueError(f"_target_={target} is a {type(function).__name__}, not a function")
     return Method(target, function)
-
-
-def exact_equivalent_flops(point: Point, pass_: Pass) -> float:
-    """Operations that exact attention needs at a point."""
-    return exact_flops(point, pass_)

@@ -97,7 +97,8 @@ def common_s(items: Sequence[work_items.WorkItem], config: RunConfig, flops_per_
     if norm:
         flops += p.batch * p.heads * p.seq_len**2 * slowness * _NORM_PAIR_FLOPS
     if p.seq_len > rows and (grads or norm):
-        flops += 2.0 * slowness * exact_flops(p, Pass.FORWARD)
+        whole = exact_flops(p, Pass.FORWARD)
+        flops += 2.0 * slowness * whole
     return _REFERENCE_S + inputs_s + flops / flops_per_s
 
 
