@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -138,13 +138,12 @@ def read_journal(path: Path) -> list[Record]:
     return records
 
 
-def write_tables(run_dir: Path) -> None:
-    """Make timings and errors from the journal, as .parquet and .csv, each by temporary file and rename.
+def write_tables(run: Run) -> None:
+    """Write timings and errors, as .parquet and .csv, each by temporary file and rename.
 
     Without pyarrow there is no .parquet; one that is there from before goes, as it would be behind the journal.
     Raises StoreError if the disk does not take them.
     """
-    run = load_run(run_dir)
     from hyperbench.store import tables
 
     with_parquet = tables.can_write_parquet()
@@ -164,17 +163,16 @@ def write_tables(run_dir: Path) -> None:
         ) from None
 
 
-def load_run(run_dir: Path) -> Run:
-    """Read a run's folder, its tables always built from the journal.
+def load_run(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
+    """Read a run's folder, its tables always built from the journal, or from its records where they are at hand.
 
     Raises StoreError (one line) if the folder is missing, is no run's folder, or holds a damaged file.
     """
     path = check_run_folder(run_dir)
     config, found = read_config(path), read_environment(path)
-    records = read_journal(path / JOURNAL)
     from hyperbench.store import tables
 
-    frames = tables.build(records, str(found.get("run_id") or path.resolve().name))
+    frames = tables.build(read_journal(path / JOURNAL) if records is None else records, str(found.get("run_id") or path.resolve().name))
     return Run(path, config, found, frames["timings"], frames["errors"])
 
 
