@@ -87,11 +87,11 @@ def run(
     from hyperbench.commands import progress
     from hyperbench.commands import run_summary as summary
     from hyperbench.measure.cpu_load import read_cpu_times
-    from hyperbench.measure.runner import session
+    from hyperbench.measure.runner import open_run, prepare, session
     from hyperbench.measure.runner.locks import DeviceLock, device_key
 
     begun = read_cpu_times()
-    prepared = session.prepare(overrides or [])
+    prepared = prepare.prepare(overrides or [])
     console, notes = _stdout(), Console(stderr=True)
     if dry_run and as_json:
         return _print_json(summary.dry_run(prepared))
@@ -103,18 +103,18 @@ def run(
     with DeviceLock(device_key(prepared.config.device.name, prepared.facts)) as lock:
         if lock.note:
             notes.print(f"warning: {lock.note}", highlight=False, markup=False, soft_wrap=True)
-        folder = session.open_folder(prepared, out, resume=resume, fresh=fresh, noise=session.noise_here)
+        folder = open_run.open_folder(prepared, out, resume=resume, fresh=fresh)
         if not as_json:
             summary.print_warnings(begun, notes)
         with progress.listener(notes, quiet=as_json) as shown:
             outcome = session.measure(prepared, folder, shown, retry_failed=retry_failed, start=shown.start)
     if as_json:
-        _print_json(summary.outcome_data(folder, outcome))
+        _print_json(summary.outcome_data(outcome))
     else:
-        summary.print_outcome(folder, outcome, console)
+        summary.print_outcome(outcome, console)
     if outcome.interrupted:
         raise typer.Exit(exit_codes.INTERRUPTED)
-    raise typer.Exit(1 if summary.has_failures(folder) else 0)
+    raise typer.Exit(1 if summary.has_failures(outcome) else 0)
 
 
 @app.command()

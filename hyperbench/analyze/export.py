@@ -12,7 +12,8 @@ from hyperbench.analyze.joins import add_speedup, check_baseline
 from hyperbench.analyze.text_table import FLAGGED, TextTable, stage_tables, time_tables
 from hyperbench.analyze.view import View, make_view, provenance
 from hyperbench.config.catalog import nearest
-from hyperbench.store.run_folder import Run, atomic_write, atomic_write_text, load_run
+from hyperbench.store.files import atomic_write, atomic_write_text
+from hyperbench.store.run_folder import Run, load_run
 from hyperbench.store.tables import can_write_parquet
 
 if TYPE_CHECKING:

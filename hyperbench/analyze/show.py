@@ -13,7 +13,7 @@ from hyperbench.analyze.joins import records
 from hyperbench.analyze.stage_table import missing_stages
 from hyperbench.analyze.text_table import FLAGGED, print_table, stage_tables, time_tables
 from hyperbench.analyze.view import View, error_columns, make_view, provenance, reason
-from hyperbench.store.run_folder import load_run
+from hyperbench.store.run_folder import Run, load_run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,13 +32,14 @@ _STAGE_KEYS = (
 
 
 def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
-    """Print a run: where it was measured, a table per masking, and what could not be measured and why.
+    """Print a run from its folder (see print_run). Raises ValueError on a missing or damaged run."""
+    print_run(load_run(Path(run_dir)), console, baseline)
 
-    Raises ValueError on a missing or damaged run.
-    """
+
+def print_run(run: Run, console: Console, baseline: str = "flash2") -> None:
+    """Print a run: where it was measured, a table per masking, and what could not be measured and why."""
     from rich.text import Text
 
-    run = load_run(Path(run_dir))
     view = make_view(run, baseline)
     console.print(Text(str(run.path), style="bold"))
     if view.timings.empty:

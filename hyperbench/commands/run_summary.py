@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from hyperbench.analyze.show import show_run
+from hyperbench.analyze.show import print_run
 from hyperbench.commands.progress import duration
 from hyperbench.measure.cpu_load import CpuTimes, busy_warning, read_cpu_times
-from hyperbench.measure.runner.outcome import GOOD_STATUSES, Outcome
-from hyperbench.measure.runner.session import Prepared
-from hyperbench.measure.runner.time_breakdown import PRODUCTIVE
-from hyperbench.store.environment import available_cpus
-from hyperbench.store.run_folder import load_run
+from hyperbench.measure.runner.outcome import GOOD_STATUSES, PRODUCTIVE, Outcome
+from hyperbench.measure.runner.prepare import Prepared
+from hyperbench.store.provenance import available_cpus
 from hyperbench.store.tables import can_write_parquet
 
 
@@ -80,12 +77,12 @@ def print_dry_run(prepared: Prepared, console: Console) -> None:
     console.print(f"{points}, estimated time {duration(sum(prepared.estimates_s()))}{guessed}", highlight=False)
 
 
-def outcome_data(folder: Path, outcome: Outcome) -> dict[str, Any]:
+def outcome_data(outcome: Outcome) -> dict[str, Any]:
     """How a run ended, as plain data."""
     stages = {"stages_now": {str(k): n for k, n in outcome.stage_statuses.items()}} if outcome.stage_statuses else {}
     return {
-        "run": str(folder),
-        "rows": {str(k): int(v) for k, v in load_run(folder).passes["status"].value_counts().items()},
+        "run": str(outcome.run.path),
+        "rows": {str(k): int(v) for k, v in outcome.run.passes["status"].value_counts().items()},
         "measured_now": {str(status): count for status, count in outcome.statuses.items()},
         **stages,
         **outcome.time,
@@ -93,22 +90,22 @@ def outcome_data(folder: Path, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def has_failures(folder: Path) -> bool:
-    """Whether a run holds rows that should have worked; `unsupported` is an answer, not a failure."""
-    run = load_run(folder)
+def has_failures(outcome: Outcome) -> bool:
+    """True if a run holds rows that should have worked; `unsupported` is an answer, not a failure."""
+    run = outcome.run
     return not {*run.timings["status"], *run.errors["status"]} <= {str(s) for s in GOOD_STATUSES}
 
 
-def print_outcome(folder: Path, outcome: Outcome, console: Console) -> None:
+def print_outcome(outcome: Outcome, console: Console) -> None:
     """The run's tables, and what to do next."""
-    show_run(folder, console)
+    print_run(outcome.run, console)
     if not can_write_parquet():
         console.print("the tables are .csv alone: .parquet needs pyarrow, which is not installed here", soft_wrap=True)
     if outcome.time:
         console.print(overhead_line(outcome.time), highlight=False, soft_wrap=True)
     if outcome.interrupted:
         console.print("interrupted; what was finished is kept: the same command with --resume goes on", soft_wrap=True)
-    following = f"next: hyperbench plot --run {shlex.quote(str(folder))}"
+    following = f"next: hyperbench plot --run {shlex.quote(str(outcome.run.path))}"
     console.print(following, highlight=False, markup=False, soft_wrap=True)
 
 

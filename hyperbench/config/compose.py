@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbench.config import catalog
 from hyperbench.config.catalog import ConfigError, check_name, nearest
-from hyperbench.config.overrides import Overrides, check_keys, check_mappings, flat_keys, parse
+from hyperbench.config.overrides import Overrides, apply, parse
 from hyperbench.config.types import (
     ErrorConfig,
     ProtocolConfig,
@@ -85,13 +85,8 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
     overrides = parse(words)
     asked = _only("device", overrides.groups.get("device", ["auto"]))
     device, reason = choose_device(asked)
-    fixed_groups = [f"device={device}"]
-    for group in ("sweep", "protocol"):
-        if group in overrides.groups:
-            fixed_groups.append(f"{group}={_only(group, overrides.groups[group])}")
     inputs = overrides.groups.get("input", [])
-    base = [_compose([*fixed_groups, *([f"input={name}"] if name else []), *overrides.plain], overrides)
-            for name in (inputs or [""])]  # fmt: skip
+    base = _compose(overrides, device)
     first = base[0]
     axes = _axes(first, overrides, len(inputs) > 1)
     if len(inputs) > 1:
@@ -132,24 +127,36 @@ def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return sorted(key for key in left.keys() | right.keys() if left.get(key, absent) != right.get(key, absent))
 
 
-def _compose(words: list[str], overrides: Overrides) -> DictConfig:
+def _compose(overrides: Overrides, device: str) -> list[DictConfig]:
+    """The configuration for each input that was chosen, or for that of the sweep: composed once by Hydra.
+
+    Keys are set afterwards, on what was composed without them: so a misspelt key is answered with the nearest name, and
+    a further input takes no further composing.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
-    groups = [word for word in words if word.split("=", 1)[0] in catalog.GROUPS]
+    groups, inputs = overrides.groups, overrides.groups.get("input", [])
+    words = [
+        f"device={device}",
+        *(f"{group}={_only(group, groups[group])}" for group in ("sweep", "protocol") if group in groups),
+    ]
+    words += [f"method=[{','.join(groups['method'])}]"] if "method" in groups else []
+    words += [f"input={name}" for name in inputs[:1]]
     try:
         with initialize_config_dir(str(catalog.conf_dir()), version_base="1.3"):
-            # Composed without the keys first, so that a misspelt key is answered with the nearest name there is.
-            from omegaconf import OmegaConf
-
-            bare = OmegaConf.to_container(compose("config", groups), resolve=False)
-            check_keys(words, flat_keys(bare))
-            cfg = compose("config", words)
-            check_mappings(bare, OmegaConf.to_container(cfg, resolve=False))
-            return cfg
+            found = [compose("config", words)]
+        for name in inputs[1:]:
+            found.append(found[0].copy())
+            with open_dict(found[-1]):
+                found[-1].input = OmegaConf.load(catalog.conf_dir() / "input" / f"{name}.yaml")
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split())) from None
+    for cfg in found:
+        apply(overrides.settings, cfg)
+    return found
 
 
 def _resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -217,12 +224,13 @@ def _expand(bases: list[DictConfig], axes: dict[str, list[Any]], device: DeviceC
         with open_dict(cfg):
             for key, value in zip(common, combination, strict=True):
                 OmegaConf.update(cfg, key, value)
-            for method in base.method:
+            without_own = _resolve(cfg)
+            for method in map(str, base.method):
                 own = {key: values for key, values in axes.items() if key.startswith(f"method.{method}.")}
                 for choice in itertools.product(*own.values()):
                     for key, value in zip(own, choice, strict=True):
                         OmegaConf.update(cfg, key, value)
-                    point = _point(_resolve(cfg), str(method), device)
+                    point = _point(_resolve(cfg) if own else without_own, method, device)
                     found.setdefault(point.point_id, point)
     if not found:
         raise ConfigError("no method is left; choose some by method=NAME,NAME")

@@ -16,7 +16,7 @@ from typing import Any
 from hyperbench.gpu_reference import budget, state, steps, targets
 from hyperbench.gpu_reference.machine import Machine, examine
 from hyperbench.gpu_reference.processes import run_until
-from hyperbench.store.environment import code_fingerprint
+from hyperbench.store.provenance import code_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL_RUNS = ("fig4", "long", "min_seq_len", "stages", "fig4-backward")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperbench.config.catalog import ConfigError
-from hyperbench.measure.runner.session import ask_probe
+from hyperbench.measure.runner.prepare import ask_probe
 
 #: Operations per second of exact attention where none could be measured; for estimates of time only.
 NOMINAL_FLOPS_PER_S = {"cuda": 2e14, "cpu": 5e10}
@@ -92,6 +92,6 @@ def examine(
 
 
 def _triton_version() -> str | None:
-    from hyperbench.store.environment import version_of
+    from hyperbench.store.provenance import version_of
 
     return version_of("triton")

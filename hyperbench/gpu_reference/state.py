@@ -11,7 +11,8 @@ from typing import Any
 
 from hyperbench.gpu_reference.budget import Choice
 from hyperbench.gpu_reference.steps import TESTS_OUTPUT
-from hyperbench.store.run_folder import atomic_write_text, is_run_folder
+from hyperbench.store.files import atomic_write_text
+from hyperbench.store.run_folder import is_run_folder
 
 STATE = "reference.json"
 

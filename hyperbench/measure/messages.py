@@ -42,7 +42,7 @@ class State(StrEnum):
     ENDED = "ended"
 
 
-#: The life of a worker process: the state that follows a state and an event. A task makes a ready worker a measuring one.
+#: The life of a worker process: the state after an event in a state. A task makes a ready worker a measuring one.
 NEXT: dict[tuple[State, Event], State] = {
     (State.STARTING, Event.READY): State.READY,
     (State.MEASURING, Event.BEGIN): State.MEASURING,
@@ -132,7 +132,9 @@ class Task:
             "passes": tuple(data["passes"]),
             "protocol": ProtocolConfig(**data["protocol"]),
             "error": ErrorConfig(**data["error"]),
-            "without_backward": {name: Failure.from_dict(failure) for name, failure in data["without_backward"].items()},
+            "without_backward": {
+                name: Failure.from_dict(failure) for name, failure in data["without_backward"].items()
+            },
         }
         return cls(**{**data, **typed})
 

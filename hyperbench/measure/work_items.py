@@ -98,7 +98,7 @@ def with_defaults(points: Iterable[Point], defaults: Mapping[str, Mapping[str, A
     return tuple(found.values())
 
 
-def group(points: Sequence[Point]) -> tuple[Group, ...]:
+def groups_of(points: Sequence[Point]) -> tuple[Group, ...]:
     """Points grouped by input, shape and masking, the cheap groups first."""
     groups: dict[tuple[Any, ...], list[Point]] = {}
     for p in points:
@@ -208,9 +208,7 @@ def failed_records(
         for metric in expected_metrics(point, passes, error):
             yield ErrorRow(point, seed, metric, None, status, message, cause)
     if item.stages:
-        yield Timing(
-            point, Pass.FORWARD, protocol, round_, status, message=message, cause=cause, stage=ALL_STAGES
-        )
+        yield Timing(point, Pass.FORWARD, protocol, round_, status, message=message, cause=cause, stage=ALL_STAGES)
 
 
 def expects_skip(point: Point, oom: Iterable[Point]) -> Point | None:

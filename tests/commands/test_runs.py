@@ -17,7 +17,8 @@ import yaml
 
 from hyperbench.measure.runner import noise_floor
 from hyperbench.measure.runner.locks import DeviceLock
-from hyperbench.store.run_folder import load_run, read_journal
+from hyperbench.store.journal import read_journal
+from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import Timing
 from tests.helpers.commands import TINY, Call, process
 

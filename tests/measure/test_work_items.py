@@ -65,7 +65,7 @@ def test_a_group_shares_input_shape_and_masking_and_holds_every_method() -> None
     points = prepared(
         "shape.seq_len=128,64", "is_causal=true,false", "seed=0,1", "input=gaussian,clustered", "shape.heads=1,2"
     ).points
-    groups = work_items.group(points)
+    groups = work_items.groups_of(points)
     assert sorted(p.point_id for g in groups for p in g.points) == sorted(p.point_id for p in points)
     assert len(groups) == len(points) // 2
     assert len({g.key for g in groups}) == len(groups)

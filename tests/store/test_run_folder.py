@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 
 from hyperbench.stats.samples import summarise
 from hyperbench.store import run_folder
+from hyperbench.store.files import StoreError, atomic_write
+from hyperbench.store.journal import Journal, read_journal
 from hyperbench.store.record_json import to_json
-from hyperbench.store.run_folder import Journal, StoreError, load_run, read_journal, write_tables
+from hyperbench.store.run_folder import load_run, write_tables
 from hyperbench.store.schema import ALL_STAGES, ErrorRow, Record, Status, StopReason
 from tests.helpers.made_records import a_point, a_stage, a_timing, records
 
@@ -185,7 +187,7 @@ def test_a_second_writer_is_refused_while_the_first_writes(tmp_path: Path) -> No
 def test_the_journal_of_a_killed_writer_is_free(tmp_path: Path) -> None:
     path = tmp_path / run_folder.JOURNAL
     program = (
-        "import os, signal, sys; from pathlib import Path; from hyperbench.store.run_folder import Journal;"
+        "import os, signal, sys; from pathlib import Path; from hyperbench.store.journal import Journal;"
         "journal = Journal(Path(sys.argv[1])); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -9
@@ -206,7 +208,7 @@ def test_a_failed_append_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatc
     with Journal(path) as journal:
         journal.append(SOME[0])
         with monkeypatch.context() as patch:
-            patch.setattr(run_folder.os, "write", fills_up)
+            patch.setattr(os, "write", fills_up)
             with pytest.raises(StoreError, match=r"cannot write .*no space left"):
                 journal.append(SOME[2])
         assert read_journal(path) == [SOME[0]]
@@ -432,7 +434,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
         assert path.read_text() == "old"
         temporary.write_text("new")
 
-    run_folder.atomic_write(path, write)
+    atomic_write(path, write)
     assert path.read_text() == "new"
 
     def fail(temporary: Path) -> None:
@@ -440,7 +442,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_folder.atomic_write(path, fail)
+        atomic_write(path, fail)
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
     assert path.read_text() == "new"
 

@@ -15,7 +15,8 @@ import pytest
 from hyperbench.analyze.plot import plot_run
 from hyperbench.gpu_reference import targets
 from hyperbench.gpu_reference.processes import run_until
-from hyperbench.store.run_folder import load_run, read_journal
+from hyperbench.store.journal import read_journal
+from hyperbench.store.run_folder import load_run
 
 ROOT = Path(__file__).parents[2]
 MISSING = ("pyarrow", "plotly", "kaleido", "hypothesis")

@@ -20,7 +20,9 @@ from hyperbench.measure.messages import Task
 from hyperbench.measure.runner import session
 from hyperbench.measure.runner.locks import DeviceLock
 from hyperbench.store import run_folder
-from hyperbench.store.environment import available_cpus
+from hyperbench.store.files import atomic_write
+from hyperbench.store.journal import read_journal
+from hyperbench.store.provenance import available_cpus
 from hyperbench.store.schema import Pass, Status, Timing
 from tests.helpers.commands import Answer, Call
 from tests.helpers.fake_worker import FakeWorker, Message, Site, dies, hangs, said
@@ -50,7 +52,7 @@ def shown(call: Call) -> str:
 
 def keys() -> list[Any]:
     """The keys of all records of the run."""
-    return [record.key for record in run_folder.read_journal(Path("run") / run_folder.JOURNAL)]
+    return [record.key for record in read_journal(Path("run") / run_folder.JOURNAL)]
 
 
 FIRST = {"method": "hyper", "seq_len": 64}
@@ -159,7 +161,6 @@ def test_ctrl_c_leaves_tables_of_what_was_finished(
 def test_a_disk_that_is_full_when_the_tables_are_due_costs_no_measurement(
     run: Callable[..., Answer], call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    atomic_write = run_folder.atomic_write
 
     def full(path: Path, write: Any) -> None:
         if path.name in TABLES:

@@ -12,7 +12,8 @@ from typing import Any
 from hyperbench.analyze.format import printable, short
 from hyperbench.config.catalog import nearest
 from hyperbench.store import environment
-from hyperbench.store.run_folder import JOURNAL, check_run_folder, read_config, read_environment, read_journal
+from hyperbench.store.journal import read_journal
+from hyperbench.store.run_folder import JOURNAL, check_run_folder, read_config, read_environment
 from hyperbench.store.schema import Pass, Point, Timing
 
 #: Keys of environment.json that change what a number means; the rest (when, which folder) differs between any two runs.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperbench.analyze.plotting.limited import run_limited
-from hyperbench.store.run_folder import atomic_write, atomic_write_text
+from hyperbench.store.files import atomic_write, atomic_write_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

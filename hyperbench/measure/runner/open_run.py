@@ -13,8 +13,9 @@ from typing import Any
 from hyperbench.config.compose import RunConfig, differing_keys
 from hyperbench.measure.runner.noise_floor import noise_of_run
 from hyperbench.measure.runner.prepare import Prepared
-from hyperbench.store import environment, run_folder
-from hyperbench.store.run_folder import StoreError
+from hyperbench.store import environment, provenance, run_folder
+from hyperbench.store.files import StoreError, atomic_write_text
+from hyperbench.store.journal import Journal
 from hyperbench.store.schema import SCHEMA_VERSION
 
 
@@ -112,7 +113,7 @@ def environment_of(prepared: Prepared, more: Mapping[str, Any] | None = None) ->
     if config.device.threads is not None:
         settings["threads"] = config.device.threads
     targets = {point.target for point in config.points}
-    return environment.collect(prepared.facts, settings, config.device.env, targets)
+    return provenance.collect(prepared.facts, settings, config.device.env, targets)
 
 
 def _make(prepared: Prepared, folder: Path) -> None:
@@ -121,16 +122,16 @@ def _make(prepared: Prepared, folder: Path) -> None:
     config, found = prepared.config, environment_of(prepared, noise_of_run(prepared))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        run_folder.atomic_write_text(folder / run_folder.CONFIG, yaml.safe_dump(config.resolved, sort_keys=False))
-        run_folder.atomic_write_text(folder / run_folder.ENVIRONMENT, json.dumps(found, indent=2) + "\n")
-        run_folder.Journal(folder / run_folder.JOURNAL).close()
+        atomic_write_text(folder / run_folder.CONFIG, yaml.safe_dump(config.resolved, sort_keys=False))
+        atomic_write_text(folder / run_folder.ENVIRONMENT, json.dumps(found, indent=2) + "\n")
+        Journal(folder / run_folder.JOURNAL).close()
     except OSError as error:
         raise StoreError(f"out={folder} cannot be written: {error.strerror}") from None
 
 
 def _remove_run(folder: Path) -> None:
     """Replace a run: the journal is held first, so that a run that is still being written is not taken away."""
-    with run_folder.Journal(folder / run_folder.JOURNAL):
+    with Journal(folder / run_folder.JOURNAL):
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -51,7 +51,7 @@ class Outcome:
     stage_statuses: Counter[str] = field(default_factory=Counter)
     time: dict[str, Any] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
-    run: Run | None = None
+    run: Run = field(init=False)
 
 
 class TimeBreakdown:

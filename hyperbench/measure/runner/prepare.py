@@ -53,13 +53,13 @@ class Prepared:
 
     def estimates_s(self) -> list[float]:
         """Seconds that each point is likely to take, all rounds together, with its share of starting the workers."""
-        groups = work_items.group(self.points)
+        groups = work_items.groups_of(self.points)
         found = plan_s(groups, work_items.Progress(self.config.protocol), self.config, self.speed)
         return [found.get(point.point_id, 0.0) for point in self.points]
 
 
 def ask_probe(request: dict[str, Any], env: Mapping[str, str]) -> Facts:
-    """Put a question to a probe, a short process that imports torch. Raises ConfigError if the probe does not run, which means that torch does not import."""
+    """Put a question to a probe, a short process that imports torch. Raises ConfigError if torch does not import."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "hyperbench.measure.probe.main"],
@@ -78,8 +78,8 @@ def ask_probe(request: dict[str, Any], env: Mapping[str, str]) -> Facts:
 def prepare(words: Sequence[str], ask: Ask = ask_probe) -> Prepared:
     """Compose, check and expand a command line; nothing is written.
 
-    The device that `auto` stands for is the probe's to say. Composing for the likely one beforehand answers a wrong word
-    at once, and is right but for machines whose GPU PyTorch cannot use. Raises ConfigError, one line, on anything that
+    The probe says which device `auto` stands for. Composing for the likely one beforehand answers a wrong word at once,
+    and is done again only where PyTorch cannot use a GPU that is there. Raises ConfigError, one line, on anything that
     cannot be run.
     """
     began_s, asked = time.monotonic(), ""

@@ -16,8 +16,8 @@ from hyperbench.measure.runner.outcome import Listener, Outcome, TimeBreakdown, 
 from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.schedule import items_of
 from hyperbench.measure.runner.worker_process import Child, WorkerGone, WorkerTimeout
-from hyperbench.measure.work_items import Failure, Group, WorkItem, failed_records, group
-from hyperbench.store.run_folder import Journal
+from hyperbench.measure.work_items import Failure, Group, WorkItem, failed_records, groups_of
+from hyperbench.store.journal import Journal
 from hyperbench.store.schema import Cause, ErrorRow, Record, Status, Timing
 
 _START_LIMIT_S = 300.0
@@ -45,7 +45,7 @@ class Runner:
         retry_failed: bool = False,
     ) -> None:
         self._config, self._speed = run.config, run.speed
-        self._groups = group(run.points)
+        self._groups = groups_of(run.points)
         self._points = {point.point_id: point for point in run.points}
         self._journal = journal
         self._spawn = spawn
@@ -71,7 +71,8 @@ class Runner:
         self.time.switch("workers")
         try:
             with self._interrupts:
-                for self._round in range(self._config.protocol.rounds):
+                for round_ in range(self._config.protocol.rounds):
+                    self._round = round_
                     self._run_round()
         except AtOnce:
             raise
@@ -159,9 +160,7 @@ class Runner:
 
     def _give_up(self, item: WorkItem, failure: Failure) -> None:
         config = self._config
-        for record in failed_records(
-            item, config.passes, config.error, config.protocol.name, self._round, failure
-        ):
+        for record in failed_records(item, config.passes, config.error, config.protocol.name, self._round, failure):
             self._write(record)
 
     def _write(self, record: Record) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.runner import Runner
 from hyperbench.measure.runner.worker_process import Child, WorkerProcess
 from hyperbench.store import run_folder
-from hyperbench.store.run_folder import StoreError
+from hyperbench.store.files import StoreError
+from hyperbench.store.journal import Journal, read_journal
 
 _LOG = "worker.log"
 
@@ -25,19 +26,19 @@ def measure(
     *,
     retry_failed: bool = False,
     start: Callable[[float], object] = float,
-    spawn: Callable[[Mapping[str, str], Path], Child] = WorkerProcess,
+    spawn: Callable[[dict[str, str], Path], Child] = WorkerProcess,
 ) -> Outcome:
     """Measure what the folder's journal lacks, then write the tables. Raises StoreError or MeasureError.
 
-    `start` is called, before the first point, with the seconds that the whole is likely to take. `spawn` starts a worker
-    process under some environment variables; its output goes to the file.
+    `start` is called, before the first point, with the seconds that the whole is likely to take. `spawn` starts a
+    worker process under some environment variables; its output goes to the file.
     """
 
     def worker() -> Child:
         return spawn(prepared.config.device.env, folder / _LOG)
 
-    with run_folder.Journal(folder / run_folder.JOURNAL) as journal:
-        history = run_folder.read_journal(folder / run_folder.JOURNAL)
+    with Journal(folder / run_folder.JOURNAL) as journal:
+        history = read_journal(folder / run_folder.JOURNAL)
         sweep_up(folder)
         runner = Runner(prepared, journal, worker, listener, history=history, retry_failed=retry_failed)
         start(runner.remaining_s())
@@ -48,10 +49,9 @@ def measure(
         except BaseException:
             # What went wrong is told; that the tables cannot be written for the same reason is not.
             with suppress(StoreError):
-                run_folder.write_tables(run_folder.load_run(folder, runner.outcome.records))
+                run_folder.write_tables(folder, runner.outcome.records)
             raise
         runner.time.switch("tables")
-        outcome.run = run_folder.load_run(folder, outcome.records)
-        run_folder.write_tables(outcome.run)
+        outcome.run = run_folder.write_tables(folder, outcome.records)
         outcome.time = runner.time.report()
         return outcome

@@ -15,7 +15,8 @@ import pytest
 from hyperbench.measure import work_items
 from hyperbench.measure.runner import session
 from hyperbench.measure.runner.session import Prepared
-from hyperbench.store.run_folder import load_run, read_journal
+from hyperbench.store.journal import read_journal
+from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import ErrorRow, Record, Status, Timing
 from tests.helpers.fake_worker import Listener
 from tests.helpers.made_runs import TINY, everything

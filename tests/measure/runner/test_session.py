@@ -13,8 +13,10 @@ import yaml
 from hyperbench.config.catalog import ConfigError
 from hyperbench.measure.runner import session
 from hyperbench.store import run_folder
+from hyperbench.store.files import StoreError
+from hyperbench.store.journal import Journal, read_journal
 from hyperbench.store.record_json import to_json
-from hyperbench.store.run_folder import StoreError, load_run, read_journal
+from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import Status
 from tests.helpers.fake_worker import FakeWorker, Listener
 from tests.helpers.made_records import a_timing
@@ -210,7 +212,7 @@ def test_a_fresh_run_replaces_the_old_one() -> None:
 def test_a_run_that_is_being_written_is_not_taken_away() -> None:
     folder = opened(tiny(), Path("run"))
     before = contents(folder)
-    with run_folder.Journal(folder / run_folder.JOURNAL), pytest.raises(StoreError, match="another process is writing"):
+    with Journal(folder / run_folder.JOURNAL), pytest.raises(StoreError, match="another process is writing"):
         opened(tiny(), folder, fresh=True)
     assert contents(folder) == before
 
@@ -313,7 +315,7 @@ def test_a_damaged_journal_is_not_written_to(monkeypatch: pytest.MonkeyPatch) ->
 def test_two_processes_never_measure_into_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     run, measure = tiny(), Measured(monkeypatch)
     folder = opened(run, Path("run"))
-    with run_folder.Journal(folder / run_folder.JOURNAL), pytest.raises(StoreError, match="another process"):
+    with Journal(folder / run_folder.JOURNAL), pytest.raises(StoreError, match="another process"):
         measure(run, folder)
 
 

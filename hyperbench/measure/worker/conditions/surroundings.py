@@ -36,7 +36,7 @@ class Surroundings:
 
 def surroundings_for(device: str, threads: int) -> Surroundings:
     """What is around this process on a device."""
-    from hyperbench.store.environment import available_cpus
+    from hyperbench.store.provenance import available_cpus
 
     fixed = fixed_conditions(threads)
     # So that the first pass has a moment to look back to.
