@@ -6,6 +6,7 @@ import io
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.console import Console
 from hyperbench.commands import run_summary
 from hyperbench.measure.runner.outcome import Outcome
 from hyperbench.store.record_json import to_json
+from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import ALL_STAGES, ErrorRow, Record, Status
 from tests.helpers.made_records import a_point, a_stage, a_timing
 from tests.helpers.made_runs import prepared
@@ -24,12 +26,14 @@ def a_console() -> tuple[Console, io.StringIO]:
     return Console(file=text, width=160), text
 
 
-def run_of(folder: Path, *written: Record) -> Path:
-    """A run's folder of these records."""
+def ended(folder: Path, *written: Record, **counts: Any) -> Outcome:
+    """The outcome of a run of these records."""
     (folder / "config.yaml").write_text("a: 1\n")
     (folder / "environment.json").write_text("{}")
     (folder / "journal.jsonl").write_text("".join(json.dumps(to_json(record)) + "\n" for record in written))
-    return folder
+    outcome = Outcome(**counts)
+    outcome.run = load_run(folder)
+    return outcome
 
 
 def failed(status: Status) -> Record:
@@ -72,8 +76,8 @@ def test_a_dry_run_counts_the_points_whose_stages_are_timed_and_their_time() -> 
 
 
 def test_the_outcome_is_plain_data(tmp_path: Path) -> None:
-    folder = run_of(tmp_path, a_timing(), a_timing(round=1), failed(Status.OOM))
-    data = run_summary.outcome_data(folder, Outcome(Counter({Status.OK: 1}), interrupted=True))
+    counts = {"statuses": Counter({Status.OK: 1}), "interrupted": True}
+    data = run_summary.outcome_data(ended(tmp_path, a_timing(), a_timing(round=1), failed(Status.OOM), **counts))
     assert json.loads(json.dumps(data)) == {
         "run": str(tmp_path),
         "rows": {"ok": 2, "oom": 1},
@@ -84,13 +88,13 @@ def test_the_outcome_is_plain_data(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", [status for status in Status if not status.has_timing])
 def test_only_what_should_have_worked_is_a_failure(tmp_path: Path, status: Status) -> None:
-    assert not run_summary.has_failures(run_of(tmp_path, a_timing(), a_timing(round=1, status=Status.THROTTLED)))
-    assert run_summary.has_failures(run_of(tmp_path, a_timing(), failed(status))) == (status is not Status.UNSUPPORTED)
+    assert not run_summary.has_failures(ended(tmp_path, a_timing(), a_timing(round=1, status=Status.THROTTLED)))
+    assert run_summary.has_failures(ended(tmp_path, a_timing(), failed(status))) == (status is not Status.UNSUPPORTED)
 
 
 def test_an_error_that_could_not_be_measured_is_a_failure(tmp_path: Path) -> None:
     row = ErrorRow(a_point(), 0, "out_rel_fro", None, Status.ERROR, "no reference")
-    assert run_summary.has_failures(run_of(tmp_path, a_timing(), row))
+    assert run_summary.has_failures(ended(tmp_path, a_timing(), row))
 
 
 @pytest.mark.parametrize("status", [status for status in Status if not status.has_timing])
@@ -98,10 +102,9 @@ def test_a_stage_that_could_not_be_timed_is_a_failure_unless_the_method_tells_no
     tmp_path: Path, status: Status
 ) -> None:
     row = a_stage(a_point(), ALL_STAGES, status=status, message="for a reason")
-    folder = run_of(tmp_path, a_timing(), row)
-    assert run_summary.has_failures(folder) == (status is not Status.UNSUPPORTED)
-    outcome = Outcome(Counter({Status.OK: 1}), stage_statuses=Counter({status: 1}))
-    assert run_summary.outcome_data(folder, outcome)["stages_now"] == {str(status): 1}
+    outcome = ended(tmp_path, a_timing(), row, stage_statuses=Counter({status: 1}))
+    assert run_summary.has_failures(outcome) == (status is not Status.UNSUPPORTED)
+    assert run_summary.outcome_data(outcome)["stages_now"] == {str(status): 1}
 
 
 def test_the_end_of_a_run_says_what_to_do_next(tmp_path: Path) -> None:
@@ -109,6 +112,6 @@ def test_the_end_of_a_run_says_what_to_do_next(tmp_path: Path) -> None:
     folder.mkdir()
     for written in ([], [a_timing(), failed(Status.OOM)]):
         console, text = a_console()
-        run_summary.print_outcome(run_of(folder, *written), Outcome(interrupted=True), console)
+        run_summary.print_outcome(ended(folder, *written, interrupted=True), console)
         assert f"hyperbench plot --run '{folder}'" in text.getvalue()
         assert "--resume" in text.getvalue()

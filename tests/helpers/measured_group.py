@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from hyperbench.measure import work_items
-from hyperbench.measure.messages import Task
+from hyperbench.measure.messages import Message, Task
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.measure.worker.group import GroupMeasurement
-from hyperbench.store.record_json import from_json
 from hyperbench.store.schema import ErrorRow, Status, Timing
 from tests.helpers.made_records import a_point
 from tests.helpers.made_runs import tiny
@@ -24,7 +23,7 @@ HYPER = {"block_size": 8, "sample_size": 8, "num_projections": 3, "min_seq_len":
 class Clock:
     """Every call takes a millisecond; `heard` is what the group has said so far."""
 
-    heard: list[dict[str, Any]]
+    heard: list[Message]
     host_ms: float | None = None
     is_load: bool = False
 
@@ -84,21 +83,21 @@ class Measured:
         progress.finished |= options.pop("finished", set())
         left = tuple(work_items.remaining(one.point, config, round_, progress) for one in items)
         self.task = Task(left, passes, protocol, error, round_, None, **options)
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[Message] = []
         clock = clock or Clock()
         clock.heard = self.messages
         self.measurement = GroupMeasurement(self.task, self.messages.append, clock, Gauge(), surroundings)
         self.measurement.run()
-        self.records = [from_json(m["record"]) for m in self.messages if m["event"] == "record"]
+        self.records = [m.record for m in self.messages if m.record is not None]
 
     @property
     def expected(self) -> set[work_items.Key]:
         """The keys it owes."""
-        task = self.task
+        task, failure = self.task, work_items.Failure(Status.ERROR, "")
         return {
             r.key
             for one in task.items
-            for r in work_items.failed_records(one, task.passes, task.error, "", task.round, Status.ERROR, "")
+            for r in work_items.failed_records(one, task.passes, task.error, "", task.round, failure)
             if isinstance(r, Timing | ErrorRow)
         }
 

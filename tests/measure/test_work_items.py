@@ -33,7 +33,9 @@ def remaining(
 
 def all_records(item: work_items.WorkItem, passes: tuple[str, ...] = PASSES, round_: int = 0) -> list[Any]:
     """A failed record for everything that is left to do of a point."""
-    return list(work_items.failed_records(item, passes, ERROR, "strict", round_, Status.ERROR, "why"))
+    return list(
+        work_items.failed_records(item, passes, ERROR, "strict", round_, work_items.Failure(Status.ERROR, "why"))
+    )
 
 
 def test_parameters_are_filled_in_from_the_method() -> None:

@@ -20,7 +20,7 @@ from hyperbench.gpu_reference import __main__ as program
 from hyperbench.gpu_reference import budget, state, steps
 from hyperbench.gpu_reference.budget import PAPER, TINY, Choice, choices, choose, parse_budget, total_s
 from hyperbench.gpu_reference.machine import Machine, examine, gpu_folder
-from hyperbench.measure.runner.session import prepare
+from hyperbench.measure.runner.prepare import prepare
 from tests.helpers.made_runs import facts
 
 ROOT = Path(__file__).parents[2]

@@ -68,7 +68,7 @@ class PassClock(Clock):
     def time_ms(self, call: Callable[[], object]) -> float:
         """Make the call."""
         call()
-        return self.TIMES[next(m["pass"] for m in reversed(self.heard) if m.get("pass"))]
+        return self.TIMES[next(m.unit.pass_ for m in reversed(self.heard) if m.unit and m.unit.pass_)]
 
 
 def test_each_pass_is_timed_directly_and_none_is_a_sum() -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from hyperbench.measure import work_items
 from hyperbench.measure.runner.estimate import Speed, common_s, group_s, plan_s
+from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.schedule import items_of
-from hyperbench.measure.runner.session import Prepared
 from hyperbench.store.schema import Record
 from tests.helpers.made_runs import everything, prepared
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperbench.measure import work_items
+from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.schedule import items_of, order
-from hyperbench.measure.runner.session import Prepared
 from hyperbench.store.schema import Record
 from tests.helpers.made_runs import everything, tiny
 
