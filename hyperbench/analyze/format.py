@@ -10,6 +10,7 @@ from typing import Any
 
 from hyperbench.store.schema import Flag
 
+#: Labels of the passes, in the order in which they are shown.
 PASS_LABELS = {"forward": "forward", "forward_backward": "forward+backward", "backward": "backward"}
 MASK_LABELS = {False: "without causal masking", True: "with causal masking"}
 FLAG_MEANINGS: dict[str, str] = {
@@ -112,6 +113,12 @@ def at(dim: str, value: Any) -> str:
 def pass_label(name: str) -> str:
     """The name of a pass in words; an unknown one stands as it is."""
     return PASS_LABELS.get(name, name)
+
+
+def passes_in(values: Iterable[str]) -> list[str]:
+    """The passes that occur, in the order in which they are shown."""
+    found = set(values)
+    return [p for p in PASS_LABELS if p in found] + sorted(found - set(PASS_LABELS))
 
 
 def counted(count: int, name: str, plural: str = "s") -> str:

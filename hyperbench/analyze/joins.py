@@ -21,8 +21,6 @@ _JOIN = (*SHAPE_DIMS, *CONDITION_DIMS, "pass", "stage", "round")
 _TAKEN = (
     "median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "status", "implementation", "message", "n_samples", "flags"
 )  # fmt: skip
-
-
 #: Columns of several rounds as one row.
 _OVER_ROUNDS = {
     "median_ms": "median", "p20_ms": "median", "min_ms": "min", "ci_low_ms": "min", "ci_high_ms": "max",
@@ -78,16 +76,17 @@ def check_baseline(timings: pd.DataFrame, baseline: str) -> None:
         raise ValueError(f"baseline {baseline!r} is no method of this run; allowed: {', '.join(methods)}{near}")
 
 
-def combine_rounds(timings: pd.DataFrame, key: Sequence[str] = ("point_id", "pass", "protocol")) -> pd.DataFrame:
-    """One row per key: over several rounds the median of medians, with the hull of their intervals.
+def combine_rounds(timings: pd.DataFrame) -> pd.DataFrame:
+    """One row per point, pass and stage: over several rounds the median of medians, with the hull of their intervals.
 
     Rounds without a timing are counted in `message`; the row has a timing if any round has one.
     """
     import pandas as pd
 
-    if not timings.duplicated(list(key)).any():
+    key = ["point_id", "pass", "stage", "protocol"]
+    if not timings.duplicated(key).any():
         return timings.reset_index(drop=True)
-    rows = [_combined(group) for _, group in timings.groupby(list(key), sort=False)]
+    rows = [_combined(group) for _, group in timings.groupby(key, sort=False)]
     return pd.DataFrame(rows, columns=list(timings.columns)).astype(timings.dtypes.to_dict()).reset_index(drop=True)
 
 
@@ -95,7 +94,7 @@ def _combined(group: pd.DataFrame) -> dict[str, Any]:
     timed = group[group["median_ms"].notna()]
     row = dict((timed if len(timed) else group).iloc[0])
     if len(timed) > 1:
-        row |= {name: timed[name].agg(how) for name, how in _OVER_ROUNDS.items() if name in timed}
+        row |= {name: timed[name].agg(how) for name, how in _OVER_ROUNDS.items()}
         row["flags"] = ",".join(flags_in(timed["flags"])) or None
         if (timed["status"] == "throttled").any():
             row["status"] = "throttled"
@@ -137,6 +136,11 @@ def missing_errors(errors: pd.DataFrame, metric: str) -> dict[str, str]:
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as dictionaries by column name."""
     return [{str(name): cell for name, cell in row.items()} for row in frame.to_dict("records")]
+
+
+def masks_in(frame: pd.DataFrame) -> list[bool]:
+    """The maskings that occur, the one without causal masking first."""
+    return sorted(bool(m) for m in frame["is_causal"].unique())
 
 
 def varying(frame: pd.DataFrame, dims: Iterable[str] = DIMENSIONS) -> dict[str, list[Any]]:

@@ -33,7 +33,7 @@ def plot_run(
     damaged run, and where a figure that was asked for by name does not fit the run.
     """
     from hyperbench.analyze.figures import available, builder
-    from hyperbench.analyze.plotting.render import write_figures
+    from hyperbench.analyze.plotting.write import write_figures
     from hyperbench.analyze.view import make_view
     from hyperbench.store.run_folder import load_run
 

@@ -22,7 +22,7 @@ def stage_table(stages: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
     sum_ms is the sum of the medians of a point's stages and share a stage's part of it; both are null where a stage of
     the point has no time. forward_ms is the median of the forward pass timed as a whole, null where there is none.
     """
-    table = combine_rounds(stages, ("point_id", "stage"))
+    table = combine_rounds(stages)
     by_point = table.groupby("point_id", sort=False)
     whole = by_point["median_ms"].transform("count") == by_point["num_stages"].transform("max").fillna(
         by_point["stage"].transform("count")

@@ -6,9 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import MASK_LABELS, is_null, milliseconds, pass_label, plain, ratio, significant
-from hyperbench.analyze.joins import HYPER_DIMS, records, varying
-from hyperbench.analyze.plotting.style import passes_in
+from hyperbench.analyze.format import (
+    MASK_LABELS,
+    is_null,
+    milliseconds,
+    pass_label,
+    passes_in,
+    plain,
+    ratio,
+    significant,
+)
+from hyperbench.analyze.joins import HYPER_DIMS, masks_in, records, varying
 from hyperbench.analyze.stage_table import by_point, missing_stages, stages_in
 from hyperbench.analyze.view import AS_PAPER, MAIN_ERROR, View
 
@@ -44,7 +52,7 @@ def time_tables(view: View, methods_per_table: int | None = None) -> list[TextTa
     step = methods_per_table or max(len(view.methods), 1)
     groups = [view.methods[i : i + step] for i in range(0, len(view.methods), step)] or [[]]
     tables = []
-    for is_causal in sorted(bool(m) for m in frame["is_causal"].unique()):
+    for is_causal in masks_in(frame):
         for methods in groups:
             title = _title(view, is_causal) + (f": {', '.join(methods)}" if len(groups) > 1 else "")
             part = frame[(frame["is_causal"] == is_causal) & frame["method"].isin([*methods, view.baseline])]
@@ -55,10 +63,7 @@ def time_tables(view: View, methods_per_table: int | None = None) -> list[TextTa
 def stage_tables(view: View) -> list[TextTable]:
     """A table per method and masking of the stages of the forward pass: the pass, the sum, each stage and its share."""
     table = view.stages
-    frame = view.timings[view.timings["point_id"].isin(table["point_id"])]
-    dims = _dims(frame)
-    # The table of stages lacks some columns of the timings, such as those of the input.
-    places = {row["point_id"]: row for row in records(frame.drop_duplicates("point_id"))}
+    dims = _dims(table)
     lost, tables = missing_stages(table), []
     for (method, is_causal), part in table.groupby(["method", "is_causal"], sort=True):
         names = stages_in(part)
@@ -69,9 +74,9 @@ def stage_tables(view: View) -> list[TextTable]:
             one = next(iter(stages.values()))
             total = milliseconds(one["sum_ms"]) if point not in lost else "not whole"
             cells = [_time(stages[name], with_share=True) if name in stages else "" for name in names]
-            rows.append((*_place(places[point], dims), milliseconds(one["forward_ms"]), total, *cells))
+            rows.append((*_place(one, dims), milliseconds(one["forward_ms"]), total, *cells))
         columns = (*_heads(dims), "forward pass", "sum of stages", *names)
-        is_number = (*_are_numbers(frame, dims), *(True for _ in columns[len(dims) :]))
+        is_number = (*_are_numbers(table, dims), *(True for _ in columns[len(dims) :]))
         title = f"stages of {method}, {_title(view, bool(is_causal))}"
         tables.append(TextTable(title, columns, is_number, tuple(rows)))
     return tables

@@ -45,8 +45,7 @@ class View:
 
     `stages` has a row per stage of a forward pass, as `stage_table` makes them.
     `descriptions` are those of methods, `exact_methods` those known to be exact, `error_reasons` why a point (by its
-    id) has no error; all may lack some. `as_paper`: timed as the paper's authors did, which is no
-    result by itself.
+    id) has no error; all may lack some. `as_paper`: timed the authors' way, which is no result by itself.
     """
 
     timings: pd.DataFrame
@@ -67,10 +66,11 @@ class View:
 
 def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[str]] | None = None) -> View:
     """Select, combine rounds, join speedups and errors. Raises ValueError on a filter that matches nothing."""
-    check_baseline(run.passes, baseline)
+    passes = run.passes
+    check_baseline(passes, baseline)
     filters = {name: list(values) for name, values in (where or {}).items()}
     nodes = _method_nodes(run.config)
-    timings = _in_order(run.passes, list(nodes))
+    timings = _in_order(passes, list(nodes))
     chosen = select(timings, filters, keep_method=baseline)
     joined = add_speedup(combine_rounds(chosen), baseline)
     return View(

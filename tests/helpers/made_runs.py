@@ -11,6 +11,7 @@ import pytest
 from hyperbench.measure import work_items
 from hyperbench.measure.runner import prepare, session
 from hyperbench.measure.runner.prepare import Prepared
+from hyperbench.measure.runner.prepare import prepare as prepare_run
 from hyperbench.measure.runner.worker_process import Child
 from hyperbench.store.schema import Record, Status
 
@@ -71,12 +72,12 @@ def facts(request: Mapping[str, Any], env: Mapping[str, str] | None = None, **ch
 
 def prepared(*words: str, **changes: Any) -> Prepared:
     """A run of these words, prepared without a probe."""
-    return prepare.prepare(words, lambda request, env: facts(request, env, **changes))
+    return prepare_run(words, lambda request, env: facts(request, env, **changes))
 
 
 def no_processes(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Child]) -> None:
     """Let the command line ask no probe and start no worker but those that are made here."""
-    monkeypatch.setattr(prepare, "prepare", partial(prepare.prepare, ask=facts))
+    monkeypatch.setattr(prepare, "prepare", partial(prepare_run, ask=facts))
     monkeypatch.setattr(session, "measure", partial(session.measure, spawn=lambda env, log: make()))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from hyperbench.measure import work_items
@@ -11,6 +10,7 @@ from hyperbench.measure.messages import Message, Task
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.measure.worker.group import GroupMeasurement
 from hyperbench.store.schema import ErrorRow, Status, Timing
+from tests.helpers.fake_clock import FakeClock
 from tests.helpers.made_records import a_point
 from tests.helpers.made_runs import tiny
 
@@ -18,23 +18,6 @@ PASSES = ("forward", "backward", "forward_backward")
 SHAPE = {"heads": 2, "kv_heads": 1, "seq_len": 40, "head_dim": 8, "input_params": {}}
 HYPER = {"block_size": 8, "sample_size": 8, "num_projections": 3, "min_seq_len": 16, "sampling": "stratified",
          "pairing": "bucket", "seed": 0}  # fmt: skip
-
-
-class Clock:
-    """Every call takes a millisecond; `heard` is what the group has said so far."""
-
-    heard: list[Message]
-    host_ms: float | None = None
-    is_load: bool = False
-
-    def now_s(self) -> float:
-        """Never later."""
-        return 0.0
-
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """Make the call."""
-        call()
-        return 1.0
 
 
 class Gauge:
@@ -70,7 +53,7 @@ class Measured:
         *items: work_items.WorkItem,
         passes: tuple[str, ...] = PASSES,
         round_: int = 0,
-        clock: Clock | None = None,
+        clock: Any = None,
         surroundings: Surroundings | None = None,
         **options: Any,
     ) -> None:
@@ -84,7 +67,7 @@ class Measured:
         left = tuple(work_items.remaining(one.point, config, round_, progress) for one in items)
         self.task = Task(left, passes, protocol, error, round_, None, **options)
         self.messages: list[Message] = []
-        clock = clock or Clock()
+        clock = clock or FakeClock()
         clock.heard = self.messages
         self.measurement = GroupMeasurement(self.task, self.messages.append, clock, Gauge(), surroundings)
         self.measurement.run()

@@ -125,12 +125,12 @@ def test_a_flush_is_no_part_of_a_time() -> None:
 class TimesTheFlush(CudaClock):
     """The mistake: the flush stands between the events."""
 
-    def time_ms(self, call: Callable[[], object]) -> float:
+    def time_ms(self, call: Callable[[], object], *, is_load: bool = False) -> float:
         def both() -> None:
             self.flush()
             call()
 
-        return super().time_ms(both)
+        return super().time_ms(both, is_load=is_load)
 
 
 def doctor_says(clock: CudaClock, gpu: PretendedGpu) -> str:
@@ -189,11 +189,11 @@ class ChangesTheGraph(CudaClock):
 
     after = 4
 
-    def time_ms(self, call: Callable[[], object]) -> float:
+    def time_ms(self, call: Callable[[], object], *, is_load: bool = False) -> float:
         self.after -= 1
         if self.after < 0:
             Graphed.factor = 3.0
-        return super().time_ms(call)
+        return super().time_ms(call, is_load=is_load)
 
 
 def replayed(clock: Any) -> Timing:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from hyperbench.measure.methods import method
+from hyperbench.measure.work_items import Failure
 from hyperbench.store.schema import Status, Timing
-from tests.helpers.measured_group import HYPER, Clock, Gauge, Measured, all_of, item, odd
+from tests.helpers.fake_clock import FakeClock
+from tests.helpers.measured_group import HYPER, Gauge, Measured, all_of, item, odd
 from tests.helpers.quoted import Quote
 
 LIBRARY = "hyperbench.measure.methods.hyper"
@@ -127,17 +128,6 @@ def test_inputs_without_variety_refuse_no_gradient_that_is_zero_in_truth() -> No
         assert found.statuses("exact") == all_of("ok"), found.timings("exact")
 
 
-class SlowClock(Clock):
-    """Every look at it is ten seconds later."""
-
-    s = 0.0
-
-    def now_s(self) -> float:
-        """Later."""
-        self.s += 10.0
-        return self.s
-
-
 class CountingGauge(Gauge):
     """The first call of a pass takes ten times what later ones take."""
 
@@ -150,21 +140,21 @@ class CountingGauge(Gauge):
         return 1000 + (1000 if self.calls in (1, 3, 4) else 100)
 
 
-def measured_with(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], Clock]) -> Measured:
+def measured_with(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> Measured:
     """One method, whose first calls are gauged as more than later ones."""
     monkeypatch.setattr("tests.helpers.measured_group.Gauge", CountingGauge)
-    return Measured(odd("exact", **LONG), clock=clock())
+    return Measured(odd("exact", **LONG), clock=clock)
 
 
 def test_what_first_calls_allocate_is_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = measured_with(monkeypatch, Clock).timings("exact")
+    found = measured_with(monkeypatch, FakeClock()).timings("exact")
     assert {t.peak_memory_bytes for t in found.values()} == {100}
 
 
 def test_calls_that_are_too_slow_are_made_once_and_the_row_says_what_was_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found: dict[str, Timing] = measured_with(monkeypatch, SlowClock).timings("exact")
+    found: dict[str, Timing] = measured_with(monkeypatch, FakeClock(look_s=10.0)).timings("exact")
     assert {str(t.status) for t in found.values()} == {"ok"}
     assert found["forward"].peak_memory_bytes == 1000
     assert {t.conditions["properties_at_point"] for t in found.values()} == {"skipped"}
@@ -186,8 +176,8 @@ def test_the_next_worker_takes_the_forward_pass_and_calls_no_backward_one(monkey
     poison(monkeypatch)
     one = odd("no_backward")
     point_id = one.point.point_id
-    done = {(point_id, name, 0) for name in ("backward", "forward_backward")}
-    without = {point_id: (Status.ERROR, "broken")}
+    done = {(point_id, name, "", 0) for name in ("backward", "forward_backward")}
+    without = {point_id: Failure(Status.ERROR, "broken")}
     found = Measured(one, odd("exact", exact=True), finished=done, without_backward=without)
     assert not found.measurement.poisoned
     assert found.statuses("no_backward") == {"forward": "ok"}

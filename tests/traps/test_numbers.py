@@ -15,10 +15,10 @@ from hyperbench.measure import work_items
 from hyperbench.measure.worker.timing.sampler import Sampler, interleave
 from hyperbench.store import tables
 from hyperbench.store.schema import StopReason
+from tests.helpers.fake_clock import standing
 from tests.helpers.made_runs import tiny
 from tests.helpers.measured_group import Measured, odd
 from tests.helpers.quoted import Quote
-from tests.helpers.standing_clock import Clock
 
 PROTOCOL = dataclasses.replace(
     tiny().config.protocol, target_half_width=0.01, min_samples=10, max_samples=500, slow_min_samples=2,
@@ -29,7 +29,7 @@ PROTOCOL = dataclasses.replace(
 def sampled(times_ms: Iterable[float], budget_s: float = 60.0) -> Sampler:
     """What is kept of calls that take these times, one after the other."""
     left = iter(times_ms)
-    found = Sampler(lambda: next(left), Clock(), PROTOCOL, budget_s)
+    found = Sampler(lambda: next(left), standing(), PROTOCOL, budget_s)
     interleave([found], 0.1)
     return found
 

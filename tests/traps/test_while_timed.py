@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from hyperbench.measure.methods import method
-from tests.helpers.measured_group import PASSES, Clock, Measured, all_of, item, odd
+from tests.helpers.fake_clock import FakeClock
+from tests.helpers.measured_group import PASSES, Measured, all_of, item, odd
 from tests.helpers.quoted import Quote
 
 #: After the check of a forward pass, before its first sample.
@@ -60,18 +59,12 @@ def test_a_graph_that_is_used_up_is_not_timed_as_if_it_were_new() -> None:
     ).stands_in(found.timings("spends_its_graph")["backward"].message)
 
 
-class PassClock(Clock):
-    """A pass takes the time of its name; what both take together is not the sum."""
-
-    TIMES = {"forward": 1.0, "backward": 2.0, "forward_backward": 7.0}  # noqa: RUF012
-
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """Make the call."""
-        call()
-        return self.TIMES[next(m.unit.pass_ for m in reversed(self.heard) if m.unit and m.unit.pass_)]
-
-
 def test_each_pass_is_timed_directly_and_none_is_a_sum() -> None:
-    found = Measured(odd("exact"), clock=PassClock())
+    # What both take together is not the sum.
+    times_ms = {"forward": 1.0, "backward": 2.0, "forward_backward": 7.0}
+    clock = FakeClock(
+        lambda number: times_ms[next(m.unit.pass_ for m in reversed(clock.heard) if m.unit and m.unit.pass_)]
+    )
+    found = Measured(odd("exact"), clock=clock)
     samples = {name: set(timing.samples_ms) for name, timing in found.timings("exact").items()}
-    assert samples == {name: {PassClock.TIMES[name]} for name in PASSES}
+    assert samples == {name: {times_ms[name]} for name in PASSES}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperbench.measure import work_items
-from hyperbench.measure.inputs.families import make_grad_output, make_inputs
+from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.messages import Task, Work
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.worker.calls import Inputs, as_leaves, gradients

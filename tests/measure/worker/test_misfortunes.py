@@ -10,10 +10,11 @@ from hyperbench.measure.messages import Event, Message, Task, Work
 from hyperbench.measure.runner.worker_process import WorkerGone
 from hyperbench.measure.worker.group import GroupMeasurement
 from hyperbench.store.schema import ErrorRow, Pass, Status, Timing
+from tests.helpers.fake_clock import FakeClock
 from tests.helpers.fake_worker import FakeWorker, Site, befalls, begins, dies, hangs
 from tests.helpers.made_records import a_stage
 from tests.helpers.made_runs import tiny
-from tests.helpers.measured_group import Clock, Gauge
+from tests.helpers.measured_group import Gauge
 
 KILL = -9
 
@@ -23,7 +24,7 @@ class InThisProcess(FakeWorker):
 
     def _script(self, task: Task) -> Any:
         messages: list[Any] = []
-        measurement = GroupMeasurement(task, messages.append, Clock(), Gauge())
+        measurement = GroupMeasurement(task, messages.append, FakeClock(), Gauge())
         measurement.run()
         yield from messages
         if measurement.poisoned:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from hyperbench.measure.worker.conditions.conditions import GpuReading
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.measure.worker.group import GroupMeasurement
 from hyperbench.store.schema import ALL_STAGES, Flag, Pass, Record, Status, StopReason, Timing
+from tests.helpers.fake_clock import FakeClock
 from tests.helpers.fake_worker import STAGES, FakeWorker, Site, dies, hangs
 from tests.helpers.made_records import a_point, a_stage
 from tests.helpers.made_runs import HYPER_DEFAULTS, prepared, tiny
@@ -37,43 +38,6 @@ def remaining(round_: int = 0, done: Iterable[Record] = (), stages: bool = True)
     """What is left of the point when some records are there."""
     config = dataclasses.replace(tiny().config, passes=("forward",), error=ERROR, stages=stages)
     return work_items.remaining(POINT, config, round_, work_items.Progress(config.protocol, done))
-
-
-class Clock:
-    """A call takes as many milliseconds as there were calls of it."""
-
-    host_ms: float | None = None
-
-    def __init__(self) -> None:
-        self.calls: dict[int, int] = {}
-
-    def now_s(self) -> float:
-        """Never later."""
-        return 0.0
-
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """Make the call."""
-        call()
-        self.calls[id(call)] = self.calls.get(id(call), 0) + 1
-        return float(self.calls[id(call)])
-
-
-class Steady(Clock):
-    """Each call takes a millisecond, and gives the host back after `host_ms`; each look at the time, `look_s`."""
-
-    def __init__(self, host_ms: float | None = None, look_s: float = 0.0) -> None:
-        super().__init__()
-        self.host_ms, self._look_s, self._now_s = host_ms, look_s, 0.0
-
-    def now_s(self) -> float:
-        """Later by a look."""
-        self._now_s += self._look_s
-        return self._now_s
-
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """Make the call."""
-        super().time_ms(call)
-        return 1.0
 
 
 class Gauge:
@@ -101,7 +65,7 @@ class Measured:
         self.messages: list[Message] = []
         protocol = dataclasses.replace(config.protocol, **options.get("protocol", {}))
         task = Task((item,), ("forward",), protocol, config.error, options.get("round_", 0), None)
-        clock, surroundings = options.get("clock") or Clock(), options.get("surroundings")
+        clock, surroundings = options.get("clock") or FakeClock(float), options.get("surroundings")
         self.measurement = GroupMeasurement(task, self.messages.append, clock, Gauge(), surroundings)
         self.measurement.run()
         self.records = [m.record for m in self.messages if m.record is not None]
@@ -158,7 +122,7 @@ def test_only_missing_stages_are_timed_though_all_are_run(timed: tuple[str, ...]
 def test_stages_work_on_several_inputs_in_turn_unless_making_them_takes_long(look_s: float, copies: int) -> None:
     method: Any = registry.find("tests.helpers.odd_methods.staged").function
     method.seen.clear()
-    rows = Measured("staged", clock=Steady(look_s=look_s)).rows
+    rows = Measured("staged", clock=FakeClock(look_s=look_s)).rows
     assert {row.conditions["input_copies"] for row in rows} == {copies}
     same = [torch.equal(a, b) for a, b in zip(method.seen, method.seen[1:], strict=False)]
     assert len(same) > len(NAMES)
@@ -185,15 +149,15 @@ def test_what_the_rotated_stages_of_hyper_give_is_the_output_on_their_own_inputs
 def test_a_steady_stage_has_no_flag_of_its_samples_and_a_growing_one_drifts() -> None:
     many = {"min_samples": 20, "max_samples": 20, "budget_s": {"forward": 1e3}}
 
-    def of_samples(clock: Clock) -> list[set[str]]:
+    def of_samples(clock: FakeClock) -> list[set[str]]:
         return [set(row.flags) - {Flag.BUSY_MACHINE} for row in Measured("staged", clock=clock, protocol=many).rows]
 
-    assert of_samples(Steady()) == [set()] * 3
-    assert of_samples(Clock()) == [{Flag.DRIFT}] * 3
+    assert of_samples(FakeClock()) == [set()] * 3
+    assert of_samples(FakeClock(float)) == [{Flag.DRIFT}] * 3
 
 
 def test_a_stage_whose_launch_takes_longer_than_its_work_is_flagged() -> None:
-    for row in Measured("staged", clock=Steady(host_ms=2.0)).rows:
+    for row in Measured("staged", clock=FakeClock(host_ms=2.0)).rows:
         assert Flag.HOST_BOUND in row.flags
         assert row.host_ms == 2.0
         assert row.status is Status.OK

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
-from hyperbench.measure.inputs.families import make_grad_output, make_inputs
+from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.messages import Work
 from hyperbench.measure.worker.calls import Inputs, as_leaves, gradients
 from hyperbench.measure.worker.clock import Clock

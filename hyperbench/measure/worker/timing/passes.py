@@ -173,13 +173,10 @@ def prepare_pass(
         graphs.append(GraphedCall(prepare, point.dtype))
         return graphs[-1]
 
-    def as_load(load: bool) -> None:
-        clock.is_load = load
-
     calls = [call_on(inputs) for inputs in used]
     witness = witness_of(calls[0], clock, len(calls), protocol.as_paper)
     return TimedPass(
-        sampler=Sampler(in_turn([witness.call, *calls[1:]]), witness, protocol, budget_s, as_load),
+        sampler=Sampler(in_turn([witness.call, *calls[1:]]), witness, protocol, budget_s),
         conditions=conditions,
         facts={"input_copies": len(calls), **({"cuda_graph": True} if graphs else {})},
         device=point.device,

@@ -33,7 +33,7 @@ class _Clock(Protocol):
 
     def now_s(self) -> float: ...
 
-    def time_ms(self, call: Callable[[], object]) -> float: ...
+    def time_ms(self, call: Callable[[], object], *, is_load: bool = False) -> float: ...
 
 
 class Sampler:
@@ -42,21 +42,13 @@ class Sampler:
     Time is counted as it passes, whatever the clock does around a call included. With `protocol.fixed_time` calls go on
     until the budget is spent; else precision ends them, but not before they are spread over `protocol.min_spread_s`. Of
     a great many calls only max_samples, evenly spread over that time, are kept: the others are the load under which
-    those were taken. `as_load` hears, with a fixed time, that the next call is of that kind, and when it is over.
+    those were taken, and with a fixed time the clock is told so.
     """
 
-    def __init__(
-        self,
-        call: Callable[[], object],
-        clock: _Clock,
-        protocol: ProtocolConfig,
-        budget_s: float,
-        as_load: Callable[[bool], object] = lambda load: None,
-    ) -> None:
+    def __init__(self, call: Callable[[], object], clock: _Clock, protocol: ProtocolConfig, budget_s: float) -> None:
         self._call = call
         self._clock = clock
         self._protocol = protocol
-        self._as_load = as_load
         self._budget_ms = budget_s * 1e3
         self._spread_ms = self._budget_ms if protocol.fixed_time else protocol.min_spread_s * 1e3
         self._began_s = 0.0
@@ -94,7 +86,7 @@ class Sampler:
         # Its time is not counted: it may load what the others use.
         start_s = self._clock.now_s()
         while not self._warmup.is_over(self._clock.now_s() - start_s):
-            elapsed_ms = self._timed(load=protocol.fixed_time)
+            elapsed_ms = self._timed(is_load=protocol.fixed_time)
             if elapsed_ms is None:
                 return
             self._warmup.add(elapsed_ms, self._clock.now_s() - start_s)
@@ -108,7 +100,7 @@ class Sampler:
         """
         taken_ms = 0.0
         while not self.done:
-            elapsed_ms = self._timed(load=self._protocol.fixed_time and not self._is_next)
+            elapsed_ms = self._timed(is_load=self._protocol.fixed_time and not self._is_next)
             if elapsed_ms is None:
                 return
             self._add(elapsed_ms)
@@ -144,18 +136,13 @@ class Sampler:
     def _short_turn_ms(self) -> float:
         return self._spread_ms / self._protocol.slices
 
-    def _timed(self, *, load: bool = False) -> float | None:
+    def _timed(self, *, is_load: bool = False) -> float | None:
         start_s = self._clock.now_s()
         try:
-            if load:
-                self._as_load(True)
-            elapsed_ms = self._clock.time_ms(self._call)
+            elapsed_ms = self._clock.time_ms(self._call, is_load=is_load)
         except Exception as error:  # whatever the measured code raises becomes a row of the table
             self.failure = error.with_traceback(None)
             return None
-        finally:
-            if load:
-                self._as_load(False)
         self._passed_ms = max(elapsed_ms, (self._clock.now_s() - start_s) * 1e3)
         return elapsed_ms
 

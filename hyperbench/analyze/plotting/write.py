@@ -1,15 +1,18 @@
-"""A plotly figure as files: one HTML page that needs no network, and images through kaleido and a browser.
+"""Plotly figures as files: HTML pages that need no network, and images through kaleido and a browser.
 
 kaleido drives a browser, which may hang; it therefore runs in a process of its own with a time limit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperbench.analyze.plotting.limited import run_limited
 from hyperbench.store.files import atomic_write, atomic_write_text
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 45.0
 IMAGE_TIMEOUT_S = 15.0
+#: After an interrupt kaleido has so long to close its browser.
+CLOSE_TIMEOUT_S = 5.0
 IMAGE_SCALE = 2
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 # One browser draws all images. Each appears under its name only when it is whole, so that what was finished before a
@@ -109,7 +113,7 @@ def html_page(fig: go.Figure) -> str:
 
 
 def image_obstacle() -> str | None:
-    """What keeps images from being written here, as one line that says what to install; None if nothing does."""
+    """One line on what to install to write images here; None if nothing is missing."""
     missing = []
     if importlib.util.find_spec("kaleido") is None:
         missing.append("pip install 'hyperbench[export]'")
@@ -137,7 +141,7 @@ def find_browser() -> str | None:
 def _write_images(
     figures: Mapping[str, go.Figure], folder: Path, wanted: Sequence[tuple[str, str]], timeout_s: float | None
 ) -> tuple[list[Path], str | None]:
-    """Write the images in one process; returns those that are whole, and what went wrong as one line."""
+    """Write the images in one process; returns those that are whole, and the failure as one line."""
     limit = timeout_s if timeout_s is not None else START_TIMEOUT_S + IMAGE_TIMEOUT_S * len(wanted)
     paths = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -156,3 +160,32 @@ def _write_images(
                 atomic_write(folder / made.name, partial(shutil.copyfile, made))
                 paths.append(folder / made.name)
     return paths, failure
+
+
+def run_limited(command: Sequence[str], timeout_s: float, environment: Mapping[str, str]) -> str | None:
+    """Run a command in a process group of its own for at most `timeout_s`; returns its failure as one line, or None."""
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            list(command),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=CLOSE_TIMEOUT_S)
+            return f"the exporter did not finish within {timeout_s:g} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if code == 0:
+            return None
+        stderr.seek(0)
+        lines = [line.strip() for line in stderr.read().decode(errors="replace").splitlines() if line.strip()]
+    return f"the exporter failed: {lines[-1] if lines else f'exit code {code}'}"

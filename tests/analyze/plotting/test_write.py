@@ -11,29 +11,30 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from hyperbench.analyze.plotting import render
+from hyperbench.analyze.plotting import write
 
 # Stands in for kaleido: an image is its kind and the figure's title. It refuses what would be fetched from a network.
 _FAKE = """
-import os, subprocess, time
+import asyncio, os, subprocess, time
 
 class Kaleido:
     def __init__(self, n=1, mathjax=None):
         assert mathjax is False, "MathJax would be fetched"
 
     async def __aenter__(self):
+        self.browser = subprocess.Popen(["sleep", "600"], start_new_session=True)
         return self
 
     async def __aexit__(self, *_):
-        return None
+        self.browser.kill()
+        self.browser.wait()
 
     async def calc_fig(self, fig, opts=None):
         title = fig["layout"]["title"]["text"]
         if title == "hang":
-            child = subprocess.Popen(["sleep", "600"], start_new_session=True)
             with open(os.environ["FAKE_PIDS"], "a") as file:
-                file.write(f"{os.getpid()} {child.pid}\\n")
-            time.sleep(600)
+                file.write(f"{os.getpid()} {self.browser.pid}\\n")
+            await asyncio.sleep(600)
         if title == "fail":
             raise RuntimeError("the browser closed\\nunexpectedly")
         assert opts["scale"] > 1
@@ -72,9 +73,9 @@ def test_html_alone_needs_no_exporter(tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(*_: Any) -> None:
         raise AssertionError("an exporter was started")
 
-    monkeypatch.setattr(render, "run_limited", refuse)
-    monkeypatch.setattr(render, "image_obstacle", refuse)
-    paths, messages = render.write_figures({"a": figure("A"), "b": figure("B")}, tmp_path, ["html"])
+    monkeypatch.setattr(write, "run_limited", refuse)
+    monkeypatch.setattr(write, "image_obstacle", refuse)
+    paths, messages = write.write_figures({"a": figure("A"), "b": figure("B")}, tmp_path, ["html"])
     assert names(tmp_path) == ["a.html", "b.html"]
     assert paths == [tmp_path / "a.html", tmp_path / "b.html"]
     assert messages == []
@@ -83,7 +84,7 @@ def test_html_alone_needs_no_exporter(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("exporter")
 def test_images_are_written_in_every_format_and_no_html_unasked(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    paths, messages = render.write_figures({"a": figure("A"), "b": figure("B")}, out, ["png", "svg", "pdf"])
+    paths, messages = write.write_figures({"a": figure("A"), "b": figure("B")}, out, ["png", "svg", "pdf"])
     assert messages == []
     assert names(out) == [f"{n}.{k}" for n in "ab" for k in ("pdf", "png", "svg")]
     assert sorted(p.name for p in paths) == names(out)
@@ -93,7 +94,7 @@ def test_images_are_written_in_every_format_and_no_html_unasked(tmp_path: Path) 
 @pytest.mark.usefixtures("exporter")
 def test_a_failing_image_becomes_html_and_one_line_and_the_others_stay(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    paths, messages = render.write_figures({"a": figure("A"), "bad": figure("fail")}, out, ["png"])
+    paths, messages = write.write_figures({"a": figure("A"), "bad": figure("fail")}, out, ["png"])
     assert names(out) == ["a.png", "bad.html"]
     assert sorted(paths) == [out / "a.png", out / "bad.html"]
     (message,) = messages
@@ -106,7 +107,7 @@ def test_a_hanging_exporter_is_ended_with_its_browser_and_html_takes_the_place(t
     limit_s = 0.3
     while not exporter.exists() and limit_s < 60:
         out = tmp_path / f"out{limit_s}"
-        paths, messages = render.write_figures(
+        paths, messages = write.write_figures(
             {"a": figure("A"), "slow": figure("hang")}, out, ["png"], timeout_s=limit_s
         )
         limit_s *= 2
@@ -137,7 +138,7 @@ def test_without_exporter_or_browser_one_line_says_what_to_install(
 
     monkeypatch.setattr(importlib.util, "find_spec", found)
     monkeypatch.setenv("BROWSER_PATH", "/bin/sh" if missing == "exporter" else str(tmp_path / "none"))
-    paths, messages = render.write_figures({"a": figure("A")}, tmp_path, ["png", "html", "svg"])
+    paths, messages = write.write_figures({"a": figure("A")}, tmp_path, ["png", "html", "svg"])
     assert names(tmp_path) == ["a.html"]
     assert paths == [tmp_path / "a.html"]
     (message,) = messages
@@ -152,11 +153,11 @@ def test_a_browser_is_found_on_the_path_or_by_its_variable(tmp_path: Path, monke
     monkeypatch.delenv("BROWSER_PATH", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert render.find_browser() is None
+    assert write.find_browser() is None
     browser.chmod(0o755)
-    assert render.find_browser() == str(browser)
+    assert write.find_browser() == str(browser)
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))
-    assert render.find_browser() is None
+    assert write.find_browser() is None
 
 
 @pytest.mark.usefixtures("exporter")
@@ -166,7 +167,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, kind: str) 
     blocked.write_text("in the way", encoding="utf-8")
     for folder in (blocked, blocked / "deeper"):
         with pytest.raises(ValueError, match="cannot write figures to") as caught:
-            render.write_figures({"a": figure("A")}, folder, [kind])
+            write.write_figures({"a": figure("A")}, folder, [kind])
         assert "\n" not in str(caught.value)
     assert blocked.read_text() == "in the way"
 
@@ -176,7 +177,7 @@ def test_a_write_that_breaks_leaves_the_old_file_and_no_temporary_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    render.write_figures({"a": figure("A")}, out, ["html", "png"])
+    write.write_figures({"a": figure("A")}, out, ["html", "png"])
     before = (out / "a.html").read_bytes(), (out / "a.png").read_bytes()
 
     def full(*_: Any) -> None:
@@ -185,6 +186,6 @@ def test_a_write_that_breaks_leaves_the_old_file_and_no_temporary_one(
     monkeypatch.setattr(os, "fsync", full)
     for kind in ("html", "png"):
         with pytest.raises(ValueError, match="No space left on device"):
-            render.write_figures({"a": figure("B")}, out, [kind])
+            write.write_figures({"a": figure("B")}, out, [kind])
     assert names(out) == ["a.html", "a.png"]
     assert ((out / "a.html").read_bytes(), (out / "a.png").read_bytes()) == before
