@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import flags_in, is_null, plain
+from hyperbench.analyze.format import flags_in, plain
 from hyperbench.config.catalog import nearest
 
 if TYPE_CHECKING:
@@ -220,11 +220,3 @@ def select(frame: pd.DataFrame, where: Mapping[str, Sequence[str]], keep_method:
             match |= frame["method"] == keep_method
         frame = frame[match]
     return frame
-
-
-def single_value(frame: pd.DataFrame, column: str) -> Any:
-    """The one non-null value of a column, or None where it has none. Raises ValueError where there are several."""
-    values = [v for v in frame[column].unique() if not is_null(v)]
-    if len(values) > 1:
-        raise ValueError(f"{column} has several values: {', '.join(plain(v) for v in values)}")
-    return values[0] if values else None

@@ -32,7 +32,7 @@ _STAGE_KEYS = (
 
 
 def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
-    """Print a run from its folder (see print_run). Raises ValueError on a missing or damaged run."""
+    """Read and print a run. Raises ValueError on a missing or damaged one."""
     print_run(load_run(Path(run_dir)), console, baseline)
 
 

@@ -52,7 +52,6 @@ class View:
     stages: pd.DataFrame
     environment: dict[str, Any]
     baseline: str
-    where: dict[str, list[str]] = field(default_factory=dict)
     descriptions: dict[str, str] = field(default_factory=dict)
     exact_methods: frozenset[str] = frozenset()
     error_reasons: dict[str, str] = field(default_factory=dict)
@@ -68,17 +67,15 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
     """Select, combine rounds, join speedups and errors. Raises ValueError on a filter that matches nothing."""
     passes = run.passes
     check_baseline(passes, baseline)
-    filters = {name: list(values) for name, values in (where or {}).items()}
     nodes = _method_nodes(run.config)
     timings = _in_order(passes, list(nodes))
-    chosen = select(timings, filters, keep_method=baseline)
+    chosen = select(timings, where or {}, keep_method=baseline)
     joined = add_speedup(combine_rounds(chosen), baseline)
     return View(
         joined.merge(error_table(run.errors), how="left", left_on="point_id", right_index=True),
         stage_table(run.stages[run.stages["point_id"].isin(chosen["point_id"])], combine_rounds(timings)),
         run.environment,
         baseline,
-        filters,
         {m: str(node["description"]) for m, node in nodes.items() if node.get("description")},
         frozenset(m for m, node in nodes.items() if node.get("exact")),
         missing_errors(run.errors, MAIN_ERROR),
@@ -114,16 +111,11 @@ def error_columns(frame: pd.DataFrame) -> list[str]:
     return [c for c in frame.columns if {f"{c}_low", f"{c}_high"} <= set(frame.columns) and c not in others]
 
 
-def has_timing(frame: pd.DataFrame) -> pd.Series:
-    """Mask of the rows that carry a time."""
-    return frame["median_ms"].notna()
-
-
 def require_timings(view: View) -> None:
     """Raise DoesNotFitError if no row has a time."""
     if view.timings.empty:
         raise DoesNotFitError("this run holds no timing yet")
-    if not has_timing(view.timings).any():
+    if not view.timings["median_ms"].notna().any():
         statuses = ", ".join(sorted({str(s) for s in view.timings["status"]}))
         raise DoesNotFitError(f"no point of this run has a time (status: {statuses})")
 

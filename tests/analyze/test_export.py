@@ -43,14 +43,14 @@ def mixed(run: MakeRun) -> Path:
 
 
 def printed_by_latex(text: str) -> str:
-    """What LaTeX prints for an escaped text; refuses anything that it would not print as a letter."""
+    """The letters that LaTeX prints for an escaped text; refuses anything that it would not print as a letter."""
     tokens = _TOKEN.findall(text)
     assert not [t for t in tokens if t not in _COMMANDS and t in set('\\{}$&#^_~%<>|"')]
     return "".join(_COMMANDS.get(t, t) for t in tokens)
 
 
 def printed_by_markdown(text: str) -> str:
-    """What Markdown shows for an escaped text on one line."""
+    """The letters that Markdown shows for an escaped text on one line."""
     assert not re.search(r"(?<!\\)(?:\\\\)*[`*_{}\[\]<>#|~&$]", text)
     return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
 

@@ -26,7 +26,7 @@ def flagged(t: Timing) -> Timing:
 
 
 def shown(run: Any) -> str:
-    """What a wide terminal shows."""
+    """The text of a run on a wide terminal."""
     console = Console(file=io.StringIO(), width=400, color_system=None)
     show_run(run, console)
     return str(console.file.getvalue())  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ def paper_run() -> list[Record]:
 
 
 def printed(run: Path) -> str:
-    """What a wide terminal shows."""
+    """The text of a run on a wide terminal."""
     console = Console(file=io.StringIO(), width=400, color_system=None)
     show_run(run, console)
     return str(console.file.getvalue())  # type: ignore[attr-defined]

@@ -32,7 +32,7 @@ from tests.helpers.synthetic_runs import (
 
 
 def printed(run: Path, width: int) -> str:
-    """What a terminal of this width shows."""
+    """The text of a run on a terminal of this width."""
     console = Console(file=io.StringIO(), width=width, color_system=None)
     show_run(run, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What a run shows: every timing in a line, the bar as long as the run, failures in any case, nothing when quiet."""
+"""Progress of a run: every timing in a line, the bar as long as the run, failures in any case, nothing when quiet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECORDS: list[Record] = [a_timing(), FAILED, ErrorRow(a_point(), 0, "out_rel_fro
 
 
 def shown(make: type[Quiet], *, terminal: bool) -> str:
-    """What a listener writes about a small run."""
+    """The text that a listener writes about a small run."""
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=200)
     with listener(console, quiet=make is Quiet) as heard:
@@ -61,11 +61,11 @@ def test_a_bar_that_never_started_takes_everything() -> None:
 
 
 @given(timings())
-def test_a_timing_is_described_by_point_pass_and_result(timing: Timing) -> None:
+def test_a_timing_is_described_by_point_pass_or_stage_and_result(timing: Timing) -> None:
     text = describe(timing)
     assert timing.point.method in text
     assert f"n={timing.point.seq_len:,}" in text
-    assert str(timing.pass_) in text
+    assert (f"stage {timing.stage}" if timing.stage else str(timing.pass_)) in text
     assert ("causal" in text.replace("non-causal", "")) or not timing.point.is_causal
     assert (f"{len(timing.samples_ms)} samples" in text) or (str(timing.status) in text)
     assert timing.message in text

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hyperbench.commands import run_summary
+from hyperbench.commands import run as command
 from hyperbench.measure import cpu_load
 from hyperbench.measure.cpu_load import CpuTimes
 from hyperbench.measure.messages import Event, Message, Task
@@ -201,7 +201,7 @@ def test_a_machine_that_others_use_is_told_before_anything_is_measured(
         return CpuTimes(moment, 0.5 * moment * available_cpus(), 0.0)
 
     monkeypatch.setattr(cpu_load, "read_cpu_times", times)
-    monkeypatch.setattr(run_summary, "read_cpu_times", times)
+    monkeypatch.setattr(command, "read_cpu_times", times)
     answer = run()
     assert Quote("warning: this machine is busy: others use 50% of its ...; times will scatter, and rows are flagged "
                  "busy_machine where this goes on during the samples").stands_in(answer.err)  # fmt: skip

@@ -112,25 +112,13 @@ def compare(
     b = read_run(Path(path_b if path_b is not None else path_a), second)
     paired = a.path.resolve() == b.path.resolve()
     limit = max(DEFAULT_THRESHOLD if threshold is None else threshold, a.aa_floor, b.aa_floor)
-    matching = (match_runs if first == second else match_methods)(a.points, b.points)
-    pairs: list[tuple[Point | None, Point | None]] = [
-        *matching.pairs,
-        *((point, None) for point in matching.only_a),
-        *((None, point) for point in matching.only_b),
-    ]
+    pairs = (match_runs if first == second else match_methods)(a.points, b.points)
     rows = [row for x, y in pairs for row in _rows(x, y, a, b, paired, limit)]
     warnings = [] if paired else differences(a, b)
     if paired and a.method == b.method:
         warnings = ["A and B are the same run and the same methods: there is nothing to compare"]
-    return Comparison(
-        a,
-        b,
-        limit,
-        paired,
-        tuple(row for row in rows if row.is_matched),
-        tuple(row for row in rows if not row.is_matched),
-        tuple(warnings),
-    )
+    matched, unmatched = (tuple(row for row in rows if row.is_matched is wanted) for wanted in (True, False))
+    return Comparison(a, b, limit, paired, matched, unmatched, tuple(warnings))
 
 
 def _rows(
@@ -151,20 +139,9 @@ def _rows(
             judgement = Judgement(Verdict.AMBIGUOUS, Reason.MISSING_IN_B if of_a else Reason.MISSING_IN_A)
             detail = failed_a or failed_b
         lost_in_b = bool(timed_a) and (not of_b or (bool(failed_b) and not (timed_b and failed_a)))
-        rows.append(
-            Row(
-                x if of_a else None,
-                y if of_b else None,
-                pass_,
-                judgement,
-                _geometric_mean(timed_a.values()),
-                _geometric_mean(timed_b.values()),
-                len(timed_a),
-                len(timed_b),
-                detail,
-                lost_in_b,
-            )
-        )
+        points = (x if of_a else None, y if of_b else None)
+        means = (_geometric_mean(timed_a.values()), _geometric_mean(timed_b.values()))
+        rows.append(Row(*points, pass_, judgement, *means, len(timed_a), len(timed_b), detail, lost_in_b))
     return rows
 
 

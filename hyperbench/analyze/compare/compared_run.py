@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ _ENVIRONMENT_KEYS = (
 _TIMING_SETTINGS = {"cuda_graph": False, "as_paper": False, "fixed_time": False, "input_copies": 1}
 #: Two runs of one configuration may differ in these: where they ran, and where the method's code lies.
 _PLACE = ("device", "target")
-#: Two methods on one input differ in these.
-_METHOD = ("method", "target", "hyper")
+#: Two methods on one input may differ in these.
+_METHOD = ("method", "target", "hyper", "device")
 _NOT_RECORDED = "not recorded"
 _SHOWN_CHARS = 60
 
@@ -95,46 +95,37 @@ def read_run(path: Path, method: str | None) -> ComparedRun:
     return ComparedRun(folder, config, env, timings, tuple(points.values()), method)
 
 
-@dataclass
-class Matching:
-    """Pairs of points (of A, of B), and the points that have no partner, each in the order of its run."""
-
-    pairs: list[tuple[Point, Point]] = field(default_factory=list)
-    only_a: list[Point] = field(default_factory=list)
-    only_b: list[Point] = field(default_factory=list)
+#: A point of A and its partner of B; None stands for a partner that is not there.
+Pair = tuple[Point | None, Point | None]
 
 
-def match_runs(a: Sequence[Point], b: Sequence[Point]) -> Matching:
+def match_runs(a: Sequence[Point], b: Sequence[Point]) -> list[Pair]:
     """Match the points of two runs: by point_id, and what is left by configuration without the device.
 
     A configuration that a run holds twice (on two devices) is matched by point_id alone.
     """
     partner = {point.point_id: point for point in b}
     found = {point.point_id: partner[point.point_id] for point in a if point.point_id in partner}
-    left_b = _by_key((p for p in b if p.point_id not in found), _configuration)
-    left_a = _by_key((p for p in a if p.point_id not in found), _configuration)
+    left_a, left_b = (_without([p for p in points if p.point_id not in found], _PLACE) for points in (a, b))
     for key, points in left_a.items():
-        others = left_b.get(key, [])
-        if len(points) == len(others) == 1:
-            found[points[0].point_id] = others[0]
-    return _matching(a, b, [(p, found[p.point_id]) for p in a if p.point_id in found])
+        if len(points) == len(left_b.get(key, [])) == 1:
+            found[points[0].point_id] = left_b[key][0]
+    return _with_rest(a, b, [(p, found[p.point_id]) for p in a if p.point_id in found])
 
 
-def match_methods(a: Sequence[Point], b: Sequence[Point]) -> Matching:
+def match_methods(a: Sequence[Point], b: Sequence[Point]) -> list[Pair]:
     """Match the points of two methods on the same input, shape and masking.
 
     Where a method has several configurations there, each meets the other's only one, or the one of equal parameters.
     """
-    groups = _by_key(b, _shape)
-    sizes = {key: len(points) for key, points in _by_key(a, _shape).items()}
-    pairs = []
-    for point in a:
-        key = _shape(point)
+    groups = _without(b, _METHOD)
+    found = []
+    for key, points in _without(a, _METHOD).items():
         others = groups.get(key, [])
-        if sizes[key] > 1 and len(others) > 1:
-            others = [other for other in others if other.hyper == point.hyper]
-        pairs += [(point, other) for other in others]
-    return _matching(a, b, pairs)
+        alike = len(points) > 1 and len(others) > 1
+        found += [(x, y) for x in points for y in others if not alike or x.hyper == y.hyper]
+    ranks = {point.point_id: rank for rank, point in enumerate(a)}
+    return _with_rest(a, b, sorted(found, key=lambda pair: ranks[pair[0].point_id]))
 
 
 def differences(a: ComparedRun, b: ComparedRun) -> list[str]:
@@ -182,25 +173,18 @@ def _difference(name: object, in_a: object, in_b: object) -> str:
     return f"{short(printable(name), _SHOWN_CHARS)} differs: {a} in A, {b} in B"
 
 
-def _matching(a: Sequence[Point], b: Sequence[Point], pairs: list[tuple[Point, Point]]) -> Matching:
+def _with_rest(a: Sequence[Point], b: Sequence[Point], pairs: Sequence[tuple[Point, Point]]) -> list[Pair]:
+    """The pairs, and the points of A and of B that are in none."""
     in_a, in_b = {x.point_id for x, _ in pairs}, {y.point_id for _, y in pairs}
-    return Matching(pairs, [p for p in a if p.point_id not in in_a], [p for p in b if p.point_id not in in_b])
+    only_a: list[Pair] = [(p, None) for p in a if p.point_id not in in_a]
+    only_b: list[Pair] = [(None, p) for p in b if p.point_id not in in_b]
+    return [*pairs, *only_a, *only_b]
 
 
-def _by_key(points: Iterable[Point], key: Callable[[Point], str]) -> dict[str, list[Point]]:
+def _without(points: Iterable[Point], names: Sequence[str]) -> dict[str, list[Point]]:
+    """Points by all of their fields but these."""
     groups: dict[str, list[Point]] = {}
     for point in points:
-        groups.setdefault(key(point), []).append(point)
+        kept = {name: value for name, value in point.as_dict().items() if name not in names}
+        groups.setdefault(json.dumps(kept, sort_keys=True), []).append(point)
     return groups
-
-
-def _configuration(point: Point) -> str:
-    return _without(point, _PLACE)
-
-
-def _shape(point: Point) -> str:
-    return _without(point, (*_METHOD, "device"))
-
-
-def _without(point: Point, names: Sequence[str]) -> str:
-    return json.dumps({name: value for name, value in point.as_dict().items() if name not in names}, sort_keys=True)

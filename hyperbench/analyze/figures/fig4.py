@@ -6,18 +6,18 @@ import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import MASK_LABELS, escape, is_null, pass_label, passes_in, ratio, short
-from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records, single_value
+from hyperbench.analyze.format import MASK_LABELS, escape, is_null, pass_label, ratio, short
+from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records
 from hyperbench.analyze.plotting import errors, style
 from hyperbench.analyze.plotting.layout import Panel, Sheet
 from hyperbench.analyze.plotting.traces import (
     SPEEDUPS,
     curve,
-    failure_notes,
     failures,
+    gap_notes,
     is_throttled,
+    lines_in,
     points_of,
-    throttled_notes,
     timing_text,
 )
 from hyperbench.analyze.published import PublishedPoint, published_points
@@ -73,8 +73,7 @@ def build(view: View) -> go.Figure:
         notes=[
             *_notes(rows, stars, limits),
             *errors.error_notes(view),
-            *throttled_notes(rows, or_baseline=True),
-            *failure_notes(rows[rows["speedup"].isna()]),
+            *gap_notes(rows, "speedup", or_baseline=True),
         ],
         plot_height=600,
     )
@@ -83,26 +82,18 @@ def build(view: View) -> go.Figure:
 def _speedup_curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
     colors = style.method_colors(view.methods, view.baseline)
     several = len(view.methods) > 1
-    for method in view.methods:
-        for name in passes_in(part["pass"].unique()):
-            line = part[(part["method"] == method) & (part["pass"] == name)]
-            if not line["speedup"].notna().any():
-                continue
-            look = style.pass_look(name, colors[method] if several else style.PASS_COLOR.get(name, style.INK))
-            curve(
-                panel,
-                points_of(
-                    line,
-                    SPEEDUPS,
-                    [int(n) for n in line["seq_len"]],
-                    [_hover(row, view) for row in records(line)],
-                    is_throttled(line, or_baseline=True),
-                ),
-                look if several or name == "backward" else replace(look, dash="solid"),
-                name=style.legend_name(f"{method}, {pass_label(name)}" if several else pass_label(name)),
-                group=f"{method}/{name}",
-                visible="legendonly" if several and name == "backward" else True,
-            )
+    for method, name, line in lines_in(part, view.methods, "speedup"):
+        look = style.pass_look(name, colors[method] if several else style.PASS_COLOR.get(name, style.INK))
+        hover = [_hover(row, view) for row in records(line)]
+        lengths = [int(n) for n in line["seq_len"]]
+        curve(
+            panel,
+            points_of(line, SPEEDUPS, lengths, hover, is_throttled(line, or_baseline=True)),
+            look if several or name == "backward" else replace(look, dash="solid"),
+            name=style.legend_name(f"{method}, {pass_label(name)}" if several else pass_label(name)),
+            group=f"{method}/{name}",
+            visible="legendonly" if several and name == "backward" else True,
+        )
 
 
 def _error_look(method: str, view: View) -> tuple[str, style.Look]:
@@ -130,16 +121,15 @@ def _limits(rows: pd.DataFrame) -> Limits:
     """The parameters (b, m, L) that set a work limit, with the methods that share them."""
     found: Limits = {}
     for method, part in rows.groupby("method", sort=False):
-        values = [single_value(part, name) for name in ("block_size", "sample_size", "min_seq_len")]
-        if not any(is_null(v) for v in values):
-            block, sample, leaf = (int(v) for v in values)
+        # One configuration a method, which was checked.
+        values = part[["block_size", "sample_size", "min_seq_len"]].iloc[0]
+        if values.notna().all():
+            block, sample, leaf = map(int, values)
             found.setdefault((block, sample, leaf), []).append(str(method))
     return found
 
 
 def _limit_curves(panel: Panel, limits: Limits, lengths: list[int], is_causal: bool, view: View) -> None:
-    import plotly.graph_objects as go
-
     colors = style.method_colors(view.methods, view.baseline)
     low, high = min(lengths), max(lengths)
     xs = sorted({low, *(2**e for e in range(low.bit_length(), high.bit_length()) if 2**e < high), high})
@@ -149,51 +139,36 @@ def _limit_curves(panel: Panel, limits: Limits, lengths: list[int], is_causal: b
         color = colors[methods[0]] if several else style.LIMIT_COLOR
         ys = [work_ratio(x, *key, is_causal=is_causal) for x in xs]
         panel.add(
-            go.Scatter(
-                x=xs,
-                y=ys,
-                mode="lines" if several else "lines+text",
-                name=style.legend_name(f"limit at equal rate{whose}, computed"),
-                text=["" for _ in xs[:-1]] + ["limit"],
-                textposition="top left",
-                textfont={"size": 13, "color": color},
-                line={"color": color, "dash": "8px,4px", "width": 1.5},
-                hovertext=[
-                    f"limit at equal rate{escape(whose)}, n = {x:,}: {ratio(y)}" for x, y in zip(xs, ys, strict=True)
-                ],
-                hoverinfo="text",
-            ),
             f"limit/{key}",
+            [f"limit at equal rate{escape(whose)}, n = {x:,}: {ratio(y)}" for x, y in zip(xs, ys, strict=True)],
+            x=xs,
+            y=ys,
+            mode="lines" if several else "lines+text",
+            name=style.legend_name(f"limit at equal rate{whose}, computed"),
+            text=["" for _ in xs[:-1]] + ["limit"],
+            textposition="top left",
+            textfont={"size": 13, "color": color},
+            line={"color": color, "dash": "8px,4px", "width": 1.5},
         )
 
 
 def _star(panel: Panel, point: PublishedPoint) -> None:
-    import plotly.graph_objects as go
-
-    claim = point.claim
+    claim, color = point.claim, style.PUBLISHED_COLOR
     caveat = [f"caveat: {claim.caveat}"] if claim.caveat else []
     said = [claim.label, f"on {point.device}, not measured here", *caveat]
     lines = [escape(line) for text in said for line in textwrap.wrap(text, 80)]
     panel.add(
-        go.Scatter(
-            x=[point.seq_len],
-            y=[point.speedup],
-            mode="markers+text",
-            name="published, not measured:<br>the paper's Fig. 4" + (" [recalled]" if claim.recalled else ""),
-            text=[f"paper {point.speedup:g}×"],
-            textposition="bottom center",
-            textfont={"size": 13, "color": style.PUBLISHED_COLOR},
-            marker={
-                "symbol": "star",
-                "size": 15,
-                "color": "#F2C14E",
-                "line": {"color": style.PUBLISHED_COLOR, "width": 1.4},
-            },
-            hovertext=["<br>".join([f"<b>published: {ratio(point.speedup)}</b>", *lines])],
-            hoverinfo="text",
-            cliponaxis=False,
-        ),
         "published",
+        ["<br>".join([f"<b>published: {ratio(point.speedup)}</b>", *lines])],
+        x=[point.seq_len],
+        y=[point.speedup],
+        mode="markers+text",
+        name="published, not measured:<br>the paper's Fig. 4" + (" [recalled]" if claim.recalled else ""),
+        text=[f"paper {point.speedup:g}×"],
+        textposition="bottom center",
+        textfont={"size": 13, "color": color},
+        marker={"symbol": "star", "size": 15, "color": "#F2C14E", "line": {"color": color, "width": 1.4}},
+        cliponaxis=False,
     )
 
 

@@ -33,7 +33,7 @@ _MAX_NOTES = 4
 #: Half the width of the bar that stands for an area of one length, as a factor of that length.
 _BAR = 1.12
 _ALPHA = 0.62
-#: Where the line of the whole pass is cut, in percent of the sum: one disturbed time is not to flatten the areas.
+#: The line of the whole pass is cut here, in percent of the sum: one disturbed time is not to flatten the areas.
 MOST_PERCENT = 160.0
 
 
@@ -100,32 +100,26 @@ def _percent(rows: pd.DataFrame) -> pd.Series:
 
 def _areas(panel: Panel, part: pd.DataFrame, colors: Mapping[str, str]) -> None:
     """A stack for each stretch of neighbouring lengths that have the same stages; that of one length is a bar."""
-    import plotly.graph_objects as go
-
     for number, stretch in enumerate(_stretches(part)):
         for rank, name in ((r, n) for r, n in enumerate(colors) if n in stretch[0]):
-            listed = [stages[name] for stages in stretch]
-            factors = (1.0,) if len(listed) > 1 else (1 / _BAR, 1.0, _BAR)
+            # One length is drawn as three places close to each other, of which the middle one has a marker.
+            factors = (1.0,) if len(stretch) > 1 else (1 / _BAR, 1.0, _BAR)
+            drawn = [(stages[name], factor) for stages in stretch for factor in factors]
+            fill = filled(colors[name], [r["status"] == "throttled" for r, _ in drawn])
+            line = {"color": colors[name], "width": 1.2}
             panel.add(
-                go.Scatter(
-                    x=[int(r["seq_len"]) * f for r in listed for f in factors],
-                    y=[100.0 * float(r["share"]) for r in listed for _ in factors],
-                    mode="lines+markers",
-                    name=style.legend_name(name),
-                    stackgroup=f"{panel.row}/{panel.col}/{number}",
-                    fillcolor=style.rgba(colors[name], _ALPHA),
-                    line={"color": colors[name], "width": 1.2},
-                    marker={
-                        "color": filled(colors[name], [r["status"] == "throttled" for r in listed for _ in factors]),
-                        "size": [5 if f == 1.0 else 0 for _ in listed for f in factors],
-                        "line": {"color": colors[name], "width": 1.2},
-                    },
-                    hovertext=[_hover(r) for r in listed for _ in factors],
-                    hoverinfo="text",
-                    hoveron="points",
-                    legendrank=rank,
-                ),
                 f"stage/{name}",
+                [_hover(r) for r, _ in drawn],
+                x=[int(r["seq_len"]) * factor for r, factor in drawn],
+                y=[100.0 * float(r["share"]) for r, _ in drawn],
+                mode="lines+markers",
+                name=style.legend_name(name),
+                stackgroup=f"{panel.row}/{panel.col}/{number}",
+                fillcolor=style.rgba(colors[name], _ALPHA),
+                line=line,
+                marker={"color": fill, "size": [5 if factor == 1.0 else 0 for _, factor in drawn], "line": line},
+                hoveron="points",
+                legendrank=rank,
             )
 
 

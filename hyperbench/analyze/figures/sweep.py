@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import MASK_LABELS, escape, is_null, pass_label, passes_in, plain, ratio
+from hyperbench.analyze.format import MASK_LABELS, escape, is_null, pass_label, plain, ratio
 from hyperbench.analyze.joins import HYPER_DIMS, DoesNotFitError, check_single, masks_in, records, varying
 from hyperbench.analyze.plotting import errors, style
 from hyperbench.analyze.plotting.layout import Panel, Sheet
 from hyperbench.analyze.plotting.traces import (
     TIMES,
     curve,
-    failure_notes,
     failures,
+    gap_notes,
     is_throttled,
+    lines_in,
     place_of,
     points_of,
-    throttled_notes,
     timing_text,
 )
 from hyperbench.analyze.view import MAIN_ERROR, View, require_timings
@@ -76,8 +76,7 @@ def build(view: View) -> go.Figure:
             "Times: medians, bands: 95 % intervals (least to most below 6 samples)."
             + (f" Lines with small marks: methods without {axis}." if rows[axis].isna().any() else ""),
             *errors.error_notes(view),
-            *throttled_notes(rows),
-            *failure_notes(rows[rows["median_ms"].isna()]),
+            *gap_notes(rows, "median_ms"),
         ],
         plot_height=580,
         swept=axis,
@@ -122,25 +121,16 @@ def _across(frame: pd.DataFrame, axis: str, places: list[Any]) -> pd.DataFrame:
 def _time_curves(panel: Panel, part: pd.DataFrame, view: View, axis: str, places: list[Any]) -> None:
     methods = list(view.timings["method"].unique())
     colors = style.method_colors(methods, view.baseline)
-    for method in methods:
-        for name in passes_in(part["pass"].unique()):
-            line = part[(part["method"] == method) & (part["pass"] == name)]
-            if line.empty or not line["median_ms"].notna().any():
-                continue
-            across = _across(line, axis, places)
-            curve(
-                panel,
-                points_of(
-                    across,
-                    TIMES,
-                    [place_of(x) for x in across[axis]],
-                    [_hover(r, view, axis) for r in records(line.loc[across.index])],
-                    is_throttled(across),
-                ),
-                style.pass_look(name, colors[method], size=3 if is_null(line[axis].iloc[0]) else 8),
-                name=style.legend_name(f"{method}, {pass_label(name)}"),
-                group=f"{method}/{name}",
-            )
+    for method, name, line in lines_in(part, methods, "median_ms"):
+        across = _across(line, axis, places)
+        hover = [_hover(r, view, axis) for r in records(line.loc[across.index])]
+        curve(
+            panel,
+            points_of(across, TIMES, [place_of(x) for x in across[axis]], hover, is_throttled(across)),
+            style.pass_look(name, colors[method], size=3 if is_null(line[axis].iloc[0]) else 8),
+            name=style.legend_name(f"{method}, {pass_label(name)}"),
+            group=f"{method}/{name}",
+        )
 
 
 def _error_look(method: str, metric: str, color: str) -> tuple[str, style.Look]:

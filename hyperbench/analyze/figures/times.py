@@ -13,11 +13,10 @@ from hyperbench.analyze.plotting.layout import Panel, Sheet
 from hyperbench.analyze.plotting.traces import (
     TIMES,
     curve,
-    failure_notes,
     failures,
+    gap_notes,
     is_throttled,
     points_of,
-    throttled_notes,
     timing_text,
 )
 from hyperbench.analyze.view import View, require_timings
@@ -64,8 +63,7 @@ def build(view: View) -> go.Figure:
             "Medians, bands: 95 % intervals (least to most below 6 samples). "
             "Slopes: time grows as n to that power, by least squares of log time over "
             "the larger half of the lengths.",
-            *throttled_notes(rows),
-            *failure_notes(rows[rows["median_ms"].isna()]),
+            *gap_notes(rows, "median_ms"),
         ],
         plot_height=panel_px * len(masks),
     )
@@ -94,15 +92,10 @@ def _curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
             continue
         slope = fitted_slope([int(n) for n in timed["seq_len"]], [float(v) for v in timed["median_ms"]])
         power = f"  ∝ n<sup>{slope:.2f}</sup>" if slope is not None else ""
+        hover = [_hover(row, view) for row in records(line)]
         curve(
             panel,
-            points_of(
-                line,
-                TIMES,
-                [int(n) for n in line["seq_len"]],
-                [_hover(row, view) for row in records(line)],
-                is_throttled(line),
-            ),
+            points_of(line, TIMES, [int(n) for n in line["seq_len"]], hover, is_throttled(line)),
             style.Look(colors[method], symbol=_SYMBOLS[index % len(_SYMBOLS)], size=7),
             name=f"{escape(short(method, 24))}{power}",
             group=str(method),

@@ -16,7 +16,7 @@ from hyperbench.analyze.format import at, escape, is_null, plain, short, signifi
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.plotting import style
 from hyperbench.analyze.plotting.layout import Panel
-from hyperbench.analyze.plotting.traces import Points, crosses, curve, notes_by_reason, place_of
+from hyperbench.analyze.plotting.traces import Points, crosses, curve, marks, notes_by_reason, place_of
 from hyperbench.analyze.view import MAIN_ERROR, TRIVIAL_ERRORS, View, error_columns
 
 if TYPE_CHECKING:
@@ -102,24 +102,10 @@ class ErrorPanel:
         curve(self.panel, values, look, name=style.legend_name(name), group=group)
         exact = [i for i, v in enumerate(line[metric]) if not is_null(v) and v <= self.scale.exact_up_to]
         if metric == MAIN_ERROR and exact:
-            self._exact_marks([xs[i] for i in exact], [hover[i] for i in exact], look.color)
-
-    def _exact_marks(self, xs: Sequence[Any], hover: Sequence[str], color: str) -> None:
-        import plotly.graph_objects as go
-
-        self.panel.add(
-            go.Scatter(
-                x=list(xs),
-                y=[style.height_at(self.scale.axis, _EXACT_PART)] * len(xs),
-                mode="markers",
-                name="exact to rounding",
-                marker={"symbol": "triangle-down-open", "size": 9, "color": color, "line": {"width": 1.8}},
-                hovertext=list(hover),
-                hoverinfo="text",
-                cliponaxis=False,
-            ),
-            "error/exact",
-        )
+            marker = {"symbol": "triangle-down-open", "size": 9, "color": look.color, "line": {"width": 1.8}}
+            places, hovers = [xs[i] for i in exact], [hover[i] for i in exact]
+            height = style.height_at(self.scale.axis, _EXACT_PART)
+            marks(self.panel, "error/exact", places, height, hovers, "exact to rounding", marker)
 
     def _missing(self, points: pd.DataFrame) -> None:
         """Crosses where the error of a point is unknown or infinite, for methods whose error was measured at all."""

@@ -37,16 +37,14 @@ class Panel:
     named: set[str] = field(default_factory=set)
     legend: str = "legend"
 
-    def add(self, trace: go.Scatter, group: str = "") -> None:
-        """Put a trace in this panel; of a group only the first trace with a name stands in the legend."""
-        if group:
-            first = group not in self.named and trace.showlegend is not False
-            trace.update(legendgroup=group, showlegend=first, legend=self.legend)
-            if first:
-                self.named.add(group)
-        else:
-            trace.update(showlegend=False)
-        self.fig.add_trace(trace, row=self.row, col=self.col)
+    def add(self, group: str, hover: Sequence[str] | None = None, **trace: Any) -> None:
+        """Draw a scatter trace with hovers, if any; of a group only the first trace with a name is in the legend."""
+        first = group not in self.named and trace.get("showlegend") is not False
+        if first:
+            self.named.add(group)
+        trace |= {"legendgroup": group, "showlegend": first, "legend": self.legend}
+        trace |= {"hoverinfo": "skip"} if hover is None else {"hoverinfo": "text", "hovertext": list(hover)}
+        self.fig.add_scatter(row=self.row, col=self.col, **trace)
 
 
 class Sheet:
@@ -171,10 +169,9 @@ def finish(
         hoverlabel={"align": "left", "bgcolor": "white", "font": {"size": 13, "color": INK}},
         hovermode="closest",
     )
-    fig.update_xaxes(showline=True, linecolor=AXIS, gridcolor=GRID, zeroline=False, ticks="outside", ticklen=4)
-    fig.update_yaxes(showline=True, linecolor=AXIS, gridcolor=GRID, zeroline=False, ticks="outside", ticklen=4)
-    fig.update_xaxes(title_font_size=_FONT_PX["panel"])
-    fig.update_yaxes(title_font_size=_FONT_PX["panel"])
+    axis = {"showline": True, "linecolor": AXIS, "gridcolor": GRID, "zeroline": False, "ticks": "outside", "ticklen": 4}
+    fig.update_xaxes(axis, title_font_size=_FONT_PX["panel"])
+    fig.update_yaxes(axis, title_font_size=_FONT_PX["panel"])
     fig.update_annotations(font_size=_FONT_PX["panel"])
     fig.add_annotation(
         text="<br>".join(escape(line) for line in lines),
@@ -221,7 +218,7 @@ def _panel_legend(right_of: float, below: float) -> dict[str, Any]:
 
 
 def _legend_height(fig: go.Figure) -> int:
-    """What the entries of the legend beside the axes need; legends inside panels have numbers in their names."""
+    """The height in px of the legend beside the axes; legends inside panels have numbers in their names."""
     entries = [t for t in fig.data if t.showlegend and t.legend in (None, "legend")]
     return _LEGEND_ROW_PX * sum(1 + (t.name or "").count("<br>") for t in entries) + 16
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,15 @@ class Points:
     hollow: Sequence[bool] | None = None
 
 
+def lines_in(part: pd.DataFrame, methods: Iterable[str], value: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Method, pass and rows of each line of a panel that has a value at all."""
+    for method in methods:
+        for name in passes_in(part["pass"].unique()):
+            line = part[(part["method"] == method) & (part["pass"] == name)]
+            if line[value].notna().any():
+                yield method, name, line
+
+
 def points_of(
     rows: pd.DataFrame, columns: tuple[str, str, str], x: Sequence[Any], hover: Sequence[str], hollow: pd.Series
 ) -> Points:
@@ -48,24 +57,19 @@ def curve(panel: Panel, points: Points, look: Look, *, name: str, group: str, vi
 
     `name` is escaped by the caller.
     """
-    import plotly.graph_objects as go
-
     x, low, high, color = points.x, points.low, points.high, look.color
     fill = filled(color, points.hollow or [False] * len(x))
     panel.add(
-        go.Scatter(
-            x=list(x),
-            y=[None if is_null(v) else float(v) for v in points.y],
-            mode="lines+markers",
-            name=name,
-            line={"color": color, "dash": look.dash, "width": look.width},
-            marker={"color": fill, "symbol": look.symbol, "size": look.size, "line": {"color": color, "width": 1.6}},
-            hovertext=list(points.hover) if points.hover is not None else None,
-            hoverinfo="text" if points.hover is not None else "skip",
-            connectgaps=False,
-            visible=visible,
-        ),
         group,
+        points.hover,
+        x=list(x),
+        y=[None if is_null(v) else float(v) for v in points.y],
+        mode="lines+markers",
+        name=name,
+        line={"color": color, "dash": look.dash, "width": look.width},
+        marker={"color": fill, "symbol": look.symbol, "size": look.size, "line": {"color": color, "width": 1.6}},
+        connectgaps=False,
+        visible=visible,
     )
     if low is None or high is None:
         return
@@ -73,18 +77,15 @@ def curve(panel: Panel, points: Points, look: Look, *, name: str, group: str, vi
         alone = len(part) == 1
         shape = {"line": {"width": 7, "color": rgba(color, 0.3)}} if alone else {"line": {"width": 0}, "fill": "toself"}
         panel.add(
-            go.Scatter(
-                x=[x[i] for i in part] + [x[i] for i in reversed(part)],
-                y=[float(high[i]) for i in part] + [float(low[i]) for i in reversed(part)],
-                mode="lines",
-                fillcolor=rgba(color, 0.18),
-                hoverinfo="skip",
-                showlegend=False,
-                name=f"{name} interval",
-                visible=visible,
-                **shape,
-            ),
             group,
+            x=[x[i] for i in part] + [x[i] for i in reversed(part)],
+            y=[float(high[i]) for i in part] + [float(low[i]) for i in reversed(part)],
+            mode="lines",
+            fillcolor=rgba(color, 0.18),
+            showlegend=False,
+            name=f"{name} interval",
+            visible=visible,
+            **shape,
         )
 
 
@@ -98,28 +99,21 @@ def failures(panel: Panel, rows: pd.DataFrame, y: float, x: str = "seq_len") -> 
 
 def crosses(panel: Panel, causes: Mapping[Any, Sequence[str]], y: float, x: str) -> None:
     """Draw a cross at height y for each place on the axis `x`; its hover holds the place's causes, escaped here."""
-    import plotly.graph_objects as go
-
     if not causes:
         return
-    places = [place_of(place) for place in causes]
     hovers = [
         "<br>".join([f"<b>no value at {escape(at(x, place))}</b>", *(escape(short(line)) for line in lines)])
         for place, lines in causes.items()
     ]
-    panel.add(
-        go.Scatter(
-            x=places,
-            y=[y] * len(places),
-            mode="markers",
-            name="no value (reason in hover)",
-            marker={"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": FAILED_COLOR}},
-            hovertext=hovers,
-            hoverinfo="text",
-            cliponaxis=False,
-        ),
-        "failed",
-    )
+    marker = {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": FAILED_COLOR}}
+    marks(panel, "failed", [place_of(place) for place in causes], y, hovers, "no value (reason in hover)", marker)
+
+
+def marks(
+    panel: Panel, group: str, x: Sequence[Any], y: float, hover: Sequence[str], name: str, marker: Mapping[str, Any]
+) -> None:
+    """Draw markers at height y that the edge of the panel does not cut; hovers are escaped by the caller."""
+    panel.add(group, hover, x=list(x), y=[y] * len(x), mode="markers", name=name, marker=marker, cliponaxis=False)
 
 
 def place_of(value: Any) -> Any:
@@ -127,8 +121,13 @@ def place_of(value: Any) -> Any:
     return escape(value) if isinstance(value, str) else float(value)
 
 
+def gap_notes(rows: pd.DataFrame, value: str, or_baseline: bool = False) -> list[str]:
+    """Footnotes on what was throttled (or whose baseline was), and on what has no value."""
+    return [*throttled_notes(rows, or_baseline), *failure_notes(rows[rows[value].isna()])]
+
+
 def failure_notes(rows: pd.DataFrame, limit: int = 4) -> list[str]:
-    """Footnotes on rows without a value, one per method and reason: which passes and lengths are missing."""
+    """Footnotes on rows without a value, one per method and reason, with the passes and lengths that are missing."""
     found = [(row["method"], reason(row) or "no value", row["pass"], row["seq_len"]) for row in records(rows)]
     passes: dict[tuple[str, str], set[str]] = {}
     for method, why, name, _ in found:

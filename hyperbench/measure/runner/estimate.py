@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from hyperbench.config.compose import RunConfig
 from hyperbench.config.types import ProtocolConfig
+from hyperbench.flops import exact_flops, hyper_flops
 from hyperbench.measure import work_items
-from hyperbench.measure.flops import exact_flops, hyper_flops
 from hyperbench.measure.runner.schedule import items_of
 from hyperbench.store.schema import Pass
 
@@ -97,7 +97,7 @@ def common_s(items: Sequence[work_items.WorkItem], config: RunConfig, flops_per_
     if norm:
         flops += p.batch * p.heads * p.seq_len**2 * slowness * _NORM_PAIR_FLOPS
     if p.seq_len > rows and (grads or norm):
-        whole = exact_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, Pass.FORWARD)
+        whole = exact_flops(p, Pass.FORWARD)
         flops += 2.0 * slowness * whole
     return _REFERENCE_S + inputs_s + flops / flops_per_s
 
@@ -139,15 +139,10 @@ def _warmup_s(call_s: float, protocol: ProtocolConfig) -> float:
 
 def _call_s(item: work_items.WorkItem, pass_: Pass, flops_per_s: float) -> float:
     p = item.point
-    named = {name: p.hyper.get(name) for name in ("block_size", "sample_size", "min_seq_len")}
-    sizes = {name: size for name, size in named.items() if isinstance(size, int)}
-    if len(sizes) == len(named):
-        sampling = str(p.hyper.get("sampling"))
-        flops = hyper_flops(
-            p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_, sampling=sampling, **sizes
-        ) / _APPROXIMATE_RATE  # fmt: skip
+    if all(isinstance(p.hyper.get(name), int) for name in ("block_size", "sample_size", "min_seq_len")):
+        flops = hyper_flops(p, pass_) / _APPROXIMATE_RATE
     elif item.exact:
-        flops = exact_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_)
+        flops = exact_flops(p, pass_)
     else:
         flops = 0.0
     return flops / flops_per_s + _OVERHEAD_S

@@ -33,10 +33,6 @@ class Listener(Protocol):
         """Take a record that has been written."""
         ...
 
-    def note(self, text: str) -> None:
-        """Take a line that the user should see."""
-        ...
-
 
 @dataclass
 class Outcome:

@@ -22,7 +22,7 @@ from hyperbench.measure.worker.memory import Gauge
 from hyperbench.measure.worker.report import Emit, Report
 from hyperbench.measure.worker.subject import Subject
 from hyperbench.measure.worker.timing.passes import TimedPass, prepare_pass, take_turns
-from hyperbench.measure.worker.timing.stages import StageMeasurement
+from hyperbench.measure.worker.timing.stage_timing import StageMeasurement
 from hyperbench.store.schema import ErrorRow, Pass, Point, Status
 
 _BACKWARD = (Pass.BACKWARD, Pass.FORWARD_BACKWARD)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hyperbench.flops import exact_flops
 from hyperbench.measure import work_items
 from hyperbench.measure.messages import Event, Message, Task, Unit, Work
-from hyperbench.measure.methods import method
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.measure.worker.failures import classify, poisons_device
 from hyperbench.measure.worker.subject import Subject
@@ -69,7 +69,7 @@ class Report:
             note = subject.method.note(point)
             of_pass = {
                 "peak_memory_bytes": subject.peaks.get(pass_),
-                "exact_equivalent_flops": method.exact_equivalent_flops(point, pass_),
+                "exact_equivalent_flops": exact_flops(point, pass_),
                 "executed_flops": executed_flops,
                 "first_call_ms": subject.first_ms.get(pass_),
                 "memory_before_bytes": subject.levels.get(pass_),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import plotly.graph_objects as go
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,7 +68,6 @@ def test_a_group_stands_in_the_legend_once_over_all_panels() -> None:
     for col in (1, 2):
         panel = Panel(fig, 1, col, named)
         traces.curve(panel, Points([1], [1], [1], [1]), BLACK, name="c", group="g")
-        panel.add(go.Scatter(x=[1], y=[1]))
     assert sum(bool(t.showlegend) for t in fig.data) == 1
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.measure.worker.timing.sampler import Sampler, interleave
+from hyperbench.measure.worker.timing.stopping import StoppingRule
 from hyperbench.stats.samples import median, median_interval, summarise
 from hyperbench.stats.shape import has_two_modes
 from hyperbench.store.schema import StopReason
@@ -396,3 +397,22 @@ def test_the_time_of_the_host_is_kept_beside_each_sample_where_the_clock_tells()
     assert len(found.host_ms) == len(found.samples_ms)
     assert found.host_ms == sorted(found.host_ms)
     assert measured(forever(1.0)).host_ms == []
+
+
+class TestTheStoppingRule:
+    """By itself, without a call, a clock or turns."""
+
+    def test_equal_samples_suffice_as_soon_as_they_are_spread(self) -> None:
+        rule = StoppingRule(PROTOCOL, 1.0)
+        for count in range(1, 11):
+            rule.add(1.0)
+            reasons = [rule.reason(float(count), is_spread=is_spread) for is_spread in (False, True)]
+            assert reasons == [None, StopReason.PRECISION if count == 10 else None]
+
+    def test_the_budget_counts_the_call_that_would_come_next(self) -> None:
+        rule = StoppingRule(PROTOCOL, 1.0)
+        for sample_ms in (300.0, 300.0):
+            rule.add(sample_ms)
+        assert rule.reason(700.0, is_spread=True) is None
+        assert rule.reason(701.0, is_spread=True) is StopReason.BUDGET
+        assert rule.note == "2 of 10 samples: a call takes 0.3 s and the budget is 1 s"
