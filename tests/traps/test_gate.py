@@ -191,7 +191,7 @@ def test_an_error_of_the_device_while_timing_costs_the_others_nothing(
 ) -> None:
     poison(monkeypatch)
     # A method that was examined before is called less often before it is timed.
-    monkeypatch.setattr("hyperbench.measure.worker.gate.properties._examined", {})
+    monkeypatch.setattr("hyperbench.measure.worker.gate.checks._outcomes", {})
     one = odd("fails_later", hyper={"after": after})
     monkeypatch.setattr(method.find(one.point.target).function, "calls", 0)
     found = Measured(odd("exact", exact=True), one, odd("takes_anything"), passes=("forward",))

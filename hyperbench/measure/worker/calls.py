@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.store.schema import Pass
-
-Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 def timed_call(

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hyperbench.measure import work_items
-from hyperbench.measure.inputs import make_grad_output, make_inputs
+from hyperbench.measure.inputs import Inputs, make_grad_output, make_inputs
 from hyperbench.measure.messages import Task
 from hyperbench.measure.methods import method as registry
-from hyperbench.measure.worker.calls import Inputs, as_leaves, gradients
+from hyperbench.measure.worker.calls import as_leaves, gradients
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.measure.worker.errors import accuracy

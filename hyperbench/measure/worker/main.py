@@ -76,7 +76,7 @@ def main(read_fd: int, write_fd: int) -> None:
 
     from hyperbench.measure.worker.clock import clock_for
     from hyperbench.measure.worker.conditions.surroundings import surroundings_for
-    from hyperbench.measure.worker.gate.backward_properties import Operations
+    from hyperbench.measure.worker.gate.checks import Operations
     from hyperbench.measure.worker.group import GroupMeasurement
     from hyperbench.measure.worker.memory import gauge_for
 

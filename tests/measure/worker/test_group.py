@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from hyperbench.flops import exact_flops
 from hyperbench.measure.methods import method
 from hyperbench.measure.worker import group as module
 from hyperbench.measure.worker import report
@@ -38,7 +39,7 @@ def test_a_timing_says_how_it_was_taken() -> None:
         assert timing.warmup_ms
         assert timing.peak_memory_bytes == 100
         assert timing.implementation.startswith("hyperattn-core-")
-        exact = method.exact_equivalent_flops(timing.point, Pass(name))
+        exact = exact_flops(timing.point, Pass(name))
         assert (timing.exact_equivalent_flops, timing.executed_flops is not None) == (exact, True)
         assert timing.protocol == "quick"
 
@@ -206,8 +207,7 @@ def test_torchs_default_device_and_dtype_change_nothing(monkeypatch: pytest.Monk
     items = odd("exact", exact=True), item("hyperbench.measure.methods.hyper.hyper", hyper=HYPER, is_causal=True)
     uniform = item("hyperbench.measure.methods.trivial.uniform", hyper={"sample_size": 4, "seed": 0}, is_causal=True)
     plain = Measured(*items, uniform)
-    for name in ("properties", "backward_properties"):
-        monkeypatch.setattr(f"hyperbench.measure.worker.gate.{name}._examined", {})
+    monkeypatch.setattr("hyperbench.measure.worker.gate.checks._outcomes", {})
     try:
         # As a method's module may leave them.
         torch.set_default_device("meta")

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
-from hyperbench.measure.inputs import make_grad_output, make_inputs
-from hyperbench.measure.worker.calls import Inputs, as_leaves, gradients
+from hyperbench.measure.inputs import Inputs, make_grad_output, make_inputs
+from hyperbench.measure.worker.calls import as_leaves, gradients
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.errors.reference import Reference
 from hyperbench.measure.worker.failures import classify
-from hyperbench.measure.worker.gate.at_point import examine_at_point, replaced
+from hyperbench.measure.worker.gate.at_point import examine_at_point
 from hyperbench.measure.worker.gate.backward_properties import (
     Grads,
     KeptGraphError,
@@ -33,8 +33,9 @@ from hyperbench.measure.worker.gate.backward_properties import (
     kept_gradients,
     other_grad_output,
 )
+from hyperbench.measure.worker.gate.checks import changed_in_place, replaced
 from hyperbench.measure.worker.gate.fingerprints import fingerprint, print_of
-from hyperbench.measure.worker.gate.properties import changed_in_place, examine, examine_exact_gradients, probe_point
+from hyperbench.measure.worker.gate.properties import examine, examine_exact_gradients, probe_point
 from hyperbench.measure.worker.gate.result_check import Witness
 from hyperbench.measure.worker.memory import Gauge
 from hyperbench.measure.worker.subject import Subject

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hyperbench.measure.worker.calls import Inputs
+from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.flops import above_peak_note
-from hyperbench.measure.worker.calls import Inputs, in_turn, number_of_copies, rotated, timed_call
+from hyperbench.measure.inputs import Inputs
+from hyperbench.measure.worker.calls import in_turn, number_of_copies, rotated, timed_call
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.conditions.conditions import Conditions
 from hyperbench.measure.worker.gate.result_check import Witness

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
-from hyperbench.measure.worker.calls import Inputs, in_turn
+from hyperbench.measure.inputs import Inputs
+from hyperbench.measure.worker.calls import in_turn
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.measure.worker.errors import accuracy
