@@ -11,8 +11,8 @@ from hyperbench.flops import exact_flops
 from hyperbench.measure.methods import method
 from hyperbench.measure.worker import group as module
 from hyperbench.measure.worker import report
-from hyperbench.measure.worker.conditions.conditions import GpuReading
-from hyperbench.measure.worker.conditions.surroundings import Surroundings
+from hyperbench.measure.worker.conditions.gpu_sensors import GpuReading
+from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.store.schema import Pass, Status
 from tests.helpers.fake_clock import FakeClock
 from tests.helpers.measured_group import HYPER, PASSES, Measured, all_of, item, odd
@@ -285,8 +285,8 @@ def test_conditions_and_flags_stand_in_the_record_and_throttling_marks_it() -> N
         def read(self) -> GpuReading:
             return GpuReading(1200.0, 700.0, 85.0, ("sw_power_cap",))
 
-    hot = Surroundings(Gpu(), "NVIDIA H100 80GB HBM3", 2, {"threads": 2})
-    for timing in Measured(odd("exact", exact=True), surroundings=hot).timings("exact").values():
+    hot = Machine(Gpu(), "NVIDIA H100 80GB HBM3", 2, {"threads": 2})
+    for timing in Measured(odd("exact", exact=True), machine=hot).timings("exact").values():
         assert timing.status is Status.THROTTLED
         assert timing.samples_ms
         assert "throttled" in timing.flags

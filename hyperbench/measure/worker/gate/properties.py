@@ -242,6 +242,6 @@ class _Examination:
 
 def _exact_answer(probe: Point, inputs: Inputs, grad_output: Tensor | None) -> Reference:
     return make_reference(
-        *inputs, grad_output, is_causal=probe.is_causal, num_rows=probe.seq_len, dtype=torch.float64,
+        inputs, grad_output, is_causal=probe.is_causal, num_rows=probe.seq_len, dtype=torch.float64,
         operator_norm=False, seed=probe.seed,
     )  # fmt: skip
