@@ -33,7 +33,7 @@ _PEAKS: tuple[tuple[str, float, float], ...] = (
     ("V100", 125.0, 15.7),
     ("T4", 65.0, 8.2),
 )
-#: What a clock may gain over the data sheet's.
+#: The most that a clock may gain over the data sheet.
 _MARGIN = 1.1
 
 

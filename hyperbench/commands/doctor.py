@@ -1,10 +1,10 @@
-"""What this machine can measure: devices, libraries, methods with the reason why one cannot run, timer and noise."""
+"""`hyperbench doctor`: devices, libraries, methods and why one cannot run, timer and noise of this machine."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.commands.output import print_json, stdout
+from hyperbench.commands.output import print_json, print_pairs, stdout
 from hyperbench.config import catalog
 from hyperbench.measure.cpu_load import busy_warning, read_cpu_times
 from hyperbench.measure.runner import noise_floor
@@ -35,7 +35,7 @@ def doctor(*, as_json: bool) -> int:
 def examine() -> dict[str, Any]:
     """Ask the machine; plain data. Raises ConfigError if PyTorch does not start.
 
-    `ok` is whether HyperAttention and its baseline can run on the device that `device=auto` takes.
+    `ok`: HyperAttention and its baseline can run on the device that `device=auto` takes.
     """
     methods = catalog.entries("method")
     # What is heavy would take the time of a run that is measuring.
@@ -89,21 +89,14 @@ def _noise(facts: dict[str, Any], device: str, env: dict[str, str]) -> tuple[dic
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
-    """The report as text."""
-    from rich.table import Table
+    """Print the report as text."""
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    for name, text in environment.shown(report["environment"]).items():
-        table.add_row(Text(name, style="bold"), Text(text))
-    console.print(table)
     device = report["device"]
-    methods = Table.grid(padding=(0, 2))
-    for name, reasons in report["methods"].items():
-        reason = reasons[device]
-        methods.add_row(Text(name, style="bold"), Text("runs" if reason is None else f"cannot run: {reason}"))
+    print_pairs(environment.shown(report["environment"]).items(), console)
     console.print(Text(f"\nmethods on {device}", style="bold"))
-    console.print(methods)
+    told = ((name, reasons[device]) for name, reasons in report["methods"].items())
+    print_pairs(((name, "runs" if why is None else f"cannot run: {why}") for name, why in told), console)
     kernels = report["triton_backend"]
     console.print(Text("\nTriton kernels of HyperAttention", style="bold"))
     console.print(Text("run here" if kernels["runs"] else f"cannot run here: {kernels['reason']}"))
@@ -142,7 +135,7 @@ def _timer_lines(report: dict[str, Any]) -> list[str]:
 
 
 def flush_lines(timer: dict[str, Any]) -> list[str]:
-    """What the L2 flush does to times, where there is one: its effect on a read, and whether it is timed itself."""
+    """The effect of the L2 flush on a read, if there is a flush, and a warning if it is timed itself."""
     lines = []
     if timer["flush_ratio"] is not None:
         lines.append(f"a read after the L2 flush takes {timer['flush_ratio']:.2f} times that of a warm one")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,17 @@ def stdout() -> Console:
 def print_json(data: Any) -> None:
     """Print one JSON value."""
     typer.echo(json.dumps(data, indent=2, default=str))
+
+
+def print_pairs(pairs: Iterable[tuple[str, str]], console: Console) -> None:
+    """Print two columns, the first in bold."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for name, text in pairs:
+        table.add_row(Text(name, style="bold"), Text(text))
+    console.print(table)
 
 
 def chosen_run(run_dir: Path | None) -> Path:

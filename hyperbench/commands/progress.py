@@ -42,9 +42,6 @@ class Quiet:
     def row(self, record: Record) -> None:
         """A record has been written."""
 
-    def note(self, text: str) -> None:
-        """Something that the user should know."""
-
 
 class Lines(Quiet):
     """A plain line for every timing and stage; for pipes and logs."""
@@ -60,10 +57,6 @@ class Lines(Quiet):
         """Print a time."""
         if isinstance(record, Timing):
             self._console.print(describe(record), highlight=False, soft_wrap=True, markup=False)
-
-    def note(self, text: str) -> None:
-        """Print it."""
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 class Bar(Quiet):
@@ -114,10 +107,6 @@ class Bar(Quiet):
         """Print a time that could not be taken."""
         if isinstance(record, Timing) and not record.status.has_timing:
             self._progress.console.print(describe(record), highlight=False, markup=False)
-
-    def note(self, text: str) -> None:
-        """Print it above the bar."""
-        self._progress.console.print(text, highlight=False, markup=False)
 
 
 def listener(console: Console, *, quiet: bool) -> Quiet:

@@ -1,4 +1,4 @@
-"""From the words of a command line to a RunConfig: Hydra composes, this module expands the axes and types it."""
+"""The configuration of a run from the words of a command line: Hydra composes, this module expands the axes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _METHOD_KEYS = ("_target_", "description", "exact")
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """Where everything runs, and under which environment variables its worker processes start."""
+    """The device of a run, and the environment variables under which its worker processes start."""
 
     name: str
     dtypes: tuple[str, ...]
@@ -122,7 +122,8 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The dotted keys on which two resolved configurations differ."""
-    left, right = _leaves(one), _leaves(other)
+    # Keys of axes hold dots themselves; the last part tells them apart well enough for a message.
+    left, right = catalog.leaves(one), catalog.leaves(other)
     absent = object()
     return sorted(key for key in left.keys() | right.keys() if left.get(key, absent) != right.get(key, absent))
 
@@ -288,14 +289,3 @@ def _threads(value: Any) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ConfigError(f"device.threads={value} must be a positive integer or null")
     return value
-
-
-def _leaves(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in data.items():
-        # Keys of axes hold dots themselves; the last part tells them apart well enough for a message.
-        if isinstance(value, dict) and value:
-            leaves.update(_leaves(value, f"{prefix}{key}."))
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves

@@ -31,7 +31,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What a command line asks for.
+    """The settings, axes and groups that a command line asks for.
 
     Attributes:
         settings: keys to set, in order; a swept key stands here with the first of its values.

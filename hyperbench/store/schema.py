@@ -1,6 +1,7 @@
-"""The records that cross rooms: what a point is, what was measured at it, and which states are possible.
+"""The records of a run: points, timings and errors, each in a possible state only.
 
-Units are in the names (`_ms`, `_bytes`, `_flops`). Every record is frozen and refuses to exist in an impossible state.
+Units are in the names (`_ms`, `_bytes`, `_flops`). Every record is frozen; making one in an impossible state raises
+ValueError.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ALL_STAGES = "all"
 
 
 class Status(StrEnum):
-    """How the measurement of a point ended; only `ok` and `throttled` may carry a timing."""
+    """Status of a measurement; only `ok` and `throttled` may carry a timing."""
 
     OK = "ok"
     INCORRECT = "incorrect"
@@ -44,12 +45,12 @@ class Status(StrEnum):
 
     @property
     def has_timing(self) -> bool:
-        """Whether a record of this status may carry a timing."""
+        """True if a record of this status may carry a timing."""
         return self in (Status.OK, Status.THROTTLED)
 
 
 class Pass(StrEnum):
-    """What is timed; each pass is timed directly, none is a sum of others."""
+    """A timed pass; each is timed directly, none is a sum of others."""
 
     FORWARD = "forward"
     BACKWARD = "backward"
@@ -57,7 +58,7 @@ class Pass(StrEnum):
 
 
 class StopReason(StrEnum):
-    """Why sampling ended: the interval of the median was narrow enough, or the time or the samples ran out."""
+    """Reason for the end of sampling: a narrow interval of the median, or no time or no samples left."""
 
     PRECISION = "precision"
     BUDGET = "budget"
@@ -65,7 +66,7 @@ class StopReason(StrEnum):
 
 
 class Flag(StrEnum):
-    """What a reader must know of a timing before trusting it; a flagged timing stays where it is."""
+    """A warning about a timing, to be read before trusting it; a flagged timing stays where it is."""
 
     #: The samples fall into two groups apart from each other: their median lies in one of them, or between.
     BIMODAL = "bimodal"
@@ -219,7 +220,7 @@ class ErrorRow:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """What makes an error row unique within a run: (point_id, seed, metric)."""
+        """The error row's key, unique within a run: (point_id, seed, metric)."""
         return (self.point.point_id, self.seed, self.metric)
 
 

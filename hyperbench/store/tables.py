@@ -1,4 +1,4 @@
-"""Records to tidy tables: which columns a table has, of which type, and how they are read from a record."""
+"""Tidy tables of records: the columns of each, their types, and how they are read from a record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.stats.samples import Summary, summarise
-from hyperbench.store.schema import ALL_STAGES, PARAMETER_TYPES, ErrorRow, Point, Record, Timing
+from hyperbench.store.schema import ALL_STAGES, PARAMETER_TYPES, ErrorRow, Record, Timing
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -78,15 +78,15 @@ def build(records: Iterable[Record], run_id: str) -> dict[str, DataFrame]:
             timings[record.key] = record
         else:
             errors[record.key] = record
-    implementations = {t.point.point_id: t.implementation for t in timings.values() if t.implementation}
+    codes = {t.point.point_id: t.implementation for t in timings.values() if t.implementation}
     return {
-        "timings": _frame("timings", [_timing_row(t, run_id, implementations) for t in timings.values()]),
-        "errors": _frame("errors", [_error_row(e, run_id, implementations) for e in errors.values()]),
+        "timings": _frame("timings", ((t, _timing_cells(t, codes)) for t in timings.values()), run_id),
+        "errors": _frame("errors", ((e, _error_cells(e, codes)) for e in errors.values()), run_id),
     }
 
 
 def can_write_parquet() -> bool:
-    """Whether pyarrow is here; without it the tables are csv alone."""
+    """True if pyarrow is here; without it the tables are csv alone."""
     try:
         importlib.import_module("pyarrow")
     except ImportError:
@@ -100,71 +100,37 @@ def to_parquet(frame: DataFrame, table: str, path: Path) -> None:
     frame.astype(text).to_parquet(path, index=False)
 
 
-def _frame(table: str, rows: list[dict[str, Any]]) -> DataFrame:
+def _frame(table: str, rows: Iterable[tuple[Record, dict[str, Any]]], run_id: str) -> DataFrame:
+    """A table of records: a cell is that of the row, else the record's, the point's or its parameter of that name."""
     import pandas as pd
 
-    columns = {}
-    for name, kind in TABLES[table].items():
-        values = [row[name] for row in rows]
-        columns[name] = pd.Series(values, dtype=object if kind == "text" else kind)
-    return pd.DataFrame(columns)
+    columns: dict[str, list[Any]] = {name: [] for name in TABLES[table]}
+    for record, cells in rows:
+        point = record.point
+        hyper = {name: point.hyper.get(name) for name in HYPER_COLUMNS}
+        known = {**vars(point), **hyper, **vars(record), **cells}
+        known.update(run_id=run_id, point_id=point.point_id, method=point.method, status=str(record.status))
+        for name, column in columns.items():
+            column.append(known[name])
+    kinds = {name: object if kind == "text" else kind for name, kind in TABLES[table].items()}
+    return pd.DataFrame({name: pd.Series(column, dtype=kinds[name]) for name, column in columns.items()})
 
 
-def _point_row(point: Point, run_id: str, implementation: str | None) -> dict[str, Any]:
-    shape = {name: getattr(point, name) for name in _SHAPE}
-    hyper = {name: point.hyper.get(name) for name in HYPER_COLUMNS}
-    return {
-        "run_id": run_id,
-        "point_id": point.point_id,
-        "method": point.method,
-        "implementation": implementation,
-        "device": point.device,
-        "dtype": point.dtype,
-        "is_causal": point.is_causal,
-        "input": point.input,
-        **shape,
-        **hyper,
-    }
-
-
-def _timing_row(timing: Timing, run_id: str, implementations: dict[str, str]) -> dict[str, Any]:
+def _timing_cells(timing: Timing, codes: dict[str, str]) -> dict[str, Any]:
+    statistics = dataclasses.asdict(summarise(timing.samples_ms)) if timing.samples_ms else dict.fromkeys(_STATISTICS)
     # Old records of stages do not tell which code it was.
-    known = implementations.get(timing.point.point_id) if timing.stage else None
-    is_named = timing.stage in timing.all_stages
-    statistics: dict[str, Any] = dict.fromkeys(_STATISTICS)
-    if timing.samples_ms:
-        statistics = dataclasses.asdict(summarise(timing.samples_ms))
+    code = timing.implementation or (codes.get(timing.point.point_id) if timing.stage else None)
     return {
-        **_point_row(timing.point, run_id, timing.implementation or known),
         **statistics,
-        "seed": timing.point.seed,
-        "pass": str(timing.pass_),
-        "stage": timing.stage,
-        "position": timing.all_stages.index(timing.stage) if is_named else None,
-        "num_stages": len(timing.all_stages) or None,
-        "protocol": timing.protocol,
-        "round": timing.round,
-        "status": str(timing.status),
-        "stop_reason": str(timing.stop_reason) if timing.stop_reason else None,
         "n_samples": len(timing.samples_ms),
+        "implementation": code or None,
+        "pass": str(timing.pass_),
+        "position": timing.all_stages.index(timing.stage) if timing.stage in timing.all_stages else None,
+        "num_stages": len(timing.all_stages) or None,
+        "stop_reason": str(timing.stop_reason) if timing.stop_reason else None,
         "flags": ",".join(timing.flags) or None,
-        "first_call_ms": timing.first_call_ms,
-        "host_ms": timing.host_ms,
-        "memory_before_bytes": timing.memory_before_bytes,
-        "peak_memory_bytes": timing.peak_memory_bytes,
-        "exact_equivalent_flops": timing.exact_equivalent_flops,
-        "executed_flops": timing.executed_flops,
-        "message": timing.message,
     }
 
 
-def _error_row(error: ErrorRow, run_id: str, implementations: dict[str, str]) -> dict[str, Any]:
-    return {
-        **_point_row(error.point, run_id, implementations.get(error.point.point_id)),
-        "input_seed": error.point.seed,
-        "seed": error.seed,
-        "metric": error.metric,
-        "value": error.value,
-        "status": str(error.status),
-        "message": error.message,
-    }
+def _error_cells(error: ErrorRow, codes: dict[str, str]) -> dict[str, Any]:
+    return {"implementation": codes.get(error.point.point_id), "input_seed": error.point.seed}

@@ -1,4 +1,4 @@
-"""What a run shows: every timing in a line, the bar as long as the run, failures in any case, nothing when quiet."""
+"""Progress of a run: every timing in a line, the bar as long as the run, failures in any case, nothing when quiet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECORDS: list[Record] = [a_timing(), FAILED, ErrorRow(a_point(), 0, "out_rel_fro
 
 
 def shown(make: type[Quiet], *, terminal: bool) -> str:
-    """What a listener writes about a small run."""
+    """The text that a listener writes about a small run."""
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=200)
     with listener(console, quiet=make is Quiet) as heard:

@@ -1,4 +1,4 @@
-"""What `run` prints beside its progress: the grid and why, every point of a dry run, the outcome as plain data."""
+"""The output of `run` beside its progress: the grid and why, every point of a dry run, the outcome as plain data."""
 
 from __future__ import annotations
 

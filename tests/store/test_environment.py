@@ -1,4 +1,4 @@
-"""What produced a number: every key checked, odd machines named, and nothing that imports torch."""
+"""The provenance of a number: every key checked, odd machines named, and nothing that imports torch."""
 
 from __future__ import annotations
 

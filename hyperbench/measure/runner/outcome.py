@@ -30,10 +30,6 @@ class Listener(Protocol):
         """A record has been written."""
         ...
 
-    def note(self, text: str) -> None:
-        """Something that the user should know."""
-        ...
-
 
 @dataclass
 class Outcome:
