@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import types
 import typing
@@ -13,12 +12,14 @@ from typing import Any
 MAX_INT = 2**63 - 1
 _SHOWN_CHARS = 60
 _MAX_LEVELS = 8
+_HINTS: dict[type[Any], dict[str, Any]] = {}
 
 
-@functools.cache
 def hints(cls: type[Any]) -> dict[str, Any]:
     """The annotated type of every field of a record."""
-    return typing.get_type_hints(cls)
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
 
 
 def from_mapping(cls: type[Any], data: Any) -> Any:
