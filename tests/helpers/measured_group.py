@@ -1,4 +1,4 @@
-"""One group measured in this process, with a clock and a gauge that make nothing of the machine."""
+"""One group measured in this process, with a clock and a memory peak that make nothing of the machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from hyperbench.measure import work_items
 from hyperbench.measure.messages import Message, Task
-from hyperbench.measure.worker.conditions.surroundings import Surroundings
+from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.group import GroupMeasurement
 from hyperbench.store.schema import ErrorRow, Status, Timing
 from tests.helpers.fake_clock import FakeClock
@@ -20,7 +20,7 @@ HYPER = {"block_size": 8, "sample_size": 8, "num_projections": 3, "min_seq_len":
          "pairing": "bucket", "seed": 0}  # fmt: skip
 
 
-class Gauge:
+class MemoryPeak:
     """Each peak is a hundred bytes above what was there."""
 
     def reset(self) -> int:
@@ -54,7 +54,7 @@ class Measured:
         passes: tuple[str, ...] = PASSES,
         round_: int = 0,
         clock: Any = None,
-        surroundings: Surroundings | None = None,
+        machine: Machine | None = None,
         **options: Any,
     ) -> None:
         config = tiny().config
@@ -69,7 +69,7 @@ class Measured:
         self.messages: list[Message] = []
         clock = clock or FakeClock()
         clock.heard = self.messages
-        self.measurement = GroupMeasurement(self.task, self.messages.append, clock, Gauge(), surroundings)
+        self.measurement = GroupMeasurement(self.task, self.messages.append, clock, MemoryPeak(), machine)
         self.measurement.run()
         self.records = [m.record for m in self.messages if m.record is not None]
 

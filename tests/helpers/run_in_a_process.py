@@ -15,7 +15,7 @@ class Speaker:
     """Prints what begins."""
 
     def begin(self, label: str) -> None:
-        """Print it at once."""
+        """Fingerprint it at once."""
         print(label, flush=True)
 
     def finished(self, cost_s: float) -> None:

@@ -1,4 +1,4 @@
-"""What a worker says of its task: what it begins with, and the records of what it has measured or could not."""
+"""Report of a worker on its task: the unit that begins, and the records of what it measured or could not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from hyperbench.flops import exact_flops
 from hyperbench.measure import work_items
 from hyperbench.measure.messages import Event, Message, Task, Unit, Work
-from hyperbench.measure.worker.conditions.surroundings import Surroundings
+from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.failures import classify, poisons_device
 from hyperbench.measure.worker.subject import Subject
 from hyperbench.measure.worker.timing.passes import TimedCall
@@ -23,10 +23,10 @@ class Report:
     `poisoned` tells that an error that was classified left the device unusable in this process.
     """
 
-    def __init__(self, task: Task, emit: Emit, surroundings: Surroundings) -> None:
+    def __init__(self, task: Task, emit: Emit, machine: Machine) -> None:
         self._task = task
         self._emit = emit
-        self._surroundings = surroundings
+        self._machine = machine
         self.poisoned = False
 
     def begin(self, work: Work, point: Point, pass_: Pass | None = None, stage: str = "") -> None:
@@ -65,7 +65,7 @@ class Report:
             judged, note = timed.judge(), ""
         else:
             executed_flops = subject.method.executed_flops(point, pass_, subject.item.exact)
-            judged = timed.judge(executed_flops, self._surroundings.peak_flops_per_s(point.dtype))
+            judged = timed.judge(executed_flops, self._machine.peak_flops_per_s(point.dtype))
             note = subject.method.note(point)
             of_pass = {
                 "peak_memory_bytes": subject.peaks.get(pass_),
@@ -121,10 +121,10 @@ class Report:
         )
 
     def _conditions(self, timed: TimedCall) -> dict[str, Any]:
-        return {**self._surroundings.fixed, **timed.facts, **timed.conditions.summary()}
+        return {**self._machine.fixed, **timed.facts, **timed.conditions.summary()}
 
 
 def _looked(subject: Subject, pass_: Pass) -> dict[str, Any]:
-    """That the properties were not looked for at the point itself, where they were to be."""
+    """A note in the conditions if the properties at the point itself were to be looked for and were not."""
     look = Pass.FORWARD if pass_ is Pass.FORWARD else Pass.BACKWARD
     return {"properties_at_point": "skipped"} if look in subject.unlooked else {}

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from hyperbench.flops import exact_flops
 from hyperbench.measure.messages import Event
 from hyperbench.measure.methods import method
 from hyperbench.measure.worker import group as module
 from hyperbench.measure.worker import report
-from hyperbench.measure.worker.conditions.conditions import GpuReading
-from hyperbench.measure.worker.conditions.surroundings import Surroundings
+from hyperbench.measure.worker.conditions.gpu_sensors import GpuReading
+from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.store.schema import Pass, Status, Timing
 from tests.helpers.fake_clock import FakeClock
 from tests.helpers.measured_group import HYPER, PASSES, Measured, all_of, item, odd
@@ -39,7 +40,7 @@ def test_a_timing_says_how_it_was_taken() -> None:
         assert timing.warmup_ms
         assert timing.peak_memory_bytes == 100
         assert timing.implementation.startswith("hyperattn-core-")
-        exact = method.exact_equivalent_flops(timing.point, Pass(name))
+        exact = exact_flops(timing.point, Pass(name))
         assert (timing.exact_equivalent_flops, timing.executed_flops is not None) == (exact, True)
         assert timing.protocol == "quick"
 
@@ -207,8 +208,7 @@ def test_torchs_default_device_and_dtype_change_nothing(monkeypatch: pytest.Monk
     items = odd("exact", exact=True), item("hyperbench.measure.methods.hyper.hyper", hyper=HYPER, is_causal=True)
     uniform = item("hyperbench.measure.methods.trivial.uniform", hyper={"sample_size": 4, "seed": 0}, is_causal=True)
     plain = Measured(*items, uniform)
-    for name in ("properties", "backward_properties"):
-        monkeypatch.setattr(f"hyperbench.measure.worker.gate.{name}._examined", {})
+    monkeypatch.setattr("hyperbench.measure.worker.gate.checks._outcomes", {})
     try:
         # As a method's module may leave them.
         torch.set_default_device("meta")
@@ -284,8 +284,8 @@ def test_conditions_and_flags_stand_in_the_record_and_throttling_marks_it() -> N
         def read(self) -> GpuReading:
             return GpuReading(1200.0, 700.0, 85.0, ("sw_power_cap",))
 
-    hot = Surroundings(Gpu(), "NVIDIA H100 80GB HBM3", 2, {"threads": 2})
-    for timing in Measured(odd("exact", exact=True), surroundings=hot).timings("exact").values():
+    hot = Machine(Gpu(), "NVIDIA H100 80GB HBM3", 2, {"threads": 2})
+    for timing in Measured(odd("exact", exact=True), machine=hot).timings("exact").values():
         assert timing.status is Status.THROTTLED
         assert timing.samples_ms
         assert "throttled" in timing.flags

@@ -14,7 +14,7 @@ from tests.helpers.fake_clock import FakeClock
 from tests.helpers.fake_worker import FakeWorker, Site, befalls, begins, dies, hangs
 from tests.helpers.made_records import a_stage
 from tests.helpers.made_runs import tiny
-from tests.helpers.measured_group import Gauge
+from tests.helpers.measured_group import MemoryPeak
 
 KILL = -9
 
@@ -24,7 +24,7 @@ class InThisProcess(FakeWorker):
 
     def _script(self, task: Task) -> Any:
         messages: list[Any] = []
-        measurement = GroupMeasurement(task, messages.append, FakeClock(), Gauge())
+        measurement = GroupMeasurement(task, messages.append, FakeClock(), MemoryPeak())
         measurement.run()
         yield from messages
         if measurement.poisoned:

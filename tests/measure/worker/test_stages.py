@@ -18,8 +18,8 @@ from hyperbench.measure.methods import method as registry
 from hyperbench.measure.runner.estimate import estimate_s
 from hyperbench.measure.worker import report as report_module
 from hyperbench.measure.worker.calls import rotated
-from hyperbench.measure.worker.conditions.conditions import GpuReading
-from hyperbench.measure.worker.conditions.surroundings import Surroundings
+from hyperbench.measure.worker.conditions.gpu_sensors import GpuReading
+from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.group import GroupMeasurement
 from hyperbench.store.schema import ALL_STAGES, Flag, Pass, Record, Status, StopReason, Timing
 from tests.helpers.fake_clock import FakeClock
@@ -40,7 +40,7 @@ def remaining(round_: int = 0, done: Iterable[Record] = (), stages: bool = True)
     return work_items.remaining(POINT, config, round_, work_items.Progress(config.protocol, done))
 
 
-class Gauge:
+class MemoryPeak:
     """Tells no memory."""
 
     def reset(self) -> int:
@@ -65,8 +65,8 @@ class Measured:
         self.messages: list[Message] = []
         protocol = dataclasses.replace(config.protocol, **options.get("protocol", {}))
         task = Task((item,), ("forward",), protocol, config.error, options.get("round_", 0), None)
-        clock, surroundings = options.get("clock") or FakeClock(float), options.get("surroundings")
-        self.measurement = GroupMeasurement(task, self.messages.append, clock, Gauge(), surroundings)
+        clock, machine = options.get("clock") or FakeClock(float), options.get("machine")
+        self.measurement = GroupMeasurement(task, self.messages.append, clock, MemoryPeak(), machine)
         self.measurement.run()
         self.records = [m.record for m in self.messages if m.record is not None]
         self.rows = [r for r in self.records if isinstance(r, Timing) and r.stage]
@@ -168,7 +168,7 @@ def test_held_down_clocks_mark_a_stage_and_its_conditions_are_kept() -> None:
         def read(self) -> GpuReading:
             return GpuReading(1200.0, 700.0, 85.0, ("sw_power_cap",))
 
-    rows = Measured("staged", surroundings=Surroundings(Gpu(), None, 2, {"threads": 2})).rows
+    rows = Measured("staged", machine=Machine(Gpu(), None, 2, {"threads": 2})).rows
     assert len(rows) == len(NAMES)
     for row in rows:
         assert row.status is Status.THROTTLED
