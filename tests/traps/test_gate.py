@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from hyperbench.measure.methods import method
+from hyperbench.measure.work_items import Failure
 from hyperbench.store.schema import Status, Timing
 from tests.helpers.fake_clock import FakeClock
-from tests.helpers.measured_group import HYPER, Gauge, Measured, all_of, item, odd
+from tests.helpers.measured_group import HYPER, Measured, MemoryPeak, all_of, item, odd
 from tests.helpers.quoted import Quote
 
 LIBRARY = "hyperbench.measure.methods.hyper"
@@ -127,7 +128,7 @@ def test_inputs_without_variety_refuse_no_gradient_that_is_zero_in_truth() -> No
         assert found.statuses("exact") == all_of("ok"), found.timings("exact")
 
 
-class CountingGauge(Gauge):
+class CountingPeak(MemoryPeak):
     """The first call of a pass takes ten times what later ones take."""
 
     def __init__(self) -> None:
@@ -140,8 +141,8 @@ class CountingGauge(Gauge):
 
 
 def measured_with(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> Measured:
-    """One method, whose first calls are gauged as more than later ones."""
-    monkeypatch.setattr("tests.helpers.measured_group.Gauge", CountingGauge)
+    """One method, whose first calls are measured as more than later ones."""
+    monkeypatch.setattr("tests.helpers.measured_group.MemoryPeak", CountingPeak)
     return Measured(odd("exact", **LONG), clock=clock)
 
 
@@ -176,7 +177,7 @@ def test_the_next_worker_takes_the_forward_pass_and_calls_no_backward_one(monkey
     one = odd("no_backward")
     point_id = one.point.point_id
     done = {(point_id, name, "", 0) for name in ("backward", "forward_backward")}
-    without = {point_id: (Status.ERROR, "broken")}
+    without = {point_id: Failure(Status.ERROR, "broken")}
     found = Measured(one, odd("exact", exact=True), finished=done, without_backward=without)
     assert not found.measurement.poisoned
     assert found.statuses("no_backward") == {"forward": "ok"}
@@ -191,7 +192,7 @@ def test_an_error_of_the_device_while_timing_costs_the_others_nothing(
 ) -> None:
     poison(monkeypatch)
     # A method that was examined before is called less often before it is timed.
-    monkeypatch.setattr("hyperbench.measure.worker.gate.properties._examined", {})
+    monkeypatch.setattr("hyperbench.measure.worker.gate.checks._outcomes", {})
     one = odd("fails_later", hyper={"after": after})
     monkeypatch.setattr(method.find(one.point.target).function, "calls", 0)
     found = Measured(odd("exact", exact=True), one, odd("takes_anything"), passes=("forward",))

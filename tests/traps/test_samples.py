@@ -10,8 +10,8 @@ import pytest
 
 from hyperbench.measure.cpu_load import CpuTimes
 from hyperbench.measure.worker.conditions import conditions
-from hyperbench.measure.worker.conditions.nvml import find_gpu
-from hyperbench.measure.worker.conditions.surroundings import Surroundings
+from hyperbench.measure.worker.conditions.gpu_sensors import find_gpu
+from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.store.schema import Status
 from tests.helpers.commands import Call
 from tests.helpers.fake_clock import FakeClock
@@ -101,7 +101,7 @@ class Nvml:
 
 
 def test_clocks_that_are_held_down_mark_a_time_and_never_drop_it(call: Call, tmp_path: Path) -> None:
-    row, text = shown(call, tmp_path, surroundings=Surroundings(find_gpu(None, Nvml(0x44)), "NVIDIA H100 PCIe"))
+    row, text = shown(call, tmp_path, machine=Machine(find_gpu(None, Nvml(0x44)), "NVIDIA H100 PCIe"))
     assert (row.status, row.flags) == ("throttled", ("throttled",))
     assert len(row.samples_ms) == 20
     assert Quote("throttled: sw_power_cap, hw_thermal_slowdown").stands_in(row.message)
@@ -115,7 +115,7 @@ def test_clocks_that_are_held_down_mark_a_time_and_never_drop_it(call: Call, tmp
 
 
 def test_a_cool_gpu_has_no_mark(call: Call, tmp_path: Path) -> None:
-    row, text = shown(call, tmp_path, surroundings=Surroundings(find_gpu(None, Nvml(0x1)), "NVIDIA H100 PCIe"))
+    row, text = shown(call, tmp_path, machine=Machine(find_gpu(None, Nvml(0x1)), "NVIDIA H100 PCIe"))
     assert (row.status, row.flags) == ("ok", ())
     assert row.conditions["sm_clock_mhz_min"] == 1200
     assert "throttled" not in text
@@ -135,14 +135,14 @@ def test_throttled_times_are_hollow_in_a_figure_and_no_verdict_rests_on_them(cal
 
 
 def test_more_operations_than_the_device_can_do_are_not_believed(call: Call, tmp_path: Path) -> None:
-    surroundings = Surroundings(gpu_name="NVIDIA H100 80GB HBM3")
-    row, text = shown(call, tmp_path, lambda number: 1e-7 * steady(number), surroundings=surroundings)
+    machine = Machine(gpu_name="NVIDIA H100 80GB HBM3")
+    row, text = shown(call, tmp_path, lambda number: 1e-7 * steady(number), machine=machine)
     assert row.flags == ("above_peak",)
     assert Quote("1,020 TFLOP/s of executed operations, and the device can do 544.5 at most").stands_in(row.message)
     assert Quote(
         "above_peak: exact (1 row): more operations per second than the device can do: not all of the work was timed"
     ).stands_in(text)
-    slower, text = shown(call, tmp_path, lambda number: 1e-6 * steady(number), surroundings=surroundings)
+    slower, text = shown(call, tmp_path, lambda number: 1e-6 * steady(number), machine=machine)
     assert (slower.flags, slower.message) == ((), "")
 
 
@@ -155,7 +155,7 @@ def test_others_on_the_machine_are_told(call: Call, tmp_path: Path, monkeypatch:
         return CpuTimes(float(moment), 1.5 * moment, 0.5 * moment)
 
     monkeypatch.setattr(conditions, "read_cpu_times", times)
-    row, text = shown(call, tmp_path, surroundings=Surroundings(cpus=2))
+    row, text = shown(call, tmp_path, machine=Machine(cpus=2))
     assert row.flags == ("busy_machine",)
     assert row.conditions["others_share"] == 0.5
     assert Quote("busy_machine: exact (1 row): other processes used the cores meanwhile").stands_in(text)

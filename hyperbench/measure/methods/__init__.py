@@ -1,1 +1,1 @@
-"""What can be measured: a method is f(q, k, v, *, is_causal, **hyper) -> out, all tensors (B, H, N, D)."""
+"""Methods, one file a family: functions f(q, k, v, *, is_causal, **hyper) -> out, all tensors (B, H, N, D)."""

@@ -33,7 +33,7 @@ class Sdpa:
         return f"torch-{torch.__version__.partition('+')[0]}-sdpa-{self._label}-{device}"
 
     def why_unsupported(self, device: str, dtype: str) -> str | None:
-        """Why this kernel cannot run there, or None."""
+        """The reason why this kernel cannot run there, or None."""
         if device == "cpu":
             return f"the {self._label} kernel of PyTorch needs a CUDA GPU" if self._needs_cuda else None
         if dtype not in self._cuda_dtypes:
@@ -56,7 +56,7 @@ class FlashAttn:
         return f"flash-attn-{importlib.metadata.version('flash-attn')}-{device}"
 
     def why_unsupported(self, device: str, dtype: str) -> str | None:
-        """Why the package cannot run there, or None."""
+        """The reason why the package cannot run there, or None."""
         if not flash_attn_imports():
             return "the flash-attn package is not installed or does not import (pip install 'hyperbench[flash]')"
         if device != "cuda":
@@ -80,7 +80,7 @@ class Flash2:
         return self._chosen(device).implementation(device)
 
     def why_unsupported(self, device: str, dtype: str) -> str | None:
-        """Why it cannot run there, or None."""
+        """The reason why it cannot run there, or None."""
         return self._chosen(device).why_unsupported(device, dtype)
 
     def _chosen(self, device: str) -> FlashAttn | Sdpa:
@@ -89,7 +89,7 @@ class Flash2:
 
 @functools.cache
 def flash_attn_imports() -> bool:
-    """Whether the flash-attn package is there and imports; one built for another PyTorch does not."""
+    """True if the flash-attn package is there and imports; one built for another PyTorch does not."""
     try:
         importlib.import_module("flash_attn")
     except (ImportError, OSError, RuntimeError):

@@ -71,7 +71,7 @@ class Hyper:
         return _named(self._backend(point)[0], point.device)
 
     def note(self, point: Point) -> str:
-        """Why a point on CUDA does not run in the Triton kernels; nothing where it does."""
+        """The reason why a point on CUDA does not run in the Triton kernels; empty where it does."""
         name, reason = self._backend(point)
         return "" if name == "triton" or point.device != "cuda" else f"the {name} backend ran: {reason}"
 

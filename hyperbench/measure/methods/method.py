@@ -1,4 +1,4 @@
-"""From a dotted name to a method, and what a method may tell about itself.
+"""Methods by their dotted names, with what a method may tell about itself.
 
 A method is any callable f(q, k, v, *, is_causal, **hyper). It may have further attributes, each optional:
 implementation(device) -> str, implementation_at(point) -> str (where the point decides), note(point) -> str (a line for
@@ -63,12 +63,12 @@ class Method:
         return str(own(device)) if own is not None else f"{self.target}-{device}"
 
     def note(self, point: Point) -> str:
-        """What the method says about how it runs at a point, or nothing."""
+        """The method's own line on how it runs at a point, or nothing."""
         own = getattr(self.function, "note", None)
         return str(own(point)) if own is not None else ""
 
     def why_unsupported(self, device: str, dtype: str) -> str | None:
-        """Why the method cannot run there, or None."""
+        """The reason why the method cannot run there, or None."""
         own = getattr(self.function, "why_unsupported", None)
         return own(device, dtype) if own is not None else None
 
@@ -86,7 +86,7 @@ class Method:
 
     @property
     def deterministic(self) -> bool:
-        """Whether the same inputs and seed give the same output to the last bit, unless it says otherwise."""
+        """True if the same inputs and seed give the same output to the last bit; so unless it says otherwise."""
         return bool(getattr(self.function, "deterministic", True))
 
     @property

@@ -1,4 +1,4 @@
-"""What is called for each pass: the forward pass without a graph, the backward pass on a kept one, or both."""
+"""Calls of each pass: the forward pass without a graph, the backward pass on a kept one, or both."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.store.schema import Pass
-
-Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 def timed_call(
@@ -66,7 +65,7 @@ def rotated(inputs: Inputs, count: int) -> list[Inputs]:
 def number_of_copies(
     inputs: Inputs, wanted: int, most_bytes: int, most_calls: float = 0.0, kept_bytes: int | None = None
 ) -> int:
-    """How many sets of inputs are used in turn: as wanted, but no more than fit into so many bytes, one at the least.
+    """Number of sets of inputs used in turn: as wanted, but no more than fit into so many bytes, one at the least.
 
     With `kept_bytes` a set also keeps what a forward pass left (so much, at least twice its inputs): the graph for a
     backward pass, or the results of stages. It costs a forward pass to make: there are at most one and `most_calls`.

@@ -1,4 +1,4 @@
-"""What a call takes: a monotonic clock on the CPU, events on CUDA. The clock is passed in, so tests bring their own."""
+"""Clocks of calls: a monotonic clock on the CPU, events on CUDA; passed in, so that tests bring their own."""
 
 from __future__ import annotations
 

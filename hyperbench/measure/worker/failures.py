@@ -1,4 +1,4 @@
-"""What an exception of measured code means for its rows."""
+"""Statuses and messages of the rows of code that raised an exception."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def classify(error: Exception) -> tuple[Status, str]:
 
 
 def poisons_device(status: Status, device: str) -> bool:
-    """Whether the process must not be trusted after such a failure: an error on CUDA may break all later calls."""
+    """True if the process must not be trusted after such a failure: an error on CUDA may break all later calls."""
     return device == "cuda" and status is Status.ERROR

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from hyperbench.measure import work_items
 from hyperbench.measure.inputs import make_grad_output, make_inputs
-from hyperbench.measure.messages import Task
+from hyperbench.measure.messages import Task, Work
 from hyperbench.measure.methods import method as registry
-from hyperbench.measure.worker.calls import Inputs, as_leaves, gradients
+from hyperbench.measure.worker.calls import as_leaves, gradients
 from hyperbench.measure.worker.clock import Clock
-from hyperbench.measure.worker.conditions.surroundings import Surroundings
+from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.errors import accuracy
-from hyperbench.measure.worker.errors.reference import Reference, make_reference
+from hyperbench.measure.worker.errors.reference import make_reference
 from hyperbench.measure.worker.gate.gate import Gate, slow_after_s
-from hyperbench.measure.worker.memory import Gauge
+from hyperbench.measure.worker.memory import MemoryPeak
 from hyperbench.measure.worker.report import Emit, Report
-from hyperbench.measure.worker.subject import Subject
+from hyperbench.measure.worker.subject import GroupInputs, Subject
 from hyperbench.measure.worker.timing.passes import TimedPass, prepare_pass, take_turns
 from hyperbench.measure.worker.timing.stage_timing import StageMeasurement
-from hyperbench.store.schema import ErrorRow, Pass, Point, Status
+from hyperbench.store.schema import ErrorRow, Pass, Status
 
 _BACKWARD = (Pass.BACKWARD, Pass.FORWARD_BACKWARD)
 
@@ -39,20 +39,19 @@ class GroupMeasurement:
     """
 
     def __init__(
-        self, task: Task, emit: Emit, clock: Clock, gauge: Gauge, surroundings: Surroundings | None = None
+        self, task: Task, emit: Emit, clock: Clock, memory_peak: MemoryPeak, machine: Machine | None = None
     ) -> None:
         self._task = task
         self._clock = clock
-        self._gauge = gauge
-        self._surroundings = surroundings or Surroundings()
-        self._report = Report(task, emit, self._surroundings)
-        self._reference: Reference | None = None
+        self._memory_peak = memory_peak
+        self._machine = machine or Machine()
+        self._report = Report(task, emit, self._machine)
         self._no_reference = task.no_reference
         self._context: dict[str, float] = {}
 
     @property
     def poisoned(self) -> bool:
-        """Whether an error left the device unusable in this process."""
+        """True if an error left the device unusable in this process."""
         return self._report.poisoned
 
     def run(self) -> None:
@@ -61,28 +60,29 @@ class GroupMeasurement:
         if not subjects:
             return
         point = subjects[0].point
-        self._report.begin("inputs", point)
+        self._report.begin(Work.INPUTS, point)
         try:
-            inputs, grad_output = make_inputs(point), make_grad_output(point)
+            given = GroupInputs(point, make_inputs(point), make_grad_output(point))
         except Exception as error:  # most likely too large for the memory
             for subject in subjects:
                 self._report.fail(subject.item, *self._report.classify(error, subject))
             return
         if any(s.item.seeds for s in subjects) and not self._no_reference:
-            self._report.begin("reference", point)
+            self._report.begin(Work.REFERENCE, point)
             try:
-                self._make_reference(point, inputs, grad_output)
+                given = self._with_reference(given)
             except Exception as error:  # times can be taken without it
                 self._no_reference = f"no reference: {self._report.classify(error, subjects[0])[1]}"
                 if self.poisoned:
                     raise
             _release()
-        gate = Gate(point, inputs, grad_output, self._reference, slow_after_s(self._task.protocol), self._report.begin)
+        slow_s = slow_after_s(self._task.protocol)
+        gate = Gate(given, self._memory_peak, self._clock, slow_s, self._report.begin)
         passing = []
         for subject in subjects:
-            self._report.begin("check", subject.point)
+            self._report.begin(Work.CHECK, subject.point)
             try:
-                self._check(subject, inputs, grad_output, gate)
+                self._check(subject, given, gate)
                 passing.append(subject)
             except Exception as error:  # of the measured code
                 self._report.fail(subject.item, *self._report.classify(error, subject))
@@ -91,15 +91,15 @@ class GroupMeasurement:
                 return
         for pass_ in map(Pass, self._task.passes):
             try:
-                self._time(pass_, [s for s in passing if pass_ in s.item.passes], inputs, grad_output, gate)
+                self._time(pass_, [s for s in passing if pass_ in s.item.passes], given, gate)
             except _Poisoned:
                 return
             _release()
         # Last, so that stages that crash take no time of a pass with them.
         for subject in passing:
             if subject.item.stages and not self.poisoned:
-                protocol, around = self._task.protocol, self._surroundings
-                StageMeasurement(subject, self._clock, protocol, around, self._report).run(inputs)
+                protocol, around = self._task.protocol, self._machine
+                StageMeasurement(subject, self._clock, protocol, around, self._report).run(given.inputs)
                 _release()
 
     def _subject(self, item: work_items.WorkItem) -> Subject | None:
@@ -111,55 +111,55 @@ class GroupMeasurement:
         self._report.fail(item, Status.UNSUPPORTED, reason)
         return None
 
-    def _make_reference(self, point: Point, inputs: Inputs, grad_output: Tensor) -> None:
-        error = self._task.error
+    def _with_reference(self, given: GroupInputs) -> GroupInputs:
+        point, error = given.point, self._task.error
         in_float64 = point.dtype == "float64" or point.seq_len <= error.float64_max_seq_len
         reference = make_reference(
-            *inputs,
-            grad_output if work_items.wants_grads(point, self._task.passes, error) else None,
+            given.inputs,
+            given.grad_output if work_items.wants_grads(point, self._task.passes, error) else None,
             is_causal=point.is_causal,
             num_rows=error.rows,
             dtype=torch.float64 if in_float64 else torch.float32,
             operator_norm=point.seq_len <= error.operator_norm_max_seq_len,
             seed=point.seed,
         )
-        self._context = accuracy.trivial_errors(*inputs, reference, point.is_causal)
-        self._reference = reference
+        self._context = accuracy.trivial_errors(given.inputs, reference, point.is_causal)
+        return dataclasses.replace(given, reference=reference)
 
-    def _check(self, subject: Subject, inputs: Inputs, grad_output: Tensor, gate: Gate) -> None:
+    def _check(self, subject: Subject, given: GroupInputs, gate: Gate) -> None:
         """Take a subject through the gate; then write the errors of every seed."""
-        errors = gate.forward(subject, self._gauge, self._clock)
+        errors = gate.forward(subject)
         # In a later round a slow backward pass may not be wanted, and one call of it would be the longest of all.
         passes = self._task.passes if subject.item.seeds else subject.item.passes
         failed = self._task.without_backward.get(subject.point.point_id)
         if failed is not None:
-            subject.failed = dict.fromkeys(_BACKWARD, failed)
+            subject.failed = dict.fromkeys(_BACKWARD, (failed.status, failed.message))
         elif any(p != Pass.FORWARD for p in passes):
             try:
-                errors |= gate.backward(subject, self._gauge, self._clock)
+                errors |= gate.backward(subject)
             except Exception as error:  # of the measured code; the forward pass is sound and stays
                 subject.failed = dict.fromkeys(_BACKWARD, self._report.classify(error, subject))
                 if self.poisoned:
                     self._write_backward(subject)
                     return
-        if self._reference is None:
+        if given.reference is None:
             reason = self._no_reference or "no reference was made"
             self._report.fail(subject.item.only(seeds=subject.item.seeds), Status.ERROR, reason)
             return
         own_seed = subject.point.hyper.get("seed", subject.point.seed)
         if subject.item.seeds:
-            self._report.begin("errors", subject.point)
+            self._report.begin(Work.ERRORS, subject.point)
         for seed in subject.item.seeds:
             try:
                 known = errors if seed == own_seed else None
-                self._errors_of_seed(subject, seed, inputs, grad_output, gate, known)
+                self._errors_of_seed(subject, seed, given, gate, known)
             except Exception as error:  # of the measured code; the other seeds' rows stay
                 self._report.fail(subject.item.only(seeds=(seed,)), *self._report.classify(error, subject))
                 if self.poisoned:
                     return
 
     def _write_backward(self, subject: Subject) -> None:
-        """Write at once what a failed backward pass leaves without a number, so that no other worker tries it again."""
+        """Write at once the rows that a failed backward pass leaves without a number, so that no worker tries again."""
         for pass_ in _BACKWARD:
             if pass_ in subject.item.passes:
                 self._report.failed_timing(subject, pass_, *subject.failed[pass_])
@@ -173,26 +173,26 @@ class GroupMeasurement:
         self,
         subject: Subject,
         seed: int,
-        inputs: Inputs,
-        grad_output: Tensor,
+        given: GroupInputs,
         gate: Gate,
         known: dict[str, float] | None,
     ) -> None:
         """Write the error rows of one seed of the draw; `known` are those of the check, if it ran under this seed."""
-        assert self._reference is not None
+        inputs, reference = given.inputs, given.reference
+        assert reference is not None
         errors = dict(known or {})
         with torch.no_grad():
             if subject.method.with_lse is not None:
                 out, lse = subject.method.with_lse(*inputs, is_causal=subject.point.is_causal, **subject.hyper(seed))
-                errors = {**accuracy.lse_errors(lse, self._reference), **errors}
+                errors = {**accuracy.lse_errors(lse, reference), **errors}
             elif known is None:
-                out = subject.call(*inputs, seed)
+                out = subject.call(*inputs, seed=seed)
             if known is None:
-                errors |= accuracy.output_errors(accuracy.check_output(out, inputs[0], inputs[2]), self._reference)
-        if known is None and self._reference.grads is not None and Pass.FORWARD_BACKWARD not in subject.failed:
+                errors |= accuracy.output_errors(accuracy.check_output(out, inputs[0], inputs[2]), reference)
+        if known is None and reference.grads is not None and Pass.FORWARD_BACKWARD not in subject.failed:
             leaves = as_leaves(inputs)
-            raw = gradients(subject.call(*leaves, seed), leaves, grad_output)
-            errors |= accuracy.grad_errors(accuracy.check_grads(raw, inputs), self._reference)
+            raw = gradients(subject.call(*leaves, seed=seed), leaves, given.grad_output)
+            errors |= accuracy.grad_errors(accuracy.check_grads(raw, inputs), reference)
         gate.check_inputs()
         if subject.causal_in_q is not None:
             # First, like lse_mean_abs: what only some points have is not missed when a run goes on.
@@ -205,25 +205,22 @@ class GroupMeasurement:
                 status, message = subject.failed[Pass.FORWARD_BACKWARD]
                 self._report.write(ErrorRow(subject.point, seed, metric, None, status, message))
 
-    def _time(self, pass_: Pass, subjects: list[Subject], inputs: Inputs, grad_output: Tensor, gate: Gate) -> None:
+    def _time(self, pass_: Pass, subjects: list[Subject], given: GroupInputs, gate: Gate) -> None:
         """Time one pass of all subjects in turns and write a row for each.
 
         Raises _Poisoned as soon as one leaves the device unusable: the rows of the others are still to be measured.
         """
         timed: list[tuple[Subject, TimedPass]] = []
-        protocol, copies = self._task.protocol, [inputs]
+        protocol, copies = self._task.protocol, [given.inputs]
         for subject in subjects:
             if pass_ in subject.failed:
                 self._report.failed_timing(subject, pass_, *subject.failed[pass_])
                 continue
-            self._report.begin("prepare", subject.point, pass_)
+            self._report.begin(Work.PREPARE, subject.point, pass_)
             try:
                 one = prepare_pass(
-                    subject.call, pass_, copies, grad_output, self._clock, protocol,
-                    self._surroundings.conditions(), subject.point,
-                    partial(gate.witness, subject, pass_),
-                    forward_ms=subject.first_ms.get(Pass.FORWARD, 0.0),
-                    graph_bytes=subject.peaks.get(Pass.FORWARD_BACKWARD, 0),
+                    subject, pass_, copies, given.grad_output, self._clock, protocol, self._machine.conditions(),
+                    partial(gate.result_check, subject, pass_, adds_up=protocol.as_paper),
                 )  # fmt: skip
                 gate.check_inputs()
             except Exception as error:  # of the measured code
@@ -233,8 +230,8 @@ class GroupMeasurement:
             timed.append((subject, one))
 
         def on_turn(index: int) -> None:
-            gate.turn(timed[index][1].witness)
-            self._report.begin("time", timed[index][0].point, pass_)
+            gate.turn(timed[index][1].result_check)
+            self._report.begin(Work.TIME, timed[index][0].point, pass_)
 
         def on_done(index: int) -> None:
             gate.turn(None)

@@ -1,4 +1,4 @@
-"""The child process: takes tasks from one pipe, measures them, writes each finished record to another.
+"""Main function of the child process: take tasks from one pipe, measure them, write each finished record to another.
 
 Started as `python -m hyperbench.measure.worker.main READ_FD WRITE_FD`; its stdout and stderr belong to the measured
 code. It ends when the parent closes its pipe, and the kernel ends it when the parent dies. After SIGINT it ends with
@@ -26,7 +26,7 @@ class Stop(BaseException):
 
 
 class StopSignal:
-    """Hears SIGINT; once it came, `check` raises Stop."""
+    """Handler of SIGINT; once that came, `check` raises Stop."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -65,9 +65,9 @@ def main(read_fd: int, write_fd: int) -> None:
     _die_with_parent()
     if os.getppid() != parent:
         return  # the parent died before the kernel was told
-    from hyperbench.measure.messages import Lines, Task, send
+    from hyperbench.measure.messages import Event, Lines, Message, Task, send
 
-    def emit(message: dict[str, Any]) -> None:
+    def emit(message: Message) -> None:
         send(write_fd, message)
         stop.check()
 
@@ -75,20 +75,20 @@ def main(read_fd: int, write_fd: int) -> None:
     from torch.nn.functional import scaled_dot_product_attention
 
     from hyperbench.measure.worker.clock import clock_for
-    from hyperbench.measure.worker.conditions.surroundings import surroundings_for
-    from hyperbench.measure.worker.gate.backward_properties import Operations
+    from hyperbench.measure.worker.conditions.machine import machine_for
+    from hyperbench.measure.worker.gate.checks import Operations
     from hyperbench.measure.worker.group import GroupMeasurement
-    from hyperbench.measure.worker.memory import gauge_for
+    from hyperbench.measure.worker.memory import memory_peak_for
 
     # Threads and libraries that the first calls start are no method's memory.
     x = torch.randn(1, 1, _SETTLE_SEQ_LEN, 64, device="cpu", dtype=torch.float32, requires_grad=True)
     # The first count of operations imports a large part of PyTorch, which every later collection would look at.
     with Operations():
         torch.autograd.grad(scaled_dot_product_attention(x, x @ x.mT @ x, x).sum(), x)
-    # The collector runs before each gauging of memory; it need not look at every library each time.
+    # The collector runs before each measuring of memory; it need not look at every library each time.
     gc.collect()
     gc.freeze()
-    send(write_fd, {"event": "ready"})
+    send(write_fd, Message(Event.READY))
     lines = Lines()
     while data := os.read(read_fd, _READ_BYTES):
         for message in lines.feed(data):
@@ -97,17 +97,17 @@ def main(read_fd: int, write_fd: int) -> None:
                 torch.set_num_threads(task.threads)
             device = task.items[0].point.device
             clock = StoppableClock(clock_for(device), stop.check)
-            surroundings = surroundings_for(device, torch.get_num_threads())
-            measurement = GroupMeasurement(task, emit, clock, gauge_for(device), surroundings)
+            machine = machine_for(device, torch.get_num_threads())
+            measurement = GroupMeasurement(task, emit, clock, memory_peak_for(device), machine)
             try:
                 measurement.run()
             except Stop:
-                send(write_fd, {"event": "stopped"})
+                send(write_fd, Message(Event.STOPPED))
                 return
             if measurement.poisoned:
-                send(write_fd, {"event": "leave"})
+                send(write_fd, Message(Event.LEAVE))
                 return
-            send(write_fd, {"event": "done"})
+            send(write_fd, Message(Event.DONE))
 
 
 def _die_with_parent() -> None:

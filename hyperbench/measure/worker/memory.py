@@ -1,7 +1,7 @@
 """Peak memory of a call above what was there before it, in bytes: in a pass of its own, never while a time is taken.
 
 It is that of a second call: what the first one compiles, tunes and keeps for all further ones is no part of it. Only a
-call too slow to be made twice is gauged at its first.
+call too slow to be made twice is measured at its first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 
 
-class Gauge(Protocol):
+class MemoryPeak(Protocol):
     """Reads how much memory is in use, and the most that was since the last reset."""
 
     def reset(self) -> int:
@@ -31,7 +31,7 @@ class Gauge(Protocol):
         ...
 
 
-class CpuGauge:
+class CpuMemoryPeak:
     """The resident set: its high-water mark is reset through /proc/self/clear_refs, after freed memory went back."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class CpuGauge:
         return read_status_bytes("VmHWM") if self._works else None
 
 
-class CudaGauge:
+class CudaMemoryPeak:
     """PyTorch's caching allocator."""
 
     def reset(self) -> int:
@@ -71,9 +71,9 @@ class CudaGauge:
         return int(torch.cuda.max_memory_allocated())
 
 
-def gauge_for(device: str) -> Gauge:
-    """The gauge of a device."""
-    return CudaGauge() if device == "cuda" else CpuGauge()
+def memory_peak_for(device: str) -> MemoryPeak:
+    """The memory peak of a device."""
+    return CudaMemoryPeak() if device == "cuda" else CpuMemoryPeak()
 
 
 def read_status_bytes(key: str, text: str | None = None) -> int:

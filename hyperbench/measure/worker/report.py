@@ -1,4 +1,4 @@
-"""What a worker says of its task: what it begins with, and the records of what it has measured or could not."""
+"""Report of a worker on its task: the unit that begins, and the records of what it measured or could not."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Any
 
 from hyperbench.flops import exact_flops
 from hyperbench.measure import work_items
-from hyperbench.measure.messages import Task
-from hyperbench.measure.worker.conditions.surroundings import Surroundings
+from hyperbench.measure.messages import Event, Message, Task, Unit, Work
+from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.failures import classify, poisons_device
 from hyperbench.measure.worker.subject import Subject
 from hyperbench.measure.worker.timing.passes import TimedCall
-from hyperbench.store.record_json import to_json
 from hyperbench.store.schema import Pass, Point, Record, Status, Timing
 
-Emit = Callable[[dict[str, Any]], object]
+Emit = Callable[[Message], object]
 
 
 class Report:
@@ -24,20 +23,19 @@ class Report:
     `poisoned` tells that an error that was classified left the device unusable in this process.
     """
 
-    def __init__(self, task: Task, emit: Emit, surroundings: Surroundings) -> None:
+    def __init__(self, task: Task, emit: Emit, machine: Machine) -> None:
         self._task = task
         self._emit = emit
-        self._surroundings = surroundings
+        self._machine = machine
         self.poisoned = False
 
-    def begin(self, unit: str, point: Point, pass_: Pass | None = None, stage: str = "") -> None:
-        """A unit of work begins: what becomes of the worker from now on is put down to it."""
-        part = pass_ and str(pass_)
-        self._emit({"event": "begin", "unit": unit, "point_id": point.point_id, "pass": part, "stage": stage})
+    def begin(self, work: Work, point: Point, pass_: Pass | None = None, stage: str = "") -> None:
+        """Say that a unit of work begins: the end of the worker from now on is put down to it."""
+        self._emit(Message(Event.BEGIN, Unit(work, point.point_id, pass_, stage)))
 
     def write(self, record: Record) -> None:
-        """A record is finished."""
-        self._emit({"event": "record", "record": to_json(record)})
+        """Send a finished record."""
+        self._emit(Message(Event.RECORD, record=record))
 
     def classify(self, error: Exception, subject: Subject) -> tuple[Status, str]:
         """The status and the message that an error of a subject's code stands for."""
@@ -49,7 +47,7 @@ class Report:
         """Write a failed row for everything that is left to do of a point."""
         task = self._task
         for record in work_items.failed_records(
-            item, task.passes, task.error, task.protocol.name, task.round, status, message
+            item, task.passes, task.error, task.protocol.name, task.round, work_items.Failure(status, message)
         ):
             self.write(record)
 
@@ -67,7 +65,7 @@ class Report:
             judged, note = timed.judge(), ""
         else:
             executed_flops = subject.method.executed_flops(point, pass_, subject.item.exact)
-            judged = timed.judge(executed_flops, self._surroundings.peak_flops_per_s(point.dtype))
+            judged = timed.judge(executed_flops, self._machine.peak_flops_per_s(point.dtype))
             note = subject.method.note(point)
             of_pass = {
                 "peak_memory_bytes": subject.peaks.get(pass_),
@@ -123,10 +121,10 @@ class Report:
         )
 
     def _conditions(self, timed: TimedCall) -> dict[str, Any]:
-        return {**self._surroundings.fixed, **timed.facts, **timed.conditions.summary()}
+        return {**self._machine.fixed, **timed.facts, **timed.conditions.summary()}
 
 
 def _looked(subject: Subject, pass_: Pass) -> dict[str, Any]:
-    """That the properties were not looked for at the point itself, where they were to be."""
+    """A note in the conditions if the properties at the point itself were to be looked for and were not."""
     look = Pass.FORWARD if pass_ is Pass.FORWARD else Pass.BACKWARD
     return {"properties_at_point": "skipped"} if look in subject.unlooked else {}

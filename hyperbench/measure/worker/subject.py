@@ -1,4 +1,4 @@
-"""The method of a work item under measurement, with what its check found."""
+"""The subjects of a measurement: the inputs of a group, and a method of it with what its check found."""
 
 from __future__ import annotations
 
@@ -8,9 +8,25 @@ from typing import Any
 from torch import Tensor
 
 from hyperbench.measure import work_items
+from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.methods import method as registry
-from hyperbench.measure.worker.gate.fingerprints import Print
+from hyperbench.measure.worker.errors.reference import Reference
+from hyperbench.measure.worker.gate.fingerprints import Fingerprint
 from hyperbench.store.schema import Pass, Point, Status
+
+
+@dataclass(frozen=True)
+class GroupInputs:
+    """The inputs that all methods of a group share: those of `point`, on its device, in its dtype.
+
+    `inputs` are q (B, H, N, D), k and v (B, Hkv, N, D), `grad_output` (B, H, N, D) is the same for all backward passes.
+    `reference` is None where there is none to compare with.
+    """
+
+    point: Point
+    inputs: Inputs
+    grad_output: Tensor
+    reference: Reference | None = None
 
 
 @dataclass
@@ -29,7 +45,7 @@ class Subject:
     levels: dict[Pass, int] = field(default_factory=dict)
     first_ms: dict[Pass, float] = field(default_factory=dict)
     failed: dict[Pass, tuple[Status, str]] = field(default_factory=dict)
-    given: dict[Pass, Print] = field(default_factory=dict)
+    given: dict[Pass, Fingerprint] = field(default_factory=dict)
     causal_in_q: bool | None = None
     unlooked: set[Pass] = field(default_factory=set)
 
@@ -38,7 +54,7 @@ class Subject:
         """The point that is measured."""
         return self.item.point
 
-    def call(self, q: Tensor, k: Tensor, v: Tensor, seed: int | None = None) -> Tensor:
+    def call(self, q: Tensor, k: Tensor, v: Tensor, *, seed: int | None = None) -> Tensor:
         """The method on these inputs, under another seed of the draw if one is given."""
         return self.method.function(q, k, v, is_causal=self.point.is_causal, **self.hyper(seed))
 

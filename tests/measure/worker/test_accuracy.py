@@ -25,7 +25,7 @@ NOISE = torch.randn(Q.shape, generator=torch.Generator().manual_seed(7), dtype=t
 def reference(is_causal: bool = False, num_rows: int = 1000, v: Tensor = V) -> Reference:
     """The reference of the inputs."""
     return make_reference(
-        Q, K, v, G, is_causal=is_causal, num_rows=num_rows, dtype=torch.float64, operator_norm=True, seed=0
+        (Q, K, v), G, is_causal=is_causal, num_rows=num_rows, dtype=torch.float64, operator_norm=True, seed=0
     )
 
 
@@ -73,7 +73,7 @@ def test_the_error_of_a_log_sum_exp_is_absolute() -> None:
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_trivial_answers_are_the_mean_and_zero(is_causal: bool) -> None:
     exact = attention(Q, K, V, is_causal)
-    found = accuracy.trivial_errors(Q, K, V, reference(is_causal), is_causal)
+    found = accuracy.trivial_errors((Q, K, V), reference(is_causal), is_causal)
     values = V.repeat_interleave(2, dim=1)
     mean = torch.stack([values[:, :, : i + 1 if is_causal else None].mean(2) for i in range(SHAPE[3])], dim=2)
     assert found["mean_v_rel_fro"] == pytest.approx(float((mean - exact).norm() / exact.norm()))
@@ -166,7 +166,7 @@ def test_plain_attention_in_any_dtype_is_exact_enough(dtype: str, is_causal: boo
     kind = getattr(torch, dtype)
     q, k, v, g = (x.to(kind) for x in drawn(1, 2, 2, 256, 64))
     truth = make_reference(
-        q, k, v, g, is_causal=is_causal, num_rows=1000, dtype=torch.float64, operator_norm=False, seed=0
+        (q, k, v), g, is_causal=is_causal, num_rows=1000, dtype=torch.float64, operator_norm=False, seed=0
     )
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     out = torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=is_causal)

@@ -18,7 +18,7 @@ from hyperbench.measure.probe.diagnose import flush_ratio, warm_up
 from hyperbench.measure.worker.clock import CudaClock
 from hyperbench.measure.worker.conditions.conditions import Conditions
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
-from hyperbench.measure.worker.gate.result_check import Witness
+from hyperbench.measure.worker.gate.result_check import ResultCheck
 from hyperbench.measure.worker.main import StoppableClock
 from hyperbench.measure.worker.timing.cuda_graphs import GraphedCall, tensors_of
 from hyperbench.measure.worker.timing.passes import prepare_pass
@@ -265,9 +265,10 @@ def test_lasting_load_reaches_the_clock_of_the_gpu_through_all_that_stands_befor
         tiny().config.protocol, fixed_time=True, max_samples=10, warmup_min_s=0.01, warmup_max_s=0.01, input_copies=1,
         budget_s={"forward": 0.1},
     )  # fmt: skip
+    subject: Any = SimpleNamespace(call=method, point=a_point(), first_ms={}, peaks={})
     timed = prepare_pass(
-        method, Pass.FORWARD, [(x, x, x)], x, clock, protocol, Conditions(), a_point(),
-        lambda call, clock, period, adds_up: Witness(call, clock, (x, x, x), None, None, period),
+        subject, Pass.FORWARD, [(x, x, x)], x, clock, protocol, Conditions(),
+        lambda call, period: ResultCheck(call, clock, (x, x, x), None, None, period),
     )  # fmt: skip
     timed.sampler.warm_up()
     timed.sampler.take(1e9)

@@ -9,15 +9,10 @@ import pytest
 
 from hyperbench.flops import above_peak_note, peak_flops_per_s
 from hyperbench.measure.cpu_load import CpuTimes, busy_seconds, busy_warning, read_cpu_times
-from hyperbench.measure.worker.conditions.conditions import (
-    Conditions,
-    GpuReading,
-    cpu_mhz,
-    fixed_conditions,
-    new_history,
-)
-from hyperbench.measure.worker.conditions.nvml import NvmlGpu, find_gpu, throttle_reasons
-from hyperbench.measure.worker.conditions.surroundings import Surroundings, surroundings_for
+from hyperbench.measure.worker.conditions.conditions import Conditions, new_history
+from hyperbench.measure.worker.conditions.cpu_clock import cpu_mhz
+from hyperbench.measure.worker.conditions.gpu_sensors import GpuReading, NvmlGpu, find_gpu, throttle_reasons
+from hyperbench.measure.worker.conditions.machine import Machine, machine_for
 from hyperbench.store.schema import Flag
 
 STAT = """cpu  999 0 999 9999 0 0 0 0 0 0
@@ -83,14 +78,14 @@ def test_a_pass_of_a_moment_is_judged_with_the_time_just_before_it() -> None:
 
 
 def test_passes_of_one_process_know_what_was_read_for_those_before() -> None:
-    around = Surroundings()
+    around = Machine()
     assert around.conditions() is not around.conditions()
     assert len(around.history) == 2
     around.conditions().begin_turn()
     assert len(around.history) == 4
-    assert not Surroundings().history
+    assert not Machine().history
     # The first pass of a group can look back to the group's begin.
-    assert len(surroundings_for("cpu", 1).history) == 1
+    assert len(machine_for("cpu", 1).history) == 1
 
 
 class FakeGpu:
@@ -199,7 +194,7 @@ def test_this_machine_is_read() -> None:
     after = read_cpu_times()
     assert after.now_s >= before.now_s
     assert after.own_s >= before.own_s
-    told = fixed_conditions(threads=3)
+    told = machine_for("cpu", threads=3).fixed
     assert told["threads"] == 3
     assert set(told) == {"threads", "affinity", "load_average"}
 

@@ -14,11 +14,13 @@ from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.gate import properties
-from hyperbench.measure.worker.gate.fingerprints import difference, fingerprint, print_of
+from hyperbench.measure.worker.gate.fingerprints import bits_of, difference, fingerprint_of
 from hyperbench.measure.worker.gate.gate import Gate
-from hyperbench.measure.worker.gate.result_check import Witness
+from hyperbench.measure.worker.gate.result_check import ResultCheck
+from hyperbench.measure.worker.subject import GroupInputs
 from tests.helpers.fake_clock import FakeClock
 from tests.helpers.made_records import a_point
+from tests.helpers.measured_group import MemoryPeak
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SMALL = {"heads": 4, "kv_heads": 2, "seq_len": 24, "head_dim": 8, "input_params": {}, "hyper": {}}
@@ -32,12 +34,12 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 @given(st.sampled_from(DTYPES), st.integers(0, 1), st.integers(0, 2), st.integers(0, 299), st.integers(0, 4))
 def test_one_changed_bit_anywhere_is_seen(dtype: torch.dtype, b: int, h: int, n: int, d: int) -> None:
     x = drawn(2, 3, 300, 5, dtype=dtype)
-    before = fingerprint(x)
-    assert fingerprint(x.clone()) == before
+    before = bits_of(x)
+    assert bits_of(x.clone()) == before
     changed = x.clone()
     integers = changed.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
     integers[b, h, n, d] ^= 1
-    assert fingerprint(changed) != before
+    assert bits_of(changed) != before
 
 
 @given(st.integers(0, 1000), st.sampled_from([1, 2, 3]))
@@ -45,20 +47,20 @@ def test_the_same_values_in_another_order_are_seen(seed: int, dim: int) -> None:
     x = drawn(1, 3, 30, 6)
     order = torch.randperm(x.shape[dim], generator=torch.Generator().manual_seed(seed))
     permuted = x.index_select(dim, order)
-    assert (fingerprint(permuted) == fingerprint(x)) == torch.equal(permuted, x)
+    assert (bits_of(permuted) == bits_of(x)) == torch.equal(permuted, x)
 
 
 def test_many_rows_are_hashed_in_parts_that_know_their_place() -> None:
     x = torch.zeros(1, 1, 2**17 + 3, 1)
     x[0, 0, 5] = 1.0
     moved = x.roll(2**16, dims=2)
-    assert fingerprint(x) != fingerprint(moved)
+    assert bits_of(x) != bits_of(moved)
 
 
 @given(st.floats(1e-4, 10))
 def test_a_difference_is_that_of_the_rows_that_were_kept(size: float) -> None:
     x, y = drawn(1, 2, 500, 4), drawn(1, 2, 50, 4, seed=1)
-    before = print_of([x, y])
+    before = fingerprint_of([x, y])
     assert difference(before, [x.clone(), y.clone()]) is None
     assert difference(before, [x, y * (1 + size)]) == pytest.approx(size, rel=1e-2)
     shown = difference(before, [x, y + 0.0 * y.sum() + torch.eye(50, 4) * 1e-3])
@@ -70,7 +72,7 @@ def test_a_difference_is_that_of_the_rows_that_were_kept(size: float) -> None:
 def test_changed_inputs_are_named_and_restored(name: str) -> None:
     point = a_point(**SMALL)
     inputs, grad_output = make_inputs(point), make_grad_output(point)
-    gate = Gate(point, inputs, grad_output, None)
+    gate = Gate(GroupInputs(point, inputs, grad_output), MemoryPeak(), FakeClock())
     gate.check_inputs()
     found = dict(zip(("q", "k", "v", "grad_output"), (*inputs, grad_output), strict=True))
     found[name][0, -1, 3] += 1.0
@@ -137,14 +139,14 @@ def test_of_calls_on_several_inputs_only_those_on_the_groups_own_are_compared() 
     own, other = torch.ones(1, 1, 4, 2), torch.zeros(1, 1, 4, 2)
     inputs = (own, own, own)
     gives = [own]
-    witness = Witness(lambda: gives[0], FakeClock(), inputs, print_of([own]), None, period=3)
-    calls = itertools.cycle([witness.call, lambda: other, lambda: other])
+    result_check = ResultCheck(lambda: gives[0], FakeClock(), inputs, fingerprint_of([own]), None, period=3)
+    calls = itertools.cycle([result_check.call, lambda: other, lambda: other])
     for _ in range(5):
-        witness.time_ms(next(calls))
-    witness.check()
-    witness.time_ms(next(calls))
-    witness.check()
+        result_check.time_ms(next(calls))
+    result_check.check()
+    result_check.time_ms(next(calls))
+    result_check.check()
     gives[0] = other
-    witness.time_ms(next(calls))
+    result_check.time_ms(next(calls))
     with pytest.raises(IncorrectError, match="while it was timed, its output became another"):
-        witness.check()
+        result_check.check()

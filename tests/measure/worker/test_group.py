@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from hyperbench.flops import exact_flops
+from hyperbench.measure.messages import Event
 from hyperbench.measure.methods import method
 from hyperbench.measure.worker import group as module
 from hyperbench.measure.worker import report
-from hyperbench.measure.worker.conditions.conditions import GpuReading
-from hyperbench.measure.worker.conditions.surroundings import Surroundings
-from hyperbench.store.schema import Pass, Status
+from hyperbench.measure.worker.conditions.gpu_sensors import GpuReading
+from hyperbench.measure.worker.conditions.machine import Machine
+from hyperbench.store.schema import Pass, Status, Timing
 from tests.helpers.fake_clock import FakeClock
 from tests.helpers.measured_group import HYPER, PASSES, Measured, all_of, item, odd
 
@@ -38,7 +40,7 @@ def test_a_timing_says_how_it_was_taken() -> None:
         assert timing.warmup_ms
         assert timing.peak_memory_bytes == 100
         assert timing.implementation.startswith("hyperattn-core-")
-        exact = method.exact_equivalent_flops(timing.point, Pass(name))
+        exact = exact_flops(timing.point, Pass(name))
         assert (timing.exact_equivalent_flops, timing.executed_flops is not None) == (exact, True)
         assert timing.protocol == "quick"
 
@@ -146,7 +148,7 @@ def test_what_cannot_run_here_says_why() -> None:
     assert found.statuses("cudnn") == all_of("unsupported")
     assert "needs a CUDA GPU" in found.timings("cudnn")["forward"].message
     assert {row.status for row in found.errors("cudnn").values()} == {Status.UNSUPPORTED}
-    assert all(message["event"] == "record" for message in found.messages)
+    assert all(message.event is Event.RECORD for message in found.messages)
 
 
 def test_only_what_is_missing_is_measured() -> None:
@@ -155,7 +157,7 @@ def test_only_what_is_missing_is_measured() -> None:
     errors = {key for key in whole.keys if isinstance(key[1], int)}
     rest = Measured(odd("exact", exact=True), finished=timed | errors)
     assert [key[1] for key in rest.keys] == ["forward_backward"]
-    assert not any(message.get("unit") == "reference" for message in rest.messages)
+    assert not any((message.unit and message.unit.work) == "reference" for message in rest.messages)
 
 
 def test_a_group_without_a_reference_is_timed_and_says_so() -> None:
@@ -206,8 +208,7 @@ def test_torchs_default_device_and_dtype_change_nothing(monkeypatch: pytest.Monk
     items = odd("exact", exact=True), item("hyperbench.measure.methods.hyper.hyper", hyper=HYPER, is_causal=True)
     uniform = item("hyperbench.measure.methods.trivial.uniform", hyper={"sample_size": 4, "seed": 0}, is_causal=True)
     plain = Measured(*items, uniform)
-    for name in ("properties", "backward_properties"):
-        monkeypatch.setattr(f"hyperbench.measure.worker.gate.{name}._examined", {})
+    monkeypatch.setattr("hyperbench.measure.worker.gate.checks._outcomes", {})
     try:
         # As a method's module may leave them.
         torch.set_default_device("meta")
@@ -265,10 +266,8 @@ def test_a_draw_that_fails_takes_no_other_draw_with_it() -> None:
 
 def test_a_finished_method_is_written_while_a_slower_one_is_still_timed() -> None:
     done = Measured(odd("exact"), odd("fails_for_seed_1", hyper={"seed": 0}), passes=("forward",))
-    events = [(m["event"], m.get("unit")) for m in done.messages]
-    first_row = next(
-        i for i, m in enumerate(done.messages) if m["event"] == "record" and m["record"]["kind"] == "timing"
-    )
+    events = [(m.event, m.unit and m.unit.work) for m in done.messages]
+    first_row = next(i for i, m in enumerate(done.messages) if isinstance(m.record, Timing))
     assert ("begin", "time") in events[first_row:]
 
 
@@ -285,8 +284,8 @@ def test_conditions_and_flags_stand_in_the_record_and_throttling_marks_it() -> N
         def read(self) -> GpuReading:
             return GpuReading(1200.0, 700.0, 85.0, ("sw_power_cap",))
 
-    hot = Surroundings(Gpu(), "NVIDIA H100 80GB HBM3", 2, {"threads": 2})
-    for timing in Measured(odd("exact", exact=True), surroundings=hot).timings("exact").values():
+    hot = Machine(Gpu(), "NVIDIA H100 80GB HBM3", 2, {"threads": 2})
+    for timing in Measured(odd("exact", exact=True), machine=hot).timings("exact").values():
         assert timing.status is Status.THROTTLED
         assert timing.samples_ms
         assert "throttled" in timing.flags

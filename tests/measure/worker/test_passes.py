@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +14,9 @@ from torch import Tensor
 
 from hyperbench.measure.cpu_load import CpuTimes
 from hyperbench.measure.worker.calls import in_turn, number_of_copies, rotated, timed_call
-from hyperbench.measure.worker.conditions.conditions import Conditions, GpuReading
-from hyperbench.measure.worker.gate.gate import Witness
+from hyperbench.measure.worker.conditions.conditions import Conditions
+from hyperbench.measure.worker.conditions.gpu_sensors import GpuReading
+from hyperbench.measure.worker.gate.result_check import ResultCheck
 from hyperbench.measure.worker.timing.passes import TimedPass, prepare_pass
 from hyperbench.store.schema import Flag, Pass, Status
 from tests.helpers.fake_clock import FakeClock
@@ -54,9 +57,14 @@ def conditions(*reasons: str) -> Conditions:
     return found
 
 
-def unwatched(call: Callable[[], object], clock: FakeClock, period: int, adds_up: bool) -> Witness:
-    """A witness that has nothing to compare with."""
-    return Witness(call, clock, qkv(), None, None, period)
+def a_subject(method: Any, forward_ms: float = 0.0) -> Any:
+    """A subject as far as its preparation goes."""
+    return SimpleNamespace(call=method, point=a_point(), first_ms={Pass.FORWARD: forward_ms}, peaks={})
+
+
+def unwatched(clock: FakeClock, call: Callable[[], object], period: int) -> ResultCheck:
+    """A check of results that has nothing to compare with."""
+    return ResultCheck(call, clock, qkv(), None, None, period)
 
 
 def prepared(
@@ -67,8 +75,8 @@ def prepared(
     changes = {"input_copies": 4, "input_copies_bytes": 1 << 20, "min_samples": 10, "max_samples": 40, **protocol}
     config = dataclasses.replace(tiny().config.protocol, **changes)
     return prepare_pass(
-        method or Remembers(), pass_, [qkv()], torch.ones(1, 2, 12, 4), clock, config, conditions(*reasons),
-        a_point(), unwatched, forward_ms=forward_ms,
+        a_subject(method or Remembers(), forward_ms), pass_, [qkv()], torch.ones(1, 2, 12, 4), clock, config,
+        conditions(*reasons), partial(unwatched, clock),
     )  # fmt: skip
 
 

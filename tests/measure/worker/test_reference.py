@@ -17,7 +17,7 @@ def made(shape: tuple[int, ...], is_causal: bool, num_rows: int = 10_000, **chan
     """A reference of drawn inputs."""
     q, k, v, g = drawn(*shape)
     options = {"dtype": torch.float64, "operator_norm": True, "seed": 0, "grad_output": g, **changes}
-    return make_reference(q, k, v, is_causal=is_causal, num_rows=num_rows, **options)  # type: ignore[arg-type]
+    return make_reference((q, k, v), is_causal=is_causal, num_rows=num_rows, **options)  # type: ignore[arg-type]
 
 
 def close(one: Tensor, other: Tensor) -> bool:
@@ -62,7 +62,7 @@ def test_the_operator_norm_of_peaked_attention_is_found_too() -> None:
     q, k, v, _ = drawn(1, 2, 2, 40, 6)
     k[:, :, 3] *= 8
     found = make_reference(
-        20 * q, k, v, None, is_causal=True, num_rows=100, dtype=torch.float64, operator_norm=True, seed=1
+        (20 * q, k, v), None, is_causal=True, num_rows=100, dtype=torch.float64, operator_norm=True, seed=1
     )
     dense = torch.linalg.matrix_norm(probabilities(20 * q, k, True)[0], ord=2)
     assert found.operator_scale is not None

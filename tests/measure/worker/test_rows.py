@@ -23,7 +23,7 @@ def answered(dtype: str, family: str, is_causal: bool, head_dim: int = 64) -> tu
     point = a_point(**shape, dtype=dtype, input=family, input_params={}, is_causal=is_causal)
     inputs = make_inputs(point)
     found = make_reference(
-        *inputs, None, is_causal=is_causal, num_rows=1024, dtype=torch.float64, operator_norm=False, seed=0
+        inputs, None, is_causal=is_causal, num_rows=1024, dtype=torch.float64, operator_norm=False, seed=0
     )
     return scaled_dot_product_attention(*inputs, is_causal=is_causal), found
 

@@ -1,4 +1,4 @@
-"""Under which conditions samples were taken: load from others, clocks, power, temperature, reasons for throttling.
+"""Conditions of the samples of one pass: load from others, clocks, power, temperature, reasons for throttling.
 
 Everything is read between the samples, through objects that are passed in, and nothing read here is required: what a
 system does not tell is left out.
@@ -6,39 +6,18 @@ system does not tell is left out.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
 from hyperbench.measure.cpu_load import BUSY_SHARE, SHORTEST_S, CpuTimes, others_used_s, read_cpu_times
-from hyperbench.stats.samples import median
-from hyperbench.store.provenance import ranges
+from hyperbench.measure.worker.conditions.cpu_clock import read_cpu_mhz
+from hyperbench.measure.worker.conditions.gpu_sensors import Gpu, GpuReading
 from hyperbench.store.schema import Flag
 
 #: So many of the latest readings are kept: the one that is looked for lies a quarter of a second back.
 _HISTORY = 200
-_CPUINFO = Path("/proc/cpuinfo")
-
-
-@dataclass(frozen=True)
-class GpuReading:
-    """What a GPU said at one moment; null where it does not tell."""
-
-    sm_clock_mhz: float | None = None
-    power_w: float | None = None
-    temperature_c: float | None = None
-    throttle_reasons: tuple[str, ...] = ()
-
-
-class Gpu(Protocol):
-    """A GPU that can be asked."""
-
-    def read(self) -> GpuReading:
-        """What it says now."""
-        ...
 
 
 class Conditions:
@@ -71,11 +50,11 @@ class Conditions:
         self._mhz: list[float] = []
 
     def begin_turn(self) -> None:
-        """Samples are about to be taken."""
+        """Read what is needed before samples are taken."""
         self._begun = self._now()
 
     def end_turn(self, samples: int = 0) -> None:
-        """Samples have been taken, `samples` with all turns before: read everything, while it is still to be seen."""
+        """Read everything after samples were taken, `samples` with all turns before, while it is still to be seen."""
         if self._gpu is not None:
             self._readings.append(self._gpu.read())
             self._samples.append(samples)
@@ -106,7 +85,7 @@ class Conditions:
         return times
 
     def _look_around(self, times: CpuTimes) -> None:
-        """What others used from the latest known moment that lies long enough before this one."""
+        """Note the use by others since the latest known moment that lies long enough before this one."""
         for before in reversed(self._history):
             if times.now_s - before.now_s >= SHORTEST_S and (others_s := others_used_s(before, times)) is not None:
                 self._around_s, self._around_others_s = times.now_s - before.now_s, others_s
@@ -114,11 +93,11 @@ class Conditions:
 
     @property
     def throttle_reasons(self) -> tuple[str, ...]:
-        """Why the clocks of the GPU were held down at any moment, each once."""
+        """Reasons for which the clocks of the GPU were held down at any moment, each once."""
         return tuple(dict.fromkeys(name for reading in self._readings for name in reading.throttle_reasons))
 
     def flags(self) -> list[Flag]:
-        """What the conditions alone say against the samples."""
+        """Flags for which the conditions alone are the reason."""
         share = self.others_share
         busy = [Flag.BUSY_MACHINE] if share is not None and share > BUSY_SHARE else []
         return busy + ([Flag.THROTTLED] if self.throttle_reasons else [])
@@ -148,47 +127,8 @@ class Conditions:
 
 
 def new_history() -> deque[CpuTimes]:
-    """Room for the latest readings of the cores' times."""
+    """An empty list of the latest readings of the cores' times."""
     return deque(maxlen=_HISTORY)
-
-
-def fixed_conditions(threads: int) -> dict[str, Any]:
-    """What holds for a whole process: threads, the cores it may run on, and the load when it began."""
-    return {"threads": threads, "affinity": affinity(), "load_average": _rounded(load_average(), 2)}
-
-
-def affinity() -> str:
-    """The cores this process may run on, as "0-3,8"; empty where the system does not tell."""
-    return ranges(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else ""
-
-
-def load_average() -> float | None:
-    """Processes that wanted to run, on average over the last minute; None where the system does not tell."""
-    try:
-        return os.getloadavg()[0]
-    except OSError:
-        return None
-
-
-def read_cpu_mhz() -> float | None:
-    """The median clock of the cores in MHz; None where the system does not tell."""
-    try:
-        return cpu_mhz(_CPUINFO.read_text())
-    except OSError:
-        return None
-
-
-def cpu_mhz(cpuinfo: str) -> float | None:
-    """The median clock in the text of /proc/cpuinfo in MHz, if it tells."""
-    values = []
-    for line in cpuinfo.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "cpu MHz":
-            try:
-                values.append(float(value))
-            except ValueError:
-                continue
-    return median(values) if values else None
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -1,10 +1,11 @@
-"""Whether an answer is one at all, and its error metrics against the reference."""
+"""Checks of an answer (is it one at all?), and its error metrics against the reference."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.methods.trivial import mean_v
 from hyperbench.measure.worker.errors.reference import Reference, operator_norms
 
@@ -29,9 +30,7 @@ def check_output(out: object, q: Tensor, v: Tensor, *, finite: bool = True) -> T
     return _check_tensor("the output", out, (*q.shape[:3], v.shape[3]), q, finite)
 
 
-def check_grads(
-    grads: tuple[Tensor | None, ...], inputs: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def check_grads(grads: tuple[Tensor | None, ...], inputs: Inputs) -> Inputs:
     """The gradients of q, k and v. Raises IncorrectError if one is None, of the wrong shape or dtype, or not finite."""
     checked = [
         _check_tensor(f"the gradient of {name}", grad, tuple(x.shape), x)
@@ -83,10 +82,10 @@ def output_errors(out: Tensor, reference: Reference) -> dict[str, float]:
     return errors
 
 
-def trivial_errors(q: Tensor, k: Tensor, v: Tensor, reference: Reference, is_causal: bool) -> dict[str, float]:
-    """What answering the mean of the values, or zero, errs on the same input."""
+def trivial_errors(inputs: Inputs, reference: Reference, is_causal: bool) -> dict[str, float]:
+    """Errors of answering the mean of the values, or zero, on the same inputs."""
     dtype = reference.out.dtype
-    mean = mean_v(q.to(dtype), k.to(dtype), v.to(dtype), is_causal=is_causal)[:, :, reference.rows]
+    mean = mean_v(*(x.to(dtype) for x in inputs), is_causal=is_causal)[:, :, reference.rows]
     zero = torch.zeros_like(reference.out)
     return {
         "mean_v_rel_fro": relative_frobenius(mean, reference.out),

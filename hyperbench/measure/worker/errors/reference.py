@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hyperattn_core import exact_attention
+from hyperbench.measure.inputs import Inputs
 
 _CHUNK_ELEMENTS = 2**22
 _POWER_ITERATIONS = 40
@@ -22,7 +23,7 @@ _POWER_BLOCK = 4
 
 @dataclass(frozen=True)
 class Reference:
-    """What a method's answer is compared with; tensors in the reference's own dtype.
+    """The exact answer that a method's is compared with; tensors in the reference's own dtype.
 
     Attributes:
         rows: (R,) the compared positions, of queries and of keys, ascending.
@@ -42,9 +43,7 @@ class Reference:
 
 
 def make_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    inputs: Inputs,
     grad_output: Tensor | None,
     *,
     is_causal: bool,
@@ -53,12 +52,12 @@ def make_reference(
     operator_norm: bool,
     seed: int,
 ) -> Reference:
-    """The reference of q (B, H, N, D), k and v (B, Hkv, N, D), computed in `dtype`; no gradients without grad_output.
+    """The reference of q (B, H, N, D), k and v (B, Hkv, N, D), in `dtype`; no gradients without grad_output.
 
     Rows are all N, or num_rows drawn with the seed where there are more. Raises ValueError if shapes do not fit.
     """
+    q, k, v = (x.to(dtype) for x in inputs)
     num_keys, group = k.shape[2], q.shape[1] // k.shape[1]
-    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     all_rows = num_keys <= num_rows
     rows = torch.arange(num_keys, device="cpu")
     if not all_rows:

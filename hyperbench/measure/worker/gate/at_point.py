@@ -6,17 +6,16 @@ ones alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.methods.method import Method
-from hyperbench.measure.worker.calls import Inputs
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
-from hyperbench.measure.worker.gate.properties import MEMOISED_IN_PLACE, NOT_CAUSAL
+from hyperbench.measure.worker.gate.checks import MEMOISED_IN_PLACE, NOT_CAUSAL, copies, difference, replaced
 from hyperbench.store.schema import Point
 
 
@@ -41,9 +40,8 @@ def examine_at_point(
         elsewhere = call(*(x.clone() for x in inputs))
     where = f"; so at seq_len={point.seq_len}, whatever it does at shorter ones"
     tolerance = accuracy.EXACT_TOLERANCES[point.dtype]
-    moved = accuracy.relative_frobenius(got, elsewhere)
-    to_the_bit = method.deterministic and got.device.type == "cpu"
-    if not (torch.equal(got, elsewhere) or (not to_the_bit and moved <= tolerance)):
+    moved = difference(elsewhere, got, method, point.dtype)
+    if moved is not None:
         raise IncorrectError(f"{MEMOISED_IN_PLACE} (relative difference {moved:.3g}){where}")
     last = got[:, :, -1], base[:, :, -1]
     if "v" not in method.ignores and not torch.equal(inputs[2], changed[2]) and torch.equal(*last):
@@ -59,19 +57,6 @@ def examine_at_point(
             raise IncorrectError(f"{NOT_CAUSAL} {t} change with the keys or the values after it{where}")
 
 
-@contextmanager
-def replaced(tensors: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> Iterator[None]:
-    """Lets tensors hold other values, where they lie, for a while."""
-    before = tuple(x.clone() for x in tensors)
-    try:
-        for x, y in zip(tensors, others, strict=True):
-            x.copy_(y)
-        yield
-    finally:
-        for x, y in zip(tensors, before, strict=True):
-            x.copy_(y)
-
-
 def _position(seq_len: int) -> int:
     """A position that is no round number of blocks for most of their sizes."""
     return seq_len // 3
@@ -82,7 +67,7 @@ def _changed(inputs: Inputs, is_causal: bool, keep_queries: bool) -> Inputs:
 
     Keys are others, in another order of their sizes; values have the other sign.
     """
-    q, k, v = (x.clone() for x in inputs)
+    q, k, v = copies(inputs)
     part = slice(_position(q.shape[2]) + 1 if is_causal else 0, q.shape[2] - 1)
     if not keep_queries:
         q[:, :, part] = q[:, :, part].roll(1, 2)

@@ -5,20 +5,15 @@ They are looked for on short inputs, and at the point itself where a call is qui
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from hyperbench.measure.inputs import make_grad_output, make_inputs
+from hyperbench.measure.inputs import Inputs, make_grad_output, make_inputs
 from hyperbench.measure.methods.method import Method
-from hyperbench.measure.worker.calls import Inputs, as_leaves, gradients
+from hyperbench.measure.worker.calls import as_leaves, gradients
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
-from hyperbench.measure.worker.gate.at_point import replaced
+from hyperbench.measure.worker.gate.checks import check_count, copies, counted, once, replaced
 from hyperbench.measure.worker.gate.properties import probe_point
 from hyperbench.store.schema import Point
 
@@ -29,27 +24,13 @@ class KeptGraphError(IncorrectError):
     """A backward pass that is wrong on a graph that has been run before; on a new one it may be sound."""
 
 
-@dataclass(frozen=True)
-class _Verdict:
-    refusal: str = ""
-    kept_graph: bool = False
-
-
-_examined: dict[tuple[str, str], _Verdict] = {}
-
-
 def examine_backward(method: Method, point: Point) -> None:
     """Raise IncorrectError on a dishonest backward pass, seen at a short length; a method is examined once.
 
     Raises KeptGraphError where it is wrong on a graph that has been run before and right on a new one.
     """
     probe = probe_point(point)
-    key = probe.point_id, method.target
-    if key not in _examined:
-        _examined[key] = _verdict(method, probe)
-    verdict = _examined[key]
-    if verdict.refusal:
-        raise (KeptGraphError if verdict.kept_graph else IncorrectError)(verdict.refusal)
+    once((probe.point_id, method.target, "backward"), lambda: _examine(method, probe))
 
 
 def check_answers(first: Grads, other: Grads, inputs: Inputs, ignores: frozenset[str]) -> None:
@@ -105,17 +86,16 @@ def kept_gradients(out: Tensor, leaves: Inputs, grad_output: Tensor) -> tuple[Te
     return torch.autograd.grad(out, leaves, grad_output, retain_graph=True, allow_unused=True)
 
 
-def _verdict(method: Method, probe: Point) -> _Verdict:
-    try:
-        _examine(method, probe)
-    except IncorrectError as error:
-        return _Verdict(str(error), isinstance(error, KeptGraphError))
-    except Exception:  # it takes no such shape
-        return _Verdict()
-    return _Verdict()
-
-
 def _examine(method: Method, probe: Point) -> None:
+    try:
+        _check(method, probe)
+    except IncorrectError:
+        raise
+    except Exception:  # it takes no such shape
+        return
+
+
+def _check(method: Method, probe: Point) -> None:
     inputs, grad_output = make_inputs(probe), make_grad_output(probe)
 
     def call(leaves: Inputs) -> Tensor:
@@ -123,9 +103,9 @@ def _examine(method: Method, probe: Point) -> None:
 
     leaves = as_leaves(inputs)
     out = call(leaves)
-    raw, first_count = _counted(lambda: kept_gradients(out, leaves, grad_output))
-    first = _copies(accuracy.check_grads(raw, inputs))
-    _, second_count = _counted(lambda: kept_gradients(out, leaves, grad_output))
+    raw, first_count = counted(lambda: kept_gradients(out, leaves, grad_output), below_autograd=True)
+    first = copies(accuracy.check_grads(raw, inputs))
+    _, second_count = counted(lambda: kept_gradients(out, leaves, grad_output), below_autograd=True)
     other = other_grad_output(grad_output)
     with replaced((grad_output,), (other,)):
         again = kept_gradients(out, leaves, grad_output)
@@ -133,41 +113,4 @@ def _examine(method: Method, probe: Point) -> None:
     fresh = accuracy.check_grads(gradients(call(new), new, other), inputs)
     check_answers(first, fresh, inputs, method.ignores)
     check_kept(again, fresh, inputs, method, probe.dtype)
-    if first_count is not None and second_count is not None and second_count < first_count:
-        raise KeptGraphError(
-            f"a memoised result: a second backward pass on one graph makes {second_count} of the {first_count} calls "
-            "of PyTorch that the first makes"
-        )
-
-
-def _copies(grads: Grads) -> Grads:
-    q, k, v = (x.clone() for x in grads)
-    return q, k, v
-
-
-def _counted(
-    call: Callable[[], tuple[Tensor | None, ...]],
-) -> tuple[tuple[Tensor | None, ...], int | None]:
-    """What a call gives, and how many operations of PyTorch it asks for; None where they cannot be seen."""
-    seen = Operations()
-    try:
-        with seen:
-            return call(), seen.count
-    except IncorrectError:
-        raise
-    except Exception:  # of code that nothing may look into
-        return call(), None
-
-
-class Operations(TorchDispatchMode):
-    """Counts operations below autograd, where a backward pass asks for them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
+    check_count(first_count, second_count, "a second backward pass on one graph", KeptGraphError)

@@ -1,4 +1,4 @@
-"""Whether tensors are still what they were, to the last bit, without a copy of them; and by how much they are not."""
+"""Bitwise fingerprints of tensors, to detect changes without a copy, and rows of them, to tell how large they are."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ _KEPT_ROWS = 128
 
 
 @dataclass(frozen=True)
-class Print:
-    """What is remembered of some tensors: a hash of the bits of each, and a few of its rows, evenly spaced."""
+class Fingerprint:
+    """Memory of some tensors: a hash of the bits of each, and a few of its rows, evenly spaced."""
 
     bits: tuple[int, ...]
     rows: tuple[Tensor, ...]
 
 
-def print_of(tensors: Sequence[Tensor]) -> Print:
-    """The print of tensors (B, H, N, D)."""
-    return Print(tuple(map(fingerprint, tensors)), tuple(_spaced_rows(x).clone() for x in tensors))
+def fingerprint_of(tensors: Sequence[Tensor]) -> Fingerprint:
+    """The fingerprint of tensors (B, H, N, D)."""
+    return Fingerprint(tuple(map(bits_of, tensors)), tuple(_spaced_rows(x).clone() for x in tensors))
 
 
-def difference(before: Print, tensors: Sequence[Tensor]) -> float | None:
+def difference(before: Fingerprint, tensors: Sequence[Tensor]) -> float | None:
     """None if the tensors have the same bits; else the largest relative Frobenius difference of the rows kept."""
-    if before.bits == tuple(map(fingerprint, tensors)):
+    if before.bits == tuple(map(bits_of, tensors)):
         return None
     pairs = zip(tensors, before.rows, strict=True)
     return max(relative_frobenius(_spaced_rows(x), rows) for x, rows in pairs)
 
 
-def fingerprint(x: Tensor) -> int:
+def bits_of(x: Tensor) -> int:
     """64 bits that depend on every bit of x (..., D) and on where it stands."""
     bits = x.detach().contiguous().view(_INTEGERS[x.element_size()]).reshape(-1, x.shape[-1])
     columns = _weights(0, bits.shape[1], x.device)

@@ -1,8 +1,8 @@
-"""The correctness gate: what a method must show before it is timed, and that it still gives the same while it is.
+"""The correctness gate: checks that a method passes before it is timed, and that it still gives the same while it is.
 
 Before: each pass once on the inputs of the point, its answer checked and, of an exact method, compared; where a call is
-quick, each once more to gauge its memory, and the properties at the point itself; then those on short inputs. While it
-is timed: after each turn, the last result is compared with that from before, and the inputs with what they were.
+quick, each once more to measure its memory, and the properties at the point itself; then those on short inputs. While
+it is timed: after each turn, the last result is compared with that from before, and the inputs with what they were.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
-from hyperbench.measure.inputs import make_grad_output, make_inputs
-from hyperbench.measure.worker.calls import Inputs, as_leaves, gradients
+from hyperbench.measure.inputs import Inputs, make_grad_output, make_inputs
+from hyperbench.measure.messages import Work
+from hyperbench.measure.worker.calls import as_leaves, gradients
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
-from hyperbench.measure.worker.errors.reference import Reference
 from hyperbench.measure.worker.failures import classify
-from hyperbench.measure.worker.gate.at_point import examine_at_point, replaced
+from hyperbench.measure.worker.gate.at_point import examine_at_point
 from hyperbench.measure.worker.gate.backward_properties import (
     Grads,
     KeptGraphError,
@@ -33,11 +33,12 @@ from hyperbench.measure.worker.gate.backward_properties import (
     kept_gradients,
     other_grad_output,
 )
-from hyperbench.measure.worker.gate.fingerprints import fingerprint, print_of
-from hyperbench.measure.worker.gate.properties import changed_in_place, examine, examine_exact_gradients, probe_point
-from hyperbench.measure.worker.gate.result_check import Witness
-from hyperbench.measure.worker.memory import Gauge
-from hyperbench.measure.worker.subject import Subject
+from hyperbench.measure.worker.gate.checks import changed_in_place, replaced
+from hyperbench.measure.worker.gate.fingerprints import bits_of, fingerprint_of
+from hyperbench.measure.worker.gate.properties import examine, examine_exact_gradients, probe_point
+from hyperbench.measure.worker.gate.result_check import ResultCheck
+from hyperbench.measure.worker.memory import MemoryPeak
+from hyperbench.measure.worker.subject import GroupInputs, Subject
 from hyperbench.store.schema import Pass, Point, Status
 
 Result = TypeVar("Result")
@@ -49,44 +50,45 @@ _COMPILES_S = 60.0
 _FORWARD_PARTS = 4.0
 
 
-class _Gauged(NamedTuple):
+class _Call(NamedTuple):
     level: int
     high: int | None
     ms: float
 
 
 def slow_after_s(protocol: ProtocolConfig) -> float:
-    """From how many seconds on a call is not made again by the gate: from the budget of a pass on."""
+    """Seconds from which on the gate makes no second call: the budget of a pass."""
     return min(_LONGEST_S, max(protocol.budget_s.values()))
 
 
 class Gate:
-    """The gate of one group; `reference` is None where there is none to compare with.
+    """The gate of one group, whose calls are measured by `memory_peak` and `clock`.
 
-    Calls that take longer than `slow_s` seconds are not made a second time. `begin` hears what the next stretch of work
-    is: `errors` (the answer that is compared, and its errors) or `check`, and of which point and pass.
+    Calls that take longer than `slow_s` seconds are not made a second time. `begin` is told the next stretch of work,
+    `errors` (the answer that is compared, and its errors) or `check`, with its point and pass.
     """
 
     def __init__(
         self,
-        point: Point,
-        inputs: Inputs,
-        grad_output: Tensor,
-        reference: Reference | None,
+        given: GroupInputs,
+        memory_peak: MemoryPeak,
+        clock: Clock,
         slow_s: float = 1.0,
-        begin: Callable[[str, Point, Pass], object] = lambda unit, point, pass_: None,
+        begin: Callable[[Work, Point, Pass], object] = lambda unit, point, pass_: None,
     ) -> None:
-        self._point = point
-        self._inputs = inputs
-        self._grad_output = grad_output
-        self._reference = reference
+        self._point = given.point
+        self._inputs = given.inputs
+        self._grad_output = given.grad_output
+        self._reference = given.reference
+        self._memory_peak = memory_peak
+        self._clock = clock
         self._slow_s = slow_s
         self._begin = begin
         self._names = ("q", "k", "v", "grad_output")
-        self._before = tuple(map(fingerprint, (*inputs, grad_output)))
-        self._holder: Witness | None = None
+        self._before = tuple(map(bits_of, (*self._inputs, self._grad_output)))
+        self._holder: ResultCheck | None = None
 
-    def forward(self, subject: Subject, gauge: Gauge, clock: Clock) -> dict[str, float]:
+    def forward(self, subject: Subject) -> dict[str, float]:
         """The errors of the output. A forward pass tells how long its first call takes, a second one its peak memory.
 
         Where the first call is too slow for another, it tells both, and the properties are looked for on short inputs
@@ -98,7 +100,7 @@ class Gate:
             with torch.no_grad():
                 return subject.call(*self._inputs)
 
-        out, first = self._gauged(call, gauge, clock)
+        out, first = self._measured(call)
         subject.first_ms[Pass.FORWARD] = first.ms
         self.check_inputs()
         accuracy.check_output(out, self._inputs[0], self._inputs[2])
@@ -109,16 +111,16 @@ class Gate:
             accuracy.check_exact(errors, subject.point.dtype)
             if self._reference:
                 accuracy.check_rows(out, self._reference, subject.point.dtype)
-        subject.given[Pass.FORWARD] = print_of([out])
+        subject.given[Pass.FORWARD] = fingerprint_of([out])
         self._say(subject, Pass.FORWARD)
-        gauged, looks = first, self._looks_here(subject)
+        measured, looks = first, self._looks_here(subject)
         base = out.clone() if looks and self._has_time(first.ms) else None
         del out
         if self._has_time(first.ms):
-            gauged = self._gauged(call, gauge, clock)[1]
-        self._note(subject, Pass.FORWARD, gauged)
+            measured = self._measured(call)[1]
+        self._note(subject, Pass.FORWARD, measured)
         subject.causal_in_q = examine(subject.method, subject.point, exact)
-        if base is not None and gauged.ms <= self._slow_s * 1e3:
+        if base is not None and measured.ms <= self._slow_s * 1e3:
             with _as_far_as_memory_goes(subject, Pass.FORWARD):
                 examine_at_point(
                     subject.call, self._inputs, base, subject.method, subject.point, exact, subject.causal_in_q
@@ -128,7 +130,7 @@ class Gate:
             subject.unlooked.add(Pass.FORWARD)
         return errors
 
-    def backward(self, subject: Subject, gauge: Gauge, clock: Clock) -> dict[str, float]:
+    def backward(self, subject: Subject) -> dict[str, float]:
         """The errors of the gradients where they are compared; first calls and peaks are told as by `forward`.
 
         Raises IncorrectError on wrong gradients. A backward pass that is wrong on a kept graph alone is noted in
@@ -136,17 +138,17 @@ class Gate:
         """
         self._say(subject, Pass.BACKWARD, measures_errors=True)
         leaves = as_leaves(self._inputs)
-        out, built = self._gauged(lambda: subject.call(*leaves), gauge, clock)
+        out, built = self._measured(lambda: subject.call(*leaves))
         # A backward pass takes two to three times its forward pass; the graph is kept for another one.
         again = self._has_time(_FORWARD_PARTS * built.ms)
         ask = kept_gradients if again else gradients
-        raw, first = self._gauged(partial(ask, out, leaves, self._grad_output), gauge, clock)
+        raw, first = self._measured(partial(ask, out, leaves, self._grad_output))
         subject.first_ms[Pass.BACKWARD] = first.ms
         subject.first_ms[Pass.FORWARD_BACKWARD] = built.ms + first.ms
         self.check_inputs()
         grads = accuracy.check_grads(raw, self._inputs)
         self._note_both(subject, built, first)
-        subject.given[Pass.BACKWARD] = subject.given[Pass.FORWARD_BACKWARD] = print_of(grads)
+        subject.given[Pass.BACKWARD] = subject.given[Pass.FORWARD_BACKWARD] = fingerprint_of(grads)
         errors: dict[str, float] = {}
         exact = subject.item.exact
         if self._reference is not None and self._reference.grads is not None:
@@ -165,7 +167,7 @@ class Gate:
             del out
             if again:
                 with _as_far_as_memory_goes(subject, Pass.BACKWARD):
-                    self._run_again(subject, gauge, clock, grads, kept)
+                    self._run_again(subject, grads, kept)
             examine_backward(subject.method, subject.point)
         except KeptGraphError as error:
             subject.failed[Pass.BACKWARD] = Status.INCORRECT, str(error)
@@ -174,21 +176,19 @@ class Gate:
         return errors
 
     def _under_another(self, out: Tensor, leaves: Inputs) -> tuple[Tensor | None, ...]:
-        """What a kept graph gives under another grad_output, which lies where that of before lay."""
+        """The gradients of a kept graph under another grad_output, which lies where that of before lay."""
         with replaced((self._grad_output,), (other_grad_output(self._grad_output),)):
             return gradients(out, leaves, self._grad_output)
 
-    def _run_again(
-        self, subject: Subject, gauge: Gauge, clock: Clock, grads: Grads, kept: tuple[Tensor | None, ...] | None
-    ) -> None:
-        """Gauge a forward and a backward pass on a new graph; hold `kept`, where there is such, against what it gives.
+    def _run_again(self, subject: Subject, grads: Grads, kept: tuple[Tensor | None, ...] | None) -> None:
+        """Measure the memory of both passes on a new graph; hold `kept`, where there is such, against what it gives.
 
         `grads` are those under the grad_output of the point.
         """
         grad_output = self._grad_output if kept is None else other_grad_output(self._grad_output)
         leaves = as_leaves(self._inputs)
-        out, built = self._gauged(partial(subject.call, *leaves), gauge, clock)
-        raw, last = self._gauged(partial(gradients, out, leaves, grad_output), gauge, clock)
+        out, built = self._measured(partial(subject.call, *leaves))
+        raw, last = self._measured(partial(gradients, out, leaves, grad_output))
         del out
         self._note_both(subject, built, last)
         self.check_inputs()
@@ -197,38 +197,38 @@ class Gate:
             check_answers(grads, fresh, self._inputs, subject.method.ignores)
             check_kept(kept, fresh, self._inputs, subject.method, subject.point.dtype)
 
-    def _gauged(self, call: Callable[[], Result], gauge: Gauge, clock: Clock) -> tuple[Result, _Gauged]:
-        level, start_s = gauge.reset(), clock.now_s()
+    def _measured(self, call: Callable[[], Result]) -> tuple[Result, _Call]:
+        level, start_s = self._memory_peak.reset(), self._clock.now_s()
         result = call()
-        high = gauge.high_bytes()
-        return result, _Gauged(level, high, (clock.now_s() - start_s) * 1e3)
+        high = self._memory_peak.high_bytes()
+        return result, _Call(level, high, (self._clock.now_s() - start_s) * 1e3)
 
-    def _note(self, subject: Subject, pass_: Pass, gauged: _Gauged) -> None:
-        if gauged.high is not None:
-            subject.levels[pass_], subject.peaks[pass_] = gauged.level, max(0, gauged.high - gauged.level)
+    def _note(self, subject: Subject, pass_: Pass, measured: _Call) -> None:
+        if measured.high is not None:
+            subject.levels[pass_], subject.peaks[pass_] = measured.level, max(0, measured.high - measured.level)
 
-    def _note_both(self, subject: Subject, built: _Gauged, last: _Gauged) -> None:
+    def _note_both(self, subject: Subject, built: _Call, last: _Call) -> None:
         self._note(subject, Pass.BACKWARD, last)
         if built.high is not None and last.high is not None:
-            self._note(subject, Pass.FORWARD_BACKWARD, _Gauged(built.level, max(built.high, last.high), 0.0))
+            self._note(subject, Pass.FORWARD_BACKWARD, _Call(built.level, max(built.high, last.high), 0.0))
 
     def _has_time(self, first_ms: float) -> bool:
-        """Whether a call whose first one took so long may be made again; on a GPU the first may have compiled."""
+        """True if a call whose first one took so long may be made again; on a GPU the first may have compiled."""
         slow_s = max(self._slow_s, _COMPILES_S) if self._point.device == "cuda" else self._slow_s
         return first_ms <= slow_s * 1e3
 
     def _looks_here(self, subject: Subject) -> bool:
-        """Whether properties are looked for at the point itself: in the round of its errors, above the short length."""
+        """True if properties are looked for at the point itself: in the round of its errors, above the short length."""
         return bool(subject.item.seeds) and probe_point(subject.point).seq_len < subject.point.seq_len
 
     def _say(self, subject: Subject, pass_: Pass, *, measures_errors: bool = False) -> None:
-        self._begin("errors" if measures_errors and subject.item.seeds else "check", subject.point, pass_)
+        self._begin(Work.ERRORS if measures_errors and subject.item.seeds else Work.CHECK, subject.point, pass_)
 
     def check_inputs(self) -> None:
         """Raise IncorrectError, naming them, if inputs have changed; they are then what they were again."""
         tensors = (*self._inputs, self._grad_output)
         pairs = zip(self._names, tensors, self._before, strict=True)
-        changed = [name for name, x, before in pairs if fingerprint(x) != before]
+        changed = [name for name, x, before in pairs if bits_of(x) != before]
         if not changed:
             return
         for x, y in zip(tensors, (*make_inputs(self._point), make_grad_output(self._point)), strict=True):
@@ -236,21 +236,21 @@ class Gate:
             x.data.copy_(y)
         raise IncorrectError(changed_in_place(changed))
 
-    def witness(
-        self, subject: Subject, pass_: Pass, call: Callable[[], object], clock: Clock, period: int, adds_up: bool
-    ) -> Witness:
-        """What watches the calls of a pass of a subject that has passed: those on the group's own inputs.
+    def result_check(
+        self, subject: Subject, pass_: Pass, call: Callable[[], object], period: int, *, adds_up: bool
+    ) -> ResultCheck:
+        """The check of timed results of a pass of a subject: those of calls on the group's own inputs.
 
         They are every `period`-th call, the first among them. Gradients that add up become others by every call.
         """
         to_the_bit = pass_ is Pass.FORWARD and subject.point.device == "cpu" and subject.method.deterministic
         tolerance = None if to_the_bit else accuracy.EXACT_TOLERANCES[subject.point.dtype]
         before = None if adds_up and pass_ is not Pass.FORWARD else subject.given.get(pass_)
-        return Witness(call, clock, self._inputs, before, tolerance, period)
+        return ResultCheck(call, self._clock, self._inputs, before, tolerance, period)
 
-    def turn(self, witness: Witness | None) -> None:
-        """The turn of another witness begins, or of none: whoever had the last one must have left all as it was."""
-        holder, self._holder = self._holder, witness
+    def turn(self, result_check: ResultCheck | None) -> None:
+        """Begin the turn of another result check, or of none; the one before must have left all as it was."""
+        holder, self._holder = self._holder, result_check
         if holder is None:
             return
         try:

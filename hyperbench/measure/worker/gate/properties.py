@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from hyperbench.measure.inputs import make_grad_output, make_inputs
+from hyperbench.measure.inputs import Inputs, make_grad_output, make_inputs
 from hyperbench.measure.methods.method import Method
-from hyperbench.measure.worker.calls import Inputs, as_leaves, gradients
+from hyperbench.measure.worker.calls import as_leaves, gradients
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.errors.reference import Reference, make_reference
+from hyperbench.measure.worker.gate.checks import (
+    MEMOISED_IN_PLACE,
+    NOT_CAUSAL,
+    changed_in_place,
+    check_count,
+    copies,
+    counted,
+    difference,
+    once,
+)
 from hyperbench.store.schema import Point
 
 _MIN_PROBE_LEN = 1024
@@ -28,42 +36,17 @@ _MAX_PROBE_SIDE = 2
 #: How much larger keys and values after a position are made to tempt a mask; float16 ends at 65,504.
 _LARGE = {"float16": 16.0}
 _LARGE_OTHERWISE = 1000.0
-MEMOISED_IN_PLACE = (
-    "a memoised result: after q, k and v were changed in place, the output is not that of the same values in other "
-    "storage"
-)
-NOT_CAUSAL = "not causal: outputs up to position"
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What an examination found: why the method is refused ("" where it is not), and whether it is causal in q.
-
-    `causal_in_q` is None without a causal mask, and where there is no position that has others after it.
-    """
-
-    refusal: str = ""
-    causal_in_q: bool | None = None
-
-
-_examined: dict[tuple[str, str, bool], Verdict] = {}
 
 
 def examine(method: Method, point: Point, exact: bool) -> bool | None:
-    """Whether outputs depend on no later query (None without a causal mask).
+    """Examine a method at a short length; True if outputs depend on no later query (None without a causal mask).
 
     Raises IncorrectError, saying what is wrong, if the method changes its inputs, ignores one that it does not say it
     ignores, answers from memory, gives another output for the same inputs, sees keys or values after a position, or
     claims to be exact and is not.
     """
     short = probe_point(point)
-    key = (short.point_id, method.target, exact)
-    if key not in _examined:
-        _examined[key] = _first_verdict(method, short, point, exact)
-    verdict = _examined[key]
-    if verdict.refusal:
-        raise IncorrectError(verdict.refusal)
-    return verdict.causal_in_q
+    return once((short.point_id, method.target, exact), lambda: _first_answer(method, short, point, exact))
 
 
 def examine_exact_gradients(method: Method, point: Point) -> None:
@@ -105,16 +88,18 @@ def _gaussian(point: Point, seq_len: int, batch: int, kv_heads: int) -> Point:
     )
 
 
-def _first_verdict(method: Method, short: Point, point: Point, exact: bool) -> Verdict:
+def _first_answer(method: Method, short: Point, point: Point, exact: bool) -> bool | None:
     whole = _gaussian(point, point.seq_len, point.batch, point.kv_heads)
     try:
-        return _Examination(method, short, exact).verdict()
+        return _Examination(method, short, exact).run()
+    except IncorrectError:
+        raise
     except Exception:
         # It may not take so short a sequence or so few heads; then its own shape has to do.
         if short == whole:
             raise
     # Exact attention in float64 would take too long there.
-    return _Examination(method, whole, exact, is_compared=False).verdict()
+    return _Examination(method, whole, exact, is_compared=False).run()
 
 
 class _Examination:
@@ -129,25 +114,26 @@ class _Examination:
         self._others: Inputs = make_inputs(dataclasses.replace(probe, seed=probe.seed ^ 1))
         self._tolerance = accuracy.EXACT_TOLERANCES[probe.dtype]
 
-    def verdict(self) -> Verdict:
-        """What is found; an IncorrectError of the checks becomes the refusal."""
-        try:
-            base = self._check_memory()
-            if self._is_compared:
-                self._check_exact(base)
-            if self._probe.seq_len > 1:
-                # A single key has all the weight, whatever it and the query are.
-                self._check_dependence(base)
-            if not self._probe.is_causal or self._probe.seq_len < 2:
-                return Verdict()
-            self._check_causality(base)
-            return Verdict(causal_in_q=self._is_causal_in_q(base))
-        except IncorrectError as error:
-            return Verdict(refusal=str(error))
+    def run(self) -> bool | None:
+        """Look for every property; True if outputs depend on no later query, None without a mask or another position.
+
+        Raises IncorrectError on the first that is missing.
+        """
+        base = self._check_memory()
+        if self._is_compared:
+            self._check_exact(base)
+        if self._probe.seq_len < 2:
+            # A single key has all the weight, whatever it and the query are.
+            return None
+        self._check_dependence(base)
+        if not self._probe.is_causal:
+            return None
+        self._check_causality(base)
+        return self._is_causal_in_q(base)
 
     def _check_memory(self) -> Tensor:
         """The output on the inputs, from a method that answers anew when values change where they lie."""
-        held = _copies(self._inputs)
+        held = copies(self._inputs)
         base = self._ask(*held)
         for x, y in zip(held, self._others, strict=True):
             x.copy_(y)
@@ -159,14 +145,10 @@ class _Examination:
                 f"two calls on the same inputs give different outputs (relative difference {moved:.3g}); a method that "
                 "is not deterministic says so: deterministic = False"
             )
-        moved = self._moved(got, self._ask(*_copies(self._others)))
+        moved = self._moved(got, self._ask(*copies(self._others)))
         if moved is not None:
             raise IncorrectError(f"{MEMOISED_IN_PLACE} (relative difference {moved:.3g})")
-        if first is not None and second is not None and second < first:
-            raise IncorrectError(
-                f"a memoised result: a second call on the same values makes {second} of the {first} calls of "
-                "PyTorch that the first makes"
-            )
+        check_count(first, second, "a second call on the same values", IncorrectError)
         return base
 
     def _check_exact(self, base: Tensor) -> None:
@@ -221,7 +203,7 @@ class _Examination:
         return torch.cat([x[:, :, : t + 1], scale * y[:, :, t + 1 :]], dim=2)
 
     def _reaches(self, base: Tensor, t: int, q: Tensor, k: Tensor, v: Tensor) -> bool:
-        """Whether these inputs, changed after t alone, change an output up to t; that of an exact kernel may round."""
+        """True if these inputs, changed after t alone, change an output up to t; that of an exact kernel may round."""
         out = self._ask(q, k, v, finite=False)[:, :, : t + 1]
         before = base[:, :, : t + 1]
         if self._exact or not self._method.deterministic:
@@ -229,60 +211,37 @@ class _Examination:
         return not torch.equal(out, before)
 
     def _moved(self, one: Tensor, other: Tensor) -> float | None:
-        """By how much two outputs differ, or None; on a GPU, or without determinism, rounding is no difference."""
-        if torch.equal(one, other):
-            return None
-        error = accuracy.relative_frobenius(other, one)
-        to_the_bit = self._method.deterministic and one.device.type == "cpu"
-        return error if to_the_bit or not error <= self._tolerance else None
+        return difference(one, other, self._method, self._probe.dtype)
 
     def _counted(self, inputs: Inputs) -> tuple[Tensor, int | None]:
-        """The output and the number of calls of PyTorch behind it; None where they cannot be seen."""
-        seen = _Operations()
-        try:
-            return self._ask(*inputs, during=seen), seen.count
-        except IncorrectError:
-            raise
-        except Exception:  # of code that nothing may look into
-            return self._ask(*inputs), None
+        """The method's output, and the number of calls of PyTorch behind it; None where they cannot be seen."""
+        counts: list[int | None] = []
+
+        def call(*tensors: Tensor) -> Any:
+            out, count = counted(lambda: self._call(*tensors))
+            counts.append(count)
+            return out
+
+        return self._ask(*inputs, call=call), counts[0]
+
+    def _call(self, *tensors: Tensor) -> Any:
+        with torch.no_grad():
+            return self._method.function(*tensors, is_causal=self._probe.is_causal, **self._probe.hyper)
 
     def _ask(
-        self, q: Tensor, k: Tensor, v: Tensor, finite: bool = True, during: AbstractContextManager[Any] | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, *, finite: bool = True, call: Callable[..., Any] | None = None
     ) -> Tensor:
         """The method's output on these inputs, in storage of its own."""
-        before = _copies((q, k, v))
-        with torch.no_grad(), during or nullcontext():
-            out: Any = self._method.function(q, k, v, is_causal=self._probe.is_causal, **self._probe.hyper)
+        before = copies((q, k, v))
+        out = (call or self._call)(q, k, v)
         changed = [n for n, x, y in zip("qkv", (q, k, v), before, strict=True) if not torch.equal(x, y)]
         if changed:
             raise IncorrectError(changed_in_place(changed))
         return accuracy.check_output(out, q, v, finite=finite).clone()
 
 
-def changed_in_place(names: list[str]) -> str:
-    """The refusal of a method after whose call these inputs hold other values."""
-    return f"the method changed {', '.join(names)} in place; it must leave its inputs as they are"
-
-
 def _exact_answer(probe: Point, inputs: Inputs, grad_output: Tensor | None) -> Reference:
     return make_reference(
-        *inputs, grad_output, is_causal=probe.is_causal, num_rows=probe.seq_len, dtype=torch.float64,
+        inputs, grad_output, is_causal=probe.is_causal, num_rows=probe.seq_len, dtype=torch.float64,
         operator_norm=False, seed=probe.seed,
     )  # fmt: skip
-
-
-class _Operations(TorchFunctionMode):
-    """Counts what is asked of PyTorch."""
-
-    count = 0
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
-def _copies(inputs: Inputs) -> Inputs:
-    q, k, v = (x.clone() for x in inputs)
-    return q, k, v

@@ -1,4 +1,4 @@
-"""Watches the calls of a pass while they are timed: what they give must stay what it was, on the same inputs."""
+"""Check that timed calls keep returning the same result on the same inputs."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 from torch import Tensor
 
-from hyperbench.measure.worker.calls import Inputs
+from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
-from hyperbench.measure.worker.gate.fingerprints import Print, difference
+from hyperbench.measure.worker.gate.fingerprints import Fingerprint, difference
 
 #: Work that goes on for this part of the call after its end, and for so many milliseconds, is no delay of the host's.
 _LEFT_SHARE = 0.1
 _LEFT_MS = 0.1
 
 
-class Witness:
+class ResultCheck:
     """A clock for calls of which every `period`-th is `call`; it keeps what that gave last, until `check` compares it.
 
     It is compared with what the pass gave before it was timed. `failure` is the first difference that was found; with a
@@ -30,7 +30,7 @@ class Witness:
         call: Callable[[], object],
         clock: Clock,
         inputs: Inputs,
-        before: Print | None,
+        before: Fingerprint | None,
         tolerance: float | None,
         period: int = 1,
     ) -> None:

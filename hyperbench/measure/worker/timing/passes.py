@@ -13,15 +13,17 @@ from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.flops import above_peak_note
-from hyperbench.measure.worker.calls import Inputs, in_turn, number_of_copies, rotated, timed_call
+from hyperbench.measure.inputs import Inputs
+from hyperbench.measure.worker.calls import in_turn, number_of_copies, rotated, timed_call
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.conditions.conditions import Conditions
-from hyperbench.measure.worker.gate.result_check import Witness
+from hyperbench.measure.worker.gate.result_check import ResultCheck
+from hyperbench.measure.worker.subject import Subject
 from hyperbench.measure.worker.timing.cuda_graphs import GraphedCall
 from hyperbench.measure.worker.timing.sampler import Sampler, interleave
 from hyperbench.stats.samples import median
 from hyperbench.stats.shape import has_drift, has_two_modes
-from hyperbench.store.schema import Flag, Pass, Point, Status
+from hyperbench.store.schema import Flag, Pass, Status
 
 #: Forward passes made to prepare copies for a backward pass, or for stages, take at most this part of its budget.
 _PREPARE_SHARE = 0.1
@@ -31,7 +33,7 @@ _EVENT_STEP_MS = 1e-3
 
 @dataclass(frozen=True)
 class Judged:
-    """What a timing's samples and conditions say of it; a throttled timing is marked, never dropped."""
+    """Verdict on a timing from its samples and conditions; a throttled timing is marked, never dropped."""
 
     status: Status
     flags: tuple[str, ...]
@@ -50,7 +52,7 @@ class TimedCall:
     device: str
 
     def failure(self) -> Exception | None:
-        """What the call raised, if anything."""
+        """The exception that the call raised, if any."""
         return self.sampler.failure
 
     def judge(self, executed_flops: float | None = None, peak_flops_per_s: float | None = None) -> Judged:
@@ -82,14 +84,14 @@ class TimedCall:
 
 @dataclass(kw_only=True)
 class TimedPass(TimedCall):
-    """A pass under measurement, and what watches its answers; `graphs` are its captured calls in graph mode."""
+    """A pass under measurement, and the check of its results; `graphs` are its captured calls in graph mode."""
 
-    witness: Witness
+    result_check: ResultCheck
     graphs: list[GraphedCall] = field(default_factory=list)
 
     def failure(self) -> Exception | None:
-        """Why there is no timing: what the call raised, another answer than before, or a graph's; else None."""
-        found = self.sampler.failure or self.witness.failure
+        """The reason for no timing: an exception of the call, another answer than before, or a graph's; else None."""
+        found = self.sampler.failure or self.result_check.failure
         if found is not None:
             return found
         try:
@@ -123,7 +125,7 @@ def take_turns(
 ) -> None:
     """Sample all to their ends, in turns where the protocol has them, and read the conditions around each turn.
 
-    `on_turn` hears the index of the call whose turn is about to begin, `on_done` that of one that is done, at once.
+    `on_turn` is told the index of the call whose turn is about to begin, `on_done` that of one that is done, at once.
     """
 
     def begin(index: int) -> None:
@@ -141,45 +143,43 @@ def take_turns(
 
 
 def prepare_pass(
-    method: Callable[[Tensor, Tensor, Tensor], Tensor],
+    subject: Subject,
     pass_: Pass,
     copies: list[Inputs],
     grad_output: Tensor,
     clock: Clock,
     protocol: ProtocolConfig,
     conditions: Conditions,
-    point: Point,
-    witness_of: Callable[[Callable[[], object], Clock, int, bool], Witness],
-    forward_ms: float = 0.0,
-    graph_bytes: int = 0,
+    result_check_of: Callable[[Callable[[], object], int], ResultCheck],
 ) -> TimedPass:
-    """A pass of a method, ready to be sampled on several copies of its inputs in turn.
+    """A pass of a subject, ready to be sampled on several copies of its inputs in turn.
 
     `copies` begins with the inputs themselves; missing copies are added to it, for the methods that come after as well.
-    `witness_of` makes what watches the call on the inputs themselves: of that call, the clock, every how many calls it
-    comes, and whether gradients add up. `forward_ms` is what a forward pass takes, `graph_bytes` what its graph keeps
-    at most. Raises whatever the method raises.
+    `result_check_of` makes the check of the call on the inputs themselves: of that call, and every how many calls it
+    comes. Raises whatever the method raises.
     """
     budget_s = protocol.budget_s[pass_]
-    used = enough_copies(copies, protocol, budget_s, forward_ms, graph_bytes if pass_ is Pass.BACKWARD else None)
+    forward_ms = subject.first_ms.get(Pass.FORWARD, 0.0)
+    graph_bytes = subject.peaks.get(Pass.FORWARD_BACKWARD, 0) if pass_ is Pass.BACKWARD else None
+    used = enough_copies(copies, protocol, budget_s, forward_ms, graph_bytes)
     graphs: list[GraphedCall] = []
 
     def call_on(inputs: Inputs) -> Callable[[], object]:
         def prepare() -> Callable[[], object]:
-            return timed_call(method, pass_, inputs, grad_output, accumulate=protocol.as_paper)
+            return timed_call(subject.call, pass_, inputs, grad_output, accumulate=protocol.as_paper)
 
         if not protocol.cuda_graph:
             return prepare()
-        graphs.append(GraphedCall(prepare, point.dtype))
+        graphs.append(GraphedCall(prepare, subject.point.dtype))
         return graphs[-1]
 
     calls = [call_on(inputs) for inputs in used]
-    witness = witness_of(calls[0], clock, len(calls), protocol.as_paper)
+    result_check = result_check_of(calls[0], len(calls))
     return TimedPass(
-        sampler=Sampler(in_turn([witness.call, *calls[1:]]), witness, protocol, budget_s),
+        sampler=Sampler(in_turn([result_check.call, *calls[1:]]), result_check, protocol, budget_s),
         conditions=conditions,
         facts={"input_copies": len(calls), **({"cuda_graph": True} if graphs else {})},
-        device=point.device,
-        witness=witness,
+        device=subject.point.device,
+        result_check=result_check,
         graphs=graphs,
     )

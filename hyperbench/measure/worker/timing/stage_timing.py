@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
-from hyperbench.measure.worker.calls import Inputs, in_turn
+from hyperbench.measure.inputs import Inputs
+from hyperbench.measure.messages import Work
+from hyperbench.measure.worker.calls import in_turn
 from hyperbench.measure.worker.clock import Clock
-from hyperbench.measure.worker.conditions.surroundings import Surroundings
+from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.report import Report
@@ -32,12 +34,12 @@ class StageMeasurement:
     """
 
     def __init__(
-        self, subject: Subject, clock: Clock, protocol: ProtocolConfig, surroundings: Surroundings, report: Report
+        self, subject: Subject, clock: Clock, protocol: ProtocolConfig, machine: Machine, report: Report
     ) -> None:
         self._subject = subject
         self._clock = clock
         self._protocol = protocol
-        self._surroundings = surroundings
+        self._machine = machine
         self._report = report
         self._budget_s = protocol.budget_s[Pass.FORWARD]
         self._names: tuple[str, ...] = ()
@@ -91,7 +93,7 @@ class StageMeasurement:
         """One stage on several sets of inputs in turn."""
         return TimedCall(
             sampler=Sampler(_without_gradient(in_turn(calls)), self._clock, self._protocol, self._budget_s),
-            conditions=self._surroundings.conditions(),
+            conditions=self._machine.conditions(),
             facts={"input_copies": len(calls)},
             device=self._subject.point.device,
         )
@@ -100,7 +102,7 @@ class StageMeasurement:
         return [name for name in self._names if name not in self._subject.item.timed_stages]
 
     def _begin(self, name: str) -> None:
-        self._report.begin("stages", self._subject.point, stage=name)
+        self._report.begin(Work.STAGES, self._subject.point, stage=name)
 
     def _fail_all(self, status: Status, message: str) -> None:
         """A row for each stage that was to be timed, or one for all where their names are not known."""

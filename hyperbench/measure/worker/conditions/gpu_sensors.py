@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
-
-from hyperbench.measure.worker.conditions.conditions import GpuReading
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 #: Bits of NVML's clock event reasons that mean clocks below what was asked for; idleness and settings do not count.
 THROTTLE_BITS = {
@@ -16,6 +15,24 @@ THROTTLE_BITS = {
     0x40: "hw_thermal_slowdown",
     0x80: "hw_power_brake_slowdown",
 }
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """Answers of a GPU at one moment; None where it does not tell."""
+
+    sm_clock_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    throttle_reasons: tuple[str, ...] = ()
+
+
+class Gpu(Protocol):
+    """A GPU that can be asked."""
+
+    def read(self) -> GpuReading:
+        """Its answers now."""
+        ...
 
 
 class NvmlGpu:

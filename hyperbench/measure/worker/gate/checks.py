@@ -1,0 +1,120 @@
+"""Parts that the checks of properties share: changing inputs in place, counting calls, comparing two answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hyperbench.measure.inputs import Inputs
+from hyperbench.measure.methods.method import Method
+from hyperbench.measure.worker.errors import accuracy
+from hyperbench.measure.worker.errors.accuracy import IncorrectError
+
+Result = TypeVar("Result")
+MEMOISED_IN_PLACE = (
+    "a memoised result: after q, k and v were changed in place, the output is not that of the same values in other "
+    "storage"
+)
+NOT_CAUSAL = "not causal: outputs up to position"
+_outcomes: dict[Hashable, Any] = {}
+
+
+def once(key: Hashable, examine: Callable[[], Result]) -> Result:
+    """The result of an examination that is made once in this process for a key; a refusal is raised each time."""
+    if key not in _outcomes:
+        try:
+            _outcomes[key] = examine()
+        except IncorrectError as error:
+            _outcomes[key] = error.with_traceback(None)
+    found: Result = _outcomes[key]
+    if isinstance(found, IncorrectError):
+        raise type(found)(str(found))
+    return found
+
+
+def changed_in_place(names: list[str]) -> str:
+    """The refusal of a method after whose call these inputs hold other values."""
+    return f"the method changed {', '.join(names)} in place; it must leave its inputs as they are"
+
+
+def copies(inputs: Inputs) -> Inputs:
+    """The same three tensors in storage of their own."""
+    q, k, v = (x.clone() for x in inputs)
+    return q, k, v
+
+
+@contextmanager
+def replaced(tensors: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> Iterator[None]:
+    """Let tensors hold other values, where they lie, for a while."""
+    before = tuple(x.clone() for x in tensors)
+    try:
+        for x, y in zip(tensors, others, strict=True):
+            x.copy_(y)
+        yield
+    finally:
+        for x, y in zip(tensors, before, strict=True):
+            x.copy_(y)
+
+
+def difference(one: Tensor, other: Tensor, method: Method, dtype: str) -> float | None:
+    """The relative difference of two outputs; None if there is none.
+
+    On a GPU, or from a method that is not deterministic, what rounding explains is no difference.
+    """
+    if torch.equal(one, other):
+        return None
+    error = accuracy.relative_frobenius(other, one)
+    to_the_bit = method.deterministic and one.device.type == "cpu"
+    return error if to_the_bit or not error <= accuracy.EXACT_TOLERANCES[dtype] else None
+
+
+class _Calls(TorchFunctionMode):
+    """Counter of the calls of PyTorch that are made from Python."""
+
+    count = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Operations(TorchDispatchMode):
+    """Counter of the operations below autograd, where a backward pass asks for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def counted(call: Callable[[], Result], *, below_autograd: bool = False) -> tuple[Result, int | None]:
+    """The result of a call, and the number of calls of PyTorch behind it; None where they cannot be seen."""
+    seen: Any = Operations() if below_autograd else _Calls()
+    try:
+        with seen:
+            return call(), seen.count
+    except IncorrectError:
+        raise
+    except Exception:  # of code that nothing may look into
+        return call(), None
+
+
+def check_count(first: int | None, second: int | None, repeated: str, error: type[IncorrectError]) -> None:
+    """Raise the error if the second of two equal calls asks less of PyTorch than the first."""
+    if first is not None and second is not None and second < first:
+        raise error(
+            f"a memoised result: {repeated} makes {second} of the {first} calls of PyTorch that the first makes"
+        )
