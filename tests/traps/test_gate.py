@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hyperbench.measure.methods import method
+from hyperbench.measure.work_items import Failure
 from hyperbench.measure.worker.gate import properties
 from hyperbench.store.schema import Status, Timing
 from tests.helpers.fake_clock import FakeClock
@@ -184,7 +185,7 @@ def test_the_next_worker_takes_the_forward_pass_and_calls_no_backward_one(monkey
     one = odd("no_backward")
     point_id = one.point.point_id
     done = {(point_id, name, "", 0) for name in ("backward", "forward_backward")}
-    without = {point_id: (Status.ERROR, "broken")}
+    without = {point_id: Failure(Status.ERROR, "broken")}
     found = Measured(one, odd("exact", exact=True), finished=done, without_backward=without)
     assert not found.measurement.poisoned
     assert found.statuses("no_backward") == {"forward": "ok"}
