@@ -9,7 +9,7 @@ from hyperbench.config import catalog
 from hyperbench.measure.cpu_load import busy_warning, read_cpu_times
 from hyperbench.measure.runner import noise_floor
 from hyperbench.measure.runner.locks import DeviceBusyError, DeviceLock, busy_devices, device_key
-from hyperbench.measure.runner.session import ask_probe
+from hyperbench.measure.runner.prepare import ask_probe
 from hyperbench.store import environment, provenance
 
 if TYPE_CHECKING:
@@ -51,11 +51,13 @@ def examine() -> dict[str, Any]:
     facts = ask_probe(request, {k: str(v) for k, v in device_files["cpu"]["env"].items()})
     device = "cuda" if facts["cuda_available"] else "cpu"
     env = {k: str(v) for k, v in device_files[device]["env"].items()}
-    measured, not_kept = dict[str, Any](), ""
+    measured: dict[str, Any] = {}
     if not busy:
         busy = busy_warning(begun, read_cpu_times(), provenance.available_cpus())
         try:
-            measured, not_kept = _noise(facts, device, env)
+            # Raises where another process has begun to measure.
+            with DeviceLock(device_key(device, facts)):
+                measured = noise_floor.measure_noise(ask_probe, device, env)
         except DeviceBusyError as error:
             busy = str(error)
     found = provenance.collect(facts, {"device": device, **measured}, env)
@@ -73,19 +75,9 @@ def examine() -> dict[str, Any]:
         "problems": facts["problems"],
         "attention_flops_per_s": facts.get("flops_per_s"),
         "timer": facts.get("timer"),
-        "noise": {**measured, "processes": noise_floor.PROCESSES, "not_kept": not_kept} if measured else None,
+        "noise": {**measured, "processes": noise_floor.PROCESSES} if measured else None,
         "busy": busy,
     }
-
-
-def _noise(facts: dict[str, Any], device: str, env: dict[str, str]) -> tuple[dict[str, Any], str]:
-    """The noise of this machine, and why it is not kept for runs to come, "" where it is.
-
-    Raises DeviceBusyError where another process has begun to measure.
-    """
-    with DeviceLock(device_key(device, facts)):
-        measured = noise_floor.measure_noise(ask_probe, device, env)
-        return measured.facts, noise_floor.store_noise(noise_floor.origin_of(facts, device, env, None), measured)
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
@@ -119,10 +111,9 @@ def _timer_lines(report: dict[str, Any]) -> list[str]:
             "most; smaller differences mean nothing here",
         ]
     if found is not None:
-        kept = f"not kept for runs: {found['not_kept']}" if found["not_kept"] else "`run` takes it from here"
         lines.append(
             f"the same call in {found['processes']} fresh processes: their medians lie within {found['aa_floor']:.2%} "
-            f"of the middle one (the A/A floor); {kept}"
+            "of the middle one (the A/A floor)"
         )
     else:
         lines.append("not measured, so as not to disturb the run that is measuring")

@@ -16,11 +16,10 @@ from hyperbench.commands import exit_codes, progress
 from hyperbench.commands.output import print_json, stdout
 from hyperbench.commands.progress import duration
 from hyperbench.measure.cpu_load import busy_warning, read_cpu_times
-from hyperbench.measure.runner import session
+from hyperbench.measure.runner import open_run, prepare, session
 from hyperbench.measure.runner.locks import DeviceLock, device_key
-from hyperbench.measure.runner.outcome import GOOD_STATUSES, Outcome
-from hyperbench.measure.runner.session import Prepared
-from hyperbench.measure.runner.time_breakdown import PRODUCTIVE
+from hyperbench.measure.runner.outcome import GOOD_STATUSES, PRODUCTIVE, Outcome
+from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.store.provenance import available_cpus
 from hyperbench.store.run_folder import Run
 from hyperbench.store.tables import can_write_parquet
@@ -49,7 +48,7 @@ def run(words: list[str], options: Options) -> int:
     Raises ValueError or OSError, one line, on anything that cannot be run.
     """
     begun = read_cpu_times()
-    prepared = session.prepare(words)
+    prepared = prepare.prepare(words)
     console, notes = stdout(), Console(stderr=True)
     if options.dry_run:
         if options.as_json:
@@ -64,23 +63,19 @@ def run(words: list[str], options: Options) -> int:
     with DeviceLock(device_key(prepared.config.device.name, prepared.facts)) as lock:
         if lock.note:
             notes.print(f"warning: {lock.note}", highlight=False, markup=False, soft_wrap=True)
-        folder = session.open_folder(
-            prepared, out, resume=options.resume, fresh=options.fresh, noise=session.noise_here
-        )
+        folder = open_run.open_folder(prepared, out, resume=options.resume, fresh=options.fresh)
         busy = busy_warning(begun, read_cpu_times(), available_cpus())
         if busy and not options.as_json:
             notes.print(f"warning: {busy}", highlight=False, soft_wrap=True)
         with progress.listener(notes, quiet=options.as_json) as shown:
             outcome = session.measure(prepared, folder, shown, retry_failed=options.retry_failed, start=shown.start)
-    measured = outcome.run
-    assert measured is not None
     if options.as_json:
-        print_json(outcome_data(measured, outcome))
+        print_json(outcome_data(outcome.run, outcome))
     else:
-        print_outcome(measured, outcome, console)
+        print_outcome(outcome.run, outcome, console)
     if outcome.interrupted:
         return exit_codes.INTERRUPTED
-    return 1 if has_failures(measured) else 0
+    return 1 if has_failures(outcome.run) else 0
 
 
 def print_grid(prepared: Prepared, console: Console) -> None:

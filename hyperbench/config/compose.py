@@ -14,10 +14,10 @@ from hyperbench.config import catalog
 from hyperbench.config.catalog import ConfigError, check_name, nearest
 from hyperbench.config.overrides import Overrides, apply, parse
 from hyperbench.config.types import (
+    DeviceConfig,
     ErrorConfig,
     ProtocolConfig,
     check_bool,
-    check_dtypes,
     check_shape,
     passes_of,
     stages_of,
@@ -33,17 +33,6 @@ _SHAPE_KEYS = ("batch", "heads", "kv_heads", "seq_len", "head_dim")
 _AXIS_KEYS = (*(f"shape.{key}" for key in _SHAPE_KEYS), "dtype", "is_causal", "seed")
 #: Keys of a method's file that are not its parameters.
 _METHOD_KEYS = ("_target_", "description", "exact")
-
-
-@dataclass(frozen=True)
-class DeviceConfig:
-    """The device of a run, and the environment variables under which its worker processes start."""
-
-    name: str
-    dtypes: tuple[str, ...]
-    threads: int | None
-    env: dict[str, str]
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -96,13 +85,9 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
     if len(base) > 1:
         resolved["inputs"] = [_resolve(cfg)["input"] for cfg in base]
     resolved.pop("out")
-    device_config = DeviceConfig(
-        name=device,
-        dtypes=check_dtypes(resolved["device"]["dtypes"]),
-        threads=_threads(resolved["device"]["threads"]),
-        env={str(key): str(value) for key, value in resolved["device"]["env"].items()},
-        reason=reason,
-    )
+    of_device = resolved["device"]
+    env = {str(key): str(value) for key, value in of_device["env"].items()}
+    device_config = DeviceConfig(device, of_device["dtypes"], of_device["threads"], env, reason)
     protocol = typed(ProtocolConfig, resolved["protocol"], "protocol")
     passes = passes_of(resolved["passes"], protocol)
     return RunConfig(
@@ -283,9 +268,3 @@ def _sweep_name(value: Any) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", str(value)):
         raise ConfigError(f"sweep.name={value} must be letters, digits, _ and -")
     return str(value)
-
-
-def _threads(value: Any) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ConfigError(f"device.threads={value} must be a positive integer or null")
-    return value

@@ -43,20 +43,14 @@ class ProtocolConfig:
 
     def __post_init__(self) -> None:
         check_text("protocol.name", self.name)
-        for name in (
-            "rounds", "slow_rounds", "min_samples", "max_samples", "slow_min_samples", "slices", "input_copies"
-        ):  # fmt: skip
-            check_int(f"protocol.{name}", getattr(self, name), low=1)
-        for name in ("warmup_min_calls", "input_copies_bytes"):
-            check_int(f"protocol.{name}", getattr(self, name), low=0)
-        for name in ("fixed_time", "cuda_graph", "as_paper"):
-            check_bool(f"protocol.{name}", getattr(self, name))
-        for name in (
-            "warmup_min_s", "warmup_max_s", "skip_warmup_above_s", "keep_first_above_s", "min_spread_s"
-        ):  # fmt: skip
-            check_number(f"protocol.{name}", getattr(self, name), positive=False)
-        check_number("protocol.target_half_width", self.target_half_width)
-        check_number("protocol.timeout_s", self.timeout_s)
+        for field in dataclasses.fields(self):
+            key, value = f"protocol.{field.name}", getattr(self, field.name)
+            if field.type == "int":
+                check_int(key, value, low=0 if field.name in ("warmup_min_calls", "input_copies_bytes") else 1)
+            elif field.type == "bool":
+                check_bool(key, value)
+            elif field.type == "float":
+                check_number(key, value, positive=field.name in ("target_half_width", "timeout_s"))
         if not isinstance(self.budget_s, dict):
             raise ConfigError(f"protocol.budget_s={self.budget_s} must give seconds for each of {_pass_names()}")
         for key, value in self.budget_s.items():
@@ -66,7 +60,6 @@ class ProtocolConfig:
             raise ConfigError(
                 f"protocol.max_samples={self.max_samples} must be at least protocol.min_samples={self.min_samples}"
             )
-
         if self.warmup_max_s < self.warmup_min_s:
             raise ConfigError(
                 f"protocol.warmup_max_s={self.warmup_max_s} must be at least "
@@ -97,10 +90,31 @@ class ErrorConfig:
         if len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"error.seeds={list(self.seeds)} names a seed twice")
         check_int("error.rows", self.rows, low=1)
-        if self.grad_max_seq_len is not None:
-            check_int("error.grad_max_seq_len", self.grad_max_seq_len, low=0)
-        check_int("error.operator_norm_max_seq_len", self.operator_norm_max_seq_len, low=0)
-        check_int("error.float64_max_seq_len", self.float64_max_seq_len, low=0)
+        for name in ("grad_max_seq_len", "operator_norm_max_seq_len", "float64_max_seq_len"):
+            if getattr(self, name) is not None or name != "grad_max_seq_len":
+                check_int(f"error.{name}", getattr(self, name), low=0)
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """The device of a run, and the environment variables under which its worker processes start."""
+
+    name: str
+    dtypes: tuple[str, ...]
+    threads: int | None
+    env: dict[str, str]
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dtypes, (list, tuple)) or not self.dtypes:
+            raise ConfigError(f"device.dtypes={self.dtypes} must be a list of {', '.join(DTYPES)}")
+        for name in self.dtypes:
+            check_name("device.dtypes", name, DTYPES)
+        object.__setattr__(self, "dtypes", tuple(self.dtypes))
+        if self.threads is not None and (
+            isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1
+        ):
+            raise ConfigError(f"device.threads={self.threads} must be a positive integer or null")
 
 
 def typed(cls: type[T], data: Any, key: str) -> T:
@@ -170,15 +184,6 @@ def check_text(key: str, value: Any) -> None:
     """Raise ConfigError unless value is a name: text that is not blank."""
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{key}={value} must be text")
-
-
-def check_dtypes(value: Any) -> tuple[str, ...]:
-    """The dtypes of a device. Raises ConfigError unless they are a list of known ones."""
-    if not isinstance(value, list) or not value:
-        raise ConfigError(f"device.dtypes={value} must be a list of {', '.join(DTYPES)}")
-    for name in value:
-        check_name("device.dtypes", name, DTYPES)
-    return tuple(value)
 
 
 def check_number(key: str, value: Any, *, positive: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""What parent and worker say to each other: one JSON object per line over a pair of pipes. No torch."""
+"""Messages between parent and worker: tasks one way, typed events the other, one JSON object per line. No torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,100 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from hyperbench.config.types import ErrorConfig, ProtocolConfig
-from hyperbench.measure.work_items import WorkItem
-from hyperbench.store.schema import Pass, Point, Status
+from hyperbench.measure.work_items import Failure, WorkItem
+from hyperbench.store.record_json import from_json, to_json
+from hyperbench.store.schema import Pass, Point, Record
+
+
+class Event(StrEnum):
+    """Kinds of messages that a worker sends."""
+
+    #: It can take a task.
+    READY = "ready"
+    #: It begins a unit of work.
+    BEGIN = "begin"
+    #: A record is finished.
+    RECORD = "record"
+    #: The task is finished.
+    DONE = "done"
+    #: An error has left the device unusable in this process: the rest of the task is another worker's.
+    LEAVE = "leave"
+    #: It has stopped after the current sample, as it was asked to.
+    STOPPED = "stopped"
+
+
+class State(StrEnum):
+    """States of a worker process; it is ended from any of them by its death, a timeout or its parent."""
+
+    STARTING = "starting"
+    READY = "ready"
+    MEASURING = "measuring"
+    ENDED = "ended"
+
+
+#: The life of a worker process: the state after an event in a state. A task makes a ready worker a measuring one.
+NEXT: dict[tuple[State, Event], State] = {
+    (State.STARTING, Event.READY): State.READY,
+    (State.MEASURING, Event.BEGIN): State.MEASURING,
+    (State.MEASURING, Event.RECORD): State.MEASURING,
+    (State.MEASURING, Event.DONE): State.READY,
+    (State.MEASURING, Event.LEAVE): State.ENDED,
+    (State.MEASURING, Event.STOPPED): State.ENDED,
+}
+
+
+class Work(StrEnum):
+    """Kinds of units of work; the first three are common to all points of a group."""
+
+    #: Before a worker has said anything.
+    START = "start"
+    INPUTS = "inputs"
+    REFERENCE = "reference"
+    CHECK = "check"
+    ERRORS = "errors"
+    PREPARE = "prepare"
+    TIME = "time"
+    STAGES = "stages"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of work: the end of the worker is put down to the one that it began last."""
+
+    work: Work
+    point_id: str | None = None
+    pass_: Pass | None = None
+    stage: str = ""
+
+
+@dataclass(frozen=True)
+class Message:
+    """An event of a worker, with the unit that begins or the record that is finished."""
+
+    event: Event
+    unit: Unit | None = None
+    record: Record | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The message as plain data."""
+        return {
+            "event": self.event,
+            "unit": self.unit and dataclasses.asdict(self.unit),
+            "record": self.record and to_json(self.record),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Message:
+        """The inverse of `to_json`."""
+        unit, record = data["unit"], data["record"]
+        if unit is not None:
+            pass_ = unit["pass_"]
+            unit = Unit(Work(unit["work"]), unit["point_id"], None if pass_ is None else Pass(pass_), unit["stage"])
+        return cls(Event(data["event"]), unit, None if record is None else from_json(record))
 
 
 @dataclass(frozen=True)
@@ -19,7 +108,7 @@ class Task:
     """The work items of one group for a worker, and how they are to be measured.
 
     `without_backward` are the points, by id, whose backward pass is not to be called even for its errors, each with the
-    status and the message that its gradients get.
+    failure that its gradients get.
     """
 
     items: tuple[WorkItem, ...]
@@ -29,62 +118,52 @@ class Task:
     round: int
     threads: int | None
     no_reference: str = ""
-    without_backward: Mapping[str, tuple[Status, str]] = field(default_factory=dict)
+    without_backward: Mapping[str, Failure] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The task as plain data."""
-        return {
-            "items": [{**vars(item), "point": item.point.as_dict()} for item in self.items],
-            "passes": list(self.passes),
-            "protocol": dataclasses.asdict(self.protocol),
-            "error": dataclasses.asdict(self.error),
-            "round": self.round,
-            "threads": self.threads,
-            "no_reference": self.no_reference,
-            "without_backward": {point_id: [str(s), m] for point_id, (s, m) in self.without_backward.items()},
-        }
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Task:
         """The inverse of `to_json`."""
-        items = tuple(
-            WorkItem(
-                Point.from_dict(item["point"]),
-                item["exact"],
-                tuple(Pass(p) for p in item["passes"]),
-                tuple(item["seeds"]),
-                item["stages"],
-                tuple(item["timed_stages"]),
-            )
-            for item in data["items"]
-        )
-        return cls(
-            items=items,
-            passes=tuple(data["passes"]),
-            protocol=ProtocolConfig(**data["protocol"]),
-            error=ErrorConfig(**data["error"]),
-            round=data["round"],
-            threads=data["threads"],
-            no_reference=data["no_reference"],
-            without_backward={point_id: (Status(s), m) for point_id, (s, m) in data["without_backward"].items()},
-        )
+        typed = {
+            "items": tuple(map(_item, data["items"])),
+            "passes": tuple(data["passes"]),
+            "protocol": ProtocolConfig(**data["protocol"]),
+            "error": ErrorConfig(**data["error"]),
+            "without_backward": {
+                name: Failure.from_dict(failure) for name, failure in data["without_backward"].items()
+            },
+        }
+        return cls(**{**data, **typed})
 
 
-def send(fd: int, message: dict[str, Any]) -> None:
-    """Write one message. Raises BrokenPipeError if nobody listens any more."""
-    view = memoryview((json.dumps(message) + "\n").encode())
+def _item(data: dict[str, Any]) -> WorkItem:
+    typed = {
+        "point": Point.from_dict(data["point"]),
+        "passes": tuple(map(Pass, data["passes"])),
+        "seeds": tuple(data["seeds"]),
+        "timed_stages": tuple(data["timed_stages"]),
+    }
+    return WorkItem(**{**data, **typed})
+
+
+def send(fd: int, message: Message | Task) -> None:
+    """Write a message. Raises BrokenPipeError if nobody listens any more."""
+    view = memoryview((json.dumps(message.to_json()) + "\n").encode())
     while view:
         view = view[os.write(fd, view) :]
 
 
 class Lines:
-    """Cuts the bytes of a pipe into messages; a torn last one, left by a process that was killed, never comes out."""
+    """Bytes of a pipe cut into lines of JSON; a torn last one, left by a process that was killed, never comes out."""
 
     def __init__(self) -> None:
         self._buffer = b""
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """The messages that are complete with these bytes."""
+        """The lines that are complete with these bytes."""
         *complete, self._buffer = (self._buffer + data).split(b"\n")
         for line in complete:
             yield json.loads(line)

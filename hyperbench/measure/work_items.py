@@ -9,7 +9,7 @@ from typing import Any
 from hyperbench.config.compose import RunConfig
 from hyperbench.config.types import ErrorConfig, ProtocolConfig
 from hyperbench.stats.samples import median
-from hyperbench.store.schema import ALL_STAGES, ErrorRow, Pass, Point, Record, Status, Timing
+from hyperbench.store.schema import ALL_STAGES, Cause, ErrorRow, Pass, Point, Record, Status, Timing
 
 Key = tuple[str, str, str, int] | tuple[str, int, str]
 #: Every point's error rows, in the order they are written; lse_mean_abs comes first where a method has a log-sum-exp.
@@ -51,6 +51,21 @@ class WorkItem:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """The status, message and cause of records that have no number."""
+
+    status: Status
+    message: str
+    cause: Cause | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Failure:
+        """The inverse of `dataclasses.asdict`, enumerations as their values."""
+        cause = data["cause"]
+        return cls(Status(data["status"]), data["message"], None if cause is None else Cause(cause))
+
+
+@dataclass(frozen=True)
 class Group:
     """Points on the same input of the same shape and masking: one reference serves them all."""
 
@@ -83,7 +98,7 @@ def with_defaults(points: Iterable[Point], defaults: Mapping[str, Mapping[str, A
     return tuple(found.values())
 
 
-def group(points: Sequence[Point]) -> tuple[Group, ...]:
+def groups_of(points: Sequence[Point]) -> tuple[Group, ...]:
     """Points grouped by input, shape and masking, the cheap groups first."""
     groups: dict[tuple[Any, ...], list[Point]] = {}
     for p in points:
@@ -167,7 +182,7 @@ def draw_seeds(point: Point, error: ErrorConfig) -> tuple[int, ...]:
 
 
 def wants_grads(point: Point, passes: Iterable[str], error: ErrorConfig) -> bool:
-    """Whether gradients are compared at a point: a backward pass is asked for and the length is within the limit."""
+    """True if gradients are compared at a point: a backward pass is asked for and the length is within the limit."""
     limit = error.grad_max_seq_len
     return any(p != Pass.FORWARD for p in passes) and (limit is None or point.seq_len <= limit)
 
@@ -183,17 +198,17 @@ def expected_metrics(point: Point, passes: Iterable[str], error: ErrorConfig) ->
 
 
 def failed_records(
-    item: WorkItem, passes: Iterable[str], error: ErrorConfig, protocol: str, round_: int, status: Status, message: str
+    item: WorkItem, passes: Iterable[str], error: ErrorConfig, protocol: str, round_: int, failure: Failure
 ) -> Iterator[Record]:
-    """A row of the given status for everything that is left to do of a point."""
-    point = item.point
+    """A row of the given failure for everything that is left to do of a point."""
+    point, status, message, cause = item.point, failure.status, failure.message, failure.cause
     for pass_ in item.passes:
-        yield Timing(point, pass_, protocol, round_, status, message=message)
+        yield Timing(point, pass_, protocol, round_, status, message=message, cause=cause)
     for seed in item.seeds:
         for metric in expected_metrics(point, passes, error):
-            yield ErrorRow(point, seed, metric, None, status, message)
+            yield ErrorRow(point, seed, metric, None, status, message, cause)
     if item.stages:
-        yield Timing(point, Pass.FORWARD, protocol, round_, status, message=message, stage=ALL_STAGES)
+        yield Timing(point, Pass.FORWARD, protocol, round_, status, message=message, cause=cause, stage=ALL_STAGES)
 
 
 def expects_skip(point: Point, oom: Iterable[Point]) -> Point | None:

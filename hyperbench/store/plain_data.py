@@ -12,8 +12,6 @@ from typing import Any
 MAX_INT = 2**63 - 1
 _SHOWN_CHARS = 60
 _MAX_LEVELS = 8
-
-
 _HINTS: dict[type[Any], dict[str, Any]] = {}
 
 

@@ -36,7 +36,9 @@ def collect(
     `env` is what the workers' environment adds to this one, `targets` the functions that are measured. Raises
     ValueError on a value that its key does not allow.
     """
-    known = {**_machine(), **_libraries(), **_repository(_PACKAGE), "code": code_fingerprint(targets)}
+    known: dict[str, Any] = {**_machine(), **_repository(_PACKAGE), "code": code_fingerprint(targets)}
+    known["hyperbench"] = __version__
+    known.update({name.replace("-", "_"): version_of(name) for name in ("torch", "triton", "flash-attn")})
     known.update({name: value for name, value in torch_facts.items() if name in KEYS})
     known.update(settings)
     known["driver"] = _driver() if known.get("gpu_name") else None
@@ -139,15 +141,6 @@ def _machine() -> dict[str, Any]:
         "memory_total_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "python": platform.python_version(),
         "os": platform.platform(),
-    }
-
-
-def _libraries() -> dict[str, Any]:
-    return {
-        "hyperbench": __version__,
-        "torch": version_of("torch"),
-        "triton": version_of("triton"),
-        "flash_attn": version_of("flash-attn"),
     }
 
 

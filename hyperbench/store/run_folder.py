@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hyperbench.store import environment
 from hyperbench.store.files import StoreError, atomic_write, read_mapping
 from hyperbench.store.journal import read_journal
+from hyperbench.store.schema import Record
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -51,13 +53,13 @@ class Run:
         return self.timings[self.timings["stage"] != ""].reset_index(drop=True)
 
 
-def write_tables(run_dir: Path) -> Run:
+def write_tables(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
     """Make timings and errors from the journal, as .parquet and .csv, and return the run they were made of.
 
     Without pyarrow there is no .parquet; one that is there from before goes, as it would be behind the journal.
-    Raises StoreError if the disk does not take them.
+    `records` are those of the journal, where they are at hand. Raises StoreError if the disk does not take them.
     """
-    run = load_run(run_dir)
+    run = load_run(run_dir, records)
     from hyperbench.store import tables
 
     with_parquet = tables.can_write_parquet()
@@ -78,17 +80,18 @@ def write_tables(run_dir: Path) -> Run:
     return run
 
 
-def load_run(run_dir: Path) -> Run:
-    """Read a run's folder, its tables always built from the journal.
+def load_run(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
+    """Read a run's folder, its tables always built from the journal, or from its records where they are at hand.
 
     Raises StoreError (one line) if the folder is missing, is no run's folder, or holds a damaged file.
     """
     path = check_run_folder(run_dir)
     config, found = read_config(path), read_environment(path)
-    records = read_journal(path / JOURNAL)
     from hyperbench.store import tables
 
-    frames = tables.build(records, str(found.get("run_id") or path.resolve().name))
+    frames = tables.build(
+        read_journal(path / JOURNAL) if records is None else records, str(found.get("run_id") or path.resolve().name)
+    )
     return Run(path, config, found, frames["timings"], frames["errors"])
 
 

@@ -57,6 +57,17 @@ class Pass(StrEnum):
     FORWARD_BACKWARD = "forward_backward"
 
 
+class Cause(StrEnum):
+    """End of the worker process that a failed record is put down to; none where the measured code failed by itself."""
+
+    #: The process ended, by an exit or a signal.
+    CRASH = "crash"
+    #: It was ended by SIGKILL, most likely for want of memory.
+    KILL = "kill"
+    #: It did not come back within the limit, and was ended.
+    TIMEOUT = "timeout"
+
+
 class StopReason(StrEnum):
     """Reason for the end of sampling: a narrow interval of the median, or no time or no samples left."""
 
@@ -170,6 +181,7 @@ class Timing:
     conditions: dict[str, Any] = field(default_factory=dict)
     stage: str = ""
     all_stages: tuple[str, ...] = ()
+    cause: Cause | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -177,6 +189,8 @@ class Timing:
             raise ValueError(f"a timing of status {self.status} cannot carry samples")
         if self.status.has_timing and not self.samples_ms:
             raise ValueError(f"a timing of status {self.status} needs samples")
+        if self.status.has_timing and self.cause is not None:
+            raise ValueError(f"a timing of status {self.status} cannot have cause={self.cause}")
         for name in ("samples_ms", "warmup_ms"):
             if not all(0.0 <= sample < math.inf for sample in getattr(self, name)):
                 raise ValueError(f"{name} must be non-negative numbers")
@@ -212,11 +226,14 @@ class ErrorRow:
     value: float | None
     status: Status = Status.OK
     message: str = ""
+    cause: Cause | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
         if self.status.has_timing != (self.value is not None):
             raise ValueError(f"an error row of status {self.status} cannot have value={self.value}")
+        if self.status.has_timing and self.cause is not None:
+            raise ValueError(f"an error row of status {self.status} cannot have cause={self.cause}")
 
     @property
     def key(self) -> tuple[str, int, str]:

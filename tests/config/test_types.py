@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hyperbench.config import catalog
 from hyperbench.config.catalog import ConfigError, check_name, nearest
 from hyperbench.config.types import (
+    DeviceConfig,
     ErrorConfig,
     ProtocolConfig,
-    check_dtypes,
     check_int,
     check_number,
     check_text,
@@ -144,7 +144,7 @@ def test_text_is_not_blank(bad: Any) -> None:
 @pytest.mark.parametrize("bad", [[], None, "float32", ["int8"], [3]])
 def test_dtypes_are_a_list_of_known_ones(bad: Any) -> None:
     with pytest.raises(ConfigError, match=r"^device\.dtypes="):
-        check_dtypes(bad)
+        DeviceConfig("cpu", bad, None, {}, "")
 
 
 def test_every_group_has_described_files() -> None:

@@ -120,7 +120,7 @@ def _twelve_digits(text: str) -> float:
 
 def _points(sweep: str) -> Files:
     """Id and method of every point in the order of the grid, as `run sweep=NAME device=cpu --dry-run` lists them."""
-    from hyperbench.measure.runner.session import prepare
+    from hyperbench.measure.runner.prepare import prepare
 
     points = prepare([f"sweep={sweep}", "device=cpu"], _ask).points
     return {"points.txt": "".join(f"{point.point_id} {point.method}\n" for point in points)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hyperbench.measure.messages import Message
+
 
 class FakeClock:
     """Makes the calls and says of the n-th that it took `call_ms` (of n): time stands still meanwhile.
@@ -27,7 +29,7 @@ class FakeClock:
         self.now_ms = 0.0
         self.calls = 0
         self.loads: list[bool] = []
-        self.heard: list[dict[str, Any]] = []
+        self.heard: list[Message] = []
         self._call_ms = call_ms
         self._around_ms = around_ms
         self._look_s = look_s

@@ -6,17 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard
 
 from hyperbench.measure import work_items
-from hyperbench.measure.messages import Task
+from hyperbench.measure.messages import Event, Message, Task, Unit, Work
 from hyperbench.measure.runner.outcome import Outcome
+from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.runner import Runner
-from hyperbench.measure.runner.session import Prepared
 from hyperbench.measure.runner.worker_process import WorkerGone, WorkerTimeout
-from hyperbench.store.record_json import to_json
 from hyperbench.store.schema import ErrorRow, Pass, Record, Status, Timing
 from tests.helpers.made_records import a_stage
 from tests.helpers.made_runs import everything
 
-Message = dict[str, Any]
 MOST_TASKS = 50
 #: The stages that every method is said to have.
 STAGES = ("first", "second", "third")
@@ -42,10 +40,13 @@ def befalls(fate: Exception | str, **when: Any) -> Fate:
     """A fate that follows every `begin` with these values."""
 
     def follow(message: Message, task: Task) -> Exception | str | None:
-        methods = {item.point.point_id: item.point for item in task.items}
-        point = methods.get(message.get("point_id", ""))
-        seen = {**message, "method": point and point.method, "seq_len": point and point.seq_len}
-        return fate if message["event"] == "begin" and all(seen.get(k) == v for k, v in when.items()) else None
+        unit = message.unit
+        if unit is None:
+            return None
+        point = {item.point.point_id: item.point for item in task.items}.get(unit.point_id or "")
+        seen = {"unit": unit.work, "pass": unit.pass_, "stage": unit.stage, "method": point and point.method,
+                "seq_len": point and point.seq_len}  # fmt: skip
+        return fate if all(seen[name] == value for name, value in when.items()) else None
 
     return follow
 
@@ -114,7 +115,7 @@ class FakeWorker:
         if self._messages is None:
             if self._start is not None:
                 raise self._start
-            return {"event": "ready"}
+            return Message(Event.READY)
         return next(self._messages)
 
     def interrupt(self) -> None:
@@ -132,18 +133,18 @@ class FakeWorker:
             if isinstance(fate, Exception):
                 raise fate
             if fate is not None:
-                yield {"event": fate}
+                yield Message(Event(fate))
                 return
-        yield {"event": "done"}
+        yield Message(Event.DONE)
 
     def _script(self, task: Task) -> Iterator[Message]:
         first = task.items[0].point.point_id
-        yield {"event": "begin", "unit": "inputs", "point_id": first, "pass": None}
+        yield begins(Work.INPUTS, first)
         if any(item.seeds for item in task.items) and not task.no_reference:
-            yield {"event": "begin", "unit": "reference", "point_id": first, "pass": None}
+            yield begins(Work.REFERENCE, first)
         for item in task.items:
             point = item.point
-            yield {"event": "begin", "unit": "check", "point_id": point.point_id, "pass": None}
+            yield begins(Work.CHECK, point.point_id)
             for seed in item.seeds:
                 for metric in work_items.expected_metrics(point, task.passes, task.error):
                     status, value = (Status.ERROR, None) if task.no_reference else (Status.OK, 0.5)
@@ -151,12 +152,12 @@ class FakeWorker:
         for pass_ in map(Pass, task.passes):
             for item in (item for item in task.items if pass_ in item.passes):
                 point = item.point
-                yield {"event": "begin", "unit": "time", "point_id": point.point_id, "pass": str(pass_)}
+                yield begins(Work.TIME, point.point_id, pass_)
                 yield said(Timing(point, pass_, task.protocol.name, task.round, Status.OK, samples_ms=(1.0,)))
         for item in (item for item in task.items if item.stages):
             point = item.point
             for name in (n for n in STAGES if n not in item.timed_stages):
-                yield {"event": "begin", "unit": "stages", "point_id": point.point_id, "pass": None, "stage": name}
+                yield begins(Work.STAGES, point.point_id, stage=name)
                 yield said(a_stage(point, name, 1.0, all_stages=STAGES, protocol=task.protocol.name, round=task.round))
 
 
@@ -165,9 +166,14 @@ def is_stage(record: Record) -> TypeGuard[Timing]:
     return isinstance(record, Timing) and record.stage != ""
 
 
+def begins(work: Work, point_id: str, pass_: Pass | None = None, stage: str = "") -> Message:
+    """The beginning of a unit of work as a worker sends it."""
+    return Message(Event.BEGIN, Unit(work, point_id, pass_, stage))
+
+
 def said(record: Record) -> Message:
     """A record as a worker sends it."""
-    return {"event": "record", "record": to_json(record)}
+    return Message(Event.RECORD, record=record)
 
 
 class Site:
@@ -195,7 +201,7 @@ class Site:
         """A runner on what the journal holds."""
         history = list(self.journal.records)
         return Runner(
-            self.prepared.config, self.prepared.points, self.journal, self.spawn, self.listener,  # type: ignore[arg-type]
+            self.prepared, self.journal, self.spawn, self.listener,  # type: ignore[arg-type]
             history=history, **options,
         )  # fmt: skip
 

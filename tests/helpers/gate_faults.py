@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.helpers.odd_methods import exact
 
-#: Up to this length they do as they should.
+#: Up to this length they do as they should; tests make it the least length of the short examination.
 HONEST = 128
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hyperbench.measure.messages import Lines, Task, send
+from hyperbench.measure.messages import Event, Lines, Message, Task, send
 from hyperbench.measure.runner import session
-from hyperbench.measure.runner.session import Prepared
+from hyperbench.measure.runner.open_run import open_folder
+from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.worker_process import WorkerProcess
 from hyperbench.store import run_folder
 from hyperbench.store.journal import Journal, read_journal
@@ -115,11 +116,11 @@ class ForkedWorker(WorkerProcess):
 
 def serve(read_fd: int, write_fd: int) -> None:
     """What a worker does, with made-up records."""
-    send(write_fd, {"event": "ready"})
+    send(write_fd, Message(Event.READY))
     lines = Lines()
     while data := os.read(read_fd, 1 << 16):
         for message in lines.feed(data):
-            for said in (*FakeWorker()._script(Task.from_json(message)), {"event": "done"}):
+            for said in (*FakeWorker()._script(Task.from_json(message)), Message(Event.DONE)):
                 if Fuse.mine is not None:
                     Fuse.mine.unit()
                 send(write_fd, said)
@@ -144,11 +145,10 @@ def one_session(prepared: Prepared, folder: Path, log: Path, chance: random.Rand
         append(journal, record)
 
     Journal.append = counted  # type: ignore[method-assign]
-    session.WorkerProcess = ForkedWorker  # type: ignore[attr-defined]
     os.write = write_in_pieces
     fuse.unit()
-    opened = session.open_folder(prepared, folder, resume=True, fresh=False)
-    session.measure(prepared, opened, Listener(), retry_failed=False)
+    opened = open_folder(prepared, folder, resume=True)
+    session.measure(prepared, opened, Listener(), spawn=ForkedWorker)
 
 
 def main(folder: Path, kills: int, seed: str) -> None:
@@ -168,9 +168,8 @@ def main(folder: Path, kills: int, seed: str) -> None:
                     one_session(prepared, folder, log, random.Random(f"{seed}:{number}"))
                 else:
                     ForkedWorker.fuses = []
-                    session.WorkerProcess = ForkedWorker  # type: ignore[attr-defined]
-                    opened = session.open_folder(prepared, folder, resume=True, fresh=False)
-                    session.measure(prepared, opened, Listener(), retry_failed=False)
+                    opened = open_folder(prepared, folder, resume=True)
+                    session.measure(prepared, opened, Listener(), spawn=ForkedWorker)
                 status = 0
             finally:
                 os._exit(status)

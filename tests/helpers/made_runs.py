@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
 from typing import Any
 
+import pytest
+
 from hyperbench.measure import work_items
-from hyperbench.measure.runner.session import Prepared, prepare
+from hyperbench.measure.runner import prepare, session
+from hyperbench.measure.runner.prepare import Prepared
+from hyperbench.measure.runner.prepare import prepare as prepare_run
+from hyperbench.measure.runner.worker_process import Child
 from hyperbench.store.schema import Record, Status
 
 HYPER_DEFAULTS: dict[str, Any] = {
@@ -67,7 +72,13 @@ def facts(request: Mapping[str, Any], env: Mapping[str, str] | None = None, **ch
 
 def prepared(*words: str, **changes: Any) -> Prepared:
     """A run of these words, prepared without a probe."""
-    return prepare(words, lambda request, env: facts(request, env, **changes))
+    return prepare_run(words, lambda request, env: facts(request, env, **changes))
+
+
+def no_processes(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Child]) -> None:
+    """Let the command line ask no probe and start no worker but those that are made here."""
+    monkeypatch.setattr(prepare, "prepare", partial(prepare_run, ask=facts))
+    monkeypatch.setattr(session, "measure", partial(session.measure, spawn=lambda env, log: make()))
 
 
 def everything(run: Prepared, rounds: Iterable[int] | None = None) -> list[Record]:
@@ -79,7 +90,7 @@ def everything(run: Prepared, rounds: Iterable[int] | None = None) -> list[Recor
         for round_ in (range(config.protocol.rounds) if rounds is None else rounds)
         for record in work_items.failed_records(
             work_items.remaining(point, config, round_, progress),
-            config.passes, config.error, "", round_, Status.ERROR, "why",
+            config.passes, config.error, "", round_, work_items.Failure(Status.ERROR, "why"),
         )
     ]  # fmt: skip
 

@@ -7,10 +7,9 @@ import gc
 from typing import Any
 
 from hyperbench.measure import work_items
-from hyperbench.measure.messages import Task
+from hyperbench.measure.messages import Message, Task
 from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.group import GroupMeasurement
-from hyperbench.store.record_json import from_json
 from hyperbench.store.schema import ErrorRow, Status, Timing
 from tests.helpers.fake_clock import FakeClock
 from tests.helpers.made_records import a_point
@@ -68,23 +67,23 @@ class Measured:
         progress.finished |= options.pop("finished", set())
         left = tuple(work_items.remaining(one.point, config, round_, progress) for one in items)
         self.task = Task(left, passes, protocol, error, round_, None, **options)
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[Message] = []
         clock = clock or FakeClock()
         clock.heard = self.messages
         self.measurement = GroupMeasurement(self.task, self.messages.append, clock, MemoryPeak(), machine)
         # The collector runs after each method; as in a worker, it need not look at every library each time.
         gc.freeze()
         self.measurement.run()
-        self.records = [from_json(m["record"]) for m in self.messages if m["event"] == "record"]
+        self.records = [m.record for m in self.messages if m.record is not None]
 
     @property
     def expected(self) -> set[work_items.Key]:
         """The keys it owes."""
-        task = self.task
+        task, failure = self.task, work_items.Failure(Status.ERROR, "")
         return {
             r.key
             for one in task.items
-            for r in work_items.failed_records(one, task.passes, task.error, "", task.round, Status.ERROR, "")
+            for r in work_items.failed_records(one, task.passes, task.error, "", task.round, failure)
             if isinstance(r, Timing | ErrorRow)
         }
 

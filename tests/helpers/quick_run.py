@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from hyperbench import cli
-from hyperbench.measure.runner import session
+from hyperbench.measure.runner import prepare
 from tests.helpers.made_runs import facts
 
 if __name__ == "__main__":
-    session.ask_probe = facts
+    prepare.prepare = partial(prepare.prepare, ask=facts)  # type: ignore[assignment]
     cli.main()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hyperbench.measure.runner import session
+from hyperbench.measure.runner.open_run import open_folder
+from hyperbench.measure.runner.prepare import prepare
+from hyperbench.measure.runner.session import measure
 from hyperbench.store.schema import Record
 
 
@@ -27,6 +29,6 @@ class Speaker:
 
 
 if __name__ == "__main__":
-    prepared = session.prepare(sys.argv[2:])
-    folder = session.open_folder(prepared, Path(sys.argv[1]), resume=False, fresh=False)
-    session.measure(prepared, folder, Speaker(), retry_failed=False)
+    prepared = prepare(sys.argv[2:])
+    folder = open_folder(prepared, Path(sys.argv[1]))
+    measure(prepared, folder, Speaker())

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperbench.measure import work_items
-from hyperbench.measure.messages import Lines, Task, send
+from hyperbench.measure.messages import NEXT, Event, Lines, Message, State, Task, Unit, Work, send
 from hyperbench.measure.runner.worker_process import WorkerGone, WorkerProcess, WorkerTimeout, describe_exit
-from hyperbench.store.schema import Pass
-from tests.helpers.made_records import points
+from hyperbench.store.schema import Cause, Pass, Status
+from tests.helpers.made_records import a_timing, points
 from tests.helpers.made_runs import tiny
 
 json_values = st.recursive(
@@ -25,6 +25,12 @@ json_values = st.recursive(
     max_leaves=5,
 )
 messages = st.lists(st.dictionaries(st.text(max_size=5), json_values, max_size=3), max_size=5)
+
+
+failures = st.builds(
+    work_items.Failure, st.sampled_from(Status), st.text(max_size=9), st.none() | st.sampled_from(Cause)
+)
+units = st.builds(Unit, st.sampled_from(Work), st.none() | st.text(max_size=5), st.none() | st.sampled_from(Pass))
 
 
 @st.composite
@@ -54,6 +60,7 @@ def tasks(draw: st.DrawFn) -> Task:
         round=draw(st.integers(0, 3)),
         threads=draw(st.none() | st.integers(1, 64)),
         no_reference=draw(st.text(max_size=9)),
+        without_backward=draw(st.dictionaries(st.text(max_size=5), failures, max_size=2)),
     )
 
 
@@ -71,6 +78,24 @@ def tiny_config() -> Any:
 @given(tasks())
 def test_a_task_survives_the_wire(task: Task) -> None:
     assert Task.from_json(json.loads(json.dumps(task.to_json()))) == task
+
+
+@given(st.sampled_from(Event), st.none() | units)
+def test_a_message_survives_the_wire(event: Event, unit: Unit | None) -> None:
+    for message in (Message(event, unit), Message(event, record=a_timing())):
+        assert Message.from_json(json.loads(json.dumps(message.to_json()))) == message
+
+
+def test_a_worker_gets_from_its_start_to_its_end_and_every_event_has_its_place() -> None:
+    reached, before = {State.STARTING}, set[State]()
+    while reached != before:
+        before = set(reached)
+        reached |= {after for (state, _), after in NEXT.items() if state in reached}
+        # A task makes a ready worker a measuring one.
+        reached |= {State.MEASURING} if State.READY in reached else set()
+    assert reached == set(State)
+    assert {event for _, event in NEXT} == set(Event)
+    assert not any(state is State.ENDED for state, _ in NEXT)
 
 
 @given(messages, st.data())
@@ -94,7 +119,7 @@ def test_a_torn_message_never_comes_out(sent: list[dict[str, Any]], data: st.Dat
 
 def test_a_message_larger_than_the_pipe_arrives() -> None:
     read_fd, write_fd = os.pipe()
-    message = {"text": "x" * 300_000}
+    message = Task((), (), tiny_config().protocol, tiny_config().error, 0, None, "x" * 300_000)
     sender = threading.Thread(target=lambda: (send(write_fd, message), os.close(write_fd)))
     sender.start()
     lines, received = Lines(), []
@@ -102,14 +127,14 @@ def test_a_message_larger_than_the_pipe_arrives() -> None:
         received += list(lines.feed(data))
     sender.join()
     os.close(read_fd)
-    assert received == [message]
+    assert [Task.from_json(data) for data in received] == [message]
 
 
 def test_a_message_to_nobody_is_an_error() -> None:
     read_fd, write_fd = os.pipe()
     os.close(read_fd)
     with pytest.raises(BrokenPipeError):
-        send(write_fd, {})
+        send(write_fd, Message(Event.READY))
     os.close(write_fd)
 
 

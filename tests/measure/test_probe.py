@@ -9,7 +9,7 @@ import torch
 
 from hyperattn_core import HyperAttentionParams
 from hyperbench.measure.probe import main as probe
-from hyperbench.measure.runner.session import ask_probe
+from hyperbench.measure.runner.prepare import ask_probe
 
 HYPER = "hyperbench.measure.methods.hyper.hyper"
 

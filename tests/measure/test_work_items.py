@@ -33,7 +33,9 @@ def remaining(
 
 def all_records(item: work_items.WorkItem, passes: tuple[str, ...] = PASSES, round_: int = 0) -> list[Any]:
     """A failed record for everything that is left to do of a point."""
-    return list(work_items.failed_records(item, passes, ERROR, "strict", round_, Status.ERROR, "why"))
+    return list(
+        work_items.failed_records(item, passes, ERROR, "strict", round_, work_items.Failure(Status.ERROR, "why"))
+    )
 
 
 def test_parameters_are_filled_in_from_the_method() -> None:
@@ -65,7 +67,7 @@ def test_a_group_shares_input_shape_and_masking_and_holds_every_method() -> None
     points = prepared(
         "shape.seq_len=128,64", "is_causal=true,false", "seed=0,1", "input=gaussian,clustered", "shape.heads=1,2"
     ).points
-    groups = work_items.group(points)
+    groups = work_items.groups_of(points)
     assert sorted(p.point_id for g in groups for p in g.points) == sorted(p.point_id for p in points)
     assert len(groups) == len(points) // 2
     assert len({g.key for g in groups}) == len(groups)

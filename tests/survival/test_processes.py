@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 
 from hyperbench import cli
-from hyperbench.measure.runner import session
 from hyperbench.store.journal import read_journal
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import ErrorRow, Timing
 from tests.helpers.fake_worker import FakeWorker, Site
-from tests.helpers.made_runs import TINY, facts, tiny
+from tests.helpers.made_runs import TINY, no_processes, tiny
 
 PROGRAM = Path(__file__).parents[1] / "helpers" / "quick_run.py"
 #: Far more than it takes; only a failure waits so long.
@@ -144,8 +143,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(session, "ask_probe", facts)
-    monkeypatch.setattr(session, "WorkerProcess", lambda env, log: FakeWorker())
+    no_processes(monkeypatch, FakeWorker)
     monkeypatch.setattr(sys, "argv", ["hyperbench", "run", *TINY, *SHORT, "out=run", "--resume", "--json"])
     for size in (6_000, 20_000):
         with files_end_at(size), pytest.raises(SystemExit) as left:
@@ -172,8 +170,7 @@ def test_tables_that_do_not_fit_are_one_line_and_are_made_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(session, "ask_probe", facts)
-    monkeypatch.setattr(session, "WorkerProcess", lambda env, log: FakeWorker())
+    no_processes(monkeypatch, FakeWorker)
     monkeypatch.setattr(sys, "argv", ["hyperbench", "run", *TINY, *SHORT, "out=run", "--resume", "--json"])
     with pytest.raises(SystemExit):
         cli.main()

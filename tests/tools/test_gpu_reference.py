@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperbench.measure.runner.session import prepare
+from hyperbench.measure.runner.prepare import prepare
 from tests.helpers.made_runs import facts
 from tools import gpu_reference
 from tools.gpu_reference import STEPS, Machine, commands, gpu_folder, parse_budget, run_until, target_lines

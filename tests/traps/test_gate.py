@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from hyperbench.measure.methods import method
+from hyperbench.measure.work_items import Failure
+from hyperbench.measure.worker.gate import properties
 from hyperbench.store.schema import Status, Timing
 from tests.helpers.fake_clock import FakeClock
 from tests.helpers.gate_faults import HONEST
@@ -15,17 +17,16 @@ from tests.helpers.quoted import Quote
 
 LIBRARY = "hyperbench.measure.methods.hyper"
 TRIVIAL = "hyperbench.measure.methods.trivial"
-LONG = {"seq_len": 256, "heads": 1}
-SHORT = {**LONG, "seq_len": HONEST}
+LONG = {"seq_len": 2 * HONEST, "heads": 1}
 #: Of HyperAttention at that length: large enough to be quick.
-COARSE = {**HYPER, "block_size": 16, "sample_size": 8, "min_seq_len": 64}
+COARSE = {**HYPER, "block_size": 32, "sample_size": 16, "min_seq_len": 64}
 ONLY_LONG = "whatever it does at shorter ones"
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lengths that are long here are an eighth of those that are long for users, and take a fraction of their time."""
-    monkeypatch.setattr("hyperbench.measure.worker.gate.properties._MIN_PROBE_LEN", HONEST)
+def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examine methods at a shorter length than usual, which costs less."""
+    monkeypatch.setattr(properties, "_MIN_PROBE_LEN", HONEST)
 
 
 def fault(name: str, **options: Any) -> Any:
@@ -59,10 +60,10 @@ def test_what_goes_wrong_at_long_lengths_alone_is_seen_there(name: str, is_causa
     assert long.statuses(name) == {"forward": "incorrect"}
     message = long.timings(name)["forward"].message
     assert Quote(words).stands_in(message)
-    assert message.endswith(f"seq_len=256, {ONLY_LONG}")
+    assert message.endswith(f"seq_len={2 * HONEST}, {ONLY_LONG}")
     # Its neighbour found the inputs as they were.
     assert long.statuses("exact") == {"forward": "ok"}
-    short = Measured(fault(name, is_causal=is_causal, **SHORT), passes=("forward",))
+    short = Measured(fault(name, is_causal=is_causal, **{**LONG, "seq_len": HONEST}), passes=("forward",))
     assert short.statuses(name) == {"forward": "ok"}
 
 
@@ -96,7 +97,7 @@ def test_a_backward_pass_that_is_none_has_no_time(name: str, which: tuple[str, .
 def test_a_backward_pass_is_looked_at_on_the_point_itself(name: str) -> None:
     passes = ("backward",)
     assert Measured(fault(name, **LONG), passes=passes).statuses(name) == {"backward": "incorrect"}
-    assert Measured(fault(name, **SHORT), passes=passes).statuses(name) == {"backward": "ok"}
+    assert Measured(fault(name, **{**LONG, "seq_len": HONEST}), passes=passes).statuses(name) == {"backward": "ok"}
 
 
 def test_gradients_that_change_after_some_calls_of_one_graph_are_seen_while_it_is_timed() -> None:
@@ -184,7 +185,7 @@ def test_the_next_worker_takes_the_forward_pass_and_calls_no_backward_one(monkey
     one = odd("no_backward")
     point_id = one.point.point_id
     done = {(point_id, name, "", 0) for name in ("backward", "forward_backward")}
-    without = {point_id: (Status.ERROR, "broken")}
+    without = {point_id: Failure(Status.ERROR, "broken")}
     found = Measured(one, odd("exact", exact=True), finished=done, without_backward=without)
     assert not found.measurement.poisoned
     assert found.statuses("no_backward") == {"forward": "ok"}

@@ -95,7 +95,7 @@ def test_a_round_without_a_time_is_counted_where_rounds_are_combined() -> None:
 )
 def test_what_makes_times_differ_is_part_of_the_point_and_never_mixed(name: str, values: tuple[Any, Any]) -> None:
     items = [odd("exact", **{name: value}) for value in values]
-    assert len({one.point.point_id for one in items}) == len(work_items.group([one.point for one in items])) == 2
+    assert len({one.point.point_id for one in items}) == len(work_items.groups_of([one.point for one in items])) == 2
     records = [r for one in items for r in Measured(one, passes=("forward",)).records]
     frame = tables.build(records, "run")["timings"]
     with pytest.raises(ValueError, match=f"{name} varies"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hyperbench.measure.runner import session
+from hyperbench.measure.runner.open_run import open_folder
 from hyperbench.store import run_folder
 from hyperbench.store.files import StoreError
 from hyperbench.store.journal import Journal, read_journal
@@ -122,11 +122,11 @@ def test_a_foreign_folder_is_neither_read_nor_written(tmp_path: Path) -> None:
         load_run(folder)
     for resume, fresh in ((False, False), (True, False), (False, True)):
         with pytest.raises(StoreError, match="is not empty and no run's folder; choose another out=DIR"):
-            session.open_folder(tiny(), folder, resume=resume, fresh=fresh)
+            open_folder(tiny(), folder, resume=resume, fresh=fresh)
     assert [p.name for p in folder.iterdir()] == ["thesis.tex"]
 
 
 def test_a_folder_of_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> None:
-    folder = session.open_folder(tiny(), tmp_path / "run", resume=False, fresh=False)
+    folder = open_folder(tiny(), tmp_path / "run")
     with pytest.raises(StoreError, match=r"shape\.seq_len"):
-        session.open_folder(tiny("shape.seq_len=64"), folder, resume=True, fresh=False)
+        open_folder(tiny("shape.seq_len=64"), folder, resume=True)

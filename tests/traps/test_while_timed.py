@@ -62,7 +62,9 @@ def test_a_graph_that_is_used_up_is_not_timed_as_if_it_were_new() -> None:
 def test_each_pass_is_timed_directly_and_none_is_a_sum() -> None:
     # What both take together is not the sum.
     times_ms = {"forward": 1.0, "backward": 2.0, "forward_backward": 7.0}
-    clock = FakeClock(lambda number: times_ms[next(m["pass"] for m in reversed(clock.heard) if m.get("pass"))])
+    clock = FakeClock(
+        lambda number: times_ms[next(m.unit.pass_ for m in reversed(clock.heard) if m.unit and m.unit.pass_)]
+    )
     found = Measured(odd("exact"), clock=clock)
     samples = {name: set(timing.samples_ms) for name, timing in found.timings("exact").items()}
     assert samples == {name: {times_ms[name]} for name in PASSES}

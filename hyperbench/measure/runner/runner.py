@@ -5,66 +5,62 @@ A crash, a timeout or exhausted memory becomes rows, a new worker takes the rest
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from hyperbench.config.compose import RunConfig
-from hyperbench.measure import work_items
-from hyperbench.measure.messages import Task
-from hyperbench.measure.runner.estimate import Speed, group_s, plan_s
-from hyperbench.measure.runner.failure_policy import START, FailurePolicy, Unit, status_of
-from hyperbench.measure.runner.history import History
+from hyperbench.measure.messages import NEXT, Message, State, Task, Unit, Work
+from hyperbench.measure.runner.estimate import group_s, plan_s
+from hyperbench.measure.runner.failures import FailurePolicy, History, failure_of
 from hyperbench.measure.runner.interrupts import AtOnce, Interrupts
-from hyperbench.measure.runner.outcome import Listener, Outcome
+from hyperbench.measure.runner.outcome import Listener, Outcome, TimeBreakdown, part_of
+from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.schedule import items_of
-from hyperbench.measure.runner.time_breakdown import Account, part_of
 from hyperbench.measure.runner.worker_process import Child, WorkerGone, WorkerTimeout
+from hyperbench.measure.work_items import Failure, Group, WorkItem, failed_records, groups_of
 from hyperbench.store.journal import Journal
-from hyperbench.store.record_json import from_json
-from hyperbench.store.schema import ErrorRow, Point, Record, Status, Timing
+from hyperbench.store.schema import Cause, ErrorRow, Record, Status, Timing
 
 _START_LIMIT_S = 300.0
-#: What a worker says when it will measure no more of a task.
-_LAST_WORDS = ("done", "leave", "stopped")
+_START = Unit(Work.START)
 
 
 class MeasureError(ChildProcessError):
-    """The run cannot go on at all: its workers do not start."""
+    """A run that cannot go on at all: its workers do not start."""
 
 
 class Runner:
-    """Measurement of all points, as far as they are not finished yet.
+    """Measurement of all points of a run, as far as they are not finished yet.
 
     `history` are the records that the journal holds already, `spawn` starts a worker process.
     """
 
     def __init__(
         self,
-        config: RunConfig,
-        points: Sequence[Point],
+        run: Prepared,
         journal: Journal,
         spawn: Callable[[], Child],
         listener: Listener,
         *,
         history: Iterable[Record] = (),
         retry_failed: bool = False,
-        speed: Speed | None = None,
-        account: Account | None = None,
     ) -> None:
-        self._config = config
-        self._groups = work_items.group(points)
-        self._points = {point.point_id: point for point in points}
+        self._config, self._speed = run.config, run.speed
+        self._groups = groups_of(run.points)
+        self._points = {point.point_id: point for point in run.points}
         self._journal = journal
         self._spawn = spawn
         self._listener = listener
-        self._speed = speed or Speed()
-        self._account = account or Account()
+        self.time = TimeBreakdown(began_s=run.began_s)
+        self.outcome = Outcome(records=list(history))
         self._interrupts = Interrupts(self._interrupt_child)
         self._child: Child | None = None
         self._start_cost_s = 0.0
         self._costs: dict[tuple[str, str], float] = {}
         self._policy = FailurePolicy()
-        self._unit = START
-        self._history = History(config.protocol, (r for r in history if r.status.has_timing or not retry_failed))
+        self._round = 0
+        self._unit = _START
+        known = (record for record in self.outcome.records if record.status.has_timing or not retry_failed)
+        self._history = History(run.config.protocol, known)
 
     def remaining_s(self) -> float:
         """Seconds that everything not finished is likely to take; zero if all is."""
@@ -72,114 +68,115 @@ class Runner:
 
     def run(self) -> Outcome:
         """Measure until all is done or Ctrl-C. Raises MeasureError if workers do not start, AtOnce at a second one."""
-        outcome = Outcome()
-        self._account.switch("workers")
+        self.time.switch("workers")
         try:
             with self._interrupts:
                 for round_ in range(self._config.protocol.rounds):
-                    self._run_round(round_, outcome)
+                    self._round = round_
+                    self._run_round()
         except AtOnce:
             raise
         except KeyboardInterrupt:
-            outcome.interrupted = True
+            self.outcome.interrupted = True
         finally:
-            self._account.switch("workers")
             self._end_child()
-        return outcome
+        return self.outcome
 
-    def _run_round(self, round_: int, outcome: Outcome) -> None:
+    def _run_round(self) -> None:
         # A round is a fresh process: what differs between processes is part of the noise.
         self._end_child()
-        if any(self._items(group, round_) for group in self._groups):
+        if any(self._items(group) for group in self._groups):
             self._start_cost_s = self._speed.start_s
         for group in self._groups:
-            self._measure(group, round_, outcome)
+            self._measure(group)
         self._started()
 
-    def _measure(self, group: work_items.Group, round_: int, outcome: Outcome) -> None:
-        """Bring one group to its end, with as many workers as it takes."""
-        self._costs = group_s(self._items(group, round_), self._config, self._speed)
-        while items := self._items(group, round_):
+    def _items(self, group: Group) -> tuple[WorkItem, ...]:
+        return items_of(group, self._round, self._config, self._history.progress)
+
+    def _measure(self, group: Group) -> None:
+        """Bring one group to its end in this round, with as many workers as it takes."""
+        self._costs = group_s(self._items(group), self._config, self._speed)
+        while items := self._items(group):
             self._end_if_asked()
             if hopeless := self._history.hopeless(items):
-                for item, status, message in hopeless:
-                    self._give_up(item, round_, status, message, outcome)
+                for item, failure in hopeless:
+                    self._give_up(item, failure)
                 continue
             with_reference = group.key not in self._policy.no_reference
-            again = self._run_worker(group, items, round_, outcome)
+            again = self._run_worker(group, items)
             self._end_if_asked()
             gave_up_reference = with_reference and group.key in self._policy.no_reference
-            if self._items(group, round_) == items and not gave_up_reference and not again:
+            if self._items(group) == items and not gave_up_reference and not again:
                 for item in self._policy.silent(items, self._unit):
-                    self._give_up(item, round_, Status.ERROR, "the worker reported nothing for it", outcome)
+                    self._give_up(item, Failure(Status.ERROR, "the worker reported nothing for it"))
         for part in list(self._costs):
             self._advance(part)
 
-    def _items(self, group: work_items.Group, round_: int) -> tuple[work_items.WorkItem, ...]:
-        return items_of(group, round_, self._config, self._history.progress)
-
-    def _run_worker(
-        self, group: work_items.Group, items: tuple[work_items.WorkItem, ...], round_: int, outcome: Outcome
-    ) -> bool:
-        """Send the group to a worker and listen until it is done or gone; true if the same is to be tried once more."""
+    def _run_worker(self, group: Group, items: tuple[WorkItem, ...]) -> bool:
+        """Have a worker measure items until it is done or gone; true if the same is to be tried once more."""
         config = self._config
-        child = self._ready_child(round_)
+        child = self._ready_child()
         task = Task(
-            items, config.passes, config.protocol, config.error, round_, config.device.threads,
+            items, config.passes, config.protocol, config.error, self._round, config.device.threads,
             self._policy.no_reference.get(group.key, ""),
-            self._history.without_backward(items, config.passes, round_),
+            self._history.without_backward(items, config.passes, self._round),
         )  # fmt: skip
-        unit = self._unit = START
+        self._unit, state = _START, State.MEASURING
         try:
             child.send(task)
-            while (message := child.receive(config.protocol.timeout_s))["event"] not in _LAST_WORDS:
-                if message["event"] == "record":
-                    self._write(from_json(message["record"]), outcome)
-                else:
-                    unit = self._unit = message
-                    self._account.switch(part_of(unit["unit"]))
-                    self._listener.begin(self._label(group, unit))
-            self._account.switch("workers")
-            if message["event"] != "done":
+            while state is State.MEASURING:
+                message = child.receive(config.protocol.timeout_s)
+                state = NEXT[state, message.event]
+                self._hear(group, message)
+            self.time.switch("workers")
+            if state is State.ENDED:
                 self._end_child()
         except WorkerTimeout:
-            self._account.switch("workers")
             self._end_child()
             limit_s = config.protocol.timeout_s
-            self._give_up_blamed(group, round_, unit, Status.TIMEOUT, f"took longer than {limit_s:g} s", outcome)
+            self._give_up_blamed(group, Failure(Status.TIMEOUT, f"took longer than {limit_s:g} s", Cause.TIMEOUT))
         except WorkerGone as gone:
-            self._account.switch("workers")
             self._end_child()
             if self._interrupts.asked:
                 return False
-            if self._policy.may_be_no_fault(gone, round_, unit):
+            if self._policy.may_be_no_fault(gone, self._round, self._unit):
                 return True
-            self._give_up_blamed(group, round_, unit, status_of(gone), str(gone), outcome)
+            self._give_up_blamed(group, failure_of(gone))
         return False
 
-    def _give_up_blamed(
-        self, group: work_items.Group, round_: int, unit: Unit, status: Status, message: str, outcome: Outcome
-    ) -> None:
-        for item in self._policy.blamed(group, self._items(group, round_), unit, message):
-            self._give_up(item, round_, status, f"{unit['unit']}: {message}", outcome)
+    def _hear(self, group: Group, message: Message) -> None:
+        if message.record is not None:
+            self._write(message.record)
+        elif message.unit is not None:
+            self._unit = message.unit
+            self.time.switch(part_of(message.unit.work))
+            self._listener.begin(self._label(group, message.unit))
 
-    def _give_up(self, item: work_items.WorkItem, round_: int, status: Status, message: str, outcome: Outcome) -> None:
+    def _give_up_blamed(self, group: Group, failure: Failure) -> None:
+        unit = self._unit
+        for item in self._policy.blamed(group, self._items(group), unit, failure.message):
+            self._give_up(item, replace(failure, message=f"{unit.work}: {failure.message}"))
+
+    def _give_up(self, item: WorkItem, failure: Failure) -> None:
         config = self._config
-        for record in work_items.failed_records(
-            item, config.passes, config.error, config.protocol.name, round_, status, message
-        ):
-            self._write(record, outcome)
+        for record in failed_records(item, config.passes, config.error, config.protocol.name, self._round, failure):
+            self._write(record)
 
-    def _write(self, record: Record, outcome: Outcome) -> None:
+    def _write(self, record: Record) -> None:
         # The errors of a seed are measured together: after a kill some of them come a second time.
         if isinstance(record, ErrorRow) and record.key in self._history.progress.finished:
             return
         self._journal.append(record)
-        self._account.sampled(record)
+        self.outcome.records.append(record)
+        self.time.sampled(record)
         part = "check"
-        if isinstance(record, Timing):
-            (outcome.stage_statuses if record.stage else outcome.statuses)[record.status] += 1
-            part = "stages" if record.stage else str(record.pass_)
+        if isinstance(record, Timing) and not record.stage:
+            self.outcome.statuses[record.status] += 1
+            part = str(record.pass_)
+        elif isinstance(record, Timing):
+            self.outcome.stage_statuses[record.status] += 1
+            part = "stages"
         self._history.add(record)
         self._listener.row(record)
         self._advance((record.point.point_id, part))
@@ -189,16 +186,16 @@ class Runner:
         if cost_s is not None:
             self._listener.finished(cost_s)
 
-    def _ready_child(self, round_: int) -> Child:
+    def _ready_child(self) -> Child:
         while self._child is None:
             child = self._child = self._spawn()
             # Whoever asked before the child was known here has not reached it.
             self._end_if_asked()
             try:
-                child.receive(_START_LIMIT_S)
+                assert NEXT[State.STARTING, child.receive(_START_LIMIT_S).event] is State.READY
             except (WorkerGone, WorkerTimeout) as error:
                 self._end_if_asked()
-                if isinstance(error, WorkerGone) and self._policy.may_be_no_fault(error, round_, START):
+                if isinstance(error, WorkerGone) and self._policy.may_be_no_fault(error, self._round, _START):
                     self._end_child()
                     continue
                 reason = str(error) or f"it was not ready within {_START_LIMIT_S:g} s"
@@ -215,6 +212,7 @@ class Runner:
             self._start_cost_s = 0.0
 
     def _end_child(self) -> None:
+        self.time.switch("workers")
         if self._child is not None:
             self._child.end()
             self._child = None
@@ -227,9 +225,9 @@ class Runner:
         if self._interrupts.asked:
             raise KeyboardInterrupt
 
-    def _label(self, group: work_items.Group, unit: Unit) -> str:
-        point = self._points.get(unit["point_id"])
-        what = unit["unit"] if unit["unit"] in ("reference", "inputs") else getattr(point, "method", "")
+    def _label(self, group: Group, unit: Unit) -> str:
+        point = self._points.get(unit.point_id or "")
+        is_common = unit.work in (Work.REFERENCE, Work.INPUTS)
+        what = str(unit.work) if is_common or point is None else point.method
         # What changes comes first: a narrow terminal shows the beginning.
-        parts = (str(what), unit.get("pass") or unit.get("stage") or "", group.label)
-        return " ".join(part for part in parts if part)
+        return " ".join(part for part in (what, unit.pass_ or unit.stage, group.label) if part)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from hyperbench.measure import messages
 
@@ -19,7 +19,7 @@ _READ_BYTES = 1 << 16
 _VMSTAT = Path("/proc/vmstat")
 #: select refuses a longer wait; it is then waited again.
 _LONGEST_WAIT_S = 1e6
-_WORKER = "the worker process"
+SIGKILL = -signal.SIGKILL
 
 
 class WorkerTimeout(Exception):
@@ -36,13 +36,13 @@ class WorkerGone(Exception):
 
 
 class Child(Protocol):
-    """What the runner needs of a worker process."""
+    """The worker process as the runner sees it."""
 
     def send(self, task: messages.Task) -> None:
         """Hand over a task. Raises WorkerGone."""
         ...
 
-    def receive(self, timeout_s: float) -> dict[str, Any]:
+    def receive(self, timeout_s: float) -> messages.Message:
         """The next message. Raises WorkerTimeout or WorkerGone."""
         ...
 
@@ -66,7 +66,7 @@ class WorkerProcess:
         os.close(task_read)
         os.close(message_write)
         self._lines = messages.Lines()
-        self._pending: deque[dict[str, Any]] = deque()
+        self._pending: deque[messages.Message] = deque()
         self._open = True
 
     def _launch(self, read_fd: int, write_fd: int, env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -85,11 +85,11 @@ class WorkerProcess:
     def send(self, task: messages.Task) -> None:
         """Hand over a task. Raises WorkerGone if the process has ended."""
         try:
-            messages.send(self._task_write, task.to_json())
+            messages.send(self._task_write, task)
         except BrokenPipeError:
             raise self._gone() from None
 
-    def receive(self, timeout_s: float) -> dict[str, Any]:
+    def receive(self, timeout_s: float) -> messages.Message:
         """The next message; blocks on the pipe. Raises WorkerTimeout or WorkerGone."""
         deadline = time.monotonic() + timeout_s
         while not self._pending:
@@ -102,7 +102,7 @@ class WorkerProcess:
             data = os.read(self._message_read, _READ_BYTES)
             if not data:
                 raise self._gone()
-            self._pending.extend(self._lines.feed(data))
+            self._pending.extend(map(messages.Message.from_json, self._lines.feed(data)))
         return self._pending.popleft()
 
     def interrupt(self) -> None:
@@ -126,7 +126,7 @@ class WorkerProcess:
 
 
 def oom_kills(vmstat: Path = _VMSTAT) -> int | None:
-    """How many processes the kernel has ended for want of memory since it started; None where it does not tell."""
+    """Processes that the kernel has ended for want of memory since it started; None where it does not tell."""
     try:
         found = re.search(r"^oom_kill (\d+)$", vmstat.read_text(), re.MULTILINE)
     except OSError:
@@ -135,14 +135,9 @@ def oom_kills(vmstat: Path = _VMSTAT) -> int | None:
 
 
 def describe_exit(returncode: int) -> str:
-    """How a process ended, in words."""
+    """The end of a process in words."""
     if returncode >= 0:
-        return f"{_WORKER} ended with exit code {returncode}"
+        return f"the worker process ended with exit code {returncode}"
     name = signal.Signals(-returncode).name if -returncode in set(signal.Signals) else f"signal {-returncode}"
     hint = ", most likely for want of memory" if name == "SIGKILL" else ""
-    return f"{_WORKER} was ended by {name}{hint}"
-
-
-def tells_of_a_crash(message: str) -> bool:
-    """Whether a row's message is about the end of a worker process."""
-    return _WORKER in message
+    return f"the worker process was ended by {name}{hint}"

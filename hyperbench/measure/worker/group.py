@@ -10,7 +10,7 @@ import torch
 
 from hyperbench.measure import work_items
 from hyperbench.measure.inputs import make_grad_output, make_inputs
-from hyperbench.measure.messages import Task
+from hyperbench.measure.messages import Task, Work
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.worker.calls import as_leaves, gradients
 from hyperbench.measure.worker.clock import Clock
@@ -60,7 +60,7 @@ class GroupMeasurement:
         if not subjects:
             return
         point = subjects[0].point
-        self._report.begin("inputs", point)
+        self._report.begin(Work.INPUTS, point)
         try:
             given = GroupInputs(point, make_inputs(point), make_grad_output(point))
         except Exception as error:  # most likely too large for the memory
@@ -68,7 +68,7 @@ class GroupMeasurement:
                 self._report.fail(subject.item, *self._report.classify(error, subject))
             return
         if any(s.item.seeds for s in subjects) and not self._no_reference:
-            self._report.begin("reference", point)
+            self._report.begin(Work.REFERENCE, point)
             try:
                 given = self._with_reference(given)
             except Exception as error:  # times can be taken without it
@@ -80,7 +80,7 @@ class GroupMeasurement:
         gate = Gate(given, self._memory_peak, self._clock, slow_s, self._report.begin)
         passing = []
         for subject in subjects:
-            self._report.begin("check", subject.point)
+            self._report.begin(Work.CHECK, subject.point)
             try:
                 self._check(subject, given, gate)
                 passing.append(subject)
@@ -133,7 +133,7 @@ class GroupMeasurement:
         passes = self._task.passes if subject.item.seeds else subject.item.passes
         failed = self._task.without_backward.get(subject.point.point_id)
         if failed is not None:
-            subject.failed = dict.fromkeys(_BACKWARD, failed)
+            subject.failed = dict.fromkeys(_BACKWARD, (failed.status, failed.message))
         elif any(p != Pass.FORWARD for p in passes):
             try:
                 errors |= gate.backward(subject)
@@ -148,7 +148,7 @@ class GroupMeasurement:
             return
         own_seed = subject.point.hyper.get("seed", subject.point.seed)
         if subject.item.seeds:
-            self._report.begin("errors", subject.point)
+            self._report.begin(Work.ERRORS, subject.point)
         for seed in subject.item.seeds:
             try:
                 known = errors if seed == own_seed else None
@@ -216,7 +216,7 @@ class GroupMeasurement:
             if pass_ in subject.failed:
                 self._report.failed_timing(subject, pass_, *subject.failed[pass_])
                 continue
-            self._report.begin("prepare", subject.point, pass_)
+            self._report.begin(Work.PREPARE, subject.point, pass_)
             try:
                 one = prepare_pass(
                     subject, pass_, copies, given.grad_output, self._clock, protocol, self._machine.conditions(),
@@ -231,7 +231,7 @@ class GroupMeasurement:
 
         def on_turn(index: int) -> None:
             gate.turn(timed[index][1].result_check)
-            self._report.begin("time", timed[index][0].point, pass_)
+            self._report.begin(Work.TIME, timed[index][0].point, pass_)
 
         def on_done(index: int) -> None:
             gate.turn(None)

@@ -65,9 +65,9 @@ def main(read_fd: int, write_fd: int) -> None:
     _die_with_parent()
     if os.getppid() != parent:
         return  # the parent died before the kernel was told
-    from hyperbench.measure.messages import Lines, Task, send
+    from hyperbench.measure.messages import Event, Lines, Message, Task, send
 
-    def emit(message: dict[str, Any]) -> None:
+    def emit(message: Message) -> None:
         send(write_fd, message)
         stop.check()
 
@@ -88,7 +88,7 @@ def main(read_fd: int, write_fd: int) -> None:
     # The collector runs before each measuring of memory; it need not look at every library each time.
     gc.collect()
     gc.freeze()
-    send(write_fd, {"event": "ready"})
+    send(write_fd, Message(Event.READY))
     lines = Lines()
     while data := os.read(read_fd, _READ_BYTES):
         for message in lines.feed(data):
@@ -102,12 +102,12 @@ def main(read_fd: int, write_fd: int) -> None:
             try:
                 measurement.run()
             except Stop:
-                send(write_fd, {"event": "stopped"})
+                send(write_fd, Message(Event.STOPPED))
                 return
             if measurement.poisoned:
-                send(write_fd, {"event": "leave"})
+                send(write_fd, Message(Event.LEAVE))
                 return
-            send(write_fd, {"event": "done"})
+            send(write_fd, Message(Event.DONE))
 
 
 def _die_with_parent() -> None:

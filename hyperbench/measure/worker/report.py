@@ -7,15 +7,14 @@ from typing import Any
 
 from hyperbench.flops import exact_flops
 from hyperbench.measure import work_items
-from hyperbench.measure.messages import Task
+from hyperbench.measure.messages import Event, Message, Task, Unit, Work
 from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.failures import classify, poisons_device
 from hyperbench.measure.worker.subject import Subject
 from hyperbench.measure.worker.timing.passes import TimedCall
-from hyperbench.store.record_json import to_json
 from hyperbench.store.schema import Pass, Point, Record, Status, Timing
 
-Emit = Callable[[dict[str, Any]], object]
+Emit = Callable[[Message], object]
 
 
 class Report:
@@ -30,14 +29,13 @@ class Report:
         self._machine = machine
         self.poisoned = False
 
-    def begin(self, unit: str, point: Point, pass_: Pass | None = None, stage: str = "") -> None:
-        """Say that a unit of work begins: whatever happens to the worker from now on is due to it."""
-        part = pass_ and str(pass_)
-        self._emit({"event": "begin", "unit": unit, "point_id": point.point_id, "pass": part, "stage": stage})
+    def begin(self, work: Work, point: Point, pass_: Pass | None = None, stage: str = "") -> None:
+        """Say that a unit of work begins: the end of the worker from now on is put down to it."""
+        self._emit(Message(Event.BEGIN, Unit(work, point.point_id, pass_, stage)))
 
     def write(self, record: Record) -> None:
         """Send a finished record."""
-        self._emit({"event": "record", "record": to_json(record)})
+        self._emit(Message(Event.RECORD, record=record))
 
     def classify(self, error: Exception, subject: Subject) -> tuple[Status, str]:
         """The status and the message that an error of a subject's code stands for."""
@@ -49,7 +47,7 @@ class Report:
         """Write a failed row for everything that is left to do of a point."""
         task = self._task
         for record in work_items.failed_records(
-            item, task.passes, task.error, task.protocol.name, task.round, status, message
+            item, task.passes, task.error, task.protocol.name, task.round, work_items.Failure(status, message)
         ):
             self.write(record)
 

@@ -6,8 +6,8 @@ import pytest
 
 from hyperbench.measure import work_items
 from hyperbench.measure.runner.estimate import Speed, common_s, group_s, plan_s
+from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.schedule import items_of
-from hyperbench.measure.runner.session import Prepared
 from hyperbench.store.schema import Record
 from tests.helpers.made_runs import everything, prepared
 
@@ -16,7 +16,7 @@ SPEED = Speed(1e11, 4.0)
 
 def by_point(run: Prepared, speed: Speed = SPEED, *done: Record) -> dict[str, float]:
     """What all points of a run are likely to take when some records are there."""
-    return plan_s(work_items.group(run.points), work_items.Progress(run.config.protocol, done), run.config, speed)
+    return plan_s(work_items.groups_of(run.points), work_items.Progress(run.config.protocol, done), run.config, speed)
 
 
 def items(run: Prepared, group: work_items.Group, round_: int) -> tuple[work_items.WorkItem, ...]:
@@ -26,7 +26,7 @@ def items(run: Prepared, group: work_items.Group, round_: int) -> tuple[work_ite
 
 def test_the_parts_of_a_run_add_up_to_it() -> None:
     run = prepared("sweep=smoke", "protocol.rounds=3", "protocol.slow_rounds=3")
-    parts = [group_s(items(run, g, r), run.config, SPEED) for r in range(3) for g in work_items.group(run.points)]
+    parts = [group_s(items(run, g, r), run.config, SPEED) for r in range(3) for g in work_items.groups_of(run.points)]
     assert sum(by_point(run).values()) == pytest.approx(sum(sum(p.values()) for p in parts) + 3 * SPEED.start_s)
     assert set(by_point(run)) == {point.point_id for point in run.points}
 
@@ -41,7 +41,7 @@ def test_every_round_starts_a_worker() -> None:
 
 def test_the_reference_is_made_once_for_a_group_and_only_where_errors_are_measured() -> None:
     run = prepared("shape.seq_len=4096", "method=[flash2,hyper]")
-    (group,) = work_items.group(run.points)
+    (group,) = work_items.groups_of(run.points)
     both = items(run, group, 0)
     with_errors, without = (
         common_s(part, run.config, 1e11) for part in (both, [item.only(passes=item.passes) for item in both])

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-from hyperbench.measure.runner import session
+from hyperbench.measure.messages import Event, Message
 from hyperbench.measure.runner.interrupts import AtOnce, Interrupts
+from hyperbench.measure.runner.open_run import open_folder
+from hyperbench.measure.runner.session import measure
 from hyperbench.measure.runner.worker_process import WorkerGone
 from hyperbench.measure.worker.main import Stop, StoppableClock, StopSignal
 from hyperbench.store.run_folder import load_run
 from tests.helpers.fake_clock import FakeClock
-from tests.helpers.fake_worker import FakeWorker, Listener, Message, Site
+from tests.helpers.fake_worker import FakeWorker, Listener, Site
 from tests.helpers.made_runs import tiny
 
 
@@ -125,7 +127,7 @@ class Stops(FakeWorker):
         if self.interrupted:
             if self.ending == "gone":
                 raise WorkerGone(1)
-            return {"event": self.ending}
+            return Message(Event(self.ending))
         message = super().receive(timeout_s)
         self.left -= 1
         if self.left < 0:
@@ -151,18 +153,15 @@ def test_a_run_ends_with_what_the_worker_had_to_say_and_goes_on_later(at: int, e
     assert len(again.keys) == len(set(again.keys))
 
 
-def test_the_tables_are_written_after_the_first_and_not_after_the_second(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: list[bytes]
-) -> None:
+def test_the_tables_are_written_after_the_first_and_not_after_the_second(tmp_path: Path, quiet: list[bytes]) -> None:
     run = tiny()
     for times, name in ((1, "once"), (2, "twice")):
-        monkeypatch.setattr(session, "WorkerProcess", lambda env, log, times=times: Stops(42, times=times))
-        folder = session.open_folder(run, tmp_path / name, resume=False, fresh=False)
+        folder, worker = open_folder(run, tmp_path / name), Stops(42, times=times)
         if times == 1:
-            assert session.measure(run, folder, Listener(), retry_failed=False).interrupted
+            assert measure(run, folder, Listener(), spawn=lambda env, log, worker=worker: worker).interrupted
         else:
             with pytest.raises(AtOnce):
-                session.measure(run, folder, Listener(), retry_failed=False)
+                measure(run, folder, Listener(), spawn=lambda env, log, worker=worker: worker)
         assert (folder / "timings.csv").exists() == (times == 1)
         assert len(load_run(folder).timings) > 0
     assert [text.decode().strip() for text in quiet] == [

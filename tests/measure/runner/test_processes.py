@@ -14,7 +14,9 @@ import pytest
 
 from hyperbench.measure import work_items
 from hyperbench.measure.runner import session
-from hyperbench.measure.runner.session import Prepared
+from hyperbench.measure.runner.open_run import open_folder
+from hyperbench.measure.runner.prepare import Prepared, prepare
+from hyperbench.measure.runner.worker_process import Child
 from hyperbench.store.journal import read_journal
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import ErrorRow, Record, Status, Timing
@@ -55,8 +57,8 @@ class Finished:
 
 def measured(folder: Path, *words: str, resume: bool = False) -> Finished:
     """A run of these words, to its end."""
-    prepared, listener = session.prepare(words), Listener()
-    opened = session.open_folder(prepared, folder, resume=resume, fresh=False)
+    prepared, listener = prepare(words), Listener()
+    opened = open_folder(prepared, folder, resume=resume)
     outcome = session.measure(prepared, opened, listener, retry_failed=False)
     return Finished(prepared, opened, listener, outcome)
 
@@ -129,14 +131,13 @@ def test_progress_adds_up_to_the_estimate(finished: Finished) -> None:
     assert any("hyper" in label for label in finished.listener.labels)
 
 
-def test_a_finished_run_starts_no_worker(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_worker(*args: object) -> None:
+def test_a_finished_run_starts_no_worker(finished: Finished) -> None:
+    def no_worker(env: object, log: object) -> Child:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr(session, "WorkerProcess", no_worker)
     before = (finished.folder / "journal.jsonl").read_bytes()
-    folder = session.open_folder(finished.prepared, finished.folder, resume=True, fresh=False)
-    outcome = session.measure(finished.prepared, folder, Listener(), retry_failed=False)
+    folder = open_folder(finished.prepared, finished.folder, resume=True)
+    outcome = session.measure(finished.prepared, folder, Listener(), spawn=no_worker)
     assert not outcome.statuses
     assert (finished.folder / "journal.jsonl").read_bytes() == before
 

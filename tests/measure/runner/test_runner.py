@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperbench.measure.messages import Task
+from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.runner import MeasureError
-from hyperbench.measure.runner.session import Prepared
 from hyperbench.measure.runner.worker_process import WorkerGone, WorkerTimeout
-from hyperbench.store.schema import ErrorRow, Pass, Status, Timing
+from hyperbench.store.schema import Cause, ErrorRow, Pass, Status, Timing
 from tests.helpers.fake_worker import FakeWorker, Message, Site, befalls, dies, hangs, is_stage, lives, said
 from tests.helpers.made_records import a_stage
 from tests.helpers.made_runs import tiny
@@ -91,7 +91,7 @@ def test_a_crash_is_put_down_to_what_was_measured(run: Prepared, unit: str) -> N
     assert all_ok(site, ("hyper", 64))
     assert "error" in site.statuses()["hyper", 64]
     failed = [r for r in site.journal.records if isinstance(r, Timing) and r.status is Status.ERROR]
-    assert all("SIGSEGV" in record.message for record in failed)
+    assert all("SIGSEGV" in record.message and record.cause is Cause.CRASH for record in failed)
     assert outcome.statuses[Status.ERROR] == len(failed)
     assert site.listener.cost_s == pytest.approx(Site(run).runner().remaining_s())
 
@@ -112,6 +112,7 @@ def test_a_kill_is_want_of_memory_and_longer_points_are_not_tried(run: Prepared)
     assert set(site.keys) == site.expected
     assert site.statuses()["math", 64] == {"ok"}
     assert site.statuses()["math", 128] == {"oom"}
+    assert {r.cause for r in site.journal.records if r.status is Status.OOM} == {Cause.KILL}
     assert site.statuses()["math", 256] == {"skipped_after_oom"}
     assert all_ok(site, ("math", 128), ("math", 256))
     skipped = [r for r in site.journal.records if isinstance(r, Timing) and r.status is Status.SKIPPED_AFTER_OOM]
@@ -160,20 +161,36 @@ def test_errors_that_are_there_are_not_written_again(small: Prepared) -> None:
     assert set(site.keys) == site.expected
 
 
-def test_what_was_wrong_in_a_round_is_not_timed_in_the_next(small: Prepared) -> None:
+WORDS = "time: the worker process ended with exit code 1"
+
+
+@pytest.mark.parametrize(
+    ("failure", "tried"),
+    [
+        ({"status": Status.INCORRECT, "message": "not that of exact attention"}, False),
+        ({"status": Status.ERROR, "message": WORDS, "cause": Cause.CRASH}, False),
+        # A method's own words, and a record of an old journal.
+        ({"status": Status.ERROR, "message": f"RuntimeError: {WORDS}"}, True),
+        ({"status": Status.ERROR, "message": "RuntimeError: no luck"}, True),
+    ],
+)
+def test_what_was_wrong_or_crashed_is_not_timed_in_the_next_round(
+    small: Prepared, failure: dict[str, Any], tried: bool
+) -> None:
     whole = Site(small)
     whole.run()
     site = Site(small)
     for record in whole.journal.records:
         if isinstance(record, Timing) and (record.round, record.point.method) == (0, "math"):
-            record = replace(record, status=Status.INCORRECT, samples_ms=(), message="not that of exact attention")
+            record = replace(record, samples_ms=(), **failure)
         if getattr(record, "round", 0) == 0:
             site.journal.records.append(record)
     before = len(site.journal.records)
     site.run()
     new = [r for r in site.journal.records[before:] if isinstance(r, Timing) and r.point.method == "math"]
     assert {r.pass_ for r in new} == {"forward", "backward"}
-    assert {(str(r.status), r.message) for r in new} == {("incorrect", "not that of exact attention")}
+    expected = {"status": Status.OK, "message": ""} if tried else failure
+    assert all(getattr(r, name) == value for r in new for name, value in expected.items())
 
 
 def test_a_worker_that_takes_too_long_is_ended(run: Prepared) -> None:
@@ -183,7 +200,7 @@ def test_a_worker_that_takes_too_long_is_ended(run: Prepared) -> None:
     assert site.statuses()["math", 64] == {"timeout"}
     assert all_ok(site, ("math", 64))
     late = [r for r in site.journal.records if isinstance(r, Timing) and r.status is Status.TIMEOUT]
-    assert all("took longer than 120 s" in record.message for record in late)
+    assert all("took longer than 120 s" in r.message and r.cause is Cause.TIMEOUT for r in late)
 
 
 @pytest.mark.parametrize("returncode", [1, OOM])
@@ -214,7 +231,7 @@ def test_a_crash_before_any_method_ran_fails_the_whole_group(run: Prepared, unit
 def test_a_worker_that_says_nothing_is_not_asked_for_ever(run: Prepared, ending: str, reference: bool) -> None:
     def silent(message: Message, task: Task) -> Exception | str | None:
         if reference and not task.no_reference:
-            return WorkerGone(1) if message["unit"] == "reference" else None
+            return WorkerGone(1) if message.unit and message.unit.work == "reference" else None
         return ending
 
     site = Site(run, silent, most_workers=20)
@@ -276,7 +293,7 @@ def test_ctrl_c_at_any_moment_loses_nothing(small: Prepared, stop: int) -> None:
             if left < 0:
                 raise KeyboardInterrupt
             message = super().receive(timeout_s)
-            if message["event"] == "record":
+            if message.record is not None:
                 received.append(message)
             return message
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperbench.measure import work_items
+from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.schedule import items_of, order
-from hyperbench.measure.runner.session import Prepared
 from hyperbench.store.schema import Record
 from tests.helpers.made_runs import everything, tiny
 
@@ -60,12 +60,12 @@ def run() -> Prepared:
 
 def items(run: Prepared, which: int, round_: int, *done: Record) -> tuple[work_items.WorkItem, ...]:
     """What is left of a group in a round when some records are there."""
-    group = work_items.group(run.points)[which]
+    group = work_items.groups_of(run.points)[which]
     return items_of(group, round_, run.config, work_items.Progress(run.config.protocol, done))
 
 
 def test_every_round_has_every_point_and_errors_are_measured_in_the_first(run: Prepared) -> None:
-    for which, group in enumerate(work_items.group(run.points)):
+    for which, group in enumerate(work_items.groups_of(run.points)):
         for round_ in range(3):
             found = items(run, which, round_)
             assert {item.point.point_id for item in found} == {point.point_id for point in group.points}

@@ -7,12 +7,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+import hydra
+import pandas as pd
 import pytest
 import yaml
 
 from hyperbench.config.catalog import ConfigError
-from hyperbench.measure.runner import session
-from hyperbench.store import run_folder
+from hyperbench.measure.messages import Message
+from hyperbench.measure.runner.open_run import open_folder
+from hyperbench.measure.runner.outcome import Outcome
+from hyperbench.measure.runner.prepare import Prepared, prepare
+from hyperbench.measure.runner.session import measure
+from hyperbench.store import journal, run_folder
 from hyperbench.store.files import StoreError
 from hyperbench.store.journal import Journal, read_journal
 from hyperbench.store.record_json import to_json
@@ -48,9 +54,9 @@ def refusal(*words: str, **changes: Any) -> str:
     return str(caught.value)
 
 
-def opened(run: session.Prepared, out: Path | None, *, resume: bool = False, fresh: bool = False) -> Path:
+def opened(run: Prepared, out: Path | None, *, resume: bool = False, fresh: bool = False) -> Path:
     """A run's folder."""
-    return session.open_folder(run, out, resume=resume, fresh=fresh)
+    return open_folder(run, out, resume=resume, fresh=fresh)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -102,7 +108,7 @@ def test_the_probe_is_asked_about_everything_once() -> None:
         asked.append(request)
         return facts(request)
 
-    session.prepare(["method=hyper,hyper_paper", "method.hyper.block_size=32,64", "shape.seq_len=8,16",
+    prepare(["method=hyper,hyper_paper", "method.hyper.block_size=32,64", "shape.seq_len=8,16",
                      "input=gaussian,clustered"], ask)  # fmt: skip
     (request,) = asked
     assert {m["name"]: [h["block_size"] for h in m["hypers"]] for m in request["methods"]} == {
@@ -110,6 +116,29 @@ def test_the_probe_is_asked_about_everything_once() -> None:
         "hyper_paper": [None],
     }
     assert [item["family"] for item in request["inputs"]] == ["gaussian", "clustered"]
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_the_grid_is_composed_once_for_several_inputs_and_again_only_where_the_likely_device_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, on_gpu: bool
+) -> None:
+    composed: list[list[str]] = []
+
+    def compose(name: str, words: list[str]) -> Any:
+        composed.append(words)
+        return hydra_compose(name, words)
+
+    hydra_compose = hydra.compose
+    monkeypatch.setattr(hydra, "compose", compose)
+    monkeypatch.setattr("shutil.which", lambda name: "nvidia-smi" if on_gpu else None)
+    several = "input=gaussian,clustered,clustered_values,heavy_keys"
+    gpu, cpu = prepared(several, **GPU), prepared(several)
+    assert len(composed) == 3
+    assert (gpu.config.device.name, cpu.config.device.name) == ("cuda", "cpu")
+    assert {p.device for p in gpu.points} == {"cuda"}
+    assert {p.device for p in cpu.points} == {"cpu"}
+    assert gpu.config.device.reason == "PyTorch sees Some GPU"
+    assert len({p.input for p in cpu.points}) == 4
 
 
 def test_a_new_folder_holds_configuration_and_environment() -> None:
@@ -249,47 +278,58 @@ def test_a_run_killed_before_its_journal_was_made_goes_on() -> None:
     opened(tiny(), folder, resume=True)
 
 
-class Measured:
-    """A run measured by a worker that is none."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.started_s: list[float] = []
-        self.listener = Listener()
-        monkeypatch.setattr(session, "WorkerProcess", lambda env, log: FakeWorker())
-
-    def __call__(self, run: session.Prepared, folder: Path, **options: Any) -> session.Outcome:
-        self.listener = Listener()
-        return session.measure(
-            run, folder, self.listener, start=self.started_s.append, **{"retry_failed": False, **options}
-        )
+def no_process(env: dict[str, str], log: Path) -> FakeWorker:
+    """A worker that is none."""
+    return FakeWorker()
 
 
-def test_a_measured_run_has_its_tables_and_says_beforehand_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    run, measure = tiny("shape.seq_len=64,128"), Measured(monkeypatch)
+def measured(run: Prepared, folder: Path, **options: Any) -> Outcome:
+    """The outcome of a run that is measured by a worker that is none."""
+    return measure(run, folder, Listener(), **{"spawn": no_process, **options})
+
+
+def test_a_measured_run_has_its_tables_and_says_beforehand_how_long_it_takes() -> None:
+    run = tiny("shape.seq_len=64,128")
     folder = opened(run, Path("run"))
-    outcome = measure(run, folder)
+    started_s: list[float] = []
+    outcome = measured(run, folder, start=started_s.append)
     assert outcome.statuses == {Status.OK: 2 * 2 * 3}
-    assert measure.started_s == [pytest.approx(sum(run.estimates_s()))]
+    assert started_s == [pytest.approx(sum(run.estimates_s()))]
     assert {"timings.csv", "errors.parquet", "errors.csv"} <= set(contents(folder))
-    measure(run, opened(run, folder, resume=True))
-    assert measure.started_s[1] == 0
+    measured(run, opened(run, folder, resume=True), start=started_s.append)
+    assert started_s[1] == 0
 
 
-def test_a_session_says_where_its_time_went(monkeypatch: pytest.MonkeyPatch) -> None:
-    run, measure = tiny(), Measured(monkeypatch)
+def test_a_journal_is_parsed_once_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    from_json = journal.from_json
+    monkeypatch.setattr(journal, "from_json", lambda data: (parsed.append(data["kind"]), from_json(data))[1])
+    run = tiny()
     folder = opened(run, Path("run"))
-    outcome = measure(run, folder)
+    outcome = measured(run, folder)
+    assert parsed == []
+    kept = len(read_journal(folder / run_folder.JOURNAL))
+    outcome = measured(run, opened(run, folder, resume=True))
+    assert len(parsed) == 2 * kept
+    pd.testing.assert_frame_equal(outcome.run.timings, load_run(folder).timings)
+    pd.testing.assert_frame_equal(outcome.run.errors, load_run(folder).errors)
+
+
+def test_a_session_says_where_its_time_went() -> None:
+    run = tiny()
+    folder = opened(run, Path("run"))
+    outcome = measured(run, folder)
     assert outcome.time["wall_s"] == pytest.approx(sum(outcome.time["spent_s"].values()), abs=0.1)
 
 
-def test_a_torn_journal_goes_on_where_it_was_torn(monkeypatch: pytest.MonkeyPatch) -> None:
-    run, measure = tiny(), Measured(monkeypatch)
+def test_a_torn_journal_goes_on_where_it_was_torn() -> None:
+    run = tiny()
     folder = opened(run, Path("run"))
-    measure(run, folder)
+    measured(run, folder)
     whole = (folder / run_folder.JOURNAL).read_bytes()
     for cut in range(0, len(whole), len(whole) // 12):
         (folder / run_folder.JOURNAL).write_bytes(whole[:cut])
-        measure(run, opened(run, folder, resume=True))
+        measured(run, opened(run, folder, resume=True))
         records = read_journal(folder / run_folder.JOURNAL)
         assert {repr(r) for r in records} == {repr(r) for r in read_journal_of(whole)}
         assert (folder / run_folder.JOURNAL).read_bytes().startswith(whole[: whole[:cut].rfind(b"\n") + 1])
@@ -302,35 +342,34 @@ def read_journal_of(data: bytes) -> list[Any]:
     return read_journal(path)
 
 
-def test_a_damaged_journal_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    run, measure = tiny(), Measured(monkeypatch)
+def test_a_damaged_journal_is_not_written_to() -> None:
+    run = tiny()
     folder = opened(run, Path("run"))
     (folder / run_folder.JOURNAL).write_bytes(b"{}\n")
     before = contents(folder)
     with pytest.raises(StoreError, match="line 1"):
-        measure(run, folder)
+        measured(run, folder)
     assert contents(folder) == before
 
 
-def test_two_processes_never_measure_into_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    run, measure = tiny(), Measured(monkeypatch)
+def test_two_processes_never_measure_into_one_folder() -> None:
+    run = tiny()
     folder = opened(run, Path("run"))
     with Journal(folder / run_folder.JOURNAL), pytest.raises(StoreError, match="another process"):
-        measure(run, folder)
+        measured(run, folder)
 
 
-def test_the_tables_are_written_when_a_run_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_are_written_when_a_run_is_interrupted() -> None:
     class Interrupted(FakeWorker):
-        def receive(self, timeout_s: float) -> dict[str, Any]:
+        def receive(self, timeout_s: float) -> Message:
             message = super().receive(timeout_s)
-            if message["event"] == "begin" and message["pass"] == "backward":
+            if message.unit and message.unit.pass_ == "backward":
                 raise KeyboardInterrupt
             return message
 
     run = tiny()
-    monkeypatch.setattr(session, "WorkerProcess", lambda env, log: Interrupted())
     folder = opened(run, Path("run"))
-    assert session.measure(run, folder, Listener(), retry_failed=False).interrupted
+    assert measured(run, folder, spawn=lambda env, log: Interrupted()).interrupted
     assert list(load_run(folder).timings["pass"]) == ["forward", "forward"]
     assert (folder / "timings.csv").read_text().count("\n") == 3
 
@@ -338,5 +377,5 @@ def test_the_tables_are_written_when_a_run_is_interrupted(monkeypatch: pytest.Mo
 def test_a_probe_that_does_not_run_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
     with pytest.raises(ConfigError, match="PyTorch does not start here: ") as caught:
-        session.prepare(TINY)
+        prepare(TINY)
     assert "\n" not in str(caught.value)

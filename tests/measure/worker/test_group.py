@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from hyperbench.flops import exact_flops
+from hyperbench.measure.messages import Event
 from hyperbench.measure.methods import method
 from hyperbench.measure.worker import group as module
 from hyperbench.measure.worker import report
 from hyperbench.measure.worker.conditions.gpu_sensors import GpuReading
 from hyperbench.measure.worker.conditions.machine import Machine
-from hyperbench.store.schema import Pass, Status
+from hyperbench.store.schema import Pass, Status, Timing
 from tests.helpers.fake_clock import FakeClock
 from tests.helpers.measured_group import HYPER, PASSES, Measured, all_of, item, odd
 
@@ -147,7 +148,7 @@ def test_what_cannot_run_here_says_why() -> None:
     assert found.statuses("cudnn") == all_of("unsupported")
     assert "needs a CUDA GPU" in found.timings("cudnn")["forward"].message
     assert {row.status for row in found.errors("cudnn").values()} == {Status.UNSUPPORTED}
-    assert all(message["event"] == "record" for message in found.messages)
+    assert all(message.event is Event.RECORD for message in found.messages)
 
 
 def test_only_what_is_missing_is_measured() -> None:
@@ -156,7 +157,7 @@ def test_only_what_is_missing_is_measured() -> None:
     errors = {key for key in whole.keys if isinstance(key[1], int)}
     rest = Measured(odd("exact", exact=True), finished=timed | errors)
     assert [key[1] for key in rest.keys] == ["forward_backward"]
-    assert not any(message.get("unit") == "reference" for message in rest.messages)
+    assert not any((message.unit and message.unit.work) == "reference" for message in rest.messages)
 
 
 def test_a_group_without_a_reference_is_timed_and_says_so() -> None:
@@ -265,10 +266,8 @@ def test_a_draw_that_fails_takes_no_other_draw_with_it() -> None:
 
 def test_a_finished_method_is_written_while_a_slower_one_is_still_timed() -> None:
     done = Measured(odd("exact"), odd("fails_for_seed_1", hyper={"seed": 0}), passes=("forward",))
-    events = [(m["event"], m.get("unit")) for m in done.messages]
-    first_row = next(
-        i for i, m in enumerate(done.messages) if m["event"] == "record" and m["record"]["kind"] == "timing"
-    )
+    events = [(m.event, m.unit and m.unit.work) for m in done.messages]
+    first_row = next(i for i, m in enumerate(done.messages) if isinstance(m.record, Timing))
     assert ("begin", "time") in events[first_row:]
 
 

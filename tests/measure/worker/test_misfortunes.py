@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from hyperbench.measure.messages import Task
+from hyperbench.measure.messages import Event, Message, Task, Work
 from hyperbench.measure.runner.worker_process import WorkerGone
 from hyperbench.measure.worker.group import GroupMeasurement
 from hyperbench.store.schema import ErrorRow, Pass, Status, Timing
 from tests.helpers.fake_clock import FakeClock
-from tests.helpers.fake_worker import FakeWorker, Site, befalls, dies, hangs
+from tests.helpers.fake_worker import FakeWorker, Site, befalls, begins, dies, hangs
 from tests.helpers.made_records import a_stage
 from tests.helpers.made_runs import tiny
 from tests.helpers.measured_group import MemoryPeak
@@ -28,7 +28,7 @@ class InThisProcess(FakeWorker):
         measurement.run()
         yield from messages
         if measurement.poisoned:
-            yield {"event": "leave"}
+            yield Message(Event.LEAVE)
 
 
 def by_method(site: Site) -> dict[str, dict[str, list[str]]]:
@@ -120,7 +120,7 @@ def test_a_kill_in_the_check_of_a_backward_pass_leaves_the_forward_pass() -> Non
             for item in task.items:
                 point_id = item.point.point_id
                 if set(item.passes) - {Pass.FORWARD}:
-                    yield {"event": "begin", "unit": "check", "point_id": point_id, "pass": "backward"}
+                    yield begins(Work.CHECK, point_id, Pass.BACKWARD)
             yield from super()._script(task)
 
     gone = befalls(WorkerGone(KILL, out_of_memory=True), unit="check", method="math", **{"pass": "backward"})

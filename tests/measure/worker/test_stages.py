@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hyperbench.config.types import ErrorConfig
 from hyperbench.measure import work_items
-from hyperbench.measure.messages import Task
+from hyperbench.measure.messages import Message, Task, Work
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.runner.estimate import estimate_s
 from hyperbench.measure.worker import report as report_module
@@ -22,10 +22,9 @@ from hyperbench.measure.worker.calls import rotated
 from hyperbench.measure.worker.conditions.gpu_sensors import GpuReading
 from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.group import GroupMeasurement
-from hyperbench.store.record_json import from_json
 from hyperbench.store.schema import ALL_STAGES, Flag, Pass, Record, Status, StopReason, Timing
 from tests.helpers.fake_clock import FakeClock
-from tests.helpers.fake_worker import STAGES, FakeWorker, Message, Site, dies, hangs
+from tests.helpers.fake_worker import STAGES, FakeWorker, Site, dies, hangs
 from tests.helpers.made_records import a_point, a_stage
 from tests.helpers.made_runs import HYPER_DEFAULTS, prepared, tiny
 
@@ -71,7 +70,7 @@ class Measured:
         self.measurement = GroupMeasurement(task, self.messages.append, clock, MemoryPeak(), machine)
         gc.freeze()
         self.measurement.run()
-        self.records = [from_json(m["record"]) for m in self.messages if m["event"] == "record"]
+        self.records = [m.record for m in self.messages if m.record is not None]
         self.rows = [r for r in self.records if isinstance(r, Timing) and r.stage]
         self.by_name = {r.stage: r for r in self.rows}
 
@@ -102,8 +101,8 @@ def test_stages_come_after_the_passes_so_that_none_is_lost_to_them() -> None:
 
 
 def test_progress_names_the_stage() -> None:
-    begun = [m for m in Measured("staged").messages if m["event"] == "begin" and m["unit"] == "stages"]
-    assert [m["stage"] for m in begun][:4] == ["", *NAMES]
+    begun = [m.unit for m in Measured("staged").messages if m.unit is not None and m.unit.work is Work.STAGES]
+    assert [unit.stage for unit in begun][:4] == ["", *NAMES]
 
 
 def test_all_stages_run_in_order_before_any_is_timed() -> None:
@@ -266,7 +265,11 @@ def test_stages_are_finished_when_each_has_a_record(names: list[str], failed: bo
 
 
 def test_giving_up_leaves_no_stage_to_do() -> None:
-    rows = list(work_items.failed_records(remaining(), ("forward",), ERROR, "strict", 0, Status.TIMEOUT, "slow"))
+    rows = list(
+        work_items.failed_records(
+            remaining(), ("forward",), ERROR, "strict", 0, work_items.Failure(Status.TIMEOUT, "slow")
+        )
+    )
     (row,) = [r for r in rows if isinstance(r, Timing) and r.stage]
     assert (row.stage, row.status, row.message, row.protocol) == (ALL_STAGES, Status.TIMEOUT, "slow", "strict")
     assert remaining(1, [row]).stages

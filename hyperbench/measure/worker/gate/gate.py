@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.measure.inputs import Inputs, make_grad_output, make_inputs
+from hyperbench.measure.messages import Work
 from hyperbench.measure.worker.calls import as_leaves, gradients
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.errors import accuracy
@@ -72,7 +73,7 @@ class Gate:
         memory_peak: MemoryPeak,
         clock: Clock,
         slow_s: float = 1.0,
-        begin: Callable[[str, Point, Pass], object] = lambda unit, point, pass_: None,
+        begin: Callable[[Work, Point, Pass], object] = lambda unit, point, pass_: None,
     ) -> None:
         self._point = given.point
         self._inputs = given.inputs
@@ -217,7 +218,7 @@ class Gate:
         return bool(subject.item.seeds) and probe_point(subject.point).seq_len < subject.point.seq_len
 
     def _say(self, subject: Subject, pass_: Pass, *, measures_errors: bool = False) -> None:
-        self._begin("errors" if measures_errors and subject.item.seeds else "check", subject.point, pass_)
+        self._begin(Work.ERRORS if measures_errors and subject.item.seeds else Work.CHECK, subject.point, pass_)
 
     def check_inputs(self) -> None:
         """Raise IncorrectError, naming them, if inputs have changed; they are then what they were again."""

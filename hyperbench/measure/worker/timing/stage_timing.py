@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.measure.inputs import Inputs
+from hyperbench.measure.messages import Work
 from hyperbench.measure.worker.calls import in_turn
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.conditions.machine import Machine
@@ -101,7 +102,7 @@ class StageMeasurement:
         return [name for name in self._names if name not in self._subject.item.timed_stages]
 
     def _begin(self, name: str) -> None:
-        self._report.begin("stages", self._subject.point, stage=name)
+        self._report.begin(Work.STAGES, self._subject.point, stage=name)
 
     def _fail_all(self, status: Status, message: str) -> None:
         """A row for each stage that was to be timed, or one for all where their names are not known."""

@@ -1,4 +1,4 @@
-"""The folder of a run: made, found again, refused where it is somebody else's or of another machine. No torch."""
+"""The folder of a run: made, found again, refused if it is somebody else's or of another environment. No torch."""
 
 from __future__ import annotations
 
@@ -6,32 +6,24 @@ import datetime
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hyperbench.config.compose import RunConfig, differing_keys
+from hyperbench.measure.runner.noise_floor import noise_of_run
+from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.store import environment, provenance, run_folder
 from hyperbench.store.files import StoreError, atomic_write_text
 from hyperbench.store.journal import Journal
 from hyperbench.store.schema import SCHEMA_VERSION
 
-if TYPE_CHECKING:
-    from hyperbench.measure.runner.session import Prepared
 
-
-def open_folder(
-    prepared: Prepared,
-    out: Path | None,
-    *,
-    resume: bool,
-    fresh: bool,
-    noise: Callable[[Prepared], Mapping[str, Any]] = lambda prepared: {},
-) -> Path:
+def open_folder(prepared: Prepared, out: Path | None, *, resume: bool = False, fresh: bool = False) -> Path:
     """The run's folder, made or continued, with its config.yaml and environment.json.
 
-    `noise` is asked for further keys of the environment where a folder is made (see `session.noise_here`).
-    With `resume` a named folder that is not there is made, so that the same command starts a run and goes on with it.
+    Where it is made, the noise of this machine is measured (see noise_of_run). With `resume` a named folder that is not
+    there is made, so that the same command starts a run and goes on with it.
     Raises StoreError if the folder is foreign, holds another configuration, or cannot be written.
     """
     config = prepared.config
@@ -50,18 +42,18 @@ def open_folder(
         elif run_folder.is_run_folder(folder):
             _check_same(prepared, folder, resume)
             return folder
-    _make(prepared, folder, noise(prepared))
+    _make(prepared, folder)
     return folder
 
 
 def sweep_up(folder: Path) -> None:
-    """Take away the temporary files of processes that were killed; only whoever holds the journal may."""
+    """Remove the temporary files of processes that were killed; only whoever holds the journal may."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def _was_begun(config: RunConfig, folder: Path) -> bool:
-    """Whether a folder holds only what a run of this configuration leaves that was killed while making it."""
+    """True if a folder holds only what a run of this configuration leaves that was killed while making it."""
     names = {path.name for path in folder.iterdir()}
     begun = {name for name in names if name.startswith((f".{run_folder.CONFIG}.", f".{run_folder.ENVIRONMENT}."))}
     written = names - begun
@@ -107,7 +99,7 @@ def _check_same(prepared: Prepared, folder: Path, resume: bool) -> None:
 
 
 def environment_of(prepared: Prepared, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What the numbers of a run that is measured now come from, with some more keys; its run_id is new."""
+    """The environment of a run that is measured now, with some more keys; its run_id is new."""
     config = prepared.config
     settings = {
         "device": config.device.name,
@@ -124,10 +116,10 @@ def environment_of(prepared: Prepared, more: Mapping[str, Any] | None = None) ->
     return provenance.collect(prepared.facts, settings, config.device.env, targets)
 
 
-def _make(prepared: Prepared, folder: Path, more: Mapping[str, Any]) -> None:
+def _make(prepared: Prepared, folder: Path) -> None:
     import yaml
 
-    config, found = prepared.config, environment_of(prepared, more)
+    config, found = prepared.config, environment_of(prepared, noise_of_run(prepared))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write_text(folder / run_folder.CONFIG, yaml.safe_dump(config.resolved, sort_keys=False))

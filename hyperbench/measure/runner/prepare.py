@@ -1,0 +1,138 @@
+"""Preparation of a run: its configuration, its points, and what torch says about this machine. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hyperbench.config.catalog import ConfigError
+from hyperbench.config.compose import RunConfig, load
+from hyperbench.measure import work_items
+from hyperbench.measure.runner.estimate import Speed, plan_s
+from hyperbench.measure.runner.locks import busy_devices
+from hyperbench.store.schema import Point
+
+Facts = dict[str, Any]
+#: A question to a probe, under these environment variables.
+Ask = Callable[[dict[str, Any], Mapping[str, str]], Facts]
+_PROBE_LIMIT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start: its configuration, its points, and what torch said about this machine.
+
+    `ask` puts further questions to a probe. `began_s` is when it began, on a clock that never goes back. `busy` says
+    which devices others are measuring: this machine's speed was then not measured, and estimates are those of a usual
+    one.
+    """
+
+    config: RunConfig
+    points: tuple[Point, ...]
+    facts: Facts
+    ask: Ask
+    began_s: float = field(default_factory=time.monotonic)
+    busy: str = ""
+
+    @property
+    def speed(self) -> Speed:
+        """Speed of the run's device, as far as the probe has measured it."""
+        rates = self.facts.get("flops_per_s", {})
+        return Speed(
+            float(rates.get(self.config.device.name, Speed.flops_per_s)),
+            # The probe times the import of PyTorch; a worker makes its first calls as well.
+            1.5 * float(self.facts.get("start_s", Speed.start_s)),
+        )
+
+    def estimates_s(self) -> list[float]:
+        """Seconds that each point is likely to take, all rounds together, with its share of starting the workers."""
+        groups = work_items.groups_of(self.points)
+        found = plan_s(groups, work_items.Progress(self.config.protocol), self.config, self.speed)
+        return [found.get(point.point_id, 0.0) for point in self.points]
+
+
+def ask_probe(request: dict[str, Any], env: Mapping[str, str]) -> Facts:
+    """Put a question to a probe, a short process that imports torch. Raises ConfigError if torch does not import."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "hyperbench.measure.probe.main"],
+            input=json.dumps(request), capture_output=True, text=True, timeout=_PROBE_LIMIT_S,
+            env={**os.environ, **env}, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"PyTorch did not answer within {_PROBE_LIMIT_S:g} s") from None
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ConfigError(f"PyTorch does not start here: {last}")
+    answer: Facts = json.loads(done.stdout)
+    return answer
+
+
+def prepare(words: Sequence[str], ask: Ask = ask_probe) -> Prepared:
+    """Compose, check and expand a command line; nothing is written.
+
+    The probe says which device `auto` stands for. Composing for the likely one beforehand answers a wrong word at once,
+    and is done again only where PyTorch cannot use a GPU that is there. Raises ConfigError, one line, on anything that
+    cannot be run.
+    """
+    began_s, asked = time.monotonic(), ""
+
+    def likely_device(name: str) -> tuple[str, str]:
+        nonlocal asked
+        asked = name
+        return ("cuda" if shutil.which("nvidia-smi") else "cpu") if name == "auto" else name, ""
+
+    config = load(words, likely_device)
+    busy = busy_devices()
+    facts = ask(_request(config, measure_rate=not busy), config.device.env)
+    if facts["problems"]:
+        raise ConfigError(facts["problems"][0])
+    device, reason = choose_device(asked, facts)
+    if device == config.device.name:
+        config = replace(config, device=replace(config.device, reason=reason))
+    else:
+        config = load(words, lambda name: (device, reason))
+    _check_device(config, facts)
+    defaults = {target: found["defaults"] for target, found in facts["methods"].items()}
+    try:
+        return Prepared(config, work_items.with_defaults(config.points, defaults), facts, ask, began_s, busy)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def choose_device(asked: str, facts: Mapping[str, Any]) -> tuple[str, str]:
+    """The device to take and why. Raises ConfigError for device=cuda without a CUDA GPU."""
+    if asked == "cuda" and not facts["cuda_available"]:
+        raise ConfigError(f"device=cuda: PyTorch {facts['torch']} sees no CUDA GPU here; allowed: auto, cpu")
+    if asked != "auto":
+        return asked, f"device={asked} was asked for"
+    if facts["cuda_available"]:
+        return "cuda", f"PyTorch sees {facts['gpu_name']}"
+    return "cpu", "PyTorch sees no CUDA GPU here"
+
+
+def _request(config: RunConfig, *, measure_rate: bool) -> dict[str, Any]:
+    methods: dict[str, dict[str, Any]] = {}
+    inputs: dict[str, dict[str, Any]] = {}
+    for point in config.points:
+        item = methods.setdefault(point.target, {"name": point.method, "target": point.target, "hypers": []})
+        if point.hyper not in item["hypers"]:
+            item["hypers"].append(point.hyper)
+        inputs[repr((point.input, point.input_params))] = {"family": point.input, "params": point.input_params}
+    return {"methods": list(methods.values()), "inputs": list(inputs.values()), "measure_rate": measure_rate}
+
+
+def _check_device(config: RunConfig, facts: Facts) -> None:
+    if config.protocol.cuda_graph and config.device.name != "cuda":
+        raise ConfigError(f"protocol.cuda_graph=true needs device=cuda, and this run is on {config.device.name}")
+    if config.device.name == "cuda" and not facts["cuda_bfloat16"]:
+        for point in config.points:
+            if point.dtype == "bfloat16":
+                raise ConfigError(f"dtype=bfloat16: {facts['gpu_name']} lacks it; allowed: float16, float32, float64")
