@@ -79,7 +79,7 @@ def build(view: View) -> go.Figure:
             *gap_notes(rows, "median_ms"),
         ],
         plot_height=580,
-        swept=axis,
+        swept=(axis,),
         fixed=[f"seq_len={length}"],
     )
 
