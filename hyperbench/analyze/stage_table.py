@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import is_null, plain
+from hyperbench.analyze.format import is_null, status_text
 from hyperbench.analyze.joins import combine_rounds, records
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def missing_stages(table: pd.DataFrame) -> dict[str, list[str]]:
         found = lines.setdefault(row["point_id"], [])
         if is_null(row["median_ms"]):
             stage = "" if is_null(row["position"]) else f"stage {row['stage']}: "
-            found.append(f"{stage}{plain(row['status'])}" + (f": {row['message']}" if row["message"] else ""))
+            found.append(stage + status_text(row["status"], row["message"]))
     return {point: list(dict.fromkeys(found)) or ["not all stages were timed"] for point, found in lines.items()}
 
 

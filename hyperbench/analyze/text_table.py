@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.format import (
     MASK_LABELS,
+    PASS_LABELS,
     is_null,
     milliseconds,
-    pass_label,
     passes_in,
     plain,
     ratio,
@@ -133,7 +133,7 @@ def _time_table(view: View, frame: pd.DataFrame, methods: Sequence[str], dims: l
     ranks = {name: index for index, name in enumerate(passes_in(frame["pass"].unique()))}
     rows = []
     for key in sorted(cells, key=lambda k: _order(k, ranks)):
-        texts = [*key[:-1], pass_label(key[-1]), *([base[key]] if with_base else [])]
+        texts = [*key[:-1], PASS_LABELS[key[-1]], *([base[key]] if with_base else [])]
         for method in methods:
             found = cells[key].get(method)
             texts += [_time(found), ratio(found["speedup"])] if found else ["", ""]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.causality import CAUSAL_IN_Q, causality_notes
-from hyperbench.analyze.format import is_null, machine_of, plain
+from hyperbench.analyze.format import is_null, machine_of, plain, status_text
 from hyperbench.analyze.joins import (
     HYPER_DIMS,
     DoesNotFitError,
@@ -193,13 +193,8 @@ def _implementations(view: View) -> list[str]:
 
 def reason(row: Mapping[str, Any]) -> str:
     """The reason why a row has no speedup or its time is not ok; "" where all is well. Not escaped."""
-    told = [_status(row)] if row["status"] != "ok" else []
+    told = [status_text(row["status"], row["message"])] if row["status"] != "ok" else []
     # A row with a time of its own has no speedup for want of a baseline.
     if is_null(row["speedup"]) and not is_null(row["median_ms"]) and row["baseline_status"] != "ok":
-        told.append(f"baseline {_status(row, 'baseline_')}")
+        told.append(f"baseline {status_text(row['baseline_status'], row['baseline_message'])}")
     return "; ".join(told)
-
-
-def _status(row: Mapping[str, Any], prefix: str = "") -> str:
-    message = row[f"{prefix}message"]
-    return plain(row[f"{prefix}status"]) + (f": {message}" if not is_null(message) and message else "")

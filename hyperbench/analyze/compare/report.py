@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from hyperbench.analyze.compare.compare import Comparison, Row
 from hyperbench.analyze.compare.compared_run import ComparedRun
 from hyperbench.analyze.format import (
+    PASS_LABELS,
     counted,
     flag_meaning,
     is_null,
     json_value,
     machine_of,
     milliseconds,
-    pass_label,
     plain,
     printable,
     short,
@@ -143,7 +143,7 @@ def _table(comparison: Comparison, dims: Sequence[str]) -> TextTable:
     rows = tuple(
         (
             *(_cell(row, dim) for dim in dims),
-            pass_label(str(row.pass_)),
+            PASS_LABELS[row.pass_],
             milliseconds(row.a_ms),
             milliseconds(row.b_ms),
             _ratio(row.judgement.ratio),
@@ -169,11 +169,11 @@ def _described(run: ComparedRun) -> str:
 
 
 def _method_note(comparison: Comparison) -> str:
-    floor = max(comparison.a.aa_floor, comparison.b.aa_floor)
+    floor = max(comparison.a.aa_floor or 0.0, comparison.b.aa_floor or 0.0)
     why = f"; A/A floor {floor:.2%}" if floor else ""
     if floor == comparison.threshold:
         why = f" (the A/A floor: {floor:.2%})"
-    unknown = [name for name, run in (("A", comparison.a), ("B", comparison.b)) if run.known_floor is None]
+    unknown = [name for name, run in (("A", comparison.a), ("B", comparison.b)) if run.aa_floor is None]
     if unknown:
         why += f"; no A/A floor is known of {' and '.join(unknown)}"
     how = "pairs of rounds" if comparison.paired else "rounds"
@@ -201,12 +201,12 @@ def _leftover(comparison: Comparison, dims: Sequence[str]) -> list[str]:
     lines: dict[str, list[str]] = {}
     for row in comparison.unmatched:
         where = "only in A" if row.judgement.reason is Reason.MISSING_IN_B else "only in B"
-        lines.setdefault(f"{where}: {_point_label(row, dims)}", []).append(pass_label(str(row.pass_)))
+        lines.setdefault(f"{where}: {_point_label(row, dims)}", []).append(PASS_LABELS[row.pass_])
     return [f"{line}, {', '.join(passes)}" for line, passes in lines.items()]
 
 
 def _label(row: Row, dims: Sequence[str]) -> str:
-    return f"{_point_label(row, dims)}, {pass_label(str(row.pass_))}"
+    return f"{_point_label(row, dims)}, {PASS_LABELS[row.pass_]}"
 
 
 def _point_label(row: Row, dims: Sequence[str]) -> str:
@@ -273,7 +273,7 @@ def _run_data(run: ComparedRun) -> dict[str, Any]:
         **{key: run.environment.get(key) for key in ("run_id", "machine", "commit")},
         "protocols": run.protocols,
         "rounds": run.num_rounds,
-        "aa_floor": run.known_floor,
+        "aa_floor": run.aa_floor,
         "flags": dict(_flags(run)),
     }
 

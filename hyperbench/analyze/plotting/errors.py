@@ -7,7 +7,7 @@ is exact to the rounding of its type has no place on it and is marked at the foo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,14 +88,14 @@ class ErrorPanel:
     def _curve(self, line: pd.DataFrame, metric: str, name: str, look: style.Look) -> None:
         """A gap where there is no error, a mark at the foot where it is that of rounding."""
         xs = [place_of(v) for v in line[self.x]]
-        shows = [self.scale.shows(v) for v in line[metric]]
+        shows = line[metric].map(self.scale.shows)
         floor, top = style.height_at(self.scale.axis, 0), style.height_at(self.scale.axis, 1)
         hover = [_hover(row, self.x, self.view) for row in records(line)]
         values = Points(
             xs,
-            _where(shows, line[metric]),
-            _where(shows, [max(float(v), floor) for v in line[f"{metric}_low"]]),
-            _where(shows, [min(float(v), top) for v in line[f"{metric}_high"]]),
+            list(line[metric].where(shows)),
+            list(line[f"{metric}_low"].clip(lower=floor).where(shows)),
+            list(line[f"{metric}_high"].clip(upper=top).where(shows)),
             hover,
         )
         group = f"error/{line['method'].iloc[0]}/{metric}"
@@ -174,14 +174,10 @@ def error_notes(view: View) -> list[str]:
         notes.append(f"No error was measured for {', '.join(without)}.")
     frame = view.timings
     lost = frame[frame["point_id"].isin(list(view.error_reasons))].drop_duplicates("point_id")
-    found = ((row["method"], view.error_reasons[row["point_id"]], row["seq_len"]) for row in records(lost))
-    return [*notes, *notes_by_reason(found, "Draws of {} without an error")[:_MAX_NOTES]]
+    reasons = lost["point_id"].map(view.error_reasons)
+    return [*notes, *notes_by_reason(lost, reasons, "Draws of {} without an error")[:_MAX_NOTES]]
 
 
 def _hover(row: Mapping[str, Any], axis: str, view: View) -> str:
     head = f"<b>{escape(row['method'])}, {escape(at(axis, row[axis]))}</b>"
     return "<br>".join([head, *error_lines(row, view)])
-
-
-def _where(shows: Sequence[bool], values: Iterable[Any]) -> list[Any]:
-    return [v if show else None for show, v in zip(shows, values, strict=True)]
