@@ -6,11 +6,10 @@ import re
 from functools import partial
 from pathlib import Path
 
-from hyperbench.analyze.causality import causality_notes
 from hyperbench.analyze.format import printable
 from hyperbench.analyze.joins import add_speedup, check_baseline
 from hyperbench.analyze.text_table import FLAGGED, TextTable, stage_tables, time_tables
-from hyperbench.analyze.view import View, make_view, provenance
+from hyperbench.analyze.view import View, causality_notes, make_view, provenance
 from hyperbench.config.catalog import nearest
 from hyperbench.store.files import atomic_write, atomic_write_text
 from hyperbench.store.run_folder import Run, load_run

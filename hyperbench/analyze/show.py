@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.causality import causal_in_q, causality_notes
 from hyperbench.analyze.format import counted, flag_meaning, flags_in, is_null, json_value, short
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.stage_table import missing_stages
 from hyperbench.analyze.text_table import FLAGGED, print_table, stage_tables, time_tables
-from hyperbench.analyze.view import View, error_columns, make_view, provenance, reason
+from hyperbench.analyze.view import View, causal_in_q, causality_notes, error_columns, make_view, provenance, reason
 from hyperbench.store.run_folder import Run, load_run
 
 if TYPE_CHECKING:

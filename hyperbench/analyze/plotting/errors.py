@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.causality import causal_in_q
 from hyperbench.analyze.format import at, escape, is_null, plain, short, significant
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.plotting import style
 from hyperbench.analyze.plotting.layout import Panel
 from hyperbench.analyze.plotting.traces import Points, crosses, curve, marks, notes_by_reason, place_of
-from hyperbench.analyze.view import MAIN_ERROR, TRIVIAL_ERRORS, View, error_columns
+from hyperbench.analyze.view import MAIN_ERROR, TRIVIAL_ERRORS, View, causal_in_q, error_columns
 
 if TYPE_CHECKING:
     import pandas as pd
