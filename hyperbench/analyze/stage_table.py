@@ -43,11 +43,6 @@ def stages_in(table: pd.DataFrame) -> list[str]:
     return [name for name in KNOWN if name in found] + [name for name in found if name not in KNOWN]
 
 
-def whole_points(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the points whose stages all have a time."""
-    return table[table["sum_ms"].notna()]
-
-
 def missing_stages(table: pd.DataFrame) -> dict[str, list[str]]:
     """Reasons of missing stages: point_id -> a line for each stage without a time; a killed run may just lack rows."""
     lines: dict[str, list[str]] = {}

@@ -111,7 +111,9 @@ def _time_table(view: View, frame: pd.DataFrame, methods: Sequence[str], dims: l
     with_base = bool((frame["method"] == view.baseline).any())
     with_error = MAIN_ERROR in frame
     ranked = frame.assign(rank=frame["pass"].map(list(PASS_LABELS).index))
-    listed = [(_key(row, dims), row) for row in records(ranked.sort_values([*dims, "rank"], kind="stable"))]
+    listed = [
+        ((*_place(row, dims), row["pass"]), row) for row in records(ranked.sort_values([*dims, "rank"], kind="stable"))
+    ]
     met = {_shape(key, dims) for key, row in listed if row["method"] != view.baseline}
     cells: dict[Key, dict[str, Row]] = {}
     base: dict[Key, str] = {}
@@ -152,10 +154,6 @@ def _are_numbers(frame: pd.DataFrame, dims: Sequence[str]) -> list[bool]:
 
 def _place(row: Row, dims: Sequence[str]) -> list[str]:
     return [f"{int(row[d]):,}" if d == "seq_len" else plain(row[d]) for d in dims]
-
-
-def _key(row: Row, dims: Sequence[str]) -> Key:
-    return (*_place(row, dims), str(row["pass"]))
 
 
 def _shape(key: Key, dims: Sequence[str]) -> Key:

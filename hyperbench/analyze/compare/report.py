@@ -102,11 +102,11 @@ def failures_of(comparison: Comparison, percent: float) -> list[str]:
     lines = []
     for row in comparison.regressions(percent):
         found, detail = row.judgement, "missing" if row.point_b is None else row.detail
-        slower = f"slower, {_ratio(found.ratio)} ({_interval(found)})"
+        slower = f"slower, {significant(found.ratio, 4)} ({_interval(found)})"
         told = f"lost in B ({short(printable(detail))})" if row.lost_in_b else slower
         lines.append(f"{_label(row, dims)}: {told}")
     lines += [
-        f"{_label(row, dims)}: {_ratio(row.judgement.ratio)} times as long, and it cannot be judged "
+        f"{_label(row, dims)}: {significant(row.judgement.ratio, 4)} times as long, and it cannot be judged "
         f"({row.judgement.reason})"
         for row in unjudged(comparison)
         if row.judgement.ratio is not None and row.judgement.ratio > 1.0 + percent / 100.0 and not row.lost_in_b
@@ -146,7 +146,7 @@ def _table(comparison: Comparison, dims: Sequence[str]) -> TextTable:
             PASS_LABELS[row.pass_],
             milliseconds(row.a_ms),
             milliseconds(row.b_ms),
-            _ratio(row.judgement.ratio),
+            significant(row.judgement.ratio, 4),
             _interval(row.judgement),
             str(row.judgement.verdict),
             str(row.judgement.reason),
@@ -258,12 +258,8 @@ def _head(name: str) -> str:
     return {"seq_len": "n", "is_causal": "causal"}.get(name, printable(name))
 
 
-def _ratio(value: float | None) -> str:
-    return significant(value, 4)
-
-
 def _interval(found: Judgement) -> str:
-    return "" if is_null(found.low) else f"{_ratio(found.low)} to {_ratio(found.high)}"
+    return "" if is_null(found.low) else f"{significant(found.low, 4)} to {significant(found.high, 4)}"
 
 
 def _run_data(run: ComparedRun) -> dict[str, Any]:

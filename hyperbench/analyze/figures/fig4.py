@@ -41,6 +41,11 @@ def build(view: View) -> go.Figure:
     heights += [work_ratio(max(lengths), *key, is_causal=m) for key in limits for m in masks]
     x_axis, y_axis = style.seq_len_axis(lengths), style.log_axis(heights, suffix="×", pad=0.07)
     scale = errors.error_scale(view, (MAIN_ERROR,))
+    colors = style.method_colors(view.methods, view.baseline) if len(view.methods) > 1 else {}
+    looks = {
+        (m, MAIN_ERROR): (f"error of {m}", style.Look(colors.get(m, style.INK), width=2.2, symbol="diamond"))
+        for m in errors.with_errors(view)
+    }
     sheet = Sheet(2, [MASK_LABELS[m] for m in masks], spacing=(0.045, 0.035), heights=(0.7, 0.3))
     for col, is_causal in enumerate(masks, start=1):
         part = rows[rows["is_causal"] == is_causal]
@@ -51,9 +56,7 @@ def build(view: View) -> go.Figure:
             if point.is_causal == is_causal:
                 _star(top, point)
         _limit_curves(top, limits, lengths, is_causal, view)
-        errors.ErrorPanel(strip, scale, view, "seq_len").draw(
-            part.drop_duplicates("point_id"), (MAIN_ERROR,), lambda method, _: _error_look(method, view)
-        )
+        errors.ErrorPanel(strip, scale, view, "seq_len").draw(part.drop_duplicates("point_id"), looks)
         sheet.fig.add_hline(1.0, line={"color": style.INK, "width": 1}, row=1, col=col)
     compared = f"{style.listed(view.methods, 'methods')} over {short(view.baseline, 24)}"
     return sheet.finish(
@@ -84,12 +87,6 @@ def _speedup_curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
             group=f"{method}/{name}",
             visible="legendonly" if several and name == "backward" else True,
         )
-
-
-def _error_look(method: str, view: View) -> tuple[str, style.Look]:
-    colors = style.method_colors(view.methods, view.baseline)
-    color = colors[method] if len(view.methods) > 1 else style.INK
-    return f"error of {method}", style.Look(color, width=2.2, symbol="diamond")
 
 
 def _hover(row: dict[str, Any], view: View) -> str:

@@ -9,7 +9,7 @@ from hyperbench.analyze.format import MASK_LABELS, escape, flags_in, is_null, le
 from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records
 from hyperbench.analyze.plotting import style, traces
 from hyperbench.analyze.plotting.layout import Panel, Sheet
-from hyperbench.analyze.stage_table import KNOWN, by_point, missing_stages, stages_in, whole_points
+from hyperbench.analyze.stage_table import KNOWN, by_point, missing_stages, stages_in
 from hyperbench.analyze.view import View, require_timings
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def build(view: View) -> go.Figure:
     methods, masks = [str(m) for m in rows["method"].unique()], masks_in(rows)
     shown = view.stages[view.stages["method"].isin(methods)]
     colors = _colors(stages_in(rows))
-    x_axis, y_axis = style.seq_len_axis(shown["seq_len"]), _share_axis(rows)
+    highest = max([100.0, *_percent(rows).dropna()])
+    x_axis = style.seq_len_axis(shown["seq_len"])
+    y_axis = {"range": [0.0, 1.08 * min(highest, MOST_PERCENT)], "ticksuffix": " %", "dtick": 20}
     sheet = Sheet(len(methods), [MASK_LABELS[m] for m in masks], spacing=(0.06, 0.035))
     for i, method in enumerate(methods, start=1):
         for j, is_causal in enumerate(masks, start=1):
@@ -65,7 +67,7 @@ def _whole(view: View) -> pd.DataFrame:
         raise DoesNotFitError(
             "this run holds no stages; `hyperbench run sweep=stages` times them, as does stages=true in any sweep"
         )
-    rows = whole_points(view.stages)
+    rows = view.stages[view.stages["sum_ms"].notna()]
     if rows.empty:
         first = next(iter(missing_stages(view.stages).values()))[0]
         raise DoesNotFitError(f"no point of this run has a time for each of its stages ({short(first)})")
@@ -77,11 +79,6 @@ def _colors(stages: list[str]) -> dict[str, str]:
     order = [name for name in (*KNOWN, *(n for n in stages if n not in KNOWN)) if name != "exact"]
     colors = {name: style.PALETTE[i % len(style.PALETTE)] for i, name in enumerate(order)}
     return {name: colors.get(name, style.BASELINE_COLOR) for name in stages}
-
-
-def _share_axis(rows: pd.DataFrame) -> dict[str, Any]:
-    highest = max([100.0, *_percent(rows).dropna()])
-    return {"range": [0.0, 1.08 * min(highest, MOST_PERCENT)], "ticksuffix": " %", "dtick": 20}
 
 
 def _percent(rows: pd.DataFrame) -> pd.Series:
@@ -96,7 +93,7 @@ def _areas(panel: Panel, part: pd.DataFrame, colors: Mapping[str, str]) -> None:
             # One length is drawn as three places close to each other, of which the middle one has a marker.
             factors = (1.0,) if len(stretch) > 1 else (1 / _BAR, 1.0, _BAR)
             drawn = [(stages[name], factor) for stages in stretch for factor in factors]
-            fill = traces.filled(colors[name], [r["status"] == "throttled" for r, _ in drawn])
+            fill = ["white" if r["status"] == "throttled" else colors[name] for r, _ in drawn]
             line = {"color": colors[name], "width": 1.2}
             panel.add(
                 f"stage/{name}",

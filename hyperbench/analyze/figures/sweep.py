@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, escape, is_null, plain, ratio
@@ -24,11 +25,12 @@ _LABELS = {
     "head_dim": "head dimension d",
     "kv_heads": "key and value heads",
 }
+#: The label of an error, and the look of its curves but for their colour.
 _ERRORS = {
-    MAIN_ERROR: ("out", "solid"),
-    "dq_rel_fro": ("dq", "dash"),
-    "dk_rel_fro": ("dk", "dashdot"),
-    "dv_rel_fro": ("dv", "dot"),
+    MAIN_ERROR: ("out", style.Look("", "solid", 2.4, "diamond", 8)),
+    "dq_rel_fro": ("dq", style.Look("", "dash", 1.3, "diamond", 4)),
+    "dk_rel_fro": ("dk", style.Look("", "dashdot", 1.3, "diamond", 4)),
+    "dv_rel_fro": ("dv", style.Look("", "dot", 1.3, "diamond", 4)),
 }
 
 
@@ -44,6 +46,11 @@ def build(view: View) -> go.Figure:
     y_axis = style.log_axis([*rows["ci_low_ms"].dropna(), *rows["ci_high_ms"].dropna()], pad=0.08)
     scale = errors.error_scale(view, _ERRORS)
     colors = style.method_colors(list(view.timings["method"].unique()), view.baseline)
+    looks = {
+        (method, metric): (f"error of {label}, {method}", replace(look, color=colors[method]))
+        for method in errors.with_errors(view)
+        for metric, (label, look) in _ERRORS.items()
+    }
     sheet = Sheet(2, [MASK_LABELS[m] for m in masks], spacing=(0.05, 0.035), heights=(0.6, 0.4))
     for col, is_causal in enumerate(masks, start=1):
         part = rows[rows["is_causal"] == is_causal]
@@ -52,9 +59,7 @@ def build(view: View) -> go.Figure:
         failed = _across(part[part["median_ms"].isna()], axis, places)
         traces.failures(time, failed, style.foot(y_axis), x=axis)
         errors.ErrorPanel(error, scale, view, axis).draw(
-            _across(part, axis, places).drop_duplicates(["point_id", axis]),
-            _ERRORS,
-            lambda method, metric: _error_look(method, metric, colors[method]),
+            _across(part, axis, places).drop_duplicates(["point_id", axis]), looks
         )
     length, label = plain(rows["seq_len"].iloc[0]), _LABELS.get(axis, axis)
     return sheet.finish(
@@ -120,12 +125,6 @@ def _time_curves(panel: Panel, part: pd.DataFrame, view: View, axis: str, places
             name=style.legend_name(f"{method}, {PASS_LABELS[name]}"),
             group=f"{method}/{name}",
         )
-
-
-def _error_look(method: str, metric: str, color: str) -> tuple[str, style.Look]:
-    label, dash = _ERRORS[metric]
-    width, size = (2.4, 8) if metric == MAIN_ERROR else (1.3, 4)
-    return f"error of {label}, {method}", style.Look(color, dash, width, "diamond", size)
 
 
 def _hover(row: dict[str, Any], view: View, axis: str) -> str:

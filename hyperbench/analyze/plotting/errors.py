@@ -7,7 +7,7 @@ is exact to the rounding of its type has no place on it and is marked at the foo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Relative errors up to these come from rounding alone: the answer is that of exact attention in this type.
 ROUNDING = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-3, "bfloat16": 1e-2}
+#: Name and look of the curve of a method and a metric.
+Looks = Mapping[tuple[str, str], tuple[str, style.Look]]
 AXIS_TITLE = "relative error"
 NOTE = (
     "Error: relative Frobenius error of the output against exact attention on the same input, median over draws, "
@@ -69,19 +71,13 @@ class ErrorPanel:
     view: View
     x: str
 
-    def draw(
-        self, points: pd.DataFrame, metrics: Iterable[str], styled: Callable[[str, str], tuple[str, style.Look]]
-    ) -> None:
-        """Draw trivial answers, a curve per method and metric, and what is missing; `points` has a row per place.
-
-        `styled` gives name and look of the curve of a method and a metric.
-        """
+    def draw(self, points: pd.DataFrame, looks: Looks) -> None:
+        """Draw trivial answers, the curves and what is missing; `points` has a row per place."""
         self._trivial(points)
-        for method in with_errors(self.view):
+        for (method, metric), (name, look) in looks.items():
             line = points[points["method"] == method]
-            for metric in metrics:
-                if metric in line and line[metric].notna().any():
-                    self._curve(line, metric, *styled(method, metric))
+            if metric in line and line[metric].notna().any():
+                self._curve(line, metric, name, look)
         self._missing(points)
 
     def _curve(self, line: pd.DataFrame, metric: str, name: str, look: style.Look) -> None:
@@ -140,9 +136,8 @@ def error_lines(row: Mapping[str, Any], view: View) -> list[str]:
 
     Before them a line where the method is not causal in q.
     """
-    metrics = error_columns(view.timings)
     lines = []
-    for metric in dict.fromkeys([m for m in (MAIN_ERROR, *metrics) if m in metrics]):
+    for metric in sorted(error_columns(view.timings), key=lambda name: name != MAIN_ERROR):
         if is_null(row[metric]):
             continue
         low, high = significant(row[f"{metric}_low"]), significant(row[f"{metric}_high"])

@@ -56,7 +56,7 @@ def curve(panel: Panel, points: Points, look: Look, *, name: str, group: str, vi
     `name` is escaped by the caller.
     """
     x, low, high, color = points.x, points.low, points.high, look.color
-    fill = filled(color, points.hollow or [False] * len(x))
+    fill = ["white" if hollow else color for hollow in points.hollow or [False] * len(x)]
     panel.add(
         group,
         points.hover,
@@ -149,11 +149,6 @@ def is_throttled(frame: pd.DataFrame, or_baseline: bool = False) -> pd.Series:
     """Mask of the rows that were timed while clocks were throttled, or whose baselines were."""
     slow = frame["status"] == "throttled"
     return slow | (frame["baseline_status"] == "throttled") if or_baseline else slow
-
-
-def filled(color: str, hollow: Sequence[bool]) -> list[str]:
-    """The fills of markers: hollow ones are empty."""
-    return ["white" if h else color for h in hollow]
 
 
 def throttled_notes(frame: pd.DataFrame, or_baseline: bool = False) -> list[str]:
