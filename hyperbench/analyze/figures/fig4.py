@@ -66,7 +66,7 @@ def build(view: View) -> go.Figure:
         notes=[
             *_notes(rows, stars, limits),
             *errors.error_notes(view),
-            *traces.gap_notes(rows, "speedup", or_baseline=True),
+            *traces.gap_notes(rows, "speedup"),
         ],
         plot_height=600,
     )

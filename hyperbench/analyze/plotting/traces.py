@@ -47,7 +47,7 @@ def lines_in(part: pd.DataFrame, methods: Iterable[str], value: str) -> Iterator
 def points_of(rows: pd.DataFrame, columns: tuple[str, str, str], x: Sequence[Any], hover: Sequence[str]) -> Points:
     """The points of rows of a table at places `x`: the columns of the value and of its interval's ends."""
     value, low, high = (list(rows[column]) for column in columns)
-    return Points(x, value, low, high, hover, list(is_throttled(rows, or_baseline=columns is SPEEDUPS)))
+    return Points(x, value, low, high, hover, list(is_throttled(rows, or_baseline=columns == SPEEDUPS)))
 
 
 def curve(panel: Panel, points: Points, look: Look, *, name: str, group: str, visible: bool | str = True) -> None:
@@ -119,9 +119,9 @@ def place_of(value: Any) -> Any:
     return escape(value) if isinstance(value, str) else float(value)
 
 
-def gap_notes(rows: pd.DataFrame, value: str, or_baseline: bool = False) -> list[str]:
-    """Footnotes on what was throttled (or whose baseline was), and on what has no value."""
-    return [*throttled_notes(rows, or_baseline), *failure_notes(rows[rows[value].isna()])]
+def gap_notes(rows: pd.DataFrame, value: str) -> list[str]:
+    """Footnotes on what was throttled (for a speedup also: whose baseline was), and on what has no value."""
+    return [*throttled_notes(rows, or_baseline=value == "speedup"), *failure_notes(rows[rows[value].isna()])]
 
 
 def failure_notes(rows: pd.DataFrame, limit: int = 4) -> list[str]:
