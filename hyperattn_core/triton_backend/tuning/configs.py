@@ -164,7 +164,8 @@ def cache_file() -> Path:
 def _fingerprint() -> str:
     """Of the kernel's code and the candidates: another kernel is another choice."""
     digest = hashlib.sha256(str(_FORMAT).encode())
-    for path in (Path(__file__).parents[1] / "kernels" / "attend.py", Path(__file__)):
+    kernels = Path(__file__).parents[1] / "kernels"
+    for path in (kernels / "attend.py", kernels / "common.py", Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

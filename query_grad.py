@@ -1,0 +1,137 @@
+"""The kernels that make dq, and delta of every row, at a plan: from the final output and log-sum-exp of every row.
+
+With p = w exp(s - lse) and delta = rowsum(grad_out * out) - grad_lse: ds = p (grad_out v^T - delta) and dq += ds k,
+over the very keys of the forward pass. Every number is written by one program and summed in a fixed order: no atomics,
+so that two runs are equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hyperattn_core.triton_backend.kernels.common import (
+    LOG2_E,
+    add_product,
+    field,
+    head_base,
+    load_grads,
+    load_rows,
+    met_keys,
+    node_tiles,
+    product,
+    row_offsets,
+    size,
+    step_keys,
+    step_weights,
+    tile_queries,
+)
+
+
+@triton.jit
+def delta_kernel(
+    out,
+    grad_out,
+    grad_lse,
+    delta,
+    rows,
+    HAS_GRAD_LSE: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """delta = rowsum(grad_out * out) - grad_lse, for rows of (B * H * Nq, Dv)."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    valid = row < rows
+    at, inside = row_offsets(row, valid, DV, BLOCK_DV)
+    values = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
+    total = tl.sum(values * tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32), 1)
+    if HAS_GRAD_LSE:
+        total -= tl.load(grad_lse + row, mask=valid, other=0.0)
+    tl.store(delta + row, total, mask=valid)
+
+
+@triton.jit(do_not_specialize=["level", "heads", "group", "num_queries"])
+def query_kernel(
+    q,
+    k,
+    v,
+    grad_out,
+    lse,
+    delta,
+    data,
+    weights,
+    table,
+    dq,
+    q_stride_b,
+    q_stride_h,
+    q_stride_n,
+    k_stride_b,
+    k_stride_h,
+    k_stride_n,
+    v_stride_b,
+    v_stride_h,
+    v_stride_n,
+    level,
+    heads,
+    group,
+    num_queries,
+    scale,
+    ACCUMULATE: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+):
+    """dq of one of the SPLIT pieces of a tile of queries, over its key block and the samples.
+
+    It is added to what is there if ACCUMULATE.
+    """
+    num_nodes = field(table, level, "num_nodes").to(tl.int32)
+    num_tiles = field(table, level, "num_tiles").to(tl.int32)
+    piece, tile = tl.program_id(0) % SPLIT, tl.program_id(0) // SPLIT % num_tiles
+    node_row = tl.program_id(0) // SPLIT // num_tiles
+    row, node = node_row // num_nodes, node_row % num_nodes
+    tile_at = data + node_row.to(tl.int64) * num_tiles + tile
+    count = tl.load(tile_at + field(table, level, "tile_count")) - piece * BLOCK_M
+    if count > 0:
+        first = tl.load(tile_at + field(table, level, "tile_first")) + piece * BLOCK_M
+        block = tl.load(tile_at + field(table, level, "tile_block"))
+        node_len = field(table, level, "node_len").to(tl.int32)
+        block_size = field(table, level, "block_size").to(tl.int32)
+        num_samples = field(table, level, "num_samples").to(tl.int32)
+        key_node_row = ((row // group) * num_nodes + node).to(tl.int64)
+        batch, head = row // heads, row % heads
+        key_head = head // group
+        slots = tl.arange(0, BLOCK_M)
+        taken = slots < count
+        query_at = field(table, level, "query_order") + node_row.to(tl.int64) * field(table, level, "query_len") + first
+        position = tl.load(data + query_at + slots, mask=taken, other=0)
+        first_row = row.to(tl.int64) * num_queries
+        x = load_rows(head_base(q, batch, head, q_stride_b, q_stride_h), position, q_stride_n, taken, D, BLOCK_D)
+        g, row_lse, row_delta = load_grads(grad_out, lse, delta, first_row, position, taken, DV, BLOCK_DV)
+        k_base = head_base(k, batch, key_head, k_stride_b, k_stride_h)
+        v_base = head_base(v, batch, key_head, v_stride_b, v_stride_h)
+
+        steps, meets, samples = met_keys(data, weights, table, level, key_node_row, block, BLOCK_N)
+        qk_scale = scale * LOG2_E
+        acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+        for step in range(steps):
+            key, met = step_keys(data, meets, step, BLOCK_N)
+            keys = load_rows(k_base, key, k_stride_n, met, D, BLOCK_D)
+            values = load_rows(v_base, key, v_stride_n, met, DV, BLOCK_DV)
+            weight = step_weights(samples, step, met, BLOCK_N)
+            logits = add_product(x, tl.trans(keys), tl.zeros((BLOCK_M, BLOCK_N), tl.float32)) * qk_scale
+            logits += weight[None, :]
+            p = tl.exp2(logits - row_lse[:, None])
+            dp = add_product(g, tl.trans(values), tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+            ds = p * (dp - row_delta[:, None])
+            acc = add_product(ds.to(keys.dtype), keys, acc)
+        acc *= scale
+        to, inside = row_offsets(first_row + position, taken, D, BLOCK_D)
+        if ACCUMULATE:
+            acc += tl.load(dq + to, mask=inside, other=0.0)
+        tl.store(dq + to, acc.to(dq.dtype.element_ty), mask=inside)
