@@ -18,7 +18,7 @@ from hyperattn_core.planning.levels import LevelShape
 
 @dataclass(frozen=True)
 class SampleDesign:
-    """How the samples of one level are drawn.
+    """Parameters of the draw of one level's samples.
 
     Attributes:
         level_index: the level, which has a random stream of its own.

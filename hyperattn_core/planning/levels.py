@@ -1,4 +1,4 @@
-"""Where the nodes of a call's levels lie, and how many there are: what follows from the lengths alone."""
+"""Number and positions of the nodes of a call's levels: they follow from the lengths alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hyperattn_core.params import HyperAttentionParams
 
 @dataclass(frozen=True)
 class LevelShape:
-    """Where the nodes of one level lie: what follows from the lengths alone.
+    """Positions of the nodes of one level: they follow from the lengths alone.
 
     Attributes:
         index: 0 for the shortest nodes.
@@ -64,5 +64,5 @@ def causal_levels(seq_len: int, leaf_len: int) -> Iterator[tuple[int, int]]:
 
 
 def _covers_all_keys(params: HyperAttentionParams, num_keys: int) -> bool:
-    """Whether the estimator is exact attention: one block holds every key, or every key is sampled once."""
+    """True if the estimator is exact attention: one block holds every key, or every key is sampled once."""
     return params.block_size >= num_keys or (params.sampling == "stratified" and params.sample_size >= num_keys)

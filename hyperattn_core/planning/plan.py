@@ -56,12 +56,12 @@ class LevelPlan:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """What one call of hyper_attention is going to compute.
+    """Everything one call of hyper_attention computes with, beside q, k and v.
 
     Attributes:
         params: the parameters it was made with.
         seed: the seed of its draws.
-        is_causal: whether row t sees keys 0..t only.
+        is_causal: row t sees keys 0..t only.
         shape: (B, H, Hkv, Nq, Nk) of the inputs it was made for.
         levels: the non-causal problems; none when attention is exact.
         leaf_len: length of the exact causal leaves on the diagonal, None when not causal or when attention is exact.
@@ -76,7 +76,7 @@ class AttentionPlan:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the call is exact attention: too short for the estimator, or the estimator is exact there."""
+        """True if the call is exact attention: too short for the estimator, or the estimator is exact there."""
         return not self.levels
 
 

@@ -101,7 +101,7 @@ class BackwardWork:
                 found.append((part, grad))
 
     def total(self, which: int) -> Tensor:
-        """Where the gradient of q, k or v (0, 1, 2) is summed up: that of the leaves, which are given up, in float32.
+        """Buffer that sums the gradient of q, k or v (0, 1, 2): it begins with that of the leaves, which are given up.
 
         A call of one level writes its gradients as they are returned, and finds nothing there.
         """

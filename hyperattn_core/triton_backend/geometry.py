@@ -1,4 +1,4 @@
-"""Where everything of a plan lies in flat buffers: offsets and strides that follow from the sizes of a call alone.
+"""Layout of a plan in flat buffers: offsets and sizes, which follow from the sizes of a call alone.
 
 One int32 buffer holds, level after level, the sorted queries and keys, the samples, the tiles and each block's first
 tile; a small table of sizes and offsets tells the kernels where, so that one launch serves all levels of a causal call.
@@ -30,7 +30,7 @@ def block_dim(head_dim: int) -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a plan is made with; as a list of integers, it is an argument of custom operators."""
+    """Settings of a plan; as a list of integers they are an argument of custom operators."""
 
     params: HyperAttentionParams
     is_causal: bool

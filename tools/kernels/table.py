@@ -33,7 +33,7 @@ _DIVISIBLE = 16
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel needs and which instructions it uses."""
+    """Resources of a compiled kernel and the instructions it uses."""
 
     kernel: str
     label: str

@@ -83,7 +83,7 @@ def product(a, b):
 
 @triton.jit
 def node_tiles(data, table, level, node_row):
-    """Where the sorted queries of a node lie, and of its tiles the first query, the number of queries and the block."""
+    """Pointers to the sorted queries of a node, and to the first query, query count and block of its tiles."""
     tile_at = data + node_row.to(tl.int64) * size(table, level, "num_tiles")
     query_at = data + field(table, level, "query_order") + node_row.to(tl.int64) * field(table, level, "query_len")
     return (
@@ -96,7 +96,7 @@ def node_tiles(data, table, level, node_row):
 
 @triton.jit
 def tile_queries(tiles, tile, skipped, BLOCK_M: tl.constexpr):
-    """The positions of BLOCK_M queries of a tile after those skipped, and which of them there are."""
+    """Positions of BLOCK_M queries of a tile after those skipped, and which of them there are."""
     query_at, first_at, count_at, _ = tiles
     slots = tl.arange(0, BLOCK_M)
     taken = slots < tl.load(count_at + tile) - skipped
@@ -119,8 +119,8 @@ def key_sizes(table, level):
 
 @triton.jit
 def met_keys(data, weights, table, level, key_node_row, block, sizes, BLOCK_N: tl.constexpr):
-    """The keys that a tile meets, those of its block and then the samples: steps of BLOCK_N, and what
-    step_keys and step_weights read."""
+    """Keys that a tile meets, its block's and then the samples: the number of steps of BLOCK_N, and what step_keys and
+    step_weights read."""
     node_len, block_size, num_samples = sizes
     low = block * block_size
     keys_here = tl.minimum(block_size, node_len - low)
@@ -136,7 +136,7 @@ def met_keys(data, weights, table, level, key_node_row, block, sizes, BLOCK_N: t
 
 @triton.jit
 def step_keys(data, meets, step, BLOCK_N: tl.constexpr):
-    """The positions of the keys of one step, and which of them there are."""
+    """Positions of the keys of one step, which of them there are, their slots, and True if they are samples."""
     block_steps, keys_here, num_samples, key_at, sampled_at = meets
     sampled = step >= block_steps
     slot = tl.where(sampled, step - block_steps, step) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -56,7 +56,7 @@ def sample_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
 ):
-    """What a part of a node's query tiles gives to dk and dv of BLOCK_N sampled keys, as a partial sum of its own."""
+    """Partial dk and dv of BLOCK_N sampled keys, from one part of a node's query tiles."""
     level, chunk = tl.program_id(1), tl.program_id(2)
     num_nodes, num_samples = size(table, level, "num_nodes"), size(table, level, "num_samples")
     parts = tl.cdiv(size(table, level, "num_tiles"), tiles_per_part)

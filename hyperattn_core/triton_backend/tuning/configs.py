@@ -24,7 +24,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class AttendConfig:
-    """How the attend kernel is built.
+    """Build options of the attend kernel.
 
     Attributes:
         tile_size: queries per program, the plan's tile.
@@ -48,7 +48,7 @@ class AttendConfig:
 
 @dataclass(frozen=True)
 class BackwardConfig:
-    """How the kernels of the backward pass are built.
+    """Build options of the backward kernels.
 
     Attributes:
         block_m: most queries per step or program; a tile of the plan that is larger is taken in pieces.
@@ -67,7 +67,7 @@ class BackwardConfig:
 
 @dataclass(frozen=True)
 class Choice:
-    """A configuration and how it was come by: "tuned", "cached" or "default"."""
+    """A configuration and its origin: "tuned", "cached" or "default"."""
 
     config: AttendConfig
     origin: str
@@ -154,7 +154,7 @@ def choose(
 
 
 def cache_file() -> Path:
-    """Where choices are kept."""
+    """The file of choices."""
     folder = os.environ.get("HYPERATTN_CACHE_DIR")
     if folder is None:
         folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "hyperattn")
@@ -162,7 +162,7 @@ def cache_file() -> Path:
 
 
 def _fingerprint() -> str:
-    """Of the kernel's code and the candidates: another kernel is another choice."""
+    """Hash of the kernel's code and the candidates: another kernel is another choice."""
     digest = hashlib.sha256(str(_FORMAT).encode())
     kernels = Path(__file__).parents[1] / "kernels"
     for path in (kernels / "attend.py", kernels / "common.py", Path(__file__)):

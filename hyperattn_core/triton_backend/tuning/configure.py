@@ -1,4 +1,4 @@
-"""Which configuration of the attend kernel a call takes: asked of the device once, then remembered."""
+"""Choice of the kernels' configurations: measured on the device once, then remembered."""
 
 from __future__ import annotations
 
