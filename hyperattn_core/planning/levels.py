@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from hyperattn_core.params import HyperAttentionParams
 
+#: (B, H, Hkv, Nq, Nk): batch, query heads, kv heads, queries and keys of a call.
+CallShape = tuple[int, int, int, int, int]
+
 
 @dataclass(frozen=True)
 class LevelShape:
@@ -34,9 +37,7 @@ class LevelShape:
         return len(self.key_starts)
 
 
-def level_shapes(
-    shape: tuple[int, int, int, int, int], params: HyperAttentionParams, *, is_causal: bool
-) -> tuple[LevelShape, ...]:
+def level_shapes(shape: CallShape, params: HyperAttentionParams, *, is_causal: bool) -> tuple[LevelShape, ...]:
     """The levels of a call with inputs of shape (B, H, Hkv, Nq, Nk); none where attention is exact."""
     num_queries, num_keys = shape[3], shape[4]
     if num_keys <= params.min_seq_len or num_queries == 0 or (not is_causal and _covers_all_keys(params, num_keys)):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.planning.levels import CallShape
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class AttentionPlan:
     params: HyperAttentionParams
     seed: int
     is_causal: bool
-    shape: tuple[int, int, int, int, int]
+    shape: CallShape
     levels: tuple[LevelPlan, ...]
     leaf_len: int | None
 
@@ -80,6 +81,6 @@ class AttentionPlan:
         return not self.levels
 
 
-def plan_shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
+def plan_shape(q: Tensor, k: Tensor) -> CallShape:
     """(B, H, Hkv, Nq, Nk) of q (B, H, Nq, D) and k (B, Hkv, Nk, D)."""
     return (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2])

@@ -13,7 +13,7 @@ from typing import Any
 
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.draws import sample_count
-from hyperattn_core.planning.levels import LevelShape, level_shapes
+from hyperattn_core.planning.levels import CallShape, LevelShape, level_shapes
 from hyperattn_core.planning.pairing import max_tiles
 
 TILES_PER_PART = 64
@@ -26,6 +26,11 @@ SORT_TILE = 128
 def block_dim(head_dim: int) -> int:
     """The head size in registers: the next power of two, at least 16."""
     return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def dim_constants(head_dim: int, value_dim: int) -> dict[str, int]:
+    """The compile-time values that say the head sizes."""
+    return {"D": head_dim, "DV": value_dim, "BLOCK_D": block_dim(head_dim), "BLOCK_DV": block_dim(value_dim)}
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class Geometry:
         sample_parts_size: rows of the partial sums of the samples' gradients.
     """
 
-    shape: tuple[int, int, int, int, int]
+    shape: CallShape
     settings: Settings
     levels: tuple[LevelGeometry, ...]
     data_size: int
@@ -167,7 +172,7 @@ class Geometry:
 
 
 @cache
-def geometry(shape: tuple[int, int, int, int, int], settings: Settings) -> Geometry:
+def geometry(shape: CallShape, settings: Settings) -> Geometry:
     """The geometry of a call; no levels where attention is exact."""
     batch, heads, kv_heads, _, _ = shape
     params, is_causal = settings.params, settings.is_causal

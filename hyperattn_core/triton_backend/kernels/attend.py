@@ -27,36 +27,12 @@ from hyperattn_core.triton_backend.kernels.common import (
 
 @triton.jit(do_not_specialize=SIZES)
 def attend_kernel(
-    q,
-    k,
-    v,
-    data,
-    weights,
-    table,
-    out,
-    lse,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_n,
-    v_stride_b,
-    v_stride_h,
-    v_stride_n,
-    heads,
-    group,
-    query_rows,
-    num_queries,
-    scale,
-    IS_CAUSAL: tl.constexpr,
-    D: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-):
+    q, k, v, data, weights, table, out, lse,
+    q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
+    heads, group, query_rows, num_queries, scale,
+    IS_CAUSAL: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
     """One tile of sorted queries against its key block and then the samples, in one online softmax (Algorithm 3).
 
     num = sum of exp(s) v over the block's keys + sum of w exp(s) v over the sampled keys outside the block, den the
@@ -110,27 +86,11 @@ def attend_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def merge_kernel(
-    out,
-    lse,
-    leaf_out,
-    leaf_lse,
-    partial_out,
-    partial_lse,
-    table,
-    leaf_stride_l,
-    leaf_stride_r,
-    leaf_stride_n,
-    leaf_lse_stride_l,
-    leaf_lse_stride_r,
-    begin,
-    end,
-    leaf_len,
-    num_levels,
-    num_queries,
-    DV: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
+    out, lse, leaf_out, leaf_lse, partial_out, partial_lse, table,
+    leaf_stride_l, leaf_stride_r, leaf_stride_n, leaf_lse_stride_l, leaf_lse_stride_r,
+    begin, end, leaf_len, num_levels, num_queries,
+    DV: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
     """Merge the exact leaf of every position in [begin, end) with the partial results of the levels that hold it.
 
     out = sum_i exp(lse_i) out_i / sum_i exp(lse_i), over the leaf and each level whose bit is set in the leaf's number.

@@ -16,25 +16,10 @@ def larger(a, b):
 
 @triton.jit(do_not_specialize=SIZES)
 def pair_kernel(
-    data,
-    weights,
-    totals,
-    table,
-    drawn_index,
-    drawn_weight,
-    template,
-    query_rows,
-    key_rows,
-    num_queries,
-    group,
-    tile_size,
-    tile_programs,
-    IS_CAUSAL: tl.constexpr,
-    BUCKET: tl.constexpr,
-    RANKS: tl.constexpr,
-    TILES: tl.constexpr,
-    SAMPLES: tl.constexpr,
-):
+    data, weights, totals, table, drawn_index, drawn_weight, template,
+    query_rows, key_rows, num_queries, group, tile_size, tile_programs,
+    IS_CAUSAL: tl.constexpr, BUCKET: tl.constexpr, RANKS: tl.constexpr, TILES: tl.constexpr, SAMPLES: tl.constexpr,
+):  # fmt: skip
     """The tiles of every node's sorted queries with the key block that each meets; the position of every sampled key.
 
     Bucket pairing: a rank's queries meet the block in the middle of that rank's range of sorted keys; ranks that meet

@@ -15,35 +15,12 @@ from hyperattn_core.triton_backend.kernels.common import SIZES, add_product, fie
 
 @triton.jit(do_not_specialize=SIZES)
 def hash_kernel(
-    q,
-    k,
-    directions,
-    ranks,
-    histograms,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_n,
-    heads,
-    kv_heads,
-    query_rows,
-    num_queries,
-    num_keys,
-    query_chunk,
-    key_chunk,
-    query_tiles,
-    key_tiles,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TERMS: tl.constexpr,
-    PROJECTIONS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    RANKS: tl.constexpr,
-    TILE: tl.constexpr,
-    TILES_PER_PROGRAM: tl.constexpr,
-):
+    q, k, directions, ranks, histograms,
+    q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n,
+    heads, kv_heads, query_rows, num_queries, num_keys, query_chunk, key_chunk, query_tiles, key_tiles,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, TERMS: tl.constexpr, PROJECTIONS: tl.constexpr, COLUMNS: tl.constexpr,
+    RANKS: tl.constexpr, TILE: tl.constexpr, TILES_PER_PROGRAM: tl.constexpr,
+):  # fmt: skip
     """Hash rank of every query and key, and how often each rank occurs in each tile (Algorithm 1).
 
     `directions` (TERMS, BLOCK_D, COLUMNS) are the projections as a sum of TERMS numbers of the dtype of q and k, so
@@ -91,29 +68,15 @@ def hash_kernel(
         # Rows past the end are counted in rank 0, and taken out again.
         count = tl.histogram(tl.where(valid, rank, 0), RANKS)
         count -= tl.where(buckets == 0, TILE - tl.sum(valid.to(tl.int32), 0), 0)
-        tl.store(
-            histograms + (first_tile + tile) * RANKS + buckets,
-            count.to(histograms.dtype.element_ty),
-        )
+        tl.store(histograms + (first_tile + tile) * RANKS + buckets, count.to(histograms.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=SIZES)
 def scan_kernel(
-    histograms,
-    bases,
-    totals,
-    table,
-    query_rows,
-    key_rows,
-    query_chunks,
-    key_chunks,
-    query_tiles_per_chunk,
-    key_tiles_per_chunk,
-    IS_CAUSAL: tl.constexpr,
-    RANKS: tl.constexpr,
-    GROUP: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-):
+    histograms, bases, totals, table,
+    query_rows, key_rows, query_chunks, key_chunks, query_tiles_per_chunk, key_tiles_per_chunk,
+    IS_CAUSAL: tl.constexpr, RANKS: tl.constexpr, GROUP: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
     """For each node and rank: how many earlier tokens of the node have that rank, per tile, and how many there are."""
     level = tl.program_id(1)
     num_nodes = size(table, level, "num_nodes")
@@ -148,24 +111,10 @@ def scan_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def scatter_kernel(
-    ranks,
-    bases,
-    totals,
-    data,
-    table,
-    num_levels,
-    query_rows,
-    key_rows,
-    num_queries,
-    num_keys,
-    query_chunk,
-    key_chunk,
-    query_tiles,
-    key_tiles,
-    IS_CAUSAL: tl.constexpr,
-    RANKS: tl.constexpr,
-    TILE: tl.constexpr,
-):
+    ranks, bases, totals, data, table,
+    num_levels, query_rows, key_rows, num_queries, num_keys, query_chunk, key_chunk, query_tiles, key_tiles,
+    IS_CAUSAL: tl.constexpr, RANKS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     """Write every token where its rank and its position put it, in the order of each level that holds it."""
     tiles_per_row = tl.maximum(query_tiles, key_tiles)
     row, tile = tl.program_id(0) // tiles_per_row, tl.program_id(0) % tiles_per_row

@@ -31,16 +31,10 @@ from hyperattn_core.triton_backend.kernels.common import (
 
 @triton.jit
 def delta_kernel(
-    out,
-    grad_out,
-    grad_lse,
-    delta,
+    out, grad_out, grad_lse, delta,
     rows,
-    HAS_GRAD_LSE: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
+    HAS_GRAD_LSE: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
     """delta = rowsum(grad_out * out) - grad_lse, for rows of (B * H * Nq, Dv)."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = row < rows
@@ -54,39 +48,12 @@ def delta_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def query_kernel(
-    q,
-    k,
-    v,
-    grad_out,
-    lse,
-    delta,
-    data,
-    weights,
-    table,
-    dq,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_n,
-    v_stride_b,
-    v_stride_h,
-    v_stride_n,
-    level,
-    heads,
-    group,
-    num_queries,
-    scale,
-    ACCUMULATE: tl.constexpr,
-    D: tl.constexpr,
-    DV: tl.constexpr,
-    SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-):
+    q, k, v, grad_out, lse, delta, data, weights, table, dq,
+    q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
+    level, heads, group, num_queries, scale,
+    ACCUMULATE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
     """dq of one of the SPLIT pieces of a tile of queries, over its key block and the samples.
 
     It is added to what is there if ACCUMULATE.

@@ -22,40 +22,12 @@ from hyperattn_core.triton_backend.kernels.key_grad import tile_grads
 
 @triton.jit(do_not_specialize=SIZES)
 def sample_kernel(
-    q,
-    k,
-    v,
-    grad_out,
-    lse,
-    delta,
-    data,
-    weights,
-    table,
-    parts_k,
-    parts_v,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_n,
-    v_stride_b,
-    v_stride_h,
-    v_stride_n,
-    heads,
-    group,
-    query_rows,
-    num_queries,
-    tiles_per_part,
-    scale,
-    D: tl.constexpr,
-    DV: tl.constexpr,
-    SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-):
+    q, k, v, grad_out, lse, delta, data, weights, table, parts_k, parts_v,
+    q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
+    heads, group, query_rows, num_queries, tiles_per_part, scale,
+    D: tl.constexpr, DV: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
     """Partial dk and dv of BLOCK_N sampled keys, from one part of a node's query tiles."""
     level, chunk = tl.program_id(1), tl.program_id(2)
     num_nodes, num_samples = size(table, level, "num_nodes"), size(table, level, "num_samples")
@@ -99,20 +71,10 @@ def sample_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def reduce_kernel(
-    parts_k,
-    parts_v,
-    sums_k,
-    sums_v,
-    table,
-    group,
-    key_rows,
-    tiles_per_part,
-    D: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-):
+    parts_k, parts_v, sums_k, sums_v, table,
+    group, key_rows, tiles_per_part,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
     """Sum the parts of every sampled key's dk and dv, over the heads of its group and over parts, in a fixed order."""
     level, chunk = tl.program_id(1), tl.program_id(2)
     num_nodes, num_samples = size(table, level, "num_nodes"), size(table, level, "num_samples")
