@@ -12,20 +12,20 @@ RESUME ?= --resume
 ARGS ?=
 # Processes that share the tests, a file each at a time.
 TEST_PROCESSES ?= 2
+TESTS ?= -m "not slow"
 
 # For `make gpu`: PYTHON as given, else python3 if its PyTorch sees a GPU, else that of .venv; nothing is installed.
 GPU_PYTHON = $(if $(filter-out file,$(origin PYTHON)),$(PYTHON),$(shell \
   python3 -c 'import sys, torch; sys.exit(sys.version_info < (3, 11) or not torch.cuda.is_available())' 2> /dev/null && echo python3 \
   || { test -x $(BIN)/python && echo $(BIN)/python || echo python3; }))
 GPU_BUDGET ?=
-GPU_ARGS ?=
 is_on = $(filter-out 0 no false,$($(1)))
 
 .PHONY: help setup test lint format reproduce-fig4 gpu kernels clean
 
 help:
 	@echo "make reproduce-fig4  measure this machine and draw the paper's Fig. 4 (about ten minutes on two cores)"
-	@echo "make test            run the tests (under ten minutes on two cores)"
+	@echo "make test            run the tests (under ten minutes on two cores), but for those marked slow"
 	@echo "make gpu             test and measure on the NVIDIA GPU of this machine; GPU_BUDGET=8m is a short one, DRY_RUN=1 a look"
 	@echo "make kernels         registers, spills and shared memory of every GPU kernel; needs no GPU"
 	@echo "make lint            ruff, mypy and import-linter"
@@ -41,8 +41,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# TESTS="-m slow" runs those that take longest, which .ci/run does as well.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -59,11 +60,13 @@ reproduce-fig4: $(INSTALLED)
 	$(BIN)/hyperbench run sweep=fig4 "out=$(RUN)" $(RESUME) $(ARGS) || test $$? -eq 1
 	$(BIN)/hyperbench plot fig4 times --run "$(RUN)"
 
-# KEEP_GOING=1 measures although tests fail, FRESH=1 measures everything again. docs/gpu.md tells the rest.
+# KEEP_GOING=1 measures although tests fail, FRESH=1 measures everything again, OUT=DIR names the folder of the results,
+# ARGS="--only headline" chooses steps. docs/gpu.md tells the rest.
 gpu: export GPU_BUDGET := $(GPU_BUDGET)
+gpu: export OUT := $(OUT)
 gpu:
-	@$(GPU_PYTHON) -m hyperbench.gpu_reference $(if $(call is_on,DRY_RUN),--dry-run) \
-	  $(if $(call is_on,KEEP_GOING),--keep-going) $(if $(call is_on,FRESH),--fresh) $(GPU_ARGS)
+	@$(GPU_PYTHON) -m tools.gpu_reference $(if $(call is_on,DRY_RUN),--dry-run) \
+	  $(if $(call is_on,KEEP_GOING),--keep-going) $(if $(call is_on,FRESH),--fresh) --out "$$OUT" $(ARGS)
 
 # ARGS="--candidates --head-dim 64 128" prints more.
 kernels: $(INSTALLED)

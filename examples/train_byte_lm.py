@@ -29,7 +29,7 @@ from lm_training import ATTENTIONS, MAX_LAYERS, Row, Settings, evaluate, make_at
 from hyperattn_core import HyperAttentionParams
 from hyperattn_core.backends import backend_for
 from hyperbench.measure.probe import main as probe
-from hyperbench.store import environment
+from hyperbench.store import provenance
 from hyperbench.store.schema import SCHEMA_VERSION
 
 _QUICK = {
@@ -182,7 +182,7 @@ def _environment(args: argparse.Namespace, settings: Settings) -> dict[str, Any]
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "schema_version": SCHEMA_VERSION,
     }
-    return environment.collect(probe.facts(), own, {})
+    return provenance.collect(probe.facts(), own, {})
 
 
 def _write_rows(path: Path, rows: list[Row]) -> None:

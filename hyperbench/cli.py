@@ -1,22 +1,17 @@
-"""The command line: each command reads its options, calls one room of the house, and prints what comes back.
+"""The command line: the options of each command; its body calls one function of `commands/` and leaves with its code.
 
 Nothing heavy is imported before a command runs, so that `--help` and completion answer at once.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from hyperbench import __version__
 from hyperbench.commands import exit_codes, listing
-
-_PIPE_WIDTH = 200
 
 app = typer.Typer(
     name="hyperbench",
@@ -33,10 +28,6 @@ RunDir = Annotated[
 ]
 Baseline = Annotated[str, typer.Option(metavar="METHOD", help="Method that speedups are over.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Beside = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="For a run of protocol=paper: the run of another protocol to show it beside."),
-]
 OutDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to.")]
 
 
@@ -84,41 +75,10 @@ def run(
     ends it after the current sample, a second one at once. out=DIR names the folder; default:
     results/runs/<sweep>-<device>-<time>.
     """
-    if resume and fresh:
-        raise typer.BadParameter("--resume continues a run and --fresh replaces it: give one of them")
-    if retry_failed and not resume:
-        raise typer.BadParameter("--retry-failed goes with --resume")
-    from hyperbench.commands import progress
-    from hyperbench.commands import run_summary as summary
-    from hyperbench.measure.cpu_load import read_cpu_times
-    from hyperbench.measure.runner import session
-    from hyperbench.measure.runner.locks import DeviceLock, device_key
+    from hyperbench.commands import run as command
 
-    begun = read_cpu_times()
-    prepared = session.prepare(overrides or [])
-    console, notes = _stdout(), Console(stderr=True)
-    if dry_run and as_json:
-        return _print_json(summary.dry_run(prepared))
-    if not as_json:
-        summary.print_grid(prepared, console if dry_run else notes)
-    if dry_run:
-        return summary.print_dry_run(prepared, console)
-    out = Path(prepared.config.out) if prepared.config.out is not None else None
-    with DeviceLock(device_key(prepared.config.device.name, prepared.facts)) as lock:
-        if lock.note:
-            notes.print(f"warning: {lock.note}", highlight=False, markup=False, soft_wrap=True)
-        folder = session.open_folder(prepared, out, resume=resume, fresh=fresh, noise=session.noise_here)
-        if not as_json:
-            summary.print_warnings(begun, notes)
-        with progress.listener(notes, quiet=as_json) as shown:
-            outcome = session.measure(prepared, folder, shown, retry_failed=retry_failed, start=shown.start)
-    if as_json:
-        _print_json(summary.outcome_data(folder, outcome))
-    else:
-        summary.print_outcome(folder, outcome, console)
-    if outcome.interrupted:
-        raise typer.Exit(exit_codes.INTERRUPTED)
-    raise typer.Exit(1 if summary.has_failures(folder) else 0)
+    options = command.Options(dry_run, resume, fresh, retry_failed, as_json)
+    raise typer.Exit(command.run(overrides or [], options))
 
 
 @app.command()
@@ -147,31 +107,17 @@ def plot(
 
     Figures go to figures/ in the run's folder unless --out says otherwise; `hyperbench list figures` shows them.
     """
-    from hyperbench.analyze.plot import plot_run
+    from hyperbench.commands import plot as command
 
-    result = plot_run(_chosen(run_dir), figures, [formats], out, baseline)
-    if as_json:
-        _print_json({"paths": [str(p) for p in result.paths], "messages": result.messages})
-    else:
-        for line in [*result.messages, *map(str, result.paths)]:
-            typer.echo(line)
-    if open_:
-        for page in (p for p in result.paths if p.suffix == ".html"):
-            typer.launch(str(page))
-    if not result.paths:
-        raise typer.Exit(1)
+    raise typer.Exit(command.plot(run_dir, figures, command.Options(formats, out, baseline, open_, as_json)))
 
 
 @app.command()
-def show(run_dir: RunDir = None, baseline: Baseline = "flash2", beside: Beside = None, as_json: AsJson = False) -> None:
+def show(run_dir: RunDir = None, baseline: Baseline = "flash2", as_json: AsJson = False) -> None:
     """Print a run's tables: medians with their intervals, speedups, errors, and what failed and why."""
-    from hyperbench.analyze.show import run_summary, show_run
+    from hyperbench.commands import show as command
 
-    folder = _chosen(run_dir)
-    if as_json:
-        _print_json(run_summary(folder, baseline, beside))
-    else:
-        show_run(folder, _stdout(), baseline, beside)
+    raise typer.Exit(command.show(run_dir, baseline, as_json=as_json))
 
 
 @app.command()
@@ -180,20 +126,15 @@ def export(
     run_dir: RunDir = None,
     out: OutDir = None,
     baseline: Baseline = "flash2",
-    beside: Beside = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's tables for other programs (csv, parquet) or for a paper (latex, markdown).
 
     They go to export/ in the run's folder unless --out says otherwise; speedups are over --baseline.
     """
-    from hyperbench.analyze.export import export_run
+    from hyperbench.commands import export as command
 
-    paths = [str(path) for path in export_run(_chosen(run_dir), fmt, out, baseline, beside)]
-    if as_json:
-        _print_json({"paths": paths})
-    else:
-        typer.echo("\n".join(paths))
+    raise typer.Exit(command.export(run_dir, fmt, out, baseline, as_json=as_json))
 
 
 @app.command()
@@ -222,15 +163,12 @@ def compare(
     smaller changes (protocol=strict). The threshold is 1 %, or what a machine differs from itself by (hyperbench
     doctor) if that is more.
     """
-    from hyperbench.commands import compare
+    from hyperbench.commands import compare as command
 
-    options = compare.checked(methods, fail_on_regression, threshold)
-    comparison = compare.compared(run_a, run_b, options)
-    if as_json:
-        _print_json(compare.data(comparison, options))
-    else:
-        compare.print_text(comparison, options, _stdout())
-    raise typer.Exit(1 if compare.fails(comparison, options) else 0)
+    code = command.compare(
+        run_a, run_b, methods=methods, fail_on_regression=fail_on_regression, threshold=threshold, as_json=as_json
+    )
+    raise typer.Exit(code)
 
 
 @app.command("list")
@@ -241,41 +179,17 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List what there is to choose from: methods, sweeps, figures, inputs, protocols, devices, or every key."""
-    rows = listing.rows(what)
-    if as_json:
-        _print_json(rows)
-    else:
-        listing.print_rows(rows, _stdout())
+    raise typer.Exit(listing.list_(what, as_json=as_json))
 
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Examine this machine: devices, libraries, which methods can run and why others cannot, timer and noise."""
-    from hyperbench.commands import doctor as room
+    from hyperbench.commands import doctor as command
 
-    report = room.examine()
-    if as_json:
-        _print_json(report)
-    else:
-        room.print_report(report, _stdout())
-    raise typer.Exit(0 if report["ok"] else 1)
+    raise typer.Exit(command.doctor(as_json=as_json))
 
 
 def main() -> None:
-    """Run the command line; whatever a user can cause ends in one line on stderr and an exit code (see exits)."""
+    """Run the command line; whatever a user can cause ends in one line on stderr and an exit code (see exit_codes)."""
     exit_codes.leave_with(lambda: app(standalone_mode=False))
-
-
-def _stdout() -> Console:
-    """The terminal as it is; a wide page for pipes and files, so that tables are not folded there."""
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-
-
-def _chosen(run_dir: Path | None) -> Path:
-    from hyperbench.store.run_folder import latest_run
-
-    return run_dir if run_dir is not None else latest_run()
-
-
-def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=2, default=str))

@@ -1,12 +1,58 @@
-"""The work of attention in query-key pairs: what both wings count by, for rates and for the limit of a speedup.
+"""Operations of attention, counted from the configuration, and peak rates of devices.
 
-A pair of a query and a key that meet is what the matrix products cost; softmax, hashing, sorting and moving data are
-left out, as is usual for attention.
+A pair of a query and a key that meet costs 4 D operations: two matrix products, a multiply-add is two. Softmax,
+hashing, sorting and moving data are left out, as is usual for attention. A backward pass counts 2.5 forward passes
+(five matrix products for two), both passes 3.5.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+
+from hyperbench.store.schema import Pass, Point
+
+PASS_FACTORS = {Pass.FORWARD: 1.0, Pass.BACKWARD: 2.5, Pass.FORWARD_BACKWARD: 3.5}
+_FLOPS_PER_PAIR = 4.0
+_TERA = 1e12
+#: Dense matrix products, in TFLOP/s, from the makers' data sheets: part of the GPU's name, bfloat16 and float16,
+#: float32 (with TF32 where there is such a unit). The first match counts: special names of a family come first.
+_PEAKS: tuple[tuple[str, float, float], ...] = (
+    ("B200", 2250.0, 1125.0),
+    ("GH200", 990.0, 495.0),
+    ("H200", 990.0, 495.0),
+    ("H100 PCIe", 757.0, 379.0),
+    ("H100 NVL", 836.0, 418.0),
+    ("H100", 990.0, 495.0),
+    ("A100", 312.0, 156.0),
+    ("A10G", 125.0, 70.0),
+    ("A10", 125.0, 62.5),
+    ("L40S", 363.0, 183.0),
+    ("L4", 121.0, 60.0),
+    ("RTX 4090", 331.0, 83.0),
+    ("RTX 3090", 143.0, 71.5),
+    ("V100", 125.0, 15.7),
+    ("T4", 65.0, 8.2),
+)
+#: The most that a clock may gain over the data sheet.
+_MARGIN = 1.1
+
+
+def exact_flops(point: Point, pass_: Pass) -> float:
+    """Operations of exact attention at a point: 4 B H N^2 D for a forward pass, half of it under a causal mask."""
+    return _flops(point, exact_pairs(point.seq_len, is_causal=point.is_causal), pass_)
+
+
+def hyper_flops(point: Point, pass_: Pass) -> float:
+    """Operations of HyperAttention at a point with its parameters: 4 B H D for each pair that meets, exact leaves too.
+
+    Raises KeyError if one of the sizes is not among the parameters.
+    """
+    block_size, sample_size, min_seq_len = (int(point.hyper[n]) for n in ("block_size", "sample_size", "min_seq_len"))
+    pairs = hyper_pairs(
+        point.seq_len, block_size, sample_size, min_seq_len, is_causal=point.is_causal,
+        sampling=str(point.hyper.get("sampling")),
+    )  # fmt: skip
+    return _flops(point, pairs, pass_)
 
 
 def exact_pairs(seq_len: int, *, is_causal: bool) -> float:
@@ -40,6 +86,32 @@ def work_ratio(
     """Exact work over HyperAttention's at one length: the speedup at equal rate; 1 where it is exact itself."""
     pairs = hyper_pairs(seq_len, block_size, sample_size, min_seq_len, is_causal=is_causal, sampling=sampling)
     return exact_pairs(seq_len, is_causal=is_causal) / pairs
+
+
+def peak_flops_per_s(device_name: str | None, dtype: str) -> float | None:
+    """The peak rate of a GPU by its name, a tenth added for higher clocks; None where it is not known, as for CPUs.
+
+    Of float64 nothing is known here.
+    """
+    words = (device_name or "").replace("-", " ").split()
+    for name, half, single in _PEAKS:
+        parts = name.split()
+        if any(words[i : i + len(parts)] == parts for i in range(len(words))):
+            peak = {"bfloat16": half, "float16": half, "float32": single}.get(dtype)
+            return None if peak is None else peak * _TERA * _MARGIN
+    return None
+
+
+def above_peak_note(flops: float | None, median_ms: float, peak: float | None) -> str:
+    """One line on a rate above the peak of the device; empty where it is not, or where either is not known."""
+    if flops is None or peak is None or flops <= peak * median_ms / 1e3:
+        return ""
+    rate = flops / median_ms * 1e3 if median_ms > 0 else float("inf")
+    return f"{rate / _TERA:,.4g} TFLOP/s of executed operations, and the device can do {peak / _TERA:,.4g} at most"
+
+
+def _flops(point: Point, pairs: float, pass_: Pass) -> float:
+    return _FLOPS_PER_PAIR * point.batch * point.heads * point.head_dim * pairs * PASS_FACTORS[pass_]
 
 
 @lru_cache(maxsize=4096)

@@ -1,1 +1,1 @@
-"""What developers of hyperbench run and its users do not."""
+"""Programs for developers of hyperbench; its users need none of them."""

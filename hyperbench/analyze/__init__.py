@@ -1,1 +1,1 @@
-"""The reading wing: tables and figures from the store. Imports no torch and nothing of the writing wing."""
+"""Tables, figures and comparisons made from the store. Imports no torch and nothing of hyperbench.measure."""

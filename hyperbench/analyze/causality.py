@@ -1,4 +1,4 @@
-"""Whether a method's outputs depend on later queries under a causal mask: measured, and told beside its numbers."""
+"""Causality in q, as measured: notes on methods whose outputs depend on later queries under a causal mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CAUSAL_IN_Q = "causal_in_q"
 
 
 def causal_in_q(row: Mapping[str, Any]) -> bool | None:
-    """Whether later queries leave earlier outputs of a row's method alone; None where that is not known."""
+    """True if later queries leave earlier outputs of a row's method alone; None where that is not known."""
     value = row.get(CAUSAL_IN_Q)
     return None if value is None or is_null(value) else float(value) == 1.0
 
@@ -36,7 +36,7 @@ def causality_notes(frame: pd.DataFrame) -> list[str]:
 
 
 def _where(rows: pd.DataFrame) -> str:
-    """For which pairing and lengths a method is not causal in q, as far as it is elsewhere."""
+    """The pairings and lengths at which a method is not causal in q, as far as it is elsewhere."""
     moved = rows[rows[CAUSAL_IN_Q] < 1.0]
     pairings = sorted(moved["pairing"].dropna().unique())
     parts = [f"pairing={', '.join(pairings)}"] if 0 < len(pairings) < rows["pairing"].nunique() else []

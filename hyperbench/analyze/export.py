@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperbench.analyze.authors import authors_digests, view_beside
 from hyperbench.analyze.causality import causality_notes
 from hyperbench.analyze.joins import add_speedup, check_baseline
-from hyperbench.analyze.text_table import FLAGGED, Digest, digests, stage_digests
+from hyperbench.analyze.text_table import FLAGGED, TextTable, stage_tables, time_tables
 from hyperbench.analyze.view import View, make_view, provenance
-from hyperbench.store.run_folder import Run, atomic_write, atomic_write_text, load_run
+from hyperbench.config.catalog import nearest
+from hyperbench.store.files import atomic_write, atomic_write_text
+from hyperbench.store.run_folder import Run, load_run
 from hyperbench.store.tables import can_write_parquet
 
 if TYPE_CHECKING:
@@ -28,19 +28,15 @@ _LATEX = {
 _MARKDOWN = "\\`*_{}[]<>#|~&$"
 
 
-def export_run(
-    run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "flash2", beside: Path | None = None
-) -> list[Path]:
+def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "flash2") -> list[Path]:
     """Write a run's tables to `out_dir` (default: the run's folder, export/), each by temporary file and rename.
 
-    csv and parquet give timings (with the speedups over `baseline`), errors and stages; latex and markdown give one
-    file of compact tables, for a run of protocol=paper those beside the run `beside`. Raises ValueError on an unknown
-    format, a damaged or empty run, a run of protocol=paper alone, or a folder that cannot be written.
+    csv and parquet give timings (with the speedups over `baseline`) and errors; latex and markdown give one
+    file of compact tables. Raises ValueError on an unknown format, a damaged or empty run, or a folder that cannot be
+    written.
     """
     if fmt not in FORMATS:
-        near = difflib.get_close_matches(fmt, FORMATS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown export format {fmt!r}; allowed: {', '.join(FORMATS)}{hint}")
+        raise ValueError(f"unknown export format {fmt!r}; allowed: {', '.join(FORMATS)}{nearest(fmt, FORMATS)}")
     if fmt == "parquet" and not can_write_parquet():
         raise ValueError("format parquet needs pyarrow, which is not installed here; allowed: csv, latex, markdown")
     run = load_run(Path(run_dir))
@@ -48,15 +44,12 @@ def export_run(
         raise ValueError(f"{run.path} holds no measurement yet: there is nothing to export")
     folder = Path(out_dir) if out_dir is not None else run.path / "export"
     view = make_view(run, baseline)
-    is_tidy = fmt in ("csv", "parquet")
-    # Tidy tables say in every row by which protocol it was timed.
-    other = None if is_tidy and beside is None else view_beside(run, view, beside)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if is_tidy:
+        if fmt in ("csv", "parquet"):
             return _write_tables(run, folder, fmt, baseline)
         path = folder / ("summary.tex" if fmt == "latex" else "summary.md")
-        atomic_write_text(path, latex(view, other) if fmt == "latex" else markdown(view, other))
+        atomic_write_text(path, latex(view) if fmt == "latex" else markdown(view))
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from None
     return [path]
@@ -64,13 +57,10 @@ def export_run(
 
 def _write_tables(run: Run, folder: Path, fmt: str, baseline: str) -> list[Path]:
     check_baseline(run.timings, baseline)
-    frames = {"timings": add_speedup(run.timings, baseline), "errors": run.errors, "stages": run.stages}
-    paths = []
+    frames = {"timings": add_speedup(run.timings, baseline), "errors": run.errors}
     for name, frame in frames.items():
-        path = folder / f"{name}.{fmt}"
-        atomic_write(path, partial(_write_frame, frame, fmt))
-        paths.append(path)
-    return paths
+        atomic_write(folder / f"{name}.{fmt}", partial(_write_frame, frame, fmt))
+    return [folder / f"{name}.{fmt}" for name in frames]
 
 
 def _write_frame(frame: pd.DataFrame, fmt: str, path: Path) -> None:
@@ -82,44 +72,30 @@ def _write_frame(frame: pd.DataFrame, fmt: str, path: Path) -> None:
     frame.astype(texts).to_parquet(path, index=False)
 
 
-def latex(view: View, beside: View | None = None) -> str:
-    """A LaTeX table per masking, and those of the stages; needs no package beyond LaTeX itself.
-
-    With `beside` only what a run of protocol=paper has to say beside that one.
-    """
-    note = latex_escape(_note(view))
-    if beside is not None:
-        other = latex_escape(_note(beside))
-        return "\n".join(
-            _latex_table(d, "20th percentiles beside medians", f"{note} Beside: {other}")
-            for d in authors_digests(view, beside)
-        )
+def latex(view: View) -> str:
+    """A LaTeX table per masking, and those of the stages; needs no package beyond LaTeX itself."""
     times = (
         f"medians, $\\pm$ the wider side of the 95\\,\\% interval ({FLAGGED}: samples flagged); "
         f"speedup over {latex_escape(view.baseline)}; error: relative Frobenius"
     )
     stages = f"medians ({FLAGGED}: samples flagged), and their part of the sum of the stages"
-    return "\n".join(
-        [
-            *(_latex_table(digest, times, note) for digest in digests(view)),
-            *(_latex_table(digest, stages, note) for digest in stage_digests(view)),
-        ]
-    )
+    tables = [*((table, times) for table in time_tables(view)), *((table, stages) for table in stage_tables(view))]
+    note = latex_escape(_note(view))
+    return "\n".join(_latex_table(table, f"{about}. {note}") for table, about in tables)
 
 
-def _latex_table(digest: Digest, about: str, note: str) -> str:
-    columns = "".join("r" if is_number else "l" for is_number in digest.is_number)
-    lines = [" & ".join(latex_escape(cell) for cell in row) + r" \\" for row in digest.rows]
-    caption = f"Attention {latex_escape(digest.title)}: {about}. {note}"
+def _latex_table(table: TextTable, about: str) -> str:
+    columns = "".join("r" if is_number else "l" for is_number in table.is_number)
+    head, *rows = (" & ".join(latex_escape(cell) for cell in row) + r" \\" for row in (table.columns, *table.rows))
     return "\n".join(
         [
             r"\begin{table}",
-            rf"\caption{{{caption}}}",
+            rf"\caption{{Attention {latex_escape(table.title)}: {about}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\hline",
-            " & ".join(latex_escape(name) for name in digest.columns) + r" \\",
+            head,
             r"\hline",
-            *lines,
+            *rows,
             r"\hline",
             r"\end{tabular}",
             r"\end{table}",
@@ -128,35 +104,28 @@ def _latex_table(digest: Digest, about: str, note: str) -> str:
     )
 
 
-def markdown(view: View, beside: View | None = None) -> str:
-    """A Markdown table per masking, and those of the stages, with where it was measured.
-
-    With `beside` only what a run of protocol=paper has to say beside that one.
-    """
-    note = markdown_escape(_note(view))
-    if beside is not None:
-        tables = [_markdown_table(digest) for digest in authors_digests(view, beside)]
-        return "\n".join([*tables, f"{note} Beside: {markdown_escape(_note(beside))}", ""])
+def markdown(view: View) -> str:
+    """A Markdown table per masking, and those of the stages, with where it was measured."""
     return "\n".join(
         [
-            *(_markdown_table(digest) for digest in [*digests(view), *stage_digests(view)]),
+            *(_markdown_table(table) for table in [*time_tables(view), *stage_tables(view)]),
             "Medians, ± the wider side of the 95 % interval (of all samples below 6, none for one), "
-            f"{markdown_escape(FLAGGED)} where samples are flagged; error: relative Frobenius. {note}",
+            f"{markdown_escape(FLAGGED)} where samples are flagged; error: relative Frobenius. "
+            f"{markdown_escape(_note(view))}",
             "",
         ]
     )
 
 
-def _markdown_table(digest: Digest) -> str:
-    rule = ["---:" if is_number else ":---" for is_number in digest.is_number]
-    head = [[markdown_escape(name) for name in digest.columns], rule]
-    rows = [[markdown_escape(cell) for cell in row] for row in digest.rows]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in [*head, *rows])
-    return f"### {markdown_escape(digest.title)}\n\n{table}\n"
+def _markdown_table(table: TextTable) -> str:
+    rule = ["---:" if is_number else ":---" for is_number in table.is_number]
+    head, *rows = ([markdown_escape(cell) for cell in row] for row in (table.columns, *table.rows))
+    lines = "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])
+    return f"### {markdown_escape(table.title)}\n\n{lines}\n"
 
 
 def _note(view: View) -> str:
-    """Where the numbers come from, and which methods are not causal in q."""
+    """The provenance of the numbers, and the methods that are not causal in q."""
     return " ".join([f"{'; '.join(provenance(view))}.", *causality_notes(view.timings)])
 
 

@@ -5,14 +5,27 @@ from __future__ import annotations
 import html
 import math
 import numbers
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hyperbench.store.schema import Flag
+
+#: Labels of the passes, in the order in which they are shown.
 PASS_LABELS = {"forward": "forward", "forward_backward": "forward+backward", "backward": "backward"}
 MASK_LABELS = {False: "without causal masking", True: "with causal masking"}
+FLAG_MEANINGS: dict[str, str] = {
+    Flag.BIMODAL: "the samples fall into two groups apart from each other, and the median is one of them or between",
+    Flag.DRIFT: "the samples get slower or faster with time, and the median is that of the time they were taken in",
+    Flag.HOST_BOUND: "the host takes longer to launch the call than the device to do it: by itself it takes as long as "
+    "its launch",
+    Flag.BUSY_MACHINE: "other processes used the cores meanwhile",
+    Flag.THROTTLED: "the clocks of the device were held down meanwhile",
+    Flag.ABOVE_PEAK: "more operations per second than the device can do: not all of the work was timed",
+}
 
 
 def is_null(value: Any) -> bool:
-    """Whether a table's cell holds no value (None, NaN or pandas' NA)."""
+    """True for a cell without a value (None, NaN or pandas' NA)."""
     if value is None:
         return True
     if isinstance(value, float):
@@ -93,13 +106,46 @@ def thousands(value: Any) -> str:
 
 
 def at(dim: str, value: Any) -> str:
-    """Where on an axis: "n = 1,024", "block_size = 256"."""
+    """A place on an axis: "n = 1,024", "block_size = 256"."""
     return f"n = {int(value):,}" if dim == "seq_len" else f"{dim} = {plain(value)}"
 
 
 def pass_label(name: str) -> str:
     """The name of a pass in words; an unknown one stands as it is."""
     return PASS_LABELS.get(name, name)
+
+
+def passes_in(values: Iterable[str]) -> list[str]:
+    """The passes that occur, in the order in which they are shown."""
+    found = set(values)
+    return [p for p in PASS_LABELS if p in found] + sorted(found - set(PASS_LABELS))
+
+
+def counted(count: int, name: str, plural: str = "s") -> str:
+    """A number of things: "1 row", "2 rows"."""
+    return f"{count} {name}{'' if count == 1 else plural}"
+
+
+def lengths_text(lengths: Iterable[int]) -> str:
+    """Sequence lengths in order: "1,024, 2,048"."""
+    return ", ".join(f"{int(n):,}" for n in sorted(lengths))
+
+
+def flag_meaning(flag: str) -> str:
+    """The meaning of a flag as the end of a line, ": ..."; "" for an unknown one."""
+    return f": {FLAG_MEANINGS[flag]}" if flag in FLAG_MEANINGS else ""
+
+
+def flags_in(cells: Iterable[Any]) -> list[str]:
+    """Every flag in cells of the column `flags`, each once, in the order of its first row."""
+    texts = [str(cell) for cell in cells if not is_null(cell)]
+    return list(dict.fromkeys(flag for text in texts for flag in text.split(",") if flag))
+
+
+def machine_of(environment: Mapping[str, Any]) -> str:
+    """The name of the machine of an environment."""
+    names = (environment.get(key) for key in ("machine", "gpu_name", "cpu_model"))
+    return next((str(name) for name in names if name), "machine not recorded")
 
 
 def json_value(value: Any) -> Any:

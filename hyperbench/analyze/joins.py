@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import is_null, plain
+from hyperbench.analyze.format import flags_in, plain
+from hyperbench.config.catalog import nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,10 +17,15 @@ CONDITION_DIMS = ("input", "seed", "protocol")
 HYPER_DIMS = ("block_size", "sample_size", "num_projections", "min_seq_len", "sampling", "pairing")
 DIMENSIONS = ("method", *SHAPE_DIMS, *HYPER_DIMS, *CONDITION_DIMS, "pass")
 
-_JOIN = (*SHAPE_DIMS, *CONDITION_DIMS, "pass", "round")
+_JOIN = (*SHAPE_DIMS, *CONDITION_DIMS, "pass", "stage", "round")
 _TAKEN = (
     "median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "status", "implementation", "message", "n_samples", "flags"
 )  # fmt: skip
+#: Columns of several rounds as one row.
+_OVER_ROUNDS = {
+    "median_ms": "median", "p20_ms": "median", "min_ms": "min", "ci_low_ms": "min", "ci_high_ms": "max",
+    "n_samples": "sum", "peak_memory_bytes": "max",
+}  # fmt: skip
 
 
 class DoesNotFitError(ValueError):
@@ -30,7 +35,7 @@ class DoesNotFitError(ValueError):
 def add_speedup(timings: pd.DataFrame, baseline: str = "flash2") -> pd.DataFrame:
     """The same rows with the baseline's columns and `speedup`, `speedup_low`, `speedup_high` beside them.
 
-    A row meets the baseline's row of its own shape, masking, pass, input, protocol and round; the speedup is the
+    A row meets the baseline's row of its own shape, masking, pass, stage, input, protocol and round; the speedup is the
     ratio of the medians, its interval base_low / other_high to base_high / other_low. Without a timing on either
     side the speedup is null and `baseline_status` says why ("missing": no such row). No row is ever dropped.
     Raises ValueError where the baseline has several rows for one key.
@@ -51,16 +56,15 @@ def add_speedup(timings: pd.DataFrame, baseline: str = "flash2") -> pd.DataFrame
         joined = rows.merge(base, on=list(_JOIN), how="left", validate="many_to_one")
     known = joined["baseline_status"].notna()
     joined["baseline_status"] = joined["baseline_status"].astype(object).where(known, "missing")
-    number = {
-        name: pd.to_numeric(joined[name]).astype(float)
-        for side in ("", "baseline_")
-        for name in (f"{side}median_ms", f"{side}ci_low_ms", f"{side}ci_high_ms")
-    }
-    for name in ("baseline_median_ms", "baseline_ci_low_ms", "baseline_ci_high_ms"):
-        joined[name] = number[name]
-    joined["speedup"] = _ratio(number["baseline_median_ms"], number["median_ms"])
-    joined["speedup_low"] = _ratio(number["baseline_ci_low_ms"], number["ci_high_ms"])
-    joined["speedup_high"] = _ratio(number["baseline_ci_high_ms"], number["ci_low_ms"])
+    for name in ("median_ms", "ci_low_ms", "ci_high_ms"):
+        joined[f"baseline_{name}"] = pd.to_numeric(joined[f"baseline_{name}"]).astype(float)
+    for name, over, under in (
+        ("speedup", "median_ms", "median_ms"),
+        ("speedup_low", "ci_low_ms", "ci_high_ms"),
+        ("speedup_high", "ci_high_ms", "ci_low_ms"),
+    ):
+        own = pd.to_numeric(joined[under]).astype(float)
+        joined[name] = joined[f"baseline_{over}"] / own.where(own > 0)
     return joined
 
 
@@ -68,38 +72,18 @@ def check_baseline(timings: pd.DataFrame, baseline: str) -> None:
     """Raise ValueError on a baseline that was asked for and is no method of the run; the default may be missing."""
     methods = [str(m) for m in timings["method"].unique()]
     if baseline != DEFAULT_BASELINE and baseline not in methods:
-        near = difflib.get_close_matches(baseline, methods, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"baseline {baseline!r} is no method of this run; allowed: {', '.join(methods)}{hint}")
-
-
-def _ratio(over: pd.Series, under: pd.Series) -> pd.Series:
-    return over / under.where(under > 0)
-
-
-def without_partial_rounds(timings: pd.DataFrame) -> pd.DataFrame:
-    """The rows that count where a run has several origins (values of run_id); all of them where it has one.
-
-    A round that an origin left unfinished at some shape was measured again under the next one: the rows of a pass there
-    count only where there is nothing else, so that a median over rounds takes all methods from the same rounds.
-    """
-    if timings["run_id"].nunique() < 2:
-        return timings
-    shape = [timings[name] for name in (*SHAPE_DIMS, *CONDITION_DIMS, "pass")]
-    rows = timings.groupby([*shape, timings["round"]])["point_id"].transform("size")
-    whole = rows == rows.groupby(shape).transform("max")
-    place = timings["point_id"].astype(str) + " " + timings["pass"].astype(str)
-    return timings[whole | ~place.isin(set(place[whole]))]
+        near = nearest(baseline, methods)
+        raise ValueError(f"baseline {baseline!r} is no method of this run; allowed: {', '.join(methods)}{near}")
 
 
 def combine_rounds(timings: pd.DataFrame) -> pd.DataFrame:
-    """One row per point and pass: over several rounds the median of medians, with the hull of their intervals.
+    """One row per point, pass and stage: over several rounds the median of medians, with the hull of their intervals.
 
     Rounds without a timing are counted in `message`; the row has a timing if any round has one.
     """
     import pandas as pd
 
-    key = ["point_id", "pass", "protocol"]
+    key = ["point_id", "pass", "stage", "protocol"]
     if not timings.duplicated(key).any():
         return timings.reset_index(drop=True)
     rows = [_combined(group) for _, group in timings.groupby(key, sort=False)]
@@ -110,13 +94,7 @@ def _combined(group: pd.DataFrame) -> dict[str, Any]:
     timed = group[group["median_ms"].notna()]
     row = dict((timed if len(timed) else group).iloc[0])
     if len(timed) > 1:
-        row["median_ms"] = timed["median_ms"].median()
-        row["ci_low_ms"] = timed["ci_low_ms"].min()
-        row["ci_high_ms"] = timed["ci_high_ms"].max()
-        row["min_ms"] = timed["min_ms"].min()
-        row["n_samples"] = timed["n_samples"].sum()
-        row["peak_memory_bytes"] = timed["peak_memory_bytes"].max()
-        row["p20_ms"] = timed["p20_ms"].median()
+        row |= {name: timed[name].agg(how) for name, how in _OVER_ROUNDS.items()}
         row["flags"] = ",".join(flags_in(timed["flags"])) or None
         if (timed["status"] == "throttled").any():
             row["status"] = "throttled"
@@ -127,12 +105,6 @@ def _combined(group: pd.DataFrame) -> dict[str, Any]:
         note = f"{len(failed)} of {len(group)} rounds have no timing ({reasons})."
         row["message"] = f"{note} {row['message'] or ''}".strip()
     return row
-
-
-def flags_in(cells: Iterable[Any]) -> list[str]:
-    """Every flag in cells of the column `flags`, each once, in the order of its first row."""
-    texts = [str(cell) for cell in cells if not is_null(cell)]
-    return list(dict.fromkeys(flag for text in texts for flag in text.split(",") if flag))
 
 
 def error_table(errors: pd.DataFrame) -> pd.DataFrame:
@@ -153,7 +125,7 @@ def error_table(errors: pd.DataFrame) -> pd.DataFrame:
 
 
 def missing_errors(errors: pd.DataFrame, metric: str) -> dict[str, str]:
-    """Why draws have no value of an error metric: point_id -> status and message of its last draw without one."""
+    """Reasons of draws without a value of an error metric: point_id -> status and message of the last such draw."""
     reasons = {}
     for row in records(errors[(errors["metric"] == metric) & errors["value"].isna()]):
         status = "not a number" if row["status"] == "ok" else plain(row["status"])
@@ -164,6 +136,11 @@ def missing_errors(errors: pd.DataFrame, metric: str) -> dict[str, str]:
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as dictionaries by column name."""
     return [{str(name): cell for name, cell in row.items()} for row in frame.to_dict("records")]
+
+
+def masks_in(frame: pd.DataFrame) -> list[bool]:
+    """The maskings that occur, the one without causal masking first."""
+    return sorted(bool(m) for m in frame["is_causal"].unique())
 
 
 def varying(frame: pd.DataFrame, dims: Iterable[str] = DIMENSIONS) -> dict[str, list[Any]]:
@@ -213,9 +190,8 @@ def parse_filters(texts: Iterable[str]) -> dict[str, list[str]]:
         name, _, values = text.partition("=")
         name = name.strip()
         if name not in DIMENSIONS:
-            near = difflib.get_close_matches(name, DIMENSIONS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown dimension {name!r} in {text!r}; allowed: {', '.join(DIMENSIONS)}{hint}")
+            near = nearest(name, DIMENSIONS)
+            raise ValueError(f"unknown dimension {name!r} in {text!r}; allowed: {', '.join(DIMENSIONS)}{near}")
         chosen = [v.strip() for v in values.split(",") if v.strip()]
         if not chosen:
             raise ValueError(f"no value in {text!r}; write {name}=value or {name}=value,value")
@@ -235,10 +211,8 @@ def select(frame: pd.DataFrame, where: Mapping[str, Sequence[str]], keep_method:
         present = sorted({c for c in cells if c})
         unmatched = sorted(lowered - set(present))
         if unmatched:
-            near = difflib.get_close_matches(unmatched[0], present, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            listed = ", ".join(present) or "none"
-            raise ValueError(f"{name}={unmatched[0]} is not in this run; there is: {listed}{hint}")
+            listed, near = ", ".join(present) or "none", nearest(unmatched[0], present)
+            raise ValueError(f"{name}={unmatched[0]} is not in this run; there is: {listed}{near}")
         match = cells.isin(lowered)
         if name in HYPER_DIMS:
             match |= cells == ""
@@ -246,11 +220,3 @@ def select(frame: pd.DataFrame, where: Mapping[str, Sequence[str]], keep_method:
             match |= frame["method"] == keep_method
         frame = frame[match]
     return frame
-
-
-def single_value(frame: pd.DataFrame, column: str) -> Any:
-    """The one non-null value of a column, or None where it has none. Raises ValueError where there are several."""
-    values = [v for v in frame[column].unique() if not is_null(v)]
-    if len(values) > 1:
-        raise ValueError(f"{column} has several values: {', '.join(plain(v) for v in values)}")
-    return values[0] if values else None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hyperbench.analyze.joins import DoesNotFitError, parse_filters
+from hyperbench.config.catalog import nearest
 
 FORMATS = ("html", "png", "svg", "pdf")
 
@@ -30,11 +30,10 @@ def plot_run(
 
     `figures` holds names, and filters such as `input=gaussian` that choose part of the run; without a name every
     figure that fits is made and the others are messages. Raises ValueError on an unknown name, format or filter, on a
-    damaged run, on one of protocol=paper, and where a figure that was asked for by name does not fit the run.
+    damaged run, and where a figure that was asked for by name does not fit the run.
     """
-    from hyperbench.analyze.authors import refuse_alone
     from hyperbench.analyze.figures import available, builder
-    from hyperbench.analyze.plotting.render import write_figures
+    from hyperbench.analyze.plotting.write import write_figures
     from hyperbench.analyze.view import make_view
     from hyperbench.store.run_folder import load_run
 
@@ -43,9 +42,7 @@ def plot_run(
     where = parse_filters(text for text in asked if "=" in text)
     builders = {name: builder(name) for name in (dict.fromkeys(names) or available())}
     kinds = _check_formats(formats)
-    run = load_run(Path(run_dir))
-    view = make_view(run, baseline, where)
-    refuse_alone(run, view)
+    view = make_view(load_run(Path(run_dir)), baseline, where)
 
     result = PlotResult()
     made = {}
@@ -68,7 +65,5 @@ def _check_formats(formats: list[str]) -> list[str]:
     wanted = [part.strip().lower() for text in formats for part in text.split(",") if part.strip()]
     for kind in wanted:
         if kind not in FORMATS:
-            near = difflib.get_close_matches(kind, FORMATS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown figure format {kind!r}; allowed: {', '.join(FORMATS)}{hint}")
+            raise ValueError(f"unknown figure format {kind!r}; allowed: {', '.join(FORMATS)}{nearest(kind, FORMATS)}")
     return list(dict.fromkeys(wanted)) or ["html"]

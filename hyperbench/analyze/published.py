@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import pandas as pd
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -44,7 +41,7 @@ class PublishedPoint:
 
 
 def data_folder() -> Path:
-    """Where the published data lies. Raises FileNotFoundError if it is in neither place."""
+    """The folder of the published data. Raises FileNotFoundError if it is in neither place."""
     places = (_PACKAGE / "paper", _PACKAGE.parent / "results" / "paper")
     for place in places:
         if (place / "claims.yaml").is_file():
@@ -62,13 +59,6 @@ def load_claims() -> list[Claim]:
         return [Claim(**entry) for entry in entries]
     except TypeError as error:
         raise ValueError(f"{path}: malformed claim: {error}") from None
-
-
-def load_curves() -> pd.DataFrame:
-    """The published curves, one row per value; `how` says whether it was read by eye from a plot."""
-    import pandas as pd
-
-    return pd.read_csv(data_folder() / "curves.csv")
 
 
 def published_points(figure: str) -> list[PublishedPoint]:

@@ -1,4 +1,4 @@
-"""The stages of forward passes as a reader sees them: rounds combined, beside their sum and the pass as a whole."""
+"""Stages of forward passes: rounds combined, beside their sum and the pass as a whole."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.format import is_null, plain
-from hyperbench.analyze.joins import flags_in, records
+from hyperbench.analyze.joins import combine_rounds, records
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: The stages that a reader knows by name, in the order in which areas are stacked and columns stand.
+#: The stages of the library, in the order in which areas are stacked and columns stand.
 KNOWN = ("exact", "hash", "sort", "sample", "attend", "leaves", "merge")
 
 
@@ -22,12 +22,7 @@ def stage_table(stages: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
     sum_ms is the sum of the medians of a point's stages and share a stage's part of it; both are null where a stage of
     the point has no time. forward_ms is the median of the forward pass timed as a whole, null where there is none.
     """
-    import pandas as pd
-
-    groups = stages.groupby(["point_id", "stage"], sort=False)
-    rows = [_combined(group) for _, group in groups] if stages.duplicated(["point_id", "stage"]).any() else None
-    table = stages if rows is None else pd.DataFrame(rows, columns=list(stages.columns)).astype(stages.dtypes.to_dict())
-    table = table.reset_index(drop=True)
+    table = combine_rounds(stages)
     by_point = table.groupby("point_id", sort=False)
     whole = by_point["median_ms"].transform("count") == by_point["num_stages"].transform("max").fillna(
         by_point["stage"].transform("count")
@@ -39,25 +34,6 @@ def stage_table(stages: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
         table[f"{name}_ms"] = table["point_id"].map(forward[column]).astype(float)
     table["forward_status"] = table["point_id"].map(forward["status"]).astype(object)
     return table
-
-
-def _combined(group: pd.DataFrame) -> dict[str, Any]:
-    """Several rounds of one stage as one row: the median of medians, with the hull of the intervals."""
-    timed = group[group["median_ms"].notna()]
-    row = dict((timed if len(timed) else group).iloc[0])
-    if len(timed) > 1:
-        row["median_ms"] = timed["median_ms"].median()
-        row["ci_low_ms"], row["ci_high_ms"] = timed["ci_low_ms"].min(), timed["ci_high_ms"].max()
-        row["n_samples"] = timed["n_samples"].sum()
-        row["flags"] = ",".join(flags_in(timed["flags"])) or None
-        if (timed["status"] == "throttled").any():
-            row["status"] = "throttled"
-    row["round"] = 0
-    if 0 < len(timed) < len(group):
-        row["message"] = (
-            f"{len(group) - len(timed)} of {len(group)} rounds have no time. {row['message'] or ''}".strip()
-        )
-    return row
 
 
 def stages_in(table: pd.DataFrame) -> list[str]:
@@ -73,7 +49,7 @@ def whole_points(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def missing_stages(table: pd.DataFrame) -> dict[str, list[str]]:
-    """Why points lack stages: point_id -> a line for each stage without a time; a killed run may just lack rows."""
+    """Reasons of missing stages: point_id -> a line for each stage without a time; a killed run may just lack rows."""
     lines: dict[str, list[str]] = {}
     for row in records(table[table["sum_ms"].isna()]):
         found = lines.setdefault(row["point_id"], [])

@@ -1,4 +1,4 @@
-"""A run as a figure or a table sees it: one row per point and pass, with speedups, errors and where it was measured."""
+"""A run as figures and tables see it: one row per point and pass, with speedups, errors and provenance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.causality import CAUSAL_IN_Q, causality_notes
-from hyperbench.analyze.format import is_null, plain
+from hyperbench.analyze.format import is_null, machine_of, plain
 from hyperbench.analyze.joins import (
     HYPER_DIMS,
     DoesNotFitError,
@@ -17,10 +17,8 @@ from hyperbench.analyze.joins import (
     error_table,
     missing_errors,
     select,
-    without_partial_rounds,
 )
 from hyperbench.analyze.stage_table import stage_table
-from hyperbench.store.origins import described
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +28,8 @@ if TYPE_CHECKING:
 #: The error metric that stands beside every time, and the trivial answers that put it in proportion.
 MAIN_ERROR = "out_rel_fro"
 TRIVIAL_ERRORS = {"mean_v_rel_fro": "answering mean(v)", "zero_rel_fro": "answering zero"}
-#: What marks numbers of protocol=paper wherever they are shown.
-AS_PAPER = "timed as the authors did: no result by itself"
+#: The label of numbers of protocol=paper, under the title of a figure and in that of a table.
+AS_PAPER = "timed the authors' way (they state 20th percentiles, p20_ms): no result by itself"
 _SHORT = {"block_size": "b", "sample_size": "m", "num_projections": "r", "min_seq_len": "leaf"}
 _MEANINGS = {
     "block_size": "b: keys in a query's block",
@@ -43,23 +41,20 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class View:
-    """What is shown: `timings` has a row per point and pass with speedup and error columns beside the stored ones.
+    """A run to be shown: `timings` has a row per point and pass with speedup and error columns beside the stored ones.
 
     `stages` has a row per stage of a forward pass, as `stage_table` makes them.
-    `descriptions` says what a method is, `exact_methods` which are known to be exact, `error_reasons` why a point (by
-    its id) has no error; all may lack some. `origins` says which rounds are of which code or libraries, "" where all
-    are of the same. `as_paper`: timed as the paper's authors did, which is no result by itself.
+    `descriptions` are those of methods, `exact_methods` those known to be exact, `error_reasons` why a point (by its
+    id) has no error; all may lack some. `as_paper`: timed the authors' way, which is no result by itself.
     """
 
     timings: pd.DataFrame
     stages: pd.DataFrame
     environment: dict[str, Any]
     baseline: str
-    where: dict[str, list[str]] = field(default_factory=dict)
     descriptions: dict[str, str] = field(default_factory=dict)
     exact_methods: frozenset[str] = frozenset()
     error_reasons: dict[str, str] = field(default_factory=dict)
-    origins: str = ""
     as_paper: bool = False
 
     @property
@@ -70,23 +65,21 @@ class View:
 
 def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[str]] | None = None) -> View:
     """Select, combine rounds, join speedups and errors. Raises ValueError on a filter that matches nothing."""
-    check_baseline(run.timings, baseline)
-    filters = {name: list(values) for name, values in (where or {}).items()}
+    passes = run.passes
+    check_baseline(passes, baseline)
     nodes = _method_nodes(run.config)
-    timings = _in_order(without_partial_rounds(run.timings), list(nodes))
-    chosen = select(timings, filters, keep_method=baseline)
+    timings = _in_order(passes, list(nodes))
+    chosen = select(timings, where or {}, keep_method=baseline)
     joined = add_speedup(combine_rounds(chosen), baseline)
     return View(
         joined.merge(error_table(run.errors), how="left", left_on="point_id", right_index=True),
         stage_table(run.stages[run.stages["point_id"].isin(chosen["point_id"])], combine_rounds(timings)),
         run.environment,
         baseline,
-        filters,
         {m: str(node["description"]) for m, node in nodes.items() if node.get("description")},
         frozenset(m for m, node in nodes.items() if node.get("exact")),
         missing_errors(run.errors, MAIN_ERROR),
-        described(run.origins, sorted({int(round_) for round_ in chosen["round"]})),
-        timed_as_paper(run.config, chosen),
+        _timed_as_paper(run.config, chosen),
     )
 
 
@@ -98,15 +91,15 @@ def _in_order(timings: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     return timings.sort_values("method", key=lambda names: names.map(ranks), kind="stable")
 
 
-def timed_as_paper(config: Mapping[str, Any], timings: pd.DataFrame) -> bool:
-    """Whether a run, or what was chosen of its timings, was timed as the authors did."""
+def _timed_as_paper(config: Mapping[str, Any], timings: pd.DataFrame) -> bool:
+    """True for a run, or timings chosen of it, of protocol=paper."""
     protocol = config.get("protocol")
     of_config = isinstance(protocol, dict) and protocol.get("as_paper") is True
     return of_config or bool((timings["protocol"] == "paper").any())
 
 
 def _method_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the run's configuration says of its methods, by their names."""
+    """The configuration of each method, by name."""
     methods = config.get("method")
     nodes = methods.items() if isinstance(methods, dict) else ()
     return {str(name): node for name, node in nodes if isinstance(node, dict)}
@@ -118,16 +111,11 @@ def error_columns(frame: pd.DataFrame) -> list[str]:
     return [c for c in frame.columns if {f"{c}_low", f"{c}_high"} <= set(frame.columns) and c not in others]
 
 
-def has_timing(frame: pd.DataFrame) -> pd.Series:
-    """Which rows carry a time."""
-    return frame["median_ms"].notna()
-
-
 def require_timings(view: View) -> None:
     """Raise DoesNotFitError if no row has a time."""
     if view.timings.empty:
         raise DoesNotFitError("this run holds no timing yet")
-    if not has_timing(view.timings).any():
+    if not view.timings["median_ms"].notna().any():
         statuses = ", ".join(sorted({str(s) for s in view.timings["status"]}))
         raise DoesNotFitError(f"no point of this run has a time (status: {statuses})")
 
@@ -145,8 +133,8 @@ def parameters(frame: pd.DataFrame, method: str, without: Sequence[str] = ()) ->
 
 
 def meanings(view: View, without: Sequence[str] = ()) -> list[str]:
-    """Notes on what the methods are, where a title has no room for them, what the letters of parameters stand for, and
-    which methods are not causal in q.
+    """Notes on the methods, where a title has no room for them, on the letters of parameters, and on methods that are
+    not causal in q.
 
     As far as they occur; parameters in `without` are on an axis. The texts are not escaped.
     """
@@ -157,7 +145,7 @@ def meanings(view: View, without: Sequence[str] = ()) -> list[str]:
 
 
 def headline(view: View) -> list[str]:
-    """What is compared and where, in two lines to stand under a title. The texts are not escaped."""
+    """The methods and the machine, in two lines to stand under a title. The texts are not escaped."""
     frame = view.timings
     kernels = _implementations(view)
     methods = [f"{m}: {view.descriptions[m]}" for m in view.methods if m in view.descriptions]
@@ -166,12 +154,12 @@ def headline(view: View) -> list[str]:
     inputs = ", ".join(plain(v) for v in frame["input"].unique())
     dtypes = ", ".join(plain(v) for v in frame["dtype"].unique())
     marked = f"; {AS_PAPER}" if view.as_paper else ""
-    where = f"{_machine(view)}; {dtypes}; {inputs} input{marked}"
+    where = f"{machine_of(view.environment)}; {dtypes}; {inputs} input{marked}"
     return ["; ".join([*methods, *base]) if len(methods) < 2 else "", where]
 
 
 def provenance(view: View, varying_dims: Sequence[str] = ()) -> list[str]:
-    """Where the numbers come from, as short texts: machine, shape, methods, baseline, protocol, input and commit.
+    """The origin of the numbers as short texts: machine, shape, methods, baseline, protocol, input and commit.
 
     Dimensions in `varying_dims` are on an axis and not repeated. The texts are not escaped.
     """
@@ -188,20 +176,14 @@ def provenance(view: View, varying_dims: Sequence[str] = ()) -> list[str]:
     threads = f", {env['threads']} threads" if env.get("threads") and listed["device"] == "cpu" else ""
     commit = str(env.get("commit") or "")
     return [
-        f"{_machine(view)} ({listed['device']}{threads})",
+        f"{machine_of(view.environment)} ({listed['device']}{threads})",
         f"{listed['dtype']}, {', '.join(shape)}" if shape else listed["dtype"],
         *(f"{m}: {text}" for m, text in methods if text),
         f"baseline {view.baseline}" + (f" = {', '.join(kernels)}" if kernels else " (not in this run)"),
-        f"protocol {listed['protocol']}" + (f" ({AS_PAPER})" if view.as_paper else ""),
+        f"protocol {listed['protocol']}",
         f"input {listed['input']} (seed {listed['seed']})",
         f"commit {commit[:10] or 'not recorded'}" + (", dirty" if env.get("dirty") else ""),
-        *([view.origins] if view.origins else []),
     ]
-
-
-def _machine(view: View) -> str:
-    names = (view.environment.get(key) for key in ("machine", "gpu_name", "cpu_model"))
-    return next((str(name) for name in names if name), "machine not recorded")
 
 
 def _implementations(view: View) -> list[str]:
@@ -210,15 +192,14 @@ def _implementations(view: View) -> list[str]:
 
 
 def reason(row: Mapping[str, Any]) -> str:
-    """Why a row has no speedup, or what is the matter with its time; "" where all is well. Not escaped."""
-    own, base = (_status(row, side) for side in ("", "baseline_"))
-    told = [own] if row["status"] != "ok" else []
+    """The reason why a row has no speedup or its time is not ok; "" where all is well. Not escaped."""
+    told = [_status(row)] if row["status"] != "ok" else []
     # A row with a time of its own has no speedup for want of a baseline.
     if is_null(row["speedup"]) and not is_null(row["median_ms"]) and row["baseline_status"] != "ok":
-        told.append(f"baseline {base}")
+        told.append(f"baseline {_status(row, 'baseline_')}")
     return "; ".join(told)
 
 
-def _status(row: Mapping[str, Any], side: str) -> str:
-    message = row[f"{side}message"]
-    return plain(row[f"{side}status"]) + (f": {message}" if not is_null(message) and message else "")
+def _status(row: Mapping[str, Any], prefix: str = "") -> str:
+    message = row[f"{prefix}message"]
+    return plain(row[f"{prefix}status"]) + (f": {message}" if not is_null(message) and message else "")

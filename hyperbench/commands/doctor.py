@@ -1,15 +1,16 @@
-"""What this machine can measure: devices, libraries, methods with the reason why one cannot run, timer and noise."""
+"""`hyperbench doctor`: devices, libraries, methods and why one cannot run, timer and noise of this machine."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hyperbench.commands.output import print_json, print_pairs, stdout
 from hyperbench.config import catalog
 from hyperbench.measure.cpu_load import busy_warning, read_cpu_times
 from hyperbench.measure.runner import noise_floor
 from hyperbench.measure.runner.locks import DeviceBusyError, DeviceLock, busy_devices, device_key
 from hyperbench.measure.runner.session import ask_probe
-from hyperbench.store import environment
+from hyperbench.store import environment, provenance
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,10 +22,20 @@ _FLUSH_EFFECT = 1.05
 _FLUSH_LEAK = 0.3
 
 
+def doctor(*, as_json: bool) -> int:
+    """Print what `examine` finds; 1 if something is wrong."""
+    report = examine()
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report, stdout())
+    return 0 if report["ok"] else 1
+
+
 def examine() -> dict[str, Any]:
     """Ask the machine; plain data. Raises ConfigError if PyTorch does not start.
 
-    `ok` is whether HyperAttention and its baseline can run on the device that `device=auto` takes.
+    `ok`: HyperAttention and its baseline can run on the device that `device=auto` takes.
     """
     methods = catalog.entries("method")
     # What is heavy would take the time of a run that is measuring.
@@ -42,12 +53,12 @@ def examine() -> dict[str, Any]:
     env = {k: str(v) for k, v in device_files[device]["env"].items()}
     measured, not_kept = dict[str, Any](), ""
     if not busy:
-        busy = busy_warning(begun, read_cpu_times(), environment.available_cpus())
+        busy = busy_warning(begun, read_cpu_times(), provenance.available_cpus())
         try:
             measured, not_kept = _noise(facts, device, env)
         except DeviceBusyError as error:
             busy = str(error)
-    found = environment.collect(facts, {"device": device, **measured}, env)
+    found = provenance.collect(facts, {"device": device, **measured}, env)
     runnable = {
         name: {where: facts["methods"][data["_target_"]]["unsupported"][where] for where in ("cpu", "cuda")}
         for name, data in methods.items()
@@ -78,21 +89,14 @@ def _noise(facts: dict[str, Any], device: str, env: dict[str, str]) -> tuple[dic
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
-    """The report as text."""
-    from rich.table import Table
+    """Print the report as text."""
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    for name, text in environment.shown(report["environment"]).items():
-        table.add_row(Text(name, style="bold"), Text(text))
-    console.print(table)
     device = report["device"]
-    methods = Table.grid(padding=(0, 2))
-    for name, reasons in report["methods"].items():
-        reason = reasons[device]
-        methods.add_row(Text(name, style="bold"), Text("runs" if reason is None else f"cannot run: {reason}"))
+    print_pairs(environment.shown(report["environment"]).items(), console)
     console.print(Text(f"\nmethods on {device}", style="bold"))
-    console.print(methods)
+    told = ((name, reasons[device]) for name, reasons in report["methods"].items())
+    print_pairs(((name, "runs" if why is None else f"cannot run: {why}") for name, why in told), console)
     kernels = report["triton_backend"]
     console.print(Text("\nTriton kernels of HyperAttention", style="bold"))
     console.print(Text("run here" if kernels["runs"] else f"cannot run here: {kernels['reason']}"))
@@ -131,7 +135,7 @@ def _timer_lines(report: dict[str, Any]) -> list[str]:
 
 
 def flush_lines(timer: dict[str, Any]) -> list[str]:
-    """What the L2 flush does to times, where there is one: its effect on a read, and whether it is timed itself."""
+    """The effect of the L2 flush on a read, if there is a flush, and a warning if it is timed itself."""
     lines = []
     if timer["flush_ratio"] is not None:
         lines.append(f"a read after the L2 flush takes {timer['flush_ratio']:.2f} times that of a warm one")

@@ -1,4 +1,4 @@
-"""How the program ends: whatever a user can cause is one line on stderr and an exit code.
+"""Exit codes: whatever a user can cause ends in one line on stderr and one of them.
 
 0: done. 1: some points failed, or a check did not hold. 2: bad usage or configuration. 130: interrupted.
 With HYPERBENCH_TRACEBACK=1 errors keep their traceback.

@@ -1,15 +1,24 @@
-"""What there is to choose from, in words: for `hyperbench list` and for the completion of the shell."""
+"""`hyperbench list`, and the completion of the shell: everything that there is to choose from."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hyperbench.commands.output import print_json, print_pairs, stdout
 from hyperbench.config import catalog
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
+#: Entries of a group's files that no command line sets.
+_NO_KEYS = ("name", "description", "exact")
 KINDS = (*catalog.GROUPS.values(), "figures", "keys")
+
+
+def list_(kind: str, *, as_json: bool) -> int:
+    """Print everything of a kind. Raises ConfigError on an unknown kind, with the nearest one."""
+    if as_json:
+        print_json(rows(kind))
+    else:
+        print_pairs(((row["name"], row["description"]) for row in rows(kind)), stdout())
+    return 0
 
 
 def rows(kind: str) -> list[dict[str, str]]:
@@ -22,18 +31,9 @@ def rows(kind: str) -> list[dict[str, str]]:
     if kind == "keys":
         return _keys()
     group = next(group for group, plural in catalog.GROUPS.items() if plural == kind)
-    return [{"name": name, "description": str(_described(data))} for name, data in catalog.entries(group).items()]
-
-
-def print_rows(listed: list[dict[str, str]], console: Console) -> None:
-    """Two columns, the names in bold."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    for row in listed:
-        table.add_row(Text(row["name"], style="bold"), Text(row["description"]))
-    console.print(table)
+    return [
+        {"name": name, "description": str(data.get("description", ""))} for name, data in catalog.entries(group).items()
+    ]
 
 
 def complete_override(incomplete: str) -> list[str]:
@@ -55,38 +55,24 @@ def complete_kind(incomplete: str) -> list[str]:
     return [kind for kind in KINDS if kind.startswith(incomplete)]
 
 
-def _described(data: dict[str, Any]) -> str:
-    return data.get("description", "")
-
-
 def _keys() -> list[dict[str, str]]:
     """Every key with its value as shipped (interpolations unresolved), those of all groups included."""
     import yaml
 
     root = yaml.safe_load((catalog.conf_dir() / "config.yaml").read_text(encoding="utf-8"))
     root.pop("defaults")
-    found = _leaves(root, "")
-    for name, data in catalog.entries("method").items():
-        found |= _leaves({k: v for k, v in data.items() if k not in ("description", "exact")}, f"method.{name}.")
+    found = _texts(root) | _texts({"method": catalog.entries("method")})
     for name, data in catalog.entries("input").items():
-        for key, value in _leaves(
-            {k: v for k, v in data.items() if k not in ("name", "description")}, "input."
-        ).items():
-            found[key] = f"{value} (input={name})" if key not in found else f"{found[key]}, {value} (input={name})"
-    standard = catalog.entries("protocol")["standard"]
-    found |= _leaves({k: v for k, v in standard.items() if k not in ("name", "description")}, "protocol.")
+        for key, text in _texts({"input": data}).items():
+            found[key] = f"{text} (input={name})" if key not in found else f"{found[key]}, {text} (input={name})"
+    found |= _texts({"protocol": catalog.entries("protocol")["standard"]})
     found["device.threads"] = "null"
-    return [{"name": key, "description": value} for key, value in found.items()]
+    return [{"name": key, "description": text} for key, text in found.items()]
 
 
-def _leaves(data: dict[str, Any], prefix: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, value in data.items():
-        if isinstance(value, dict):
-            found |= _leaves(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = _yaml_text(value)
-    return found
+def _texts(data: dict[str, Any]) -> dict[str, str]:
+    leaves = catalog.leaves(data)
+    return {key: _yaml_text(value) for key, value in leaves.items() if key.rpartition(".")[2] not in _NO_KEYS}
 
 
 def _yaml_text(value: Any) -> str:

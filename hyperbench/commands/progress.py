@@ -1,8 +1,6 @@
-"""How a run shows what it is doing: a bar with the time left on a terminal, a line per result elsewhere, or nothing."""
+"""Progress of a run: a bar with the time left on a terminal, a line per result elsewhere, or nothing."""
 
 from __future__ import annotations
-
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
@@ -16,7 +14,7 @@ from rich.progress import (
 )
 
 from hyperbench.stats.samples import median
-from hyperbench.store.schema import Record, Stage, Timing
+from hyperbench.store.schema import Record, Timing
 
 #: Room that a bar leaves for the bar itself, the percentage and two times.
 _BAR_CHARS = 44
@@ -24,18 +22,16 @@ _LABEL_CHARS = (16, 60)
 
 
 class Quiet:
-    """Shows nothing; for --json."""
+    """A listener that shows nothing; for --json."""
 
     def __enter__(self) -> Quiet:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         return None
 
     def start(self, total_s: float) -> None:
-        """The run begins; it is likely to take this long."""
+        """Begin; the run is likely to take this long."""
 
     def begin(self, label: str) -> None:
         """A new piece of work begins."""
@@ -45,9 +41,6 @@ class Quiet:
 
     def row(self, record: Record) -> None:
         """A record has been written."""
-
-    def note(self, text: str) -> None:
-        """Something that the user should know."""
 
 
 class Lines(Quiet):
@@ -62,12 +55,8 @@ class Lines(Quiet):
 
     def row(self, record: Record) -> None:
         """Print a time."""
-        if isinstance(record, Timing | Stage):
+        if isinstance(record, Timing):
             self._console.print(describe(record), highlight=False, soft_wrap=True, markup=False)
-
-    def note(self, text: str) -> None:
-        """Print it."""
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 class Bar(Quiet):
@@ -95,9 +84,7 @@ class Bar(Quiet):
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._progress.stop()
 
     def start(self, total_s: float) -> None:
@@ -106,7 +93,7 @@ class Bar(Quiet):
         self._progress.refresh()
 
     def begin(self, label: str) -> None:
-        """Show what is measured now."""
+        """Name the work that begins."""
         if self._task is not None:
             self._progress.update(self._task, description=label[: self._label_chars], refresh=True)
 
@@ -118,26 +105,22 @@ class Bar(Quiet):
 
     def row(self, record: Record) -> None:
         """Print a time that could not be taken."""
-        if isinstance(record, Timing | Stage) and not record.status.has_timing:
+        if isinstance(record, Timing) and not record.status.has_timing:
             self._progress.console.print(describe(record), highlight=False, markup=False)
-
-    def note(self, text: str) -> None:
-        """Print it above the bar."""
-        self._progress.console.print(text, highlight=False, markup=False)
 
 
 def listener(console: Console, *, quiet: bool) -> Quiet:
-    """What fits the console: nothing, a bar on a terminal, lines elsewhere."""
+    """The listener that fits the console: a bar on a terminal, lines elsewhere, nothing if `quiet`."""
     if quiet:
         return Quiet()
     return Bar(console) if console.is_terminal else Lines(console)
 
 
-def describe(timing: Timing | Stage) -> str:
+def describe(timing: Timing) -> str:
     """A timing in one line: point, pass or stage, and the median or what went wrong."""
     point = timing.point
     masking = "causal" if point.is_causal else "non-causal"
-    what = timing.pass_ if isinstance(timing, Timing) else f"stage {timing.stage}"
+    what = f"stage {timing.stage}" if timing.stage else timing.pass_
     head = f"{point.method} {point.input} n={point.seq_len:,} heads={point.heads} {masking} {what}"
     if not timing.status.has_timing:
         return f"{head}: {timing.status}: {timing.message}"

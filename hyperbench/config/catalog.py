@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,17 @@ def entries(group: str) -> dict[str, dict[str, Any]]:
     for name in names(group):
         data = yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8"))
         found[name] = data.get("sweep", data) if group == "sweep" else data
+    return found
+
+
+def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by dotted key; an empty mapping is a value."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
     return found
 
 

@@ -1,4 +1,4 @@
-"""From the words of a command line to a RunConfig: Hydra composes, this module expands the axes and types it."""
+"""The configuration of a run from the words of a command line: Hydra composes, this module expands the axes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbench.config import catalog
 from hyperbench.config.catalog import ConfigError, check_name, nearest
-from hyperbench.config.overrides import Overrides, check_keys, check_mappings, flat_keys, parse
-from hyperbench.config.types import ErrorConfig, ProtocolConfig, check_dtypes, check_shape, passes_of, stages_of, typed
+from hyperbench.config.overrides import Overrides, apply, parse
+from hyperbench.config.types import (
+    ErrorConfig,
+    ProtocolConfig,
+    check_bool,
+    check_dtypes,
+    check_shape,
+    passes_of,
+    stages_of,
+    typed,
+)
+from hyperbench.store.schema import Point
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -27,7 +37,7 @@ _METHOD_KEYS = ("_target_", "description", "exact")
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """Where everything runs, and under which environment variables its worker processes start."""
+    """The device of a run, and the environment variables under which its worker processes start."""
 
     name: str
     dtypes: tuple[str, ...]
@@ -37,24 +47,11 @@ class DeviceConfig:
 
 
 @dataclass(frozen=True)
-class PointConfig:
-    """One cell of the grid as configured: a method on an input of one shape; null parameters are not yet filled in."""
-
-    method: str
-    target: str
-    exact: bool
-    hyper: dict[str, Any]
-    input: str
-    input_params: dict[str, Any]
-    dtype: str
-    is_causal: bool
-    seed: int
-    shape: dict[str, int]
-
-
-@dataclass(frozen=True)
 class RunConfig:
-    """Everything a run needs to know, checked; `resolved` is what config.yaml holds."""
+    """Everything a run needs to know, checked; `resolved` is what config.yaml holds.
+
+    Parameters of `points` that are null are not yet those of the method; `exact_methods` claim to be exact.
+    """
 
     sweep: str
     device: DeviceConfig
@@ -62,7 +59,8 @@ class RunConfig:
     error: ErrorConfig
     passes: tuple[str, ...]
     stages: bool
-    points: tuple[PointConfig, ...]
+    points: tuple[Point, ...]
+    exact_methods: frozenset[str]
     axes: dict[str, list[Any]]
     out: str | None
     resolved: dict[str, Any]
@@ -87,13 +85,8 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
     overrides = parse(words)
     asked = _only("device", overrides.groups.get("device", ["auto"]))
     device, reason = choose_device(asked)
-    fixed_groups = [f"device={device}"]
-    for group in ("sweep", "protocol"):
-        if group in overrides.groups:
-            fixed_groups.append(f"{group}={_only(group, overrides.groups[group])}")
     inputs = overrides.groups.get("input", [])
-    base = [_compose([*fixed_groups, *([f"input={name}"] if name else []), *overrides.plain], overrides)
-            for name in (inputs or [""])]  # fmt: skip
+    base = _compose(overrides, device)
     first = base[0]
     axes = _axes(first, overrides, len(inputs) > 1)
     if len(inputs) > 1:
@@ -120,6 +113,7 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
         passes=passes,
         stages=stages_of(resolved["stages"], passes),
         points=_expand(base, {key: values for key, values in axes.items() if key != "input"}, device_config),
+        exact_methods=_exact_methods(resolved["method"]),
         axes=axes,
         out=overrides.out,
         resolved=resolved,
@@ -128,29 +122,42 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The dotted keys on which two resolved configurations differ."""
-    left, right = _leaves(one), _leaves(other)
+    # Keys of axes hold dots themselves; the last part tells them apart well enough for a message.
+    left, right = catalog.leaves(one), catalog.leaves(other)
     absent = object()
     return sorted(key for key in left.keys() | right.keys() if left.get(key, absent) != right.get(key, absent))
 
 
-def _compose(words: list[str], overrides: Overrides) -> DictConfig:
+def _compose(overrides: Overrides, device: str) -> list[DictConfig]:
+    """The configuration for each input that was chosen, or for that of the sweep: composed once by Hydra.
+
+    Keys are set afterwards, on what was composed without them: so a misspelt key is answered with the nearest name, and
+    a further input takes no further composing.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
-    groups = [word for word in words if word.split("=", 1)[0] in catalog.GROUPS]
+    groups, inputs = overrides.groups, overrides.groups.get("input", [])
+    words = [
+        f"device={device}",
+        *(f"{group}={_only(group, groups[group])}" for group in ("sweep", "protocol") if group in groups),
+    ]
+    words += [f"method=[{','.join(groups['method'])}]"] if "method" in groups else []
+    words += [f"input={name}" for name in inputs[:1]]
     try:
         with initialize_config_dir(str(catalog.conf_dir()), version_base="1.3"):
-            # Composed without the keys first, so that a misspelt key is answered with the nearest name there is.
-            from omegaconf import OmegaConf
-
-            bare = OmegaConf.to_container(compose("config", groups), resolve=False)
-            check_keys(words, flat_keys(bare))
-            cfg = compose("config", words)
-            check_mappings(bare, OmegaConf.to_container(cfg, resolve=False))
-            return cfg
+            found = [compose("config", words)]
+        for name in inputs[1:]:
+            found.append(found[0].copy())
+            with open_dict(found[-1]):
+                found[-1].input = OmegaConf.load(catalog.conf_dir() / "input" / f"{name}.yaml")
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split())) from None
+    for cfg in found:
+        apply(overrides.settings, cfg)
+    return found
 
 
 def _resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -207,30 +214,31 @@ def _check_axis_key(key: str, composed: dict[str, Any]) -> None:
     )
 
 
-def _expand(bases: list[DictConfig], axes: dict[str, list[Any]], device: DeviceConfig) -> tuple[PointConfig, ...]:
+def _expand(bases: list[DictConfig], axes: dict[str, list[Any]], device: DeviceConfig) -> tuple[Point, ...]:
     """The product of the axes; an axis of one method's parameter multiplies the points of that method only."""
     from omegaconf import OmegaConf, open_dict
 
     common = {key: values for key, values in axes.items() if not key.startswith("method.")}
-    found: dict[str, PointConfig] = {}
+    found: dict[str, Point] = {}
     for base, combination in itertools.product(bases, itertools.product(*common.values())):
         cfg = base.copy()
         with open_dict(cfg):
             for key, value in zip(common, combination, strict=True):
                 OmegaConf.update(cfg, key, value)
-            for method in base.method:
+            without_own = _resolve(cfg)
+            for method in map(str, base.method):
                 own = {key: values for key, values in axes.items() if key.startswith(f"method.{method}.")}
                 for choice in itertools.product(*own.values()):
                     for key, value in zip(own, choice, strict=True):
                         OmegaConf.update(cfg, key, value)
-                    point = _point(_resolve(cfg), str(method), device)
-                    found.setdefault(repr(point), point)
+                    point = _point(_resolve(cfg) if own else without_own, method, device)
+                    found.setdefault(point.point_id, point)
     if not found:
         raise ConfigError("no method is left; choose some by method=NAME,NAME")
     return tuple(found.values())
 
 
-def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> PointConfig:
+def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> Point:
     node = data["method"][method]
     if not isinstance(node, dict) or not node.get("_target_"):
         raise ConfigError(
@@ -238,22 +246,30 @@ def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> PointConf
         )
     shape = {key: data["shape"][key] for key in _SHAPE_KEYS}
     hyper = {str(key): value for key, value in node.items() if key not in _METHOD_KEYS}
-    if not isinstance(node.get("exact", False), bool):
-        raise ConfigError(f"method.{method}.exact={node['exact']} must be true or false")
     check_shape(shape, data["is_causal"], data["seed"], method, hyper)
     check_name("dtype", data["dtype"], device.dtypes)
-    return PointConfig(
-        method=method,
-        target=str(node["_target_"]),
-        exact=node.get("exact", False),
-        hyper=hyper,
-        input=str(data["input"]["name"]),
-        input_params={k: v for k, v in data["input"].items() if k not in ("name", "description")},
-        dtype=data["dtype"],
-        is_causal=data["is_causal"],
-        seed=data["seed"],
-        shape=shape,
-    )
+    try:
+        return Point(
+            method=method,
+            target=str(node["_target_"]),
+            device=device.name,
+            dtype=data["dtype"],
+            is_causal=data["is_causal"],
+            input=str(data["input"]["name"]),
+            seed=data["seed"],
+            hyper=hyper,
+            input_params={k: v for k, v in data["input"].items() if k not in ("name", "description")},
+            **shape,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _exact_methods(methods: dict[str, Any]) -> frozenset[str]:
+    """The methods that claim to be exact. Raises ConfigError unless `exact` is true or false, or not given."""
+    for name, node in methods.items():
+        check_bool(f"method.{name}.exact", node.get("exact", False))
+    return frozenset(name for name, node in methods.items() if node.get("exact", False))
 
 
 def _only(group: str, chosen: list[str]) -> str:
@@ -273,14 +289,3 @@ def _threads(value: Any) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ConfigError(f"device.threads={value} must be a positive integer or null")
     return value
-
-
-def _leaves(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in data.items():
-        # Keys of axes hold dots themselves; the last part tells them apart well enough for a message.
-        if isinstance(value, dict) and value:
-            leaves.update(_leaves(value, f"{prefix}{key}."))
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves

@@ -11,8 +11,8 @@ from hyperbench.config.catalog import ConfigError, check_name, nearest
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
 
-_ADD = "+"
 #: Keys that hold a list by themselves; a comma makes a longer list of them and no axis.
 _LIST_KEYS = ("passes", "error.seeds")
 #: Below these a key may be added that no file has.
@@ -20,22 +20,30 @@ _OPEN = ("method.", "input.", "protocol.", "error.", "sweep.axes.", "device.env.
 
 
 @dataclass(frozen=True)
+class Setting:
+    """One key and its value; `action` is "" (set), "+" (add), "++" (add or set) or "~" (leave out), as Hydra has it."""
+
+    word: str
+    action: str
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True)
 class Overrides:
-    """What a command line asks for.
+    """The settings, axes and groups that a command line asks for.
 
     Attributes:
-        plain: overrides for Hydra; a swept key stands here with the first of its values.
+        settings: keys to set, in order; a swept key stands here with the first of its values.
         axes: key -> values, for keys with several values.
         fixed: key -> value, for keys with one value.
-        methods: the chosen methods, or None for those of the sweep.
         groups: group -> chosen names.
         out: the folder named by out=DIR, as it was typed, or None.
     """
 
-    plain: tuple[str, ...]
+    settings: tuple[Setting, ...]
     axes: dict[str, list[Any]]
     fixed: dict[str, Any]
-    methods: list[str] | None
     groups: dict[str, list[str]]
     out: str | None
 
@@ -46,11 +54,10 @@ def parse(words: Sequence[str]) -> Overrides:
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
-    plain: list[str] = []
+    settings: list[Setting] = []
     axes: dict[str, list[Any]] = {}
     fixed: dict[str, Any] = {}
     groups: dict[str, list[str]] = {}
-    methods: list[str] | None = None
     out: str | None = None
     for word in words:
         if word.startswith("out="):
@@ -70,52 +77,68 @@ def parse(words: Sequence[str]) -> Overrides:
         if override.is_delete() and not (key.startswith("method.") and key.count(".") == 1):
             raise ConfigError(f"{word!r}: only a method can be left out, by ~method.NAME")
         values = _values(override, word)
+        action = word[: len(word) - len(word.lstrip("+~"))]
         if key in catalog.GROUPS:
-            if override.is_add() or override.is_force_add():
+            if action:
                 raise ConfigError(f"{word!r}: choose a {key} by {key}=NAME")
-            chosen = _flatten(values)
-            if not chosen:
+            groups[key] = [_text(value) for value in _flatten(values)]
+            if not groups[key]:
                 raise ConfigError(f"{word!r} names no {key}; allowed: {', '.join(catalog.names(key))}")
-            for name in chosen:
+            for name in groups[key]:
                 check_name(key, name, catalog.names(key))
-            if key == "method":
-                methods = chosen
-                plain.append(f"method=[{','.join(chosen)}]")
-            else:
-                groups[key] = chosen
         elif key in _LIST_KEYS:
-            plain.append(f"{key}=[{','.join(_text(v) for v in _flatten(values))}]")
-        elif len(values) == 1:
-            plain.append(word)
-            fixed[key] = values[0]
-            axes.pop(key, None)
+            settings.append(Setting(word, "", key, _flatten(values)))
         else:
-            prefix = _ADD * (2 if override.is_force_add() else 1 if override.is_add() else 0)
-            plain.append(f"{prefix}{key}={_text(values[0])}")
-            axes[key] = values
-            fixed.pop(key, None)
-    return Overrides(tuple(plain), axes, fixed, methods, groups, out)
+            settings.append(Setting(word, action, key, values[0]))
+            found, other = (fixed, axes) if len(values) == 1 else (axes, fixed)
+            found[key] = values[0] if len(values) == 1 else values
+            other.pop(key, None)
+    return Overrides(tuple(settings), axes, fixed, groups, out)
 
 
-def check_keys(overrides: Sequence[str], known: Sequence[str]) -> None:
-    """Raise ConfigError on an override of a key that the composed configuration does not have."""
-    for word in overrides:
-        key = word.split("=", 1)[0]
-        if key.startswith("~") or key in catalog.GROUPS:
-            continue
-        if key.startswith(_ADD):
-            key = key.lstrip(_ADD)
-            if key not in known and not key.startswith(_OPEN):
-                raise ConfigError(f"{word!r}: nothing reads the key {key!r}{nearest(key, known)}")
-        elif key not in known:
-            group, _, rest = key.partition(".")
-            method = rest.partition(".")[0]
-            if group == "method" and method in catalog.names("method") and f"method.{method}" not in known:
-                raise ConfigError(f"{key}: method {method} is not chosen; choose it by method=[...,{method}]")
-            raise ConfigError(f"unknown key {key!r}{nearest(key, known) or '; `hyperbench list keys` shows all'}")
+def apply(settings: Sequence[Setting], cfg: DictConfig) -> None:
+    """Set the keys of a composed configuration, in place.
+
+    Raises ConfigError on a key that it does not have and that nothing would read, and on a value that does not fit.
+    """
+    from omegaconf import OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    before = OmegaConf.to_container(cfg, resolve=False)
+    known = flat_keys(before)
+    for setting in settings:
+        _check_key(setting, known)
+        key, value = setting.key, setting.value
+        try:
+            if setting.action == "~":
+                with open_dict(cfg):
+                    del cfg.method[key.removeprefix("method.")]
+                continue
+            there = OmegaConf.select(cfg, key, throw_on_missing=False)
+            if setting.action == "+" and there is not None and not isinstance(value, dict | list):
+                raise ConfigError(f"{setting.word!r}: {key} has a value already; set it by {key}={_text(value)}")
+            OmegaConf.update(cfg, key, value, merge=True, force_add=bool(setting.action))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{setting.word!r}: {' '.join(str(error).split())}") from None
+    _check_mappings(before, OmegaConf.to_container(cfg, resolve=False))
 
 
-def check_mappings(before: Any, after: Any, prefix: str = "") -> None:
+def _check_key(setting: Setting, known: Sequence[str]) -> None:
+    """Raise ConfigError if the key of a setting is none that the configuration has or that may be added to it."""
+    key, (group, _, rest) = setting.key, setting.key.partition(".")
+    if key in known:
+        return
+    if setting.action.startswith("+"):
+        if not key.startswith(_OPEN):
+            raise ConfigError(f"{setting.word!r}: nothing reads the key {key!r}{nearest(key, known)}")
+        return
+    method = rest.partition(".")[0]
+    if group == "method" and method in catalog.names("method") and f"method.{method}" not in known:
+        raise ConfigError(f"{key}: method {method} is not chosen; choose it by method=[...,{method}]")
+    raise ConfigError(f"unknown key {key!r}{nearest(key, known) or '; `hyperbench list keys` shows all'}")
+
+
+def _check_mappings(before: Any, after: Any, prefix: str = "") -> None:
     """Raise ConfigError where an override put something else in the place of a mapping of the configuration."""
     for name, value in before.items():
         if isinstance(value, dict) and name in after:
@@ -124,7 +147,7 @@ def check_mappings(before: Any, after: Any, prefix: str = "") -> None:
                     f"{prefix}{name}={_text(after[name])} must be a mapping; set its keys"
                     f" ({', '.join(f'{prefix}{name}.{key}' for key in value) or 'none'}) one by one"
                 )
-            check_mappings(value, after[name], f"{prefix}{name}.")
+            _check_mappings(value, after[name], f"{prefix}{name}.")
 
 
 def flat_keys(data: Any, prefix: str = "") -> list[str]:
@@ -156,11 +179,8 @@ def _plain(value: Any) -> Any:
     return value.text if type(value).__name__ == "QuotedString" else value
 
 
-def _flatten(values: list[Any]) -> list[str]:
-    flat: list[str] = []
-    for value in values:
-        flat.extend(_flatten(value) if isinstance(value, list) else [value if isinstance(value, str) else _text(value)])
-    return flat
+def _flatten(values: list[Any]) -> list[Any]:
+    return [item for value in values for item in (_flatten(value) if isinstance(value, list) else [value])]
 
 
 def _text(value: Any) -> str:

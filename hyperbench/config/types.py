@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProtocolConfig:
-    """How a pass is timed: warm-up, when sampling stops, and the budgets in seconds of one round."""
+    """Rules of timing a pass: warm-up, when sampling stops, and the budgets in seconds of one round."""
 
     name: str
     description: str
@@ -80,7 +80,7 @@ class ProtocolConfig:
 
 @dataclass(frozen=True)
 class ErrorConfig:
-    """How the error is measured: for which seeds, on how many rows, and up to which lengths."""
+    """Rules of measuring the error: for which seeds, on how many rows, and up to which lengths."""
 
     seeds: tuple[int, ...]
     rows: int
@@ -129,7 +129,7 @@ def passes_of(value: Any, protocol: ProtocolConfig) -> tuple[str, ...]:
 
 
 def stages_of(value: Any, passes: tuple[str, ...]) -> bool:
-    """Whether stages are timed. Raises ConfigError unless it is true or false and the forward pass is timed as well."""
+    """True if stages are timed. Raises ConfigError unless it is true or false, with the forward pass timed as well."""
     check_bool("stages", value)
     if value and Pass.FORWARD not in passes:
         raise ConfigError(f"stages=true needs the forward pass, whose stages they are; passes={list(passes)} lacks it")

@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hyperbench.config.types import ErrorConfig, ProtocolConfig
-from hyperbench.measure.work_items import Cell, Todo
+from hyperbench.measure.work_items import WorkItem
 from hyperbench.store.schema import Pass, Point, Status
 
 
 @dataclass(frozen=True)
 class Task:
-    """One group of cells for a worker: what each of them needs, and how it is to be measured.
+    """The work items of one group for a worker, and how they are to be measured.
 
     `without_backward` are the points, by id, whose backward pass is not to be called even for its errors, each with the
     status and the message that its gradients get.
     """
 
-    todos: tuple[Todo, ...]
+    items: tuple[WorkItem, ...]
     passes: tuple[str, ...]
     protocol: ProtocolConfig
     error: ErrorConfig
@@ -33,19 +33,8 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """The task as plain data."""
-        todos = [
-            {
-                "point": wanted.cell.point.as_dict(),
-                "exact": wanted.cell.exact,
-                "passes": [str(p) for p in wanted.passes],
-                "seeds": list(wanted.seeds),
-                "stages": wanted.stages,
-                "timed_stages": list(wanted.timed_stages),
-            }
-            for wanted in self.todos
-        ]
         return {
-            "todos": todos,
+            "items": [{**vars(item), "point": item.point.as_dict()} for item in self.items],
             "passes": list(self.passes),
             "protocol": dataclasses.asdict(self.protocol),
             "error": dataclasses.asdict(self.error),
@@ -58,18 +47,19 @@ class Task:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Task:
         """The inverse of `to_json`."""
-        todos = tuple(
-            Todo(
-                Cell(Point.from_dict(item["point"]), item["exact"]),
+        items = tuple(
+            WorkItem(
+                Point.from_dict(item["point"]),
+                item["exact"],
                 tuple(Pass(p) for p in item["passes"]),
                 tuple(item["seeds"]),
                 item["stages"],
                 tuple(item["timed_stages"]),
             )
-            for item in data["todos"]
+            for item in data["items"]
         )
         return cls(
-            todos=todos,
+            items=items,
             passes=tuple(data["passes"]),
             protocol=ProtocolConfig(**data["protocol"]),
             error=ErrorConfig(**data["error"]),

@@ -28,7 +28,7 @@ EQUAL_WITHIN = 1e-9
 
 
 class Verdict(StrEnum):
-    """What the rounds say of B against A."""
+    """The verdict on B against A, from their rounds."""
 
     SAME = "same"
     FASTER = "faster"
@@ -37,7 +37,7 @@ class Verdict(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a verdict is what it is; only the first two come with one other than `ambiguous`."""
+    """Reason of a verdict; only the first two come with one other than `ambiguous`."""
 
     INTERVAL_WITHIN_THRESHOLD = "interval_within_threshold"
     INTERVAL_BEYOND_THRESHOLD = "interval_beyond_threshold"
@@ -67,7 +67,7 @@ class Judgement:
 
 
 def judge(a_ms: Mapping[int, float], b_ms: Mapping[int, float], *, paired: bool, threshold: float) -> Judgement:
-    """What the medians of two sides, by round, say: is B as fast as A within `threshold` (relative), faster, slower?
+    """Judge the medians of two sides, by round: B as fast as A within `threshold` (relative), faster or slower.
 
     The interval of the ratio must lie wholly within 1/(1 + threshold) to 1 + threshold for `same`, and wholly beyond
     for `faster` and `slower`; whatever else is `ambiguous`. `paired`: equal round numbers were measured together.

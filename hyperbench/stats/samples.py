@@ -14,7 +14,7 @@ MIN_SAMPLES_FOR_INTERVAL = 6
 
 @dataclass(frozen=True)
 class Summary:
-    """What a list of samples says: robust location, its 95 % interval and the spread, all in milliseconds."""
+    """Statistics of a list of samples: robust location, its 95 % interval and the spread, all in milliseconds."""
 
     n_samples: int
     median_ms: float

@@ -1,4 +1,4 @@
-"""Whether samples are what a median describes: one group that stands still in time. Pure functions, no torch.
+"""Tests of samples for drift and for two modes, which a median does not describe. Pure functions, no torch.
 
 Both tests ask for an effect that matters as well as for significance: with many samples anything is significant.
 """
@@ -28,7 +28,7 @@ _MODE_DISTANCE_FEW = 25.0
 
 
 def has_drift(samples: Sequence[float]) -> bool:
-    """Whether samples in time order rise or fall: Mann-Kendall's test at 1 %, and thirds that differ by 2 % or more.
+    """True if samples in time order rise or fall: Mann-Kendall's test at 1 %, and thirds that differ by 2 % or more.
 
     Too few samples (below 8) have no drift that could be told from noise.
     """
@@ -59,7 +59,7 @@ def trend_p_value(samples: Sequence[float]) -> float:
 
 
 def has_two_modes(samples: Sequence[float], resolution: float = 0.0) -> bool:
-    """Whether samples fall into two groups, each of a quarter of them or more, that lie far apart for their widths.
+    """True if samples fall into two groups, each of a quarter of them or more, that lie far apart for their widths.
 
     The groups are those whose spread within is least; they count as two where the distance of their means is many times
     that spread (4.5 for many samples, more for few), and 2 % of the median and twice the clock's resolution or more.

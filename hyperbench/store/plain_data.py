@@ -48,7 +48,7 @@ def check_types(record: Any) -> None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; an integer is a number too, a truth value is neither."""
+    """True if a value is of an annotated type; an integer is a number too, a truth value is neither."""
     if isinstance(hint, types.UnionType):
         return any(fits(value, option) for option in typing.get_args(hint))
     origin = typing.get_origin(hint)
@@ -67,7 +67,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def is_plain(value: Any, levels: int = _MAX_LEVELS) -> bool:
-    """Whether JSON gives the value back as it is, and it is nested at most so many levels."""
+    """True if JSON gives the value back as it is, and it is nested at most so many levels."""
     if isinstance(value, dict):
         return levels > 0 and all(isinstance(k, str) and is_plain(v, levels - 1) for k, v in value.items())
     if isinstance(value, list):
@@ -76,7 +76,7 @@ def is_plain(value: Any, levels: int = _MAX_LEVELS) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether plain data holds no infinity and no NaN at any level."""
+    """True if plain data holds no infinity and no NaN at any level."""
     if isinstance(value, dict):
         return all(is_finite(item) for item in value.values())
     if isinstance(value, list):

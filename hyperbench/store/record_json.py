@@ -8,9 +8,11 @@ from enum import StrEnum
 from typing import Any
 
 from hyperbench.store.plain_data import from_mapping, hints, options, short
-from hyperbench.store.schema import ErrorRow, Point, Record, Stage, Timing
+from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Status, Timing
 
-_KINDS: dict[str, type[Any]] = {"timing": Timing, "error": ErrorRow, "stage": Stage}
+_KINDS: dict[str, type[Any]] = {"timing": Timing, "error": ErrorRow}
+#: Kind of a stage in journals written before a stage became a timing.
+_OLD_STAGE = "stage"
 _NON_FINITE = ("inf", "-inf", "nan")
 
 
@@ -30,6 +32,8 @@ def from_json(data: Any) -> Record:
         raise ValueError(f"a record is a mapping, not {short(data)}")
     fields = dict(data)
     kind = fields.pop("kind", None)
+    if kind == _OLD_STAGE:
+        kind, fields = "timing", _from_old_stage(fields)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"unknown record kind {short(kind)}; allowed: {', '.join(_KINDS)}")
     cls = _KINDS[kind]
@@ -46,3 +50,13 @@ def from_json(data: Any) -> Record:
             enum = next((option for option in options(hint) if issubclass(option, StrEnum)), None)
             fields[name] = enum(value) if enum else value
     return from_mapping(cls, fields)
+
+
+def _from_old_stage(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a timing from those of an old record of a stage, which had a median beside or without samples."""
+    median_ms = fields.pop("median_ms", None)
+    if not fields.get("stage"):
+        raise ValueError("a record of a stage needs its name")
+    samples_ms = fields.pop("samples_ms", None) or ([] if median_ms is None else [median_ms])
+    defaults = {"pass_": Pass.FORWARD, "protocol": "", "round": 0, "status": Status.OK}
+    return {**defaults, **fields, "samples_ms": samples_ms}

@@ -1,27 +1,22 @@
-"""The hinge of the house: a run's folder, its journal (the truth) and the tables made from it.
+"""A run's folder: its journal (the truth) and the tables made from it.
 
-A run's folder holds config.yaml (resolved), environment.json (and origins.json where rounds were measured under another
-one), journal.jsonl (a line per finished measurement), sessions.jsonl (where the time of each session went) and the
-tables timings, errors and stages as .csv, and as .parquet where pyarrow is installed. The tables can always be made
+A run's folder holds config.yaml (resolved), environment.json, journal.jsonl (a line per finished measurement) and the
+tables timings and errors as .csv, and as .parquet where pyarrow is installed. The tables can always be made
 again from the journal.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.store import environment, origins
-from hyperbench.store.origins import Origin
-from hyperbench.store.record_json import from_json, to_json
-from hyperbench.store.schema import Record
+from hyperbench.store import environment
+from hyperbench.store.files import StoreError, atomic_write, read_mapping
+from hyperbench.store.journal import read_journal
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,16 +27,11 @@ ENVIRONMENT = "environment.json"
 RUNS_ROOT = Path("results/runs")
 
 
-class StoreError(ValueError):
-    """A run's folder that cannot be read or written; the message is one line for the user."""
-
-
 @dataclass(frozen=True)
 class Run:
     """A run as read from its folder; the tables have the columns named in `hyperbench.store.tables`.
 
-    `environment` is that of the first origin. Rows of `timings` and `stages` have the run_id of the origin that their
-    round was measured under, so that a reader can tell the origins apart.
+    `timings` has a row per point, pass, stage and round; `passes` and `stages` are its two halves.
     """
 
     path: Path
@@ -49,92 +39,20 @@ class Run:
     environment: dict[str, Any]
     timings: DataFrame
     errors: DataFrame
-    stages: DataFrame
-    origins: tuple[Origin, ...] = ()
+
+    @property
+    def passes(self) -> DataFrame:
+        """The timings of whole passes."""
+        return self.timings[self.timings["stage"] == ""].reset_index(drop=True)
+
+    @property
+    def stages(self) -> DataFrame:
+        """The timings of stages."""
+        return self.timings[self.timings["stage"] != ""].reset_index(drop=True)
 
 
-class Journal:
-    """The journal of a run, opened for appending; one process at a time may hold it.
-
-    A torn last line, left by a process that was killed while writing, is cut before anything is appended.
-    Raises StoreError if another process holds the journal or the file cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError as error:
-            raise StoreError(f"cannot write the journal {path}: {error.strerror}") from None
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._fd)
-            raise StoreError(f"another process is writing to {path}; wait for it, or choose another out=DIR") from None
-        self._cut_torn_line()
-        _fsync_folder(path.parent)
-
-    def append(self, record: Record) -> None:
-        """Write one record as one line and wait until the disk has it.
-
-        Raises StoreError if that fails; the journal is then as it was.
-        """
-        line = json.dumps(to_json(record), separators=(",", ":")) + "\n"
-        view = memoryview(line.encode())
-        size = os.fstat(self._fd).st_size
-        try:
-            while view:
-                view = view[os.write(self._fd, view) :]
-            os.fsync(self._fd)
-        except OSError as error:
-            os.ftruncate(self._fd, size)
-            raise StoreError(
-                f"cannot write the journal {self.path}: {error.strerror}; it holds what was measured before, and"
-                " --resume goes on when there is room"
-            ) from None
-
-    def close(self) -> None:
-        """Give the journal back; closing twice is harmless."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _cut_torn_line(self) -> None:
-        size = os.fstat(self._fd).st_size
-        data = self.path.read_bytes() if size else b""
-        if data and not data.endswith(b"\n"):
-            os.ftruncate(self._fd, data.rfind(b"\n") + 1)
-            os.fsync(self._fd)
-
-
-def read_journal(path: Path) -> list[Record]:
-    """Every record of a journal, in the order of writing; a torn last line is cut.
-
-    Raises StoreError, naming file and line, on a missing file or on any other damage.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise StoreError(f"cannot read the journal {path}: {error.strerror}") from None
-    records: list[Record] = []
-    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
-        try:
-            records.append(from_json(json.loads(line)))
-        except (ValueError, RecursionError) as error:
-            raise StoreError(f"{path}, line {number}: damaged record: {' '.join(str(error).split())}") from None
-    return records
-
-
-def write_tables(run_dir: Path) -> None:
-    """Make timings, errors and stages from the journal, as .parquet and .csv, each by temporary file and rename.
+def write_tables(run_dir: Path) -> Run:
+    """Make timings and errors from the journal, as .parquet and .csv, and return the run they were made of.
 
     Without pyarrow there is no .parquet; one that is there from before goes, as it would be behind the journal.
     Raises StoreError if the disk does not take them.
@@ -157,6 +75,7 @@ def write_tables(run_dir: Path) -> None:
             f"cannot write the tables of {run.path}: {reason}; the journal holds everything that was measured, and"
             " --resume makes the tables of it"
         ) from None
+    return run
 
 
 def load_run(run_dir: Path) -> Run:
@@ -165,20 +84,12 @@ def load_run(run_dir: Path) -> Run:
     Raises StoreError (one line) if the folder is missing, is no run's folder, or holds a damaged file.
     """
     path = check_run_folder(run_dir)
-    config = read_config(path)
-    origin = read_environment(path)
+    config, found = read_config(path), read_environment(path)
     records = read_journal(path / JOURNAL)
-    run_id = str(origin.get("run_id") or path.resolve().name)
     from hyperbench.store import tables
 
-    frames = tables.build(records, run_id)
-    found = read_origins(path, origin)
-    if len(found) > 1:
-        ids = {round_: str(origins.of_round(found, round_).environment.get("run_id") or run_id)
-               for name in ("timings", "stages") for round_ in map(int, frames[name]["round"].unique())}  # fmt: skip
-        for name in ("timings", "stages"):
-            frames[name]["run_id"] = frames[name]["round"].map(ids).astype(object)
-    return Run(path, config, origin, frames["timings"], frames["errors"], frames["stages"], found)
+    frames = tables.build(records, str(found.get("run_id") or path.resolve().name))
+    return Run(path, config, found, frames["timings"], frames["errors"])
 
 
 def check_run_folder(run_dir: Path) -> Path:
@@ -198,13 +109,13 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     import yaml
 
     # The loader in C is quicker, but ends the process where a file is nested deeply.
-    return _read_mapping(Path(run_dir) / CONFIG, yaml.safe_load)
+    return read_mapping(Path(run_dir) / CONFIG, yaml.safe_load)
 
 
 def read_environment(run_dir: Path) -> dict[str, Any]:
-    """What produced a run's numbers. Raises StoreError if it is missing or damaged."""
+    """The environment that a run's numbers come from. Raises StoreError if it is missing or damaged."""
     path = Path(run_dir) / ENVIRONMENT
-    found = _read_mapping(path, json.loads)
+    found = read_mapping(path, json.loads)
     try:
         environment.checked({name: value for name, value in found.items() if name in environment.KEYS})
     except ValueError as error:
@@ -212,23 +123,8 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
     return found
 
 
-def read_origins(run_dir: Path, first: dict[str, Any]) -> tuple[Origin, ...]:
-    """The origins of a run's rounds; `first` is its environment.json. Raises StoreError if the file is damaged."""
-    try:
-        return origins.read(run_dir, first)
-    except ValueError as error:
-        raise StoreError(str(error)) from None
-
-
-def add_origin(run_dir: Path, known: tuple[Origin, ...], new: Origin) -> tuple[Origin, ...]:
-    """Write down that the rounds from `new.first_round` on are measured under another origin; all of them now."""
-    found = (*known, new)
-    atomic_write_text(Path(run_dir) / origins.FILE, origins.to_text(found))
-    return found
-
-
 def is_run_folder(path: Path) -> bool:
-    """Whether a folder was made by a run (it may have been killed before its first measurement)."""
+    """True if a folder was made by a run (it may have been killed before its first measurement)."""
     return (path / CONFIG).is_file() and (path / ENVIRONMENT).is_file()
 
 
@@ -240,41 +136,3 @@ def latest_run(root: Path = RUNS_ROOT) -> Path:
             f"there is no run under {root}; make one with `hyperbench run sweep=smoke`, or name it: --run DIR"
         )
     return max(runs, key=lambda run: ((run / JOURNAL).stat().st_mtime_ns, run.name))
-
-
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside path, then move it there: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _fsync_folder(path.parent)
-
-
-def atomic_write_text(path: Path, text: str) -> None:
-    """Write text by temporary file and rename."""
-    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    try:
-        data = parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from None
-    except Exception as error:  # a YAML parser raises whatever its constructors of numbers and dates raise
-        raise StoreError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise StoreError(f"{path} is damaged: it holds no mapping")
-    return data
-
-
-def _fsync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

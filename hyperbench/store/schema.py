@@ -1,6 +1,7 @@
-"""The records that cross rooms: what a point is, what was measured at it, and which states are possible.
+"""The records of a run: points, timings and errors, each in a possible state only.
 
-Units are in the names (`_ms`, `_bytes`, `_flops`). Every record is frozen and refuses to exist in an impossible state.
+Units are in the names (`_ms`, `_bytes`, `_flops`). Every record is frozen; making one in an impossible state raises
+ValueError.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ALL_STAGES = "all"
 
 
 class Status(StrEnum):
-    """How the measurement of a point ended; only `ok` and `throttled` may carry a timing."""
+    """Status of a measurement; only `ok` and `throttled` may carry a timing."""
 
     OK = "ok"
     INCORRECT = "incorrect"
@@ -44,12 +45,12 @@ class Status(StrEnum):
 
     @property
     def has_timing(self) -> bool:
-        """Whether a record of this status may carry a timing."""
+        """True if a record of this status may carry a timing."""
         return self in (Status.OK, Status.THROTTLED)
 
 
 class Pass(StrEnum):
-    """What is timed; each pass is timed directly, none is a sum of others."""
+    """A timed pass; each is timed directly, none is a sum of others."""
 
     FORWARD = "forward"
     BACKWARD = "backward"
@@ -57,7 +58,7 @@ class Pass(StrEnum):
 
 
 class StopReason(StrEnum):
-    """Why sampling ended: the interval of the median was narrow enough, or the time or the samples ran out."""
+    """Reason for the end of sampling: a narrow interval of the median, or no time or no samples left."""
 
     PRECISION = "precision"
     BUDGET = "budget"
@@ -65,7 +66,7 @@ class StopReason(StrEnum):
 
 
 class Flag(StrEnum):
-    """What a reader must know of a timing before trusting it; a flagged timing stays where it is."""
+    """A warning about a timing, to be read before trusting it; a flagged timing stays where it is."""
 
     #: The samples fall into two groups apart from each other: their median lies in one of them, or between.
     BIMODAL = "bimodal"
@@ -137,7 +138,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Timing:
-    """Samples of one pass of one point in one round, in time order, with how and why they ended.
+    """Samples of one pass of one point in one round, or of one stage of it, in time order, with how and why they ended.
+
+    `stage` is "" for the whole pass; a stage (hash, sort, sample, ...) is timed by itself. `all_stages` names every
+    stage of the pass in order, so that a reader knows where this one stands and whether one is missing; it is empty for
+    the whole pass. The stage ALL_STAGES stands for all that have no record of their own: nothing could be told of them.
 
     `first_call_ms` is the wall time of the first such call in the process (compilation, tuning, page faults), never a
     sample. `host_ms` is the median time after which a call gave the host back, on a device that works beside it.
@@ -163,6 +168,8 @@ class Timing:
     memory_before_bytes: int | None = None
     flags: tuple[str, ...] = ()
     conditions: dict[str, Any] = field(default_factory=dict)
+    stage: str = ""
+    all_stages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -173,17 +180,26 @@ class Timing:
         for name in ("samples_ms", "warmup_ms"):
             if not all(0.0 <= sample < math.inf for sample in getattr(self, name)):
                 raise ValueError(f"{name} must be non-negative numbers")
-        if self.first_call_ms is not None and not 0.0 <= self.first_call_ms < math.inf:
-            raise ValueError(f"first_call_ms={self.first_call_ms} must be a non-negative number")
+        for name in ("first_call_ms", "host_ms"):
+            if not 0.0 <= (getattr(self, name) or 0.0) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be a non-negative number")
         for name in ("round", "peak_memory_bytes", "memory_before_bytes"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be negative")
-        _check_circumstances(self)
+        for flag in self.flags:
+            if flag not in list(Flag):
+                raise ValueError(f"flags={short(flag)} is unknown; allowed: {', '.join(Flag)}")
+        if self.flags and not self.samples_ms:
+            raise ValueError("flags are of samples, and a timing without samples has none")
+        if not (is_plain(self.conditions) and is_finite(self.conditions)):
+            raise ValueError("conditions of a timing must be plain data, finite and not nested deeply")
+        if self.all_stages and self.stage not in (*self.all_stages, ALL_STAGES):
+            raise ValueError(f"stage={short(self.stage)} must be one of {short(self.all_stages)}")
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        """What makes a timing unique within a run: (point_id, pass, round)."""
-        return (self.point.point_id, str(self.pass_), self.round)
+    def key(self) -> tuple[str, str, str, int]:
+        """The timing's key, unique within a run: (point_id, pass, stage, round)."""
+        return (self.point.point_id, str(self.pass_), self.stage, self.round)
 
 
 @dataclass(frozen=True)
@@ -204,69 +220,8 @@ class ErrorRow:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """What makes an error row unique within a run: (point_id, seed, metric)."""
+        """The error row's key, unique within a run: (point_id, seed, metric)."""
         return (self.point.point_id, self.seed, self.metric)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Samples of one stage (hash, sort, sample, ...) of a method's forward pass at a point in one round, in time order.
-
-    `all_stages` names every stage of the pass in order, so that a reader knows where this one stands and whether one
-    is missing. The stage ALL_STAGES stands for all that have no record of their own: nothing could be told of them.
-    `flags`, `host_ms` and `conditions` are those of a Timing; records of older journals have none.
-    """
-
-    point: Point
-    stage: str
-    median_ms: float | None
-    samples_ms: tuple[float, ...] = ()
-    all_stages: tuple[str, ...] = ()
-    protocol: str = ""
-    round: int = 0
-    status: Status = Status.OK
-    stop_reason: StopReason | None = None
-    message: str = ""
-    flags: tuple[str, ...] = ()
-    host_ms: float | None = None
-    conditions: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        if self.status.has_timing != (self.median_ms is not None):
-            raise ValueError(f"a stage of status {self.status} cannot have median_ms={self.median_ms}")
-        if self.median_ms is not None and not 0.0 <= self.median_ms < math.inf:
-            raise ValueError(f"median_ms={self.median_ms} must be a non-negative number")
-        if self.samples_ms and (
-            self.median_ms is None or not min(self.samples_ms) <= self.median_ms <= max(self.samples_ms)
-        ):
-            raise ValueError(f"median_ms={self.median_ms} must lie among samples_ms")
-        if not all(0.0 <= sample < math.inf for sample in self.samples_ms):
-            raise ValueError("samples_ms must be non-negative numbers")
-        if self.all_stages and self.stage not in (*self.all_stages, ALL_STAGES):
-            raise ValueError(f"stage={short(self.stage)} must be one of {short(self.all_stages)}")
-        if self.round < 0:
-            raise ValueError(f"round={self.round} cannot be negative")
-        _check_circumstances(self)
-
-    @property
-    def key(self) -> tuple[str, str, str, int]:
-        """What makes a stage unique within a run: (point_id, "stage", stage, round)."""
-        return (self.point.point_id, "stage", self.stage, self.round)
-
-
-Record = Timing | ErrorRow | Stage
-
-
-def _check_circumstances(record: Timing | Stage) -> None:
-    """Raise ValueError unless flags, host_ms and conditions are such as samples can have."""
-    kind = type(record).__name__.lower()
-    if record.host_ms is not None and not 0.0 <= record.host_ms < math.inf:
-        raise ValueError(f"host_ms={record.host_ms} must be a non-negative number")
-    for flag in record.flags:
-        if flag not in list(Flag):
-            raise ValueError(f"flags={short(flag)} is unknown; allowed: {', '.join(Flag)}")
-    if record.flags and not record.samples_ms:
-        raise ValueError(f"flags are of samples, and a {kind} without samples has none")
-    if not (is_plain(record.conditions) and is_finite(record.conditions)):
-        raise ValueError(f"conditions of a {kind} must be plain data, finite and not nested deeply")
+Record = Timing | ErrorRow

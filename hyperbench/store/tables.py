@@ -1,4 +1,4 @@
-"""Records to tidy tables: which columns a table has, of which type, and how they are read from a record."""
+"""Tidy tables of records: the columns of each, their types, and how they are read from a record."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.stats.samples import Summary, median_interval, summarise
-from hyperbench.store.schema import ALL_STAGES, PARAMETER_TYPES, ErrorRow, Point, Record, Stage, Timing
+from hyperbench.stats.samples import Summary, summarise
+from hyperbench.store.schema import ALL_STAGES, PARAMETER_TYPES, ErrorRow, Record, Timing
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -37,6 +37,9 @@ TABLES: dict[str, dict[str, str]] = {
         **_POINT_HEAD,
         "seed": "int64",
         "pass": "text",
+        "stage": "text",
+        "position": "Int64",
+        "num_stages": "Int64",
         "protocol": "text",
         "round": "int64",
         "status": "text",
@@ -61,50 +64,29 @@ TABLES: dict[str, dict[str, str]] = {
         "status": "text",
         "message": "text",
     },
-    "stages": {
-        **_POINT_HEAD,
-        "seed": "int64",
-        "protocol": "text",
-        "round": "int64",
-        "stage": "text",
-        "position": "Int64",
-        "num_stages": "Int64",
-        "status": "text",
-        "stop_reason": "text",
-        "n_samples": "int64",
-        "median_ms": "float64",
-        "ci_low_ms": "float64",
-        "ci_high_ms": "float64",
-        "host_ms": "float64",
-        "flags": "text",
-        "message": "text",
-    },
 }
 
 
 def build(records: Iterable[Record], run_id: str) -> dict[str, DataFrame]:
-    """The three tables of a journal's records; where a measurement was repeated, the last record counts."""
+    """The tables of a journal's records; where a measurement was repeated, the last record counts."""
     timings: dict[tuple[Any, ...], Timing] = {}
     errors: dict[tuple[Any, ...], ErrorRow] = {}
-    stages: dict[tuple[Any, ...], Stage] = {}
     for record in records:
         if isinstance(record, Timing):
+            if record.stage:
+                timings.pop(dataclasses.replace(record, stage=ALL_STAGES).key, None)
             timings[record.key] = record
-        elif isinstance(record, ErrorRow):
-            errors[record.key] = record
         else:
-            stages.pop(dataclasses.replace(record, stage=ALL_STAGES).key, None)
-            stages[record.key] = record
-    implementations = {t.point.point_id: t.implementation for t in timings.values() if t.implementation}
+            errors[record.key] = record
+    codes = {t.point.point_id: t.implementation for t in timings.values() if t.implementation}
     return {
-        "timings": _frame("timings", [_timing_row(t, run_id) for t in timings.values()]),
-        "errors": _frame("errors", [_error_row(e, run_id, implementations) for e in errors.values()]),
-        "stages": _frame("stages", [_stage_row(s, run_id, implementations) for s in stages.values()]),
+        "timings": _frame("timings", ((t, _timing_cells(t, codes)) for t in timings.values()), run_id),
+        "errors": _frame("errors", ((e, _error_cells(e, codes)) for e in errors.values()), run_id),
     }
 
 
 def can_write_parquet() -> bool:
-    """Whether pyarrow is here; without it the tables are csv alone."""
+    """True if pyarrow is here; without it the tables are csv alone."""
     try:
         importlib.import_module("pyarrow")
     except ImportError:
@@ -118,87 +100,37 @@ def to_parquet(frame: DataFrame, table: str, path: Path) -> None:
     frame.astype(text).to_parquet(path, index=False)
 
 
-def _frame(table: str, rows: list[dict[str, Any]]) -> DataFrame:
+def _frame(table: str, rows: Iterable[tuple[Record, dict[str, Any]]], run_id: str) -> DataFrame:
+    """A table of records: a cell is that of the row, else the record's, the point's or its parameter of that name."""
     import pandas as pd
 
-    columns = {}
-    for name, kind in TABLES[table].items():
-        values = [row[name] for row in rows]
-        columns[name] = pd.Series(values, dtype=object if kind == "text" else kind)
-    return pd.DataFrame(columns)
+    columns: dict[str, list[Any]] = {name: [] for name in TABLES[table]}
+    for record, cells in rows:
+        point = record.point
+        hyper = {name: point.hyper.get(name) for name in HYPER_COLUMNS}
+        known = {**vars(point), **hyper, **vars(record), **cells}
+        known.update(run_id=run_id, point_id=point.point_id, method=point.method, status=str(record.status))
+        for name, column in columns.items():
+            column.append(known[name])
+    kinds = {name: object if kind == "text" else kind for name, kind in TABLES[table].items()}
+    return pd.DataFrame({name: pd.Series(column, dtype=kinds[name]) for name, column in columns.items()})
 
 
-def _point_row(point: Point, run_id: str, implementation: str | None) -> dict[str, Any]:
-    shape = {name: getattr(point, name) for name in _SHAPE}
-    hyper = {name: point.hyper.get(name) for name in HYPER_COLUMNS}
+def _timing_cells(timing: Timing, codes: dict[str, str]) -> dict[str, Any]:
+    statistics = dataclasses.asdict(summarise(timing.samples_ms)) if timing.samples_ms else dict.fromkeys(_STATISTICS)
+    # Old records of stages do not tell which code it was.
+    code = timing.implementation or (codes.get(timing.point.point_id) if timing.stage else None)
     return {
-        "run_id": run_id,
-        "point_id": point.point_id,
-        "method": point.method,
-        "implementation": implementation,
-        "device": point.device,
-        "dtype": point.dtype,
-        "is_causal": point.is_causal,
-        "input": point.input,
-        **shape,
-        **hyper,
-    }
-
-
-def _timing_row(timing: Timing, run_id: str) -> dict[str, Any]:
-    statistics: dict[str, Any] = dict.fromkeys(_STATISTICS)
-    if timing.samples_ms:
-        statistics = dataclasses.asdict(summarise(timing.samples_ms))
-    return {
-        **_point_row(timing.point, run_id, timing.implementation or None),
         **statistics,
-        "seed": timing.point.seed,
-        "pass": str(timing.pass_),
-        "protocol": timing.protocol,
-        "round": timing.round,
-        "status": str(timing.status),
-        "stop_reason": str(timing.stop_reason) if timing.stop_reason else None,
         "n_samples": len(timing.samples_ms),
+        "implementation": code or None,
+        "pass": str(timing.pass_),
+        "position": timing.all_stages.index(timing.stage) if timing.stage in timing.all_stages else None,
+        "num_stages": len(timing.all_stages) or None,
+        "stop_reason": str(timing.stop_reason) if timing.stop_reason else None,
         "flags": ",".join(timing.flags) or None,
-        "first_call_ms": timing.first_call_ms,
-        "host_ms": timing.host_ms,
-        "memory_before_bytes": timing.memory_before_bytes,
-        "peak_memory_bytes": timing.peak_memory_bytes,
-        "exact_equivalent_flops": timing.exact_equivalent_flops,
-        "executed_flops": timing.executed_flops,
-        "message": timing.message,
     }
 
 
-def _error_row(error: ErrorRow, run_id: str, implementations: dict[str, str]) -> dict[str, Any]:
-    return {
-        **_point_row(error.point, run_id, implementations.get(error.point.point_id)),
-        "input_seed": error.point.seed,
-        "seed": error.seed,
-        "metric": error.metric,
-        "value": error.value,
-        "status": str(error.status),
-        "message": error.message,
-    }
-
-
-def _stage_row(stage: Stage, run_id: str, implementations: dict[str, str]) -> dict[str, Any]:
-    low, high = median_interval(stage.samples_ms) if stage.samples_ms else (None, None)
-    return {
-        **_point_row(stage.point, run_id, implementations.get(stage.point.point_id)),
-        "seed": stage.point.seed,
-        "protocol": stage.protocol,
-        "round": stage.round,
-        "stage": stage.stage,
-        "position": stage.all_stages.index(stage.stage) if stage.stage in stage.all_stages else None,
-        "num_stages": len(stage.all_stages) or None,
-        "status": str(stage.status),
-        "stop_reason": str(stage.stop_reason) if stage.stop_reason else None,
-        "n_samples": len(stage.samples_ms),
-        "median_ms": stage.median_ms,
-        "ci_low_ms": low,
-        "ci_high_ms": high,
-        "host_ms": stage.host_ms,
-        "flags": ",".join(stage.flags) or None,
-        "message": stage.message,
-    }
+def _error_cells(error: ErrorRow, codes: dict[str, str]) -> dict[str, Any]:
+    return {"implementation": codes.get(error.point.point_id), "input_seed": error.point.seed}

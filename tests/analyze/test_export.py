@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hyperbench.analyze.export import FORMATS, export_run, latex, latex_escape, markdown, markdown_escape
 from hyperbench.analyze.joins import add_speedup
-from hyperbench.analyze.text_table import digests, stage_digests
+from hyperbench.analyze.text_table import stage_tables, time_tables
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import Pass, Timing
 from tests.helpers.synthetic_runs import HOSTILE, HYPER, MakeRun, failed, grid, point, stages, sweep, view_from
@@ -43,14 +43,14 @@ def mixed(run: MakeRun) -> Path:
 
 
 def printed_by_latex(text: str) -> str:
-    """What LaTeX prints for an escaped text; refuses anything that it would not print as a letter."""
+    """The letters that LaTeX prints for an escaped text; refuses anything that it would not print as a letter."""
     tokens = _TOKEN.findall(text)
     assert not [t for t in tokens if t not in _COMMANDS and t in set('\\{}$&#^_~%<>|"')]
     return "".join(_COMMANDS.get(t, t) for t in tokens)
 
 
 def printed_by_markdown(text: str) -> str:
-    """What Markdown shows for an escaped text on one line."""
+    """The letters that Markdown shows for an escaped text on one line."""
     assert not re.search(r"(?<!\\)(?:\\\\)*[`*_{}\[\]<>#|~&$]", text)
     return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
 
@@ -78,8 +78,8 @@ def test_markdown_shows_every_text_letter_by_letter(text: str) -> None:
 def test_tables_come_back_as_they_are(make_run: MakeRun, tmp_path: Path, fmt: str) -> None:
     run = load_run(mixed(make_run))
     paths = export_run(run.path, fmt, tmp_path / "out")
-    assert sorted(p.name for p in paths) == [f"{name}.{fmt}" for name in ("errors", "stages", "timings")]
-    wanted = {"timings": add_speedup(run.timings), "errors": run.errors, "stages": run.stages}
+    assert sorted(p.name for p in paths) == [f"{name}.{fmt}" for name in ("errors", "timings")]
+    wanted = {"timings": add_speedup(run.timings), "errors": run.errors}
     for path in paths:
         table = wanted[path.stem]
         # CSV has no types: its cells are read as they stand and compared as what they were.
@@ -139,13 +139,13 @@ def test_latex_is_balanced_and_complete_whatever_the_run_holds(hostile: str) -> 
         assert len(re.findall(r"(?<!\\)&", row)) == len(columns[1]) - 1
 
 
-def test_latex_and_markdown_hold_every_cell_of_the_digests() -> None:
+def test_latex_and_markdown_hold_every_cell_of_the_tables() -> None:
     swept = [r for n in (64, 128) for r in stages(point("hyper", 16_384, hyper={**HYPER, "block_size": n}))]
     view = view_from([*sweep("block_size", (64, 128), masks=(False, True)), *swept])
     tex, page = latex(view), markdown(view)
-    assert stage_digests(view)
-    for digest in [*digests(view), *stage_digests(view)]:
-        for row in (digest.columns, *digest.rows):
+    assert stage_tables(view)
+    for table in [*time_tables(view), *stage_tables(view)]:
+        for row in (table.columns, *table.rows):
             assert " & ".join(map(latex_escape, row)) + r" \\" in tex
             assert "| " + " | ".join(map(markdown_escape, row)) + " |" in page
 

@@ -141,7 +141,7 @@ def test_every_figure_says_in_a_line_what_it_shows_and_can_be_built() -> None:
 
 
 def python(code: str) -> str:
-    """What a fresh interpreter prints for some code."""
+    """The output of some code in a fresh interpreter."""
     done = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 

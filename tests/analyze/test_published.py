@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from hyperbench.analyze.published import load_claims, load_curves, published_points
+from hyperbench.analyze.published import data_folder, load_claims, published_points
 
 
 def test_claims_have_unique_ids_and_sources() -> None:
@@ -23,6 +23,11 @@ def test_recalled_claims_say_so_in_their_label() -> None:
     assert {c.id for c in recalled} == {"fig3-all-layers", "alpha"}
     assert all("recalled" in c.label for c in recalled)
     assert not any("recalled" in c.label for c in load_claims() if not c.recalled)
+
+
+def load_curves() -> pd.DataFrame:
+    """The published curves, one row per value."""
+    return pd.read_csv(data_folder() / "curves.csv")
 
 
 def test_curves_say_how_each_value_was_obtained() -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from hyperbench.analyze.format import pass_label
 from hyperbench.analyze.show import run_summary, show_run
-from hyperbench.analyze.text_table import digests, stage_digests
+from hyperbench.analyze.text_table import stage_tables, time_tables
 from hyperbench.analyze.view import make_view
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import ErrorRow, Pass, Record, Status, Timing
@@ -32,7 +32,7 @@ from tests.helpers.synthetic_runs import (
 
 
 def printed(run: Path, width: int) -> str:
-    """What a terminal of this width shows."""
+    """The text of a run on a terminal of this width."""
     console = Console(file=io.StringIO(), width=width, color_system=None)
     show_run(run, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -64,8 +64,8 @@ def test_every_cell_is_shown_whole_on_any_terminal(make_run: MakeRun, width: int
     run = make_run(awkward())
     seen = "".join(printed(run, width).split())
     view = make_view(load_run(run))
-    for digest in [*digests(view), *stage_digests(view)]:
-        for row in digest.rows:
+    for table in [*time_tables(view), *stage_tables(view)]:
+        for row in table.rows:
             for cell in row:
                 assert "".join(cell.split()) in seen
     assert "…" not in seen
@@ -95,7 +95,7 @@ def test_a_summary_holds_every_row_and_is_strict_json(make_run: MakeRun) -> None
     records = awkward()
     run = make_run(records, odd={"inf": math.inf, "list": [math.nan, 1]})
     summary = json.loads(json.dumps(run_summary(run), allow_nan=False))
-    timed = {(r.point.point_id, str(r.pass_)): r for r in records if isinstance(r, Timing)}
+    timed = {(r.point.point_id, str(r.pass_)): r for r in records if isinstance(r, Timing) and not r.stage}
     assert {(row["point_id"], row["pass"]) for row in summary["rows"]} == set(timed)
     assert len(summary["rows"]) == len(timed)
     for row in summary["rows"]:

@@ -18,8 +18,11 @@ from hyperbench.analyze.format import plain
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.show import run_summary, show_run
 from hyperbench.analyze.stage_table import missing_stages, stages_in, whole_points
-from hyperbench.analyze.text_table import stage_digests
-from hyperbench.store.schema import ALL_STAGES, Pass, Record, Stage, Status
+from hyperbench.analyze.text_table import stage_tables
+from hyperbench.stats.samples import median
+from hyperbench.store.record_json import from_json
+from hyperbench.store.schema import ALL_STAGES, Pass, Record, Status
+from tests.helpers.made_records import a_stage
 from tests.helpers.synthetic_runs import HYPER, MakeRun, errors, grid, point, stages, timing, view_from
 
 POINT = point("hyper", 4096, hyper=HYPER)
@@ -44,7 +47,7 @@ def test_shares_are_parts_of_the_sum_and_add_up_to_one(parts: dict[str, float]) 
 
 def test_without_a_stage_there_is_no_sum_and_the_reason_is_told() -> None:
     lost = stages(POINT, lost={"sort": "no room"})
-    killed = [r for r in stages(CAUSAL) if isinstance(r, Stage) and r.stage in ("hash", "sort")]
+    killed = [r for r in stages(CAUSAL) if r.stage in ("hash", "sort")]
     view = view_from(run_of(*lost, *killed, *stages(point("hyper", 8192, hyper=HYPER))))
     assert whole_points(view.stages)["seq_len"].unique().tolist() == [8192]
     assert missing_stages(view.stages) == {
@@ -56,19 +59,14 @@ def test_without_a_stage_there_is_no_sum_and_the_reason_is_told() -> None:
 
 def test_a_method_without_stages_has_its_reason_and_no_sum() -> None:
     exact = point("flash2", 4096)
-    none = Stage(exact, ALL_STAGES, None, status=Status.UNSUPPORTED, message="it tells none")
+    none = a_stage(exact, ALL_STAGES, status=Status.UNSUPPORTED, message="it tells none")
     view = view_from(run_of(none, *stages(POINT)))
     assert missing_stages(view.stages) == {exact.point_id: ["unsupported: it tells none"]}
     assert set(whole_points(view.stages)["method"]) == {"hyper"}
 
 
 def test_several_rounds_are_one_row_of_medians_within_their_hull() -> None:
-    rounds = [
-        dataclasses.replace(r, round=i, samples_ms=(2.0 + i,), median_ms=2.0 + i)
-        for i in range(3)
-        for r in stages(POINT)
-        if isinstance(r, Stage)
-    ]
+    rounds = [dataclasses.replace(r, round=i, samples_ms=(2.0 + i,)) for i in range(3) for r in stages(POINT)]
     table = view_from(run_of(*rounds)).stages
     assert len(table) == len(stages(POINT))
     for row in records(table):
@@ -76,21 +74,18 @@ def test_several_rounds_are_one_row_of_medians_within_their_hull() -> None:
 
 
 def test_a_round_without_a_time_is_told_and_takes_none_with_it() -> None:
-    first = [r for r in stages(POINT) if isinstance(r, Stage)]
-    second = [dataclasses.replace(r, round=1) for r in stages(POINT, lost={"hash": "slow"}) if isinstance(r, Stage)]
+    first = stages(POINT)
+    second = [dataclasses.replace(r, round=1) for r in stages(POINT, lost={"hash": "slow"})]
     table = view_from(run_of(*first, *second)).stages
     row = table[table["stage"] == "hash"].iloc[0]
-    assert row["median_ms"] == first[0].median_ms
-    assert row["message"] == "1 of 2 rounds have no time."
+    assert row["median_ms"] == median(first[0].samples_ms)
+    assert row["message"] == "1 of 2 rounds have no timing (error)."
     assert table["sum_ms"].notna().all()
 
 
 def marked(name: str, *flags: str, **changes: Any) -> list[Record]:
     """The stages of a point, one of them flagged."""
-    return [
-        dataclasses.replace(r, flags=flags, **changes) if isinstance(r, Stage) and r.stage == name else r
-        for r in stages(POINT)
-    ]
+    return [dataclasses.replace(r, flags=flags, **changes) if r.stage == name else r for r in stages(POINT)]
 
 
 def test_flags_of_all_rounds_stand_in_the_row_and_a_throttled_round_marks_it() -> None:
@@ -102,10 +97,10 @@ def test_flags_of_all_rounds_stand_in_the_row_and_a_throttled_round_marks_it() -
     assert table["sum_ms"].notna().all()
 
 
-def test_a_flagged_stage_is_marked_in_the_digest_and_counted_by_show(make_run: MakeRun) -> None:
+def test_a_flagged_stage_is_marked_in_the_table_and_counted_by_show(make_run: MakeRun) -> None:
     found = run_of(*marked("attend", "throttled", status=Status.THROTTLED))
-    (digest,) = stage_digests(view_from(found))
-    cells = dict(zip(digest.columns, digest.rows[0], strict=True))
+    (table,) = stage_tables(view_from(found))
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
     assert "*" in cells["attend"]
     assert cells["attend"].endswith("(throttled)")
     assert not any("*" in cells[name] for name in ("hash", "sort", "sample"))
@@ -125,33 +120,35 @@ def test_stages_stand_in_the_order_of_the_pass_those_of_the_library_first() -> N
 
 
 def test_records_of_the_first_version_of_the_schema_are_read() -> None:
-    table = view_from(run_of(Stage(POINT, "hash", 1.0), Stage(POINT, "attend", 3.0))).stages
+    old = {"kind": "stage", "point": POINT.as_dict(), "status": "ok"}
+    hashed, attended = {**old, "stage": "hash", "median_ms": 1.0}, {**old, "stage": "attend", "median_ms": 3.0}
+    table = view_from(run_of(from_json(hashed), from_json(attended))).stages
     assert table["share"].tolist() == [0.25, 0.75]
     assert table["position"].isna().all()
 
 
-def test_a_digest_has_a_row_per_length_and_every_stage_in_it() -> None:
+def test_a_table_has_a_row_per_length_and_every_stage_in_it() -> None:
     view = view_from(grid(lengths=(1024, 2048), staged=True))
-    found = {digest.title: digest for digest in stage_digests(view)}
+    found = {table.title: table for table in stage_tables(view)}
     assert set(found) == {"stages of hyper, without causal masking", "stages of hyper, with causal masking"}
     causal = found["stages of hyper, with causal masking"]
     assert causal.columns[3:] == ("hash", "sort", "sample", "attend", "leaves", "merge")
     assert [row[0] for row in causal.rows] == ["1,024", "2,048"]
     assert all("%" in cell for row in causal.rows for cell in row[3:])
-    assert stage_digests(view_from(grid(lengths=(1024,)))) == []
+    assert stage_tables(view_from(grid(lengths=(1024,)))) == []
 
 
-def test_a_digest_names_what_has_no_time() -> None:
-    (digest,) = stage_digests(view_from(run_of(*stages(POINT, lost={"sort": "no room"}))))
-    assert digest.rows[0][2] == "not whole"
-    assert digest.columns[3:] == ("hash", "sample", "attend")
+def test_a_table_names_what_has_no_time() -> None:
+    (table,) = stage_tables(view_from(run_of(*stages(POINT, lost={"sort": "no room"}))))
+    assert table.rows[0][2] == "not whole"
+    assert table.columns[3:] == ("hash", "sample", "attend")
 
 
-def test_an_input_that_varies_is_a_column_of_the_digest() -> None:
+def test_an_input_that_varies_is_a_column_of_the_table() -> None:
     points = [point("hyper", 1024, hyper=HYPER, input=name) for name in ("gaussian", "clustered")]
-    (digest,) = stage_digests(view_from(run_of(*(r for p in points for r in stages(p)))))
-    assert digest.columns[:2] == ("n", "input")
-    assert sorted(row[1] for row in digest.rows) == ["clustered", "gaussian"]
+    (table,) = stage_tables(view_from(run_of(*(r for p in points for r in stages(p)))))
+    assert table.columns[:2] == ("n", "input")
+    assert sorted(row[1] for row in table.rows) == ["clustered", "gaussian"]
 
 
 def test_the_stages_of_a_summary_are_strict_json(make_run: MakeRun) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperbench.analyze.format import MASK_LABELS, milliseconds, pass_label, ratio, significant
-from hyperbench.analyze.text_table import Digest, digests
+from hyperbench.analyze.text_table import TextTable, time_tables
 from hyperbench.analyze.view import MAIN_ERROR, View
 from hyperbench.store.schema import Pass, Record, Status, Timing
 from tests.helpers.synthetic_runs import HYPER, PASSES, errors, failed, grid, hyper_ms, point, sweep, timing, view_from
@@ -16,7 +16,7 @@ LENGTHS = (1024, 2048)
 METHODS = ("flash2", "hyper", "uniform")
 
 
-def cells(tables: list[Digest]) -> dict[tuple[str, str, str, str], str]:
+def cells(tables: list[TextTable]) -> dict[tuple[str, str, str, str], str]:
     """Every cell by the title of its table, the length, the pass and the column."""
     found = {}
     for table in tables:
@@ -41,7 +41,7 @@ def test_every_row_has_its_cell_with_time_or_status(fates: dict[int, str], per_t
         elif fate is None:
             kept.append(r)
     view = view_from(kept)
-    found = cells(digests(view, methods_per_table=per_table))
+    found = cells(time_tables(view, methods_per_table=per_table))
     for row in view.timings.to_dict("records"):
         where = (MASK_LABELS[row["is_causal"]], f"{row['seq_len']:,}", pass_label(row["pass"]))
         cell = found[(*where, row["method"])]
@@ -53,7 +53,7 @@ def test_every_row_has_its_cell_with_time_or_status(fates: dict[int, str], per_t
 
 
 def test_speedup_and_error_are_those_of_the_view(full_view: View) -> None:
-    found = cells(digests(full_view))
+    found = cells(time_tables(full_view))
     hyper = full_view.timings[full_view.timings["method"] == "hyper"]
     for row in hyper.to_dict("records"):
         where = (MASK_LABELS[row["is_causal"]], f"{row['seq_len']:,}", pass_label(row["pass"]))
@@ -62,7 +62,7 @@ def test_speedup_and_error_are_those_of_the_view(full_view: View) -> None:
 
 
 def test_rows_are_ordered_by_length_as_a_number_and_by_pass(full_view: View) -> None:
-    for table in digests(full_view):
+    for table in time_tables(full_view):
         keys = [(int(row[0].replace(",", "")), row[1]) for row in table.rows]
         order = ["forward", "forward+backward", "backward"]
         assert keys == sorted(keys, key=lambda k: (k[0], order.index(k[1])))
@@ -70,7 +70,7 @@ def test_rows_are_ordered_by_length_as_a_number_and_by_pass(full_view: View) -> 
 
 def test_a_row_has_as_many_cells_as_there_are_columns() -> None:
     for view in (view_from(grid(methods=METHODS)), view_from(sweep("pairing", ("rank", "bucket")))):
-        for table in digests(view):
+        for table in time_tables(view):
             assert len(table.columns) == len(table.is_number)
             assert all(len(row) == len(table.columns) for row in table.rows)
 
@@ -79,7 +79,7 @@ def test_a_row_has_as_many_cells_as_there_are_columns() -> None:
     ("axis", "values"), [("block_size", (64, 128, 1024)), ("heads", (1, 2, 16)), ("pairing", ("bucket", "rank"))]
 )
 def test_what_varies_gets_a_column(axis: str, values: tuple[object, ...]) -> None:
-    (table,) = digests(view_from(sweep(axis, values)))
+    (table,) = time_tables(view_from(sweep(axis, values)))
     column = table.columns.index(axis)
     assert list(dict.fromkeys(row[column] for row in table.rows)) == [str(v) for v in values]
     assert table.is_number[column] == (axis != "pairing")
@@ -89,19 +89,19 @@ def test_what_varies_gets_a_column(axis: str, values: tuple[object, ...]) -> Non
 
 def test_points_that_differ_in_no_column_are_told_apart_by_their_id() -> None:
     points = [point("mine", 1024, hyper={"rank": r}) for r in (1, 2)]
-    (table,) = digests(view_from([timing(p, Pass.FORWARD, 1.0 + i) for i, p in enumerate(points)]))
+    (table,) = time_tables(view_from([timing(p, Pass.FORWARD, 1.0 + i) for i, p in enumerate(points)]))
     column = table.columns.index("point_id")
     assert {row[column] for row in table.rows} == {p.point_id for p in points}
 
 
 def test_a_run_of_the_baseline_alone_is_a_table_of_its_times() -> None:
-    found = cells(digests(view_from(grid(lengths=LENGTHS, methods=("flash2",)))))
+    found = cells(time_tables(view_from(grid(lengths=LENGTHS, methods=("flash2",)))))
     assert len([k for k in found if k[3] == "flash2" and found[k]]) == len(LENGTHS) * len(PASSES) * 2
 
 
 def test_a_run_without_the_baseline_has_times_and_no_speedup() -> None:
     p = point("hyper", 1024, hyper=HYPER)
-    (table,) = digests(view_from([timing(p, x, hyper_ms(p, x)) for x in PASSES] + errors(p)))
+    (table,) = time_tables(view_from([timing(p, x, hyper_ms(p, x)) for x in PASSES] + errors(p)))
     assert "flash2" not in table.columns
     assert all(row[table.columns.index("speedup")] == "" for row in table.rows)
     assert all(row[table.columns.index("hyper")] for row in table.rows)

@@ -1,4 +1,4 @@
-"""What a run shows: every timing in a line, the bar as long as the run, failures in any case, nothing when quiet."""
+"""Progress of a run: every timing in a line, the bar as long as the run, failures in any case, nothing when quiet."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hyperbench.commands.progress import Bar, Lines, Quiet, describe, duration, listener
-from hyperbench.store.schema import ErrorRow, Pass, Record, Stage, Status, Timing
-from tests.helpers.made_records import a_point, a_timing, timings
+from hyperbench.store.schema import ErrorRow, Pass, Record, Status, Timing
+from tests.helpers.made_records import a_point, a_stage, a_timing, timings
 
 FAILED = a_timing(status=Status.OOM, samples_ms=(), stop_reason=None, message="no [bold]room[/bold]")
-STAGE = Stage(a_point(), "hash", 1.5, (1.0, 2.0), ("hash", "sort"))
-LOST_STAGE = Stage(a_point(), "sort", None, (), ("hash", "sort"), status=Status.OOM, message="no room")
+STAGE = a_stage(a_point(), "hash", 1.0, 2.0, all_stages=("hash", "sort"))
+LOST_STAGE = a_stage(a_point(), "sort", all_stages=("hash", "sort"), status=Status.OOM, message="no room")
 RECORDS: list[Record] = [a_timing(), FAILED, ErrorRow(a_point(), 0, "out_rel_fro", 0.5), STAGE, LOST_STAGE]
 
 
 def shown(make: type[Quiet], *, terminal: bool) -> str:
-    """What a listener writes about a small run."""
+    """The text that a listener writes about a small run."""
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=200)
     with listener(console, quiet=make is Quiet) as heard:
@@ -61,11 +61,11 @@ def test_a_bar_that_never_started_takes_everything() -> None:
 
 
 @given(timings())
-def test_a_timing_is_described_by_point_pass_and_result(timing: Timing) -> None:
+def test_a_timing_is_described_by_point_pass_or_stage_and_result(timing: Timing) -> None:
     text = describe(timing)
     assert timing.point.method in text
     assert f"n={timing.point.seq_len:,}" in text
-    assert str(timing.pass_) in text
+    assert (f"stage {timing.stage}" if timing.stage else str(timing.pass_)) in text
     assert ("causal" in text.replace("non-causal", "")) or not timing.point.is_causal
     assert (f"{len(timing.samples_ms)} samples" in text) or (str(timing.status) in text)
     assert timing.message in text

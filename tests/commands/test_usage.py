@@ -104,7 +104,8 @@ def test_every_command_explains_itself(call: Call, command: str) -> None:
 
 def test_help_and_completion_import_nothing_heavy() -> None:
     code = (
-        "import sys; from hyperbench import cli, listing; listing.complete_override('sweep=')\n"
+        "import sys; from hyperbench import cli; from hyperbench.commands import listing;\n"
+        "listing.complete_override('sweep=')\n"
         "heavy = {'torch', 'pandas', 'plotly', 'hydra', 'numpy', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

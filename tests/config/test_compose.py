@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+import hydra
 import pytest
 import yaml
 
@@ -41,7 +42,7 @@ def shapes(config: RunConfig, *names: str) -> list[tuple[Any, ...]]:
     """The method of every point and some of its fields, in order."""
 
     def value(point: Any, name: str) -> Any:
-        return point.shape.get(name, point.hyper.get(name, getattr(point, name, None)))
+        return point.hyper.get(name, getattr(point, name, None))
 
     return [(point.method, *(value(point, name) for name in names)) for point in config.points]
 
@@ -62,13 +63,19 @@ def test_every_shipped_sweep_composes(sweep: str, device: str) -> None:
     assert (config.sweep, config.device.name) == (sweep, device)
     assert {point.dtype for point in config.points} == {"float32" if device == "cpu" else "bfloat16"}
     if sweep in ("fig4", "seq_len", "stages"):
-        assert sorted({point.shape["seq_len"] for point in config.points}) == lengths
-        assert {point.shape["heads"] for point in config.points} == {1 if device == "cpu" else 12}
+        assert sorted({point.seq_len for point in config.points}) == lengths
+        assert {point.heads for point in config.points} == {1 if device == "cpu" else 12}
     if "is_causal" in written:
         assert {point.is_causal for point in config.points} == set(written["is_causal"])
     # The stages are those of a forward pass.
-    assert config.stages == (sweep == "stages")
-    assert config.passes == (("forward",) if config.stages else ("forward", "backward", "forward_backward"))
+    assert config.stages == sweep.endswith("stages")
+    backward = ("backward", "forward_backward")
+    if config.stages:
+        assert config.passes == ("forward",)
+    elif sweep.startswith("gpu_"):
+        assert config.passes == (backward if sweep.endswith("backward") else ("forward",))
+    else:
+        assert config.passes == ("forward", *backward)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +109,7 @@ def test_every_method_input_and_protocol_composes() -> None:
     found = [(point.input, point.method) for point in config.points]
     assert found == list(itertools.product(inputs, methods))
     assert {point.target for point in config.points} == set(config.targets)
-    exact = {point.method for point in config.points if point.exact}
+    exact = config.exact_methods
     assert exact == {"flash2", "flash_attn", "math", "cudnn"}
     for protocol in catalog.names("protocol"):
         assert config_of(f"protocol={protocol}").protocol.name == protocol
@@ -166,9 +173,9 @@ def test_a_method_from_outside_has_a_target_and_parameters() -> None:
     config = config_of(*words)
     assert shapes(config, "rank") == [("flash2", None), ("mine", 2), ("mine", 3)]
     mine = config.points[1]
-    assert (mine.target, mine.exact, mine.hyper) == ("package.function", False, {"rank": 2})
-    exact = config_of(*words[:2], "+method.mine.exact=true").points[1]
-    assert (exact.exact, exact.hyper) == (True, {})
+    assert (mine.target, mine.hyper, config.exact_methods) == ("package.function", {"rank": 2}, {"flash2"})
+    exact = config_of(*words[:2], "+method.mine.exact=true")
+    assert (exact.exact_methods, exact.points[1].hyper) == ({"flash2", "mine"}, {})
 
 
 def test_several_inputs_are_an_axis() -> None:
@@ -348,6 +355,20 @@ def test_what_cannot_be_run_is_one_line_that_names_key_and_value(words: str, par
         assert part in message
 
 
+def test_hydra_composes_once_whatever_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed = []
+    compose = hydra.compose
+    monkeypatch.setattr(hydra, "compose", lambda *words: composed.append(words) or compose(*words))  # type: ignore[func-returns-value]
+    inputs = ",".join(catalog.names("input"))
+    config = config_of("sweep=smoke", f"input={inputs}", "method=[hyper,math]", "shape.seq_len=8,16", "+input.more=1")
+    assert len(composed) == 1
+    assert {point.input for point in config.points} == set(inputs.split(","))
+    assert all(point.input_params["more"] == 1 for point in config.points)
+    for point in config.points:
+        written = catalog.entries("input")[point.input]
+        assert point.input_params == {**{k: written[k] for k in written if k not in ("name", "description")}, "more": 1}
+
+
 def test_a_refusal_leaves_hydra_as_it_was() -> None:
     from hydra.core.global_hydra import GlobalHydra
 
@@ -358,24 +379,25 @@ def test_a_refusal_leaves_hydra_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "plain", "axes", "fixed"),
+    ("words", "settings", "axes", "fixed"),
     [
-        (["a.b=1,2"], ["a.b=1"], {"a.b": [1, 2]}, {}),
-        (["a.b=x"], ["a.b=x"], {}, {"a.b": "x"}),
-        (["a.b=1,2", "a.b=3"], ["a.b=1", "a.b=3"], {}, {"a.b": 3}),
-        (["a.b=3", "a.b=1,2"], ["a.b=3", "a.b=1"], {"a.b": [1, 2]}, {}),
-        (["+a.b=true,null"], ["+a.b=true"], {"a.b": [True, None]}, {}),
-        (["++a.b=1.5,x"], ["++a.b=1.5"], {"a.b": [1.5, "x"]}, {}),
-        (["a.b='x,y','z'"], ["a.b=x,y"], {"a.b": ["x,y", "z"]}, {}),
-        (["a.b=[1,2]"], ["a.b=[1,2]"], {}, {"a.b": [1, 2]}),
-        (["a.b=choice(1,2)"], ["a.b=1"], {"a.b": [1, 2]}, {}),
+        (["a.b=1,2"], [("", "a.b", 1)], {"a.b": [1, 2]}, {}),
+        (["a.b=x"], [("", "a.b", "x")], {}, {"a.b": "x"}),
+        (["a.b=1,2", "a.b=3"], [("", "a.b", 1), ("", "a.b", 3)], {}, {"a.b": 3}),
+        (["a.b=3", "a.b=1,2"], [("", "a.b", 3), ("", "a.b", 1)], {"a.b": [1, 2]}, {}),
+        (["+a.b=true,null"], [("+", "a.b", True)], {"a.b": [True, None]}, {}),
+        (["++a.b=1.5,x"], [("++", "a.b", 1.5)], {"a.b": [1.5, "x"]}, {}),
+        (["a.b='x,y','z'"], [("", "a.b", "x,y")], {"a.b": ["x,y", "z"]}, {}),
+        (["a.b=[1,2]"], [("", "a.b", [1, 2])], {}, {"a.b": [1, 2]}),
+        (["a.b=choice(1,2)"], [("", "a.b", 1)], {"a.b": [1, 2]}, {}),
     ],
 )
 def test_words_are_read_as_hydra_reads_them(
-    words: list[str], plain: list[str], axes: dict[str, Any], fixed: dict[str, Any]
+    words: list[str], settings: list[tuple[str, str, Any]], axes: dict[str, Any], fixed: dict[str, Any]
 ) -> None:
     found = parse(words)
-    assert (list(found.plain), found.axes, found.fixed) == (plain, axes, fixed)
+    assert [(s.action, s.key, s.value) for s in found.settings] == settings
+    assert (found.axes, found.fixed) == (axes, fixed)
 
 
 @pytest.mark.parametrize("name", catalog.names("protocol"))

@@ -122,8 +122,8 @@ def _points(sweep: str) -> Files:
     """Id and method of every point in the order of the grid, as `run sweep=NAME device=cpu --dry-run` lists them."""
     from hyperbench.measure.runner.session import prepare
 
-    cells = prepare([f"sweep={sweep}", "device=cpu"], _ask).cells
-    return {"points.txt": "".join(f"{cell.point.point_id} {cell.point.method}\n" for cell in cells)}
+    points = prepare([f"sweep={sweep}", "device=cpu"], _ask).points
+    return {"points.txt": "".join(f"{point.point_id} {point.method}\n" for point in points)}
 
 
 def _ask(request: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
+
 from tests.golden.make import KERNELS, as_recorded, groups, make, recorded
 
 RECORDED = recorded()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from hyperbench.measure import work_items
 from hyperbench.measure.messages import Task
@@ -12,7 +12,9 @@ from hyperbench.measure.runner.runner import Runner
 from hyperbench.measure.runner.session import Prepared
 from hyperbench.measure.runner.worker_process import WorkerGone, WorkerTimeout
 from hyperbench.store.record_json import to_json
-from hyperbench.store.schema import ErrorRow, Pass, Record, Stage, Status, Timing
+from hyperbench.store.schema import ErrorRow, Pass, Record, Status, Timing
+from tests.helpers.made_records import a_stage
+from tests.helpers.made_runs import everything
 
 Message = dict[str, Any]
 MOST_TASKS = 50
@@ -40,7 +42,7 @@ def befalls(fate: Exception | str, **when: Any) -> Fate:
     """A fate that follows every `begin` with these values."""
 
     def follow(message: Message, task: Task) -> Exception | str | None:
-        methods = {w.cell.point.point_id: w.cell.point for w in task.todos}
+        methods = {item.point.point_id: item.point for item in task.items}
         point = methods.get(message.get("point_id", ""))
         seen = {**message, "method": point and point.method, "seq_len": point and point.seq_len}
         return fate if message["event"] == "begin" and all(seen.get(k) == v for k, v in when.items()) else None
@@ -135,27 +137,32 @@ class FakeWorker:
         yield {"event": "done"}
 
     def _script(self, task: Task) -> Iterator[Message]:
-        first = task.todos[0].cell.point.point_id
+        first = task.items[0].point.point_id
         yield {"event": "begin", "unit": "inputs", "point_id": first, "pass": None}
-        if any(wanted.seeds for wanted in task.todos) and not task.no_reference:
+        if any(item.seeds for item in task.items) and not task.no_reference:
             yield {"event": "begin", "unit": "reference", "point_id": first, "pass": None}
-        for wanted in task.todos:
-            point = wanted.cell.point
+        for item in task.items:
+            point = item.point
             yield {"event": "begin", "unit": "check", "point_id": point.point_id, "pass": None}
-            for seed in wanted.seeds:
+            for seed in item.seeds:
                 for metric in work_items.expected_metrics(point, task.passes, task.error):
                     status, value = (Status.ERROR, None) if task.no_reference else (Status.OK, 0.5)
                     yield said(ErrorRow(point, seed, metric, value, status, task.no_reference))
         for pass_ in map(Pass, task.passes):
-            for wanted in (w for w in task.todos if pass_ in w.passes):
-                point = wanted.cell.point
+            for item in (item for item in task.items if pass_ in item.passes):
+                point = item.point
                 yield {"event": "begin", "unit": "time", "point_id": point.point_id, "pass": str(pass_)}
                 yield said(Timing(point, pass_, task.protocol.name, task.round, Status.OK, samples_ms=(1.0,)))
-        for wanted in (w for w in task.todos if w.stages):
-            point = wanted.cell.point
-            for name in (n for n in STAGES if n not in wanted.timed_stages):
+        for item in (item for item in task.items if item.stages):
+            point = item.point
+            for name in (n for n in STAGES if n not in item.timed_stages):
                 yield {"event": "begin", "unit": "stages", "point_id": point.point_id, "pass": None, "stage": name}
-                yield said(Stage(point, name, 1.0, (1.0,), STAGES, task.protocol.name, task.round))
+                yield said(a_stage(point, name, 1.0, all_stages=STAGES, protocol=task.protocol.name, round=task.round))
+
+
+def is_stage(record: Record) -> TypeGuard[Timing]:
+    """True for the timing of a stage."""
+    return isinstance(record, Timing) and record.stage != ""
 
 
 def said(record: Record) -> Message:
@@ -188,7 +195,7 @@ class Site:
         """A runner on what the journal holds."""
         history = list(self.journal.records)
         return Runner(
-            self.prepared.config, self.prepared.cells, self.journal, self.spawn, self.listener,  # type: ignore[arg-type]
+            self.prepared.config, self.prepared.points, self.journal, self.spawn, self.listener,  # type: ignore[arg-type]
             history=history, **options,
         )  # fmt: skip
 
@@ -200,33 +207,23 @@ class Site:
 
     @property
     def keys(self) -> list[work_items.Key]:
-        """The keys of all timings and errors written, in order."""
-        return [record.key for record in self.journal.records if isinstance(record, Timing | ErrorRow)]
+        """The keys of all timings of passes and of all errors written, in order."""
+        return [record.key for record in self.journal.records if not is_stage(record)]
 
     @property
     def expected(self) -> set[work_items.Key]:
         """The keys of everything that the run is to measure."""
-        config = self.prepared.config
-        return {
-            record.key
-            for cell in self.prepared.cells
-            for round_ in range(config.protocol.rounds)
-            for record in work_items.failed_records(
-                work_items.todo(cell, config.passes, config.error, round_, set()),
-                config.passes, config.error, "", round_, Status.ERROR, "",
-            )
-            if isinstance(record, Timing | ErrorRow)
-        }  # fmt: skip
+        return {record.key for record in everything(self.prepared) if not is_stage(record)}
 
     @property
     def stages(self) -> list[tuple[str, str, int]]:
         """(method, stage, round) of all stages written, in order."""
-        return [(r.point.method, r.stage, r.round) for r in self.journal.records if isinstance(r, Stage)]
+        return [(r.point.method, r.stage, r.round) for r in self.journal.records if is_stage(r)]
 
     def statuses(self, **which: Any) -> dict[tuple[str, int], set[str]]:
-        """(method, seq_len) -> the statuses of its last records of a kind."""
+        """(method, seq_len) -> the statuses of its last records of a kind, those of stages left out."""
         kind = which.get("kind", Timing)
-        last = {r.key: r for r in self.journal.records if isinstance(r, kind)}
+        last = {r.key: r for r in self.journal.records if isinstance(r, kind) and not is_stage(r)}
         found: dict[tuple[str, int], set[str]] = {}
         for record in last.values():
             found.setdefault((record.point.method, record.point.seq_len), set()).add(str(record.status))

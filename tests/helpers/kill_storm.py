@@ -23,6 +23,7 @@ from hyperbench.measure.runner import session
 from hyperbench.measure.runner.session import Prepared
 from hyperbench.measure.runner.worker_process import WorkerProcess
 from hyperbench.store import run_folder
+from hyperbench.store.journal import Journal, read_journal
 from tests.helpers.fake_worker import FakeWorker, Listener
 from tests.helpers.made_runs import tiny
 
@@ -136,13 +137,13 @@ def one_session(prepared: Prepared, folder: Path, log: Path, chance: random.Rand
     """`hyperbench run --resume`, with a fuse in the parent, and in half of the cases one in its first worker."""
     fuse = Fuse.mine = Fuse("parent", log, chance)
     ForkedWorker.fuses = [Fuse("worker", log, chance)] if chance.random() < 0.5 else []
-    append = run_folder.Journal.append
+    append = Journal.append
 
-    def counted(journal: run_folder.Journal, record: Any) -> None:
+    def counted(journal: Journal, record: Any) -> None:
         fuse.unit()
         append(journal, record)
 
-    run_folder.Journal.append = counted  # type: ignore[method-assign]
+    Journal.append = counted  # type: ignore[method-assign]
     session.WorkerProcess = ForkedWorker  # type: ignore[attr-defined]
     os.write = write_in_pieces
     fuse.unit()
@@ -175,7 +176,7 @@ def main(folder: Path, kills: int, seed: str) -> None:
                 os._exit(status)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         path = folder / run_folder.JOURNAL
-        records = run_folder.read_journal(path) if path.exists() else []
+        records = read_journal(path) if path.exists() else []
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         print(json.dumps({

@@ -6,7 +6,6 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from hyperbench.stats.samples import median
 from hyperbench.store.schema import (
     PARAMETER_TYPES,
     ErrorRow,
@@ -14,7 +13,6 @@ from hyperbench.store.schema import (
     Pass,
     Point,
     Record,
-    Stage,
     Status,
     StopReason,
     Timing,
@@ -79,6 +77,12 @@ def a_timing(point: Point | None = None, **changes: Any) -> Timing:
     return Timing(**{**fields, **changes})
 
 
+def a_stage(point: Point, stage: str, *samples_ms: float, **changes: Any) -> Timing:
+    """The timing of a stage of the forward pass; without samples give its status."""
+    fields = {"protocol": "strict", "round": 0, "status": Status.OK, **changes}
+    return Timing(point, Pass.FORWARD, samples_ms=samples_ms, stage=stage, **fields)
+
+
 @st.composite
 def points(draw: st.DrawFn) -> Point:
     """Any point."""
@@ -103,9 +107,11 @@ def points(draw: st.DrawFn) -> Point:
 
 @st.composite
 def timings(draw: st.DrawFn) -> Timing:
-    """Any timing, of any status."""
+    """Any timing of a pass or of a stage, of any status."""
     status = draw(st.sampled_from(Status))
     samples = draw(st.lists(milliseconds, min_size=1, max_size=9)) if status.has_timing else []
+    stage = draw(st.just("") | names)
+    others = draw(st.just(()) | st.lists(names, max_size=3).map(tuple)) if stage else ()
     return Timing(
         point=draw(points()),
         pass_=draw(st.sampled_from(Pass)),
@@ -125,6 +131,8 @@ def timings(draw: st.DrawFn) -> Timing:
         memory_before_bytes=draw(st.none() | st.integers(0, 2**62)),
         flags=tuple(map(str, draw(st.lists(st.sampled_from(Flag), unique=True)))) if samples else (),
         conditions=draw(conditions),
+        stage=stage,
+        all_stages=(stage, *others) if others else (),
     )
 
 
@@ -142,29 +150,6 @@ def error_rows(draw: st.DrawFn) -> ErrorRow:
     )
 
 
-@st.composite
-def stages(draw: st.DrawFn) -> Stage:
-    """Any stage, of any status; those of older journals have no samples."""
-    status = draw(st.sampled_from(Status))
-    samples = draw(st.lists(milliseconds, max_size=9)) if status.has_timing else []
-    name = draw(names)
-    return Stage(
-        point=draw(points()),
-        stage=name,
-        median_ms=(median(samples) if samples else draw(milliseconds)) if status.has_timing else None,
-        samples_ms=tuple(samples),
-        all_stages=draw(st.just(()) | st.lists(names, max_size=3).map(lambda others: (name, *others))),
-        protocol=draw(st.text(max_size=8)),
-        round=draw(st.integers(0, 9)),
-        status=status,
-        stop_reason=draw(st.none() | st.sampled_from(StopReason)),
-        message=draw(st.text(max_size=20)),
-        flags=tuple(map(str, draw(st.lists(st.sampled_from(Flag), unique=True)))) if samples else (),
-        host_ms=draw(st.none() | milliseconds),
-        conditions=draw(conditions),
-    )
-
-
 def records() -> st.SearchStrategy[Record]:
     """Any record."""
-    return st.one_of(timings(), error_rows(), stages())
+    return st.one_of(timings(), error_rows())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
+from hyperbench.measure import work_items
 from hyperbench.measure.runner.session import Prepared, prepare
+from hyperbench.store.schema import Record, Status
 
 HYPER_DEFAULTS: dict[str, Any] = {
     "block_size": 256,
@@ -66,6 +68,20 @@ def facts(request: Mapping[str, Any], env: Mapping[str, str] | None = None, **ch
 def prepared(*words: str, **changes: Any) -> Prepared:
     """A run of these words, prepared without a probe."""
     return prepare(words, lambda request, env: facts(request, env, **changes))
+
+
+def everything(run: Prepared, rounds: Iterable[int] | None = None) -> list[Record]:
+    """A failed record for everything that a run is to measure, in some rounds or in all."""
+    config, progress = run.config, work_items.Progress(run.config.protocol)
+    return [
+        record
+        for point in run.points
+        for round_ in (range(config.protocol.rounds) if rounds is None else rounds)
+        for record in work_items.failed_records(
+            work_items.remaining(point, config, round_, progress),
+            config.passes, config.error, "", round_, Status.ERROR, "why",
+        )
+    ]  # fmt: skip
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from hyperbench.measure import work_items
@@ -12,6 +11,7 @@ from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.measure.worker.group import GroupMeasurement
 from hyperbench.store.record_json import from_json
 from hyperbench.store.schema import ErrorRow, Status, Timing
+from tests.helpers.fake_clock import FakeClock
 from tests.helpers.made_records import a_point
 from tests.helpers.made_runs import tiny
 
@@ -19,23 +19,6 @@ PASSES = ("forward", "backward", "forward_backward")
 SHAPE = {"heads": 2, "kv_heads": 1, "seq_len": 40, "head_dim": 8, "input_params": {}}
 HYPER = {"block_size": 8, "sample_size": 8, "num_projections": 3, "min_seq_len": 16, "sampling": "stratified",
          "pairing": "bucket", "seed": 0}  # fmt: skip
-
-
-class Clock:
-    """Every call takes a millisecond; `heard` is what the group has said so far."""
-
-    heard: list[dict[str, Any]]
-    host_ms: float | None = None
-    is_load: bool = False
-
-    def now_s(self) -> float:
-        """Never later."""
-        return 0.0
-
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """Make the call."""
-        call()
-        return 1.0
 
 
 class Gauge:
@@ -50,15 +33,17 @@ class Gauge:
         return 1100
 
 
-def cell(target: str, *, exact: bool = False, hyper: dict[str, Any] | None = None, **changes: Any) -> work_items.Cell:
-    """A point of a method by its target."""
+def item(
+    target: str, *, exact: bool = False, hyper: dict[str, Any] | None = None, **changes: Any
+) -> work_items.WorkItem:
+    """A point of a method by its target, nothing to do yet."""
     point = a_point(**{**SHAPE, "method": target.rpartition(".")[2], "target": target, "hyper": hyper or {}, **changes})
-    return work_items.Cell(point, exact)
+    return work_items.WorkItem(point, exact)
 
 
-def odd(name: str, **options: Any) -> work_items.Cell:
+def odd(name: str, **options: Any) -> work_items.WorkItem:
     """A point of an odd method."""
-    return cell(f"odd_methods.{name}", **options)
+    return item(f"tests.helpers.odd_methods.{name}", **options)
 
 
 class Measured:
@@ -66,21 +51,24 @@ class Measured:
 
     def __init__(
         self,
-        *cells: work_items.Cell,
+        *items: work_items.WorkItem,
         passes: tuple[str, ...] = PASSES,
         round_: int = 0,
-        clock: Clock | None = None,
+        clock: Any = None,
         surroundings: Surroundings | None = None,
         **options: Any,
     ) -> None:
         config = tiny().config
         error = dataclasses.replace(config.error, **options.pop("error", {}))
         protocol = dataclasses.replace(config.protocol, **options.pop("protocol", {}))
-        todos = tuple(work_items.todo(one, passes, error, round_, options.get("finished", set())) for one in cells)
-        options.pop("finished", None)
-        self.task = Task(todos, passes, protocol, error, round_, None, **options)
+        exact = frozenset(one.point.method for one in items if one.exact)
+        config = dataclasses.replace(config, passes=passes, error=error, exact_methods=exact)
+        progress = work_items.Progress(protocol)
+        progress.finished |= options.pop("finished", set())
+        left = tuple(work_items.remaining(one.point, config, round_, progress) for one in items)
+        self.task = Task(left, passes, protocol, error, round_, None, **options)
         self.messages: list[dict[str, Any]] = []
-        clock = clock or Clock()
+        clock = clock or FakeClock()
         clock.heard = self.messages
         self.measurement = GroupMeasurement(self.task, self.messages.append, clock, Gauge(), surroundings)
         self.measurement.run()
@@ -92,8 +80,8 @@ class Measured:
         task = self.task
         return {
             r.key
-            for wanted in task.todos
-            for r in work_items.failed_records(wanted, task.passes, task.error, "", task.round, Status.ERROR, "")
+            for one in task.items
+            for r in work_items.failed_records(one, task.passes, task.error, "", task.round, Status.ERROR, "")
             if isinstance(r, Timing | ErrorRow)
         }
 

@@ -13,7 +13,8 @@ from hyperbench.analyze.view import View, make_view
 from hyperbench.store import tables
 from hyperbench.store.record_json import to_json
 from hyperbench.store.run_folder import Run
-from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Stage, Status, StopReason, Timing
+from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Status, StopReason, Timing
+from tests.helpers.made_records import a_stage
 
 MakeRun = Callable[..., Path]
 HYPER: dict[str, Any] = {
@@ -129,7 +130,7 @@ def errors(p: Point, scale: float = 1.0, seeds: Sequence[int] = (0, 1, 2)) -> li
     return rows
 
 
-def stages(p: Point, parts: dict[str, float] | None = None, lost: dict[str, str] | None = None) -> list[Record]:
+def stages(p: Point, parts: dict[str, float] | None = None, lost: dict[str, str] | None = None) -> list[Timing]:
     """A point's stages: each takes its part of the made-up forward pass; `lost` ones have none but a message."""
     causal = {"leaves": 0.3, "merge": 0.05} if p.is_causal else {}
     shares = parts or {"hash": 0.06, "sort": 0.08, "sample": 0.01, "attend": 0.8 - sum(causal.values()), **causal}
@@ -137,12 +138,11 @@ def stages(p: Point, parts: dict[str, float] | None = None, lost: dict[str, str]
     for name, share in shares.items():
         ms = share * hyper_ms(p, Pass.FORWARD)
         samples = tuple(ms * (1 + 0.01 * (i - 3)) for i in range(7))
-        common: dict[str, Any] = {"all_stages": names, "protocol": "strict"}
         if lost and name in lost:
-            found.append(Stage(p, name, None, status=Status.ERROR, message=lost[name], **common))
+            found.append(a_stage(p, name, status=Status.ERROR, message=lost[name], all_stages=names))
         else:
-            found.append(Stage(p, name, samples[3], samples, stop_reason=StopReason.PRECISION, **common))
-    return list(found)
+            found.append(a_stage(p, name, *samples, stop_reason=StopReason.PRECISION, all_stages=names))
+    return found
 
 
 def grid(

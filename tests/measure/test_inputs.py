@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hyperbench.config import catalog
-from hyperbench.measure.inputs.families import FAMILIES, check_params, make_grad_output, make_inputs
+from hyperbench.config import catalog, compose
+from hyperbench.measure import inputs
+from hyperbench.measure.inputs import available, check_params, make_grad_output, make_inputs
 from hyperbench.store.schema import Point
 from tests.helpers.brute_force import probabilities
 from tests.helpers.made_records import a_point
@@ -28,12 +33,12 @@ def point(family: str, **changes: Any) -> Point:
 
 
 def test_every_shipped_input_is_a_family_and_its_parameters_are_known() -> None:
-    assert set(SHIPPED) == set(FAMILIES)
+    assert set(SHIPPED) == set(available())
     for family, params in SHIPPED.items():
         check_params(family, params)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", available())
 def test_shapes_dtypes_and_finiteness(family: str) -> None:
     for dtype in ("float64", "float32", "bfloat16", "float16"):
         made = point(family, dtype=dtype)
@@ -47,7 +52,7 @@ def test_shapes_dtypes_and_finiteness(family: str) -> None:
             assert not x.requires_grad
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", available())
 def test_the_seed_decides_and_dtypes_only_round(family: str) -> None:
     base = make_inputs(point(family, dtype="float32"))
     for x, again, other, half, double in zip(
@@ -151,6 +156,44 @@ def test_parameters_that_make_no_sense_are_refused(family: str, params: dict[str
     with pytest.raises(ValueError, match=words) as caught:
         check_params(family, params)
     assert "\n" not in str(caught.value)
+
+
+def test_a_new_input_is_one_module_and_one_yaml_and_no_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are those that docs/extending.md shows."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    section = page.partition("## An input")[2].partition("\n## ")[0]
+    module, settings = re.findall(r"```(?:python|yaml)\n(.*?)```", section, re.DOTALL)
+    conf = tmp_path / "conf"
+    shutil.copytree(catalog.conf_dir(), conf)
+    (conf / "input" / "ramp.yaml").write_text(settings)
+    (tmp_path / "ramp.py").write_text(module)
+    monkeypatch.setattr(catalog, "conf_dir", lambda: conf)
+    monkeypatch.setattr(inputs, "__path__", [*inputs.__path__, str(tmp_path)])
+    assert "ramp" in available()
+    assert catalog.entries("input")["ramp"]["description"]
+    config = compose.load(["input=ramp", "input.slope=0,2", "shape.seq_len=64"], lambda asked: ("cpu", ""))
+    flat, steep = {point.input_params["slope"]: point for point in config.points}.values()
+    assert {point.input for point in config.points} == {"ramp"}
+    check_params("ramp", steep.input_params)
+    with pytest.raises(ValueError, match=r"input\.slop is no .* did you mean 'slope'"):
+        check_params("ramp", {"slop": 1.0})
+    grown = [make_inputs(point)[1][:, :, -1].norm() for point in (flat, steep)]
+    assert grown[1] > 2 * grown[0]
+    sys.modules.pop("hyperbench.measure.inputs.ramp")
+
+
+@pytest.mark.parametrize("family", available())
+def test_torchs_defaults_decide_nothing(family: str) -> None:
+    made = point(family)
+    expected = [*make_inputs(made), make_grad_output(made)]
+    try:
+        torch.set_default_device("meta")
+        torch.set_default_dtype(torch.float64)
+        got = [*make_inputs(made), make_grad_output(made)]
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))
 
 
 def test_an_unknown_family_is_refused() -> None:

@@ -31,11 +31,12 @@ messages = st.lists(st.dictionaries(st.text(max_size=5), json_values, max_size=3
 def tasks(draw: st.DrawFn) -> Task:
     """Any task."""
     config = tiny_config()
-    todos = draw(
+    items = draw(
         st.lists(
             st.builds(
-                work_items.Todo,
-                cell=st.builds(work_items.Cell, point=points(), exact=st.booleans()),
+                work_items.WorkItem,
+                point=points(),
+                exact=st.booleans(),
                 passes=st.lists(st.sampled_from(Pass), unique=True).map(tuple),
                 seeds=st.lists(st.integers(0, 2**63 - 1), max_size=3).map(tuple),
                 stages=st.booleans(),
@@ -46,7 +47,7 @@ def tasks(draw: st.DrawFn) -> Task:
         )
     )
     return Task(
-        todos=tuple(todos),
+        items=tuple(items),
         passes=config.passes,
         protocol=config.protocol,
         error=config.error,

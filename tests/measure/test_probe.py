@@ -43,11 +43,15 @@ def test_a_good_method_has_defaults_and_reasons() -> None:
             {},
             "method mine: _target_=tests.helpers.odd_methods.missing cannot be imported",
         ),
-        ("tests.helpers.odd_methods.exact", {"rank": 1}, "method mine: odd_methods.exact has no parameter 'rank'"),
+        (
+            "tests.helpers.odd_methods.exact",
+            {"rank": 1},
+            "method mine: tests.helpers.odd_methods.exact has no parameter 'rank'",
+        ),
         (
             "tests.helpers.odd_methods.needs_a_value",
             {"rank": None},
-            "method mine: odd_methods.needs_a_value needs a value",
+            "method mine: tests.helpers.odd_methods.needs_a_value needs a value",
         ),
         (HYPER, {"sampling": "none"}, "method mine: sampling must be one of iid, stratified"),
     ],
@@ -119,7 +123,7 @@ def test_what_imported_code_prints_does_not_mix_with_the_answer(monkeypatch: pyt
         "tests.helpers.odd_methods.keyword_defaults",
     }
     assert [problem.split(":")[0] for problem in answer["problems"]] == [
-        "method raises_at_import.f",
-        "method exits_at_import.f",
+        "method tests.helpers.raises_at_import.f",
+        "method tests.helpers.exits_at_import.f",
         "input=gausian is unknown; allowed",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -12,104 +13,104 @@ from hypothesis import strategies as st
 from hyperbench.config.types import ErrorConfig
 from hyperbench.measure import work_items
 from hyperbench.measure.runner.estimate import estimate_s
-from hyperbench.store.schema import ErrorRow, Pass, Point, Status, Timing
+from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Status, Timing
 from tests.helpers.made_records import a_point
 from tests.helpers.made_runs import HYPER_DEFAULTS, prepared, tiny
 
 PASSES = ("forward", "backward", "forward_backward")
 ERROR = ErrorConfig(seeds=(0, 1), rows=8, grad_max_seq_len=None, operator_norm_max_seq_len=512, float64_max_seq_len=0)
-RANDOMISED = work_items.Cell(a_point(hyper={"seed": 0, "block_size": 16}, seq_len=64), exact=False)
-EXACT = work_items.Cell(a_point(method="math", hyper={}, seq_len=64), exact=True)
+RANDOMISED = a_point(hyper={"seed": 0, "block_size": 16}, seq_len=64)
+EXACT = a_point(method="math", hyper={}, seq_len=64)
 
 
-def finished_by(records: list[Any]) -> set[work_items.Key]:
-    """The keys of records."""
-    return {record.key for record in records}
+def remaining(
+    point: Point, round_: int = 0, done: Iterable[Record] = (), passes: tuple[str, ...] = PASSES, **changes: Any
+) -> work_items.WorkItem:
+    """What is left of a point when some records are there."""
+    config = dataclasses.replace(tiny().config, passes=passes, error=ERROR, **changes)
+    return work_items.remaining(point, config, round_, work_items.Progress(config.protocol, done))
 
 
-def all_records(wanted: work_items.Todo, passes: tuple[str, ...] = PASSES, round_: int = 0) -> list[Any]:
-    """A failed record for everything a cell needs."""
-    return list(work_items.failed_records(wanted, passes, ERROR, "strict", round_, Status.ERROR, "why"))
+def all_records(item: work_items.WorkItem, passes: tuple[str, ...] = PASSES, round_: int = 0) -> list[Any]:
+    """A failed record for everything that is left to do of a point."""
+    return list(work_items.failed_records(item, passes, ERROR, "strict", round_, Status.ERROR, "why"))
 
 
 def test_parameters_are_filled_in_from_the_method() -> None:
-    cells = prepared("method=hyper,flash2", "method.hyper.block_size=64,null").cells
-    found = [cell.point.hyper for cell in cells]
-    assert found == [{**HYPER_DEFAULTS, "block_size": 64}, HYPER_DEFAULTS, {}]
-    assert [cell.exact for cell in cells] == [False, False, True]
-    assert {cell.point.device for cell in cells} == {"cpu"}
+    run = prepared("method=hyper,flash2", "method.hyper.block_size=64,null")
+    assert [point.hyper for point in run.points] == [{**HYPER_DEFAULTS, "block_size": 64}, HYPER_DEFAULTS, {}]
+    progress = work_items.Progress(run.config.protocol)
+    items = [work_items.remaining(point, run.config, 0, progress) for point in run.points]
+    assert [item.exact for item in items] == [False, False, True]
+    assert {point.device for point in run.points} == {"cpu"}
 
 
 def test_parameters_that_are_not_given_are_filled_in_too() -> None:
-    cells = prepared(
+    points = prepared(
         "method=flash2", "+method.mine._target_=hyperbench.measure.methods.hyper.hyper", "+method.mine.block_size=64"
-    ).cells
-    assert cells[1].point.hyper == {**HYPER_DEFAULTS, "block_size": 64}
+    ).points
+    assert points[1].hyper == {**HYPER_DEFAULTS, "block_size": 64}
 
 
 def test_a_parameter_no_method_knows_stays_null() -> None:
-    cells = prepared("method=uniform", "method.uniform.sample_size=null").cells
-    assert cells[0].point.hyper == {"sample_size": None, "seed": 0}
+    points = prepared("method=uniform", "method.uniform.sample_size=null").points
+    assert points[0].hyper == {"sample_size": None, "seed": 0}
 
 
 def test_configurations_that_resolve_alike_are_one_point() -> None:
-    assert len(prepared("method=hyper", "method.hyper.block_size=256,null").cells) == 1
+    assert len(prepared("method=hyper", "method.hyper.block_size=256,null").points) == 1
 
 
 def test_a_group_shares_input_shape_and_masking_and_holds_every_method() -> None:
-    cells = prepared(
+    points = prepared(
         "shape.seq_len=128,64", "is_causal=true,false", "seed=0,1", "input=gaussian,clustered", "shape.heads=1,2"
-    ).cells
-    groups = work_items.group(cells)
-    assert sorted(c.point.point_id for g in groups for c in g.cells) == sorted(c.point.point_id for c in cells)
-    assert len(groups) == len(cells) // 2
+    ).points
+    groups = work_items.group(points)
+    assert sorted(p.point_id for g in groups for p in g.points) == sorted(p.point_id for p in points)
+    assert len(groups) == len(points) // 2
     assert len({g.key for g in groups}) == len(groups)
     for one in groups:
-        first = one.cells[0].point
-        for cell in one.cells:
-            same = dataclasses.replace(cell.point, method=first.method, target=first.target, hyper=first.hyper)
+        first = one.points[0]
+        for point in one.points:
+            same = dataclasses.replace(point, method=first.method, target=first.target, hyper=first.hyper)
             assert same == first
-        assert {cell.point.method for cell in one.cells} == {"flash2", "hyper"}
+        assert {point.method for point in one.points} == {"flash2", "hyper"}
         assert f"n={first.seq_len}" in one.label
-    work = [g.cells[0].point.heads * g.cells[0].point.seq_len ** 2 for g in groups]
+    work = [g.points[0].heads * g.points[0].seq_len ** 2 for g in groups]
     assert work == sorted(work)
 
 
 @given(st.sets(st.integers(0, 30)))
-def test_to_do_is_what_is_not_finished(indices: set[int]) -> None:
-    whole = work_items.todo(RANDOMISED, PASSES, ERROR, 0, set())
+def test_left_to_do_is_what_is_not_finished(indices: set[int]) -> None:
+    whole = remaining(RANDOMISED)
     assert whole.passes == tuple(Pass)
     assert whole.seeds == (0, 1)
     records = all_records(whole)
-    finished = finished_by([record for i, record in enumerate(records) if i in indices])
-    rest = work_items.todo(RANDOMISED, PASSES, ERROR, 0, finished)
-    missing = [record for record in records if record.key not in finished]
+    rest = remaining(RANDOMISED, done=[record for i, record in enumerate(records) if i in indices])
+    missing = [record for i, record in enumerate(records) if i not in indices]
     assert set(rest.passes) == {record.pass_ for record in missing if isinstance(record, Timing)}
     assert set(rest.seeds) == {record.seed for record in missing if isinstance(record, ErrorRow)}
 
 
-@pytest.mark.parametrize("cell", [RANDOMISED, EXACT])
+@pytest.mark.parametrize("point", [RANDOMISED, EXACT])
 @pytest.mark.parametrize("passes", [PASSES, ("forward",), ("backward", "forward")])
 @pytest.mark.parametrize("round_", [0, 1])
-def test_failed_records_leave_nothing_to_do(cell: work_items.Cell, passes: tuple[str, ...], round_: int) -> None:
-    wanted = work_items.todo(cell, passes, ERROR, round_, set())
-    records = all_records(wanted, passes, round_)
+def test_failed_records_leave_nothing_to_do(point: Point, passes: tuple[str, ...], round_: int) -> None:
+    records = all_records(remaining(point, round_, passes=passes), passes, round_)
     assert {record.status for record in records} == {Status.ERROR}
     assert {record.message for record in records} == {"why"}
-    rest = work_items.todo(cell, passes, ERROR, round_, finished_by(records))
-    assert (rest.passes, rest.seeds) == ((), ())
+    assert remaining(point, round_, records, passes).is_empty
 
 
 def test_errors_belong_to_the_first_round_and_times_to_every_round() -> None:
-    first = all_records(work_items.todo(RANDOMISED, PASSES, ERROR, 0, set()))
-    again = work_items.todo(RANDOMISED, PASSES, ERROR, 1, finished_by(first))
+    again = remaining(RANDOMISED, 1, all_records(remaining(RANDOMISED)))
     assert (again.passes, again.seeds) == (tuple(Pass), ())
 
 
 def test_a_method_without_a_draw_has_one_answer() -> None:
-    assert work_items.draw_seeds(EXACT.point, ERROR) == (EXACT.point.seed,)
+    assert work_items.draw_seeds(EXACT, ERROR) == (EXACT.seed,)
     assert work_items.draw_seeds(a_point(hyper={}, seed=7), ERROR) == (7,)
-    assert work_items.draw_seeds(RANDOMISED.point, ERROR) == (0, 1)
+    assert work_items.draw_seeds(RANDOMISED, ERROR) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -137,13 +138,13 @@ def test_metrics_follow_passes_and_lengths(
 @pytest.mark.parametrize("words", ["sweep=fig4", "sweep=heads", "method=mean_v,uniform,zero,math", "device=cuda"])
 def test_estimates_are_positive_and_nothing_costs_nothing(words: str) -> None:
     run = prepared(words, cuda_available=True, gpu_name="Some GPU", cuda_bfloat16=True, flops_per_s={"cuda": 1e13})
-    for cell in run.cells:
-        wanted = work_items.todo(cell, run.config.passes, run.config.error, 0, set())
-        parts = estimate_s(wanted, run.config, run.speed.flops_per_s)
+    for point in run.points:
+        item = work_items.remaining(point, run.config, 0, work_items.Progress(run.config.protocol))
+        parts = estimate_s(item, run.config, run.speed.flops_per_s)
         assert set(parts) == {"check", *run.config.passes}
         assert all(cost > 0 for cost in parts.values())
-        assert estimate_s(work_items.Todo(cell, (), ()), run.config, run.speed.flops_per_s) == {}
-        assert set(estimate_s(work_items.Todo(cell, (Pass.FORWARD,), ()), run.config, 1e11)) == {"check", "forward"}
+        assert estimate_s(item.only(), run.config, run.speed.flops_per_s) == {}
+        assert set(estimate_s(item.only(passes=(Pass.FORWARD,)), run.config, 1e11)) == {"check", "forward"}
     assert all(seconds > 0 for seconds in run.estimates_s())
 
 
@@ -151,17 +152,16 @@ def test_a_longer_sequence_and_a_slower_machine_cost_more() -> None:
     run = prepared("sweep=fig4", "protocol.max_samples=10", "protocol.budget_s.forward=1000")
     for method in ("flash2", "hyper"):
         for causal in (False, True):
-            cells = [c for c in run.cells if (c.point.method, c.point.is_causal) == (method, causal)]
+            items = [
+                work_items.WorkItem(p, method == "flash2", (Pass.FORWARD,))
+                for p in run.points
+                if (p.method, p.is_causal) == (method, causal)
+            ]
             for rate in (1e11, 1e10):
-                costs = [
-                    estimate_s(work_items.Todo(c, (Pass.FORWARD,), ()), run.config, rate)["forward"] for c in cells
-                ]
+                costs = [estimate_s(item, run.config, rate)["forward"] for item in items]
                 assert costs == sorted(costs)
                 assert costs[0] < costs[-1]
-            slow, fast = (
-                estimate_s(work_items.Todo(cells[-1], (Pass.FORWARD,), ()), run.config, rate)["forward"]
-                for rate in (1e10, 1e11)
-            )
+            slow, fast = (estimate_s(items[-1], run.config, rate)["forward"] for rate in (1e10, 1e11))
             assert slow > fast
 
 
@@ -187,8 +187,8 @@ def test_another_configuration_is_tried(name: str) -> None:
 
 
 def timed(round_: int, ms: float, pass_: Pass = Pass.FORWARD) -> Timing:
-    """A timing of the exact cell."""
-    return Timing(EXACT.point, pass_, "strict", round_, Status.OK, samples_ms=(ms,))
+    """A timing of the exact point."""
+    return Timing(EXACT, pass_, "strict", round_, Status.OK, samples_ms=(ms,))
 
 
 class TestSlowPasses:
@@ -199,13 +199,12 @@ class TestSlowPasses:
     )
 
     def rounds(self, *records: Any) -> dict[str, list[int]]:
-        """Pass -> the rounds in which it is wanted, after these records."""
-        limits = work_items.RoundLimits(self.protocol)
-        for record in records:
-            limits.add(record)
-        passes = ("forward", "backward")
-        wanted = [work_items.todo(EXACT, passes, ERROR, r, set(), limits=limits).passes for r in range(5)]
-        return {name: [r for r in range(5) if Pass(name) in wanted[r]] for name in passes}
+        """Pass -> the rounds in which it is measured, given these records."""
+        progress = work_items.Progress(self.protocol, records)
+        progress.finished.clear()  # what is to be measured, finished or not
+        config = dataclasses.replace(tiny().config, passes=("forward", "backward"))
+        items = [work_items.remaining(EXACT, config, round_, progress) for round_ in range(5)]
+        return {name: [r for r in range(5) if Pass(name) in items[r].passes] for name in config.passes}
 
     def test_a_call_within_its_budget_is_measured_in_every_round(self) -> None:
         every = list(range(5))
@@ -224,14 +223,12 @@ class TestSlowPasses:
             assert self.rounds(*fast_later[::order])["forward"] == [0, 1]
 
     def test_a_failure_decides_nothing(self) -> None:
-        failed = Timing(EXACT.point, Pass.FORWARD, "strict", 0, Status.TIMEOUT)
+        failed = Timing(EXACT, Pass.FORWARD, "strict", 0, Status.TIMEOUT)
         assert self.rounds(failed)["forward"] == list(range(5))
 
     def test_with_a_slow_forward_pass_its_stages_are_left_out_too(self) -> None:
-        limits = work_items.RoundLimits(self.protocol)
-        limits.add(timed(0, 1001.0))
-        wanted = [
-            work_items.todo(EXACT, ("forward",), ERROR, r, set(), work_items.FinishedStages(), limits=limits).stages
+        found = [
+            remaining(EXACT, r, [timed(0, 1001.0)], ("forward",), stages=True, protocol=self.protocol).stages
             for r in range(5)
         ]
-        assert wanted == [True, True, False, False, False]
+        assert found == [True, True, False, False, False]

@@ -39,7 +39,7 @@ def intervals(a: Array, b: Array, paired: bool) -> tuple[Array, Array]:
 
 
 def pooled_t_test(a: Array, b: Array) -> Array:
-    """Whether a t-test over all samples, as if they were independent, calls the two sides different at 5 %."""
+    """True if a t-test over all samples, as if they were independent, calls the two sides different at 5 %."""
     pooled = [side.reshape(len(side), -1) for side in (a, b)]
     count = pooled[0].shape[1]
     error = np.sqrt(sum(side.var(axis=1, ddof=1) for side in pooled) / count)
@@ -77,7 +77,7 @@ def test_there_are_few_false_alarms_where_processes_differ_by_more_than_the_thre
 
 
 def alarms(low: Array, high: Array) -> float:
-    """How often the intervals make a verdict of faster or slower, at a threshold of 1 %."""
+    """The share of intervals that make a verdict of faster or slower, at a threshold of 1 %."""
     changed = {Verdict.FASTER, Verdict.SLOWER}
     return float(np.mean([verdict_of(x, y, 0.01)[0] in changed for x, y in zip(low, high, strict=True)]))
 

@@ -23,7 +23,7 @@ NOISES: dict[str, Noise] = {
 
 
 def rate(test: Callable[[list[float]], bool], make: Callable[[random.Random], list[float]], times: int) -> float:
-    """How often a test is true of made samples."""
+    """The share of made samples for which a test is true."""
     generator = random.Random(0)
     return sum(test(make(generator)) for _ in range(times)) / times
 

@@ -1,4 +1,4 @@
-"""What produced a number: every key checked, odd machines named, and nothing that imports torch."""
+"""The provenance of a number: every key checked, odd machines named, and nothing that imports torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from hyperbench.store import environment
-from hyperbench.store.environment import KEYS, checked, collect, cpu_label, cpu_model, relevant_env, shown
+from hyperbench.store import provenance
+from hyperbench.store.environment import KEYS, checked, shown
+from hyperbench.store.provenance import collect, cpu_label, cpu_model, relevant_env
 from tests.helpers.made_runs import facts
 
 SETTINGS = {"device": "cpu", "device_reason": "", "config_hash": "0" * 12, "run_id": "r", "schema_version": 1}
@@ -121,20 +122,20 @@ def test_a_copy_that_lies_in_another_repository_has_no_commit(tmp_path: Path) ->
     (tmp_path / ".git").mkdir()
     package = tmp_path / "site-packages" / "hyperbench"
     package.mkdir(parents=True)
-    assert environment._repository(package) == {"commit": None, "dirty": None}
+    assert provenance._repository(package) == {"commit": None, "dirty": None}
 
 
 def test_a_tool_that_fails_tells_nothing() -> None:
-    assert environment._output(["false"]) is None
-    assert environment._output(["no-such-tool-anywhere"]) is None
-    assert environment._output(["echo", "yes"]) == "yes"
+    assert provenance._output(["false"]) is None
+    assert provenance._output(["no-such-tool-anywhere"]) is None
+    assert provenance._output(["echo", "yes"]) == "yes"
 
 
 @pytest.mark.parametrize(
     ("numbers", "text"), [({0, 1, 2, 3}, "0-3"), ({5}, "5"), ({8, 0, 1, 3}, "0-1,3,8"), ([2, 1, 2], "1-2"), ([], "")]
 )
 def test_cores_are_written_as_people_write_them(numbers: set[int], text: str) -> None:
-    assert environment.ranges(numbers) == text
+    assert provenance.ranges(numbers) == text
 
 
 def test_the_cores_that_may_be_used_and_the_threads_are_told() -> None:
@@ -145,20 +146,20 @@ def test_the_cores_that_may_be_used_and_the_threads_are_told() -> None:
 
 
 def test_a_distribution_that_is_missing_has_no_version() -> None:
-    assert environment.version_of("no-such-distribution") is None
-    assert environment.version_of("numpy")
+    assert provenance.version_of("no-such-distribution") is None
+    assert provenance.version_of("numpy")
 
 
 def test_the_fingerprint_of_the_code_follows_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = environment.code_fingerprint()
-    assert before == environment.code_fingerprint()
+    before = provenance.code_fingerprint()
+    assert before == provenance.code_fingerprint()
     copy = tmp_path / "hyperbench"
     (copy / "measure").mkdir(parents=True)
     (copy / "measure" / "clock.py").write_text("x = 1\n")
-    monkeypatch.setattr(environment, "_PACKAGE", copy)
-    changed = environment.code_fingerprint()
+    monkeypatch.setattr(provenance, "_PACKAGE", copy)
+    changed = provenance.code_fingerprint()
     (copy / "measure" / "clock.py").write_text("x = 2\n")
-    assert len({before, changed, environment.code_fingerprint()}) == 3
+    assert len({before, changed, provenance.code_fingerprint()}) == 3
 
 
 def test_the_fingerprint_follows_the_code_of_a_method_from_elsewhere_without_importing_it(
@@ -169,29 +170,29 @@ def test_the_fingerprint_follows_the_code_of_a_method_from_elsewhere_without_imp
     for name in ("mine/__init__.py", "mine/fast.py", "alone.py"):
         (tmp_path / name).write_text("raise SystemExit\n")
     targets = ["mine.fast.attention", "alone.Attention.forward", "nowhere.attention"]
-    seen = [environment.code_fingerprint(), environment.code_fingerprint(targets)]
-    assert environment.code_fingerprint(reversed(targets)) == seen[-1]
+    seen = [provenance.code_fingerprint(), provenance.code_fingerprint(targets)]
+    assert provenance.code_fingerprint(reversed(targets)) == seen[-1]
     for name in ("mine/fast.py", "alone.py"):
         (tmp_path / name).write_text("raise SystemExit  # changed\n")
-        seen.append(environment.code_fingerprint(targets))
+        seen.append(provenance.code_fingerprint(targets))
     assert len(set(seen)) == 4
     (tmp_path / "mine" / "other.py").write_text("")
-    assert environment.code_fingerprint(targets) == seen[-1]
+    assert provenance.code_fingerprint(targets) == seen[-1]
 
 
 def test_the_fingerprint_holds_what_decides_when_to_stop_and_nothing_that_only_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "analyze").mkdir()
-    monkeypatch.setattr(environment, "_PACKAGE", tmp_path)
-    before = environment.code_fingerprint()
+    monkeypatch.setattr(provenance, "_PACKAGE", tmp_path)
+    before = provenance.code_fingerprint()
     (tmp_path / "commands").mkdir()
     for name in ("analyze/show.py", "commands/doctor.py", "cli.py"):
         (tmp_path / name).write_text("x = 1\n")
-    assert environment.code_fingerprint() == before
+    assert provenance.code_fingerprint() == before
     (tmp_path / "stats").mkdir()
     (tmp_path / "stats" / "rounds.py").write_text("x = 1\n")
-    assert environment.code_fingerprint() != before
+    assert provenance.code_fingerprint() != before
 
 
 def test_the_command_line_and_the_parent_process_import_no_torch_and_no_pandas() -> None:

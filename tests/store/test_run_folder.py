@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 
 from hyperbench.stats.samples import summarise
 from hyperbench.store import run_folder
+from hyperbench.store.files import StoreError, atomic_write
+from hyperbench.store.journal import Journal, read_journal
 from hyperbench.store.record_json import to_json
-from hyperbench.store.run_folder import Journal, StoreError, load_run, read_journal, write_tables
-from hyperbench.store.schema import ALL_STAGES, ErrorRow, Record, Stage, Status, StopReason
-from tests.helpers.made_records import a_point, a_timing, records
+from hyperbench.store.run_folder import load_run, write_tables
+from hyperbench.store.schema import ALL_STAGES, ErrorRow, Record, Status, StopReason
+from tests.helpers.made_records import a_point, a_stage, a_timing, records
 
 POINT_COLUMNS = [
     "run_id", "point_id", "method", "implementation", "device", "dtype", "is_causal", "batch", "heads", "kv_heads",
@@ -31,15 +33,12 @@ POINT_COLUMNS = [
 ]  # fmt: skip
 DOCUMENTED = {
     "timings": [
-        *POINT_COLUMNS, "seed", "pass", "protocol", "round", "status", "stop_reason", "n_samples", "median_ms",
-        "ci_low_ms", "ci_high_ms", "p20_ms", "p80_ms", "min_ms", "mad_ms", "first_call_ms", "host_ms",
-        "memory_before_bytes", "peak_memory_bytes", "exact_equivalent_flops", "executed_flops", "flags", "message",
+        *POINT_COLUMNS, "seed", "pass", "stage", "position", "num_stages", "protocol", "round", "status", "stop_reason",
+        "n_samples", "median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "p80_ms", "min_ms", "mad_ms", "first_call_ms",
+        "host_ms", "memory_before_bytes", "peak_memory_bytes", "exact_equivalent_flops", "executed_flops", "flags",
+        "message",
     ],
     "errors": [*POINT_COLUMNS, "input_seed", "seed", "metric", "value", "status", "message"],
-    "stages": [
-        *POINT_COLUMNS, "seed", "protocol", "round", "stage", "position", "num_stages", "status", "stop_reason",
-        "n_samples", "median_ms", "ci_low_ms", "ci_high_ms", "host_ms", "flags", "message",
-    ],
 }  # fmt: skip
 WHOLE = {"batch", "heads", "kv_heads", "seq_len", "head_dim", "seed", "input_seed", "round", "n_samples"}
 WHOLE_OR_NULL = {
@@ -58,7 +57,7 @@ SOME: list[Record] = [
     a_timing(a_point(hyper={}), status=Status.OOM, samples_ms=(), stop_reason=None, message='no "room", sorry'),
     ErrorRow(a_point(), 3, "out_rel_fro", float("inf")),
     # As journals of the first version of the schema have it.
-    Stage(a_point(), "hash", 0.25),
+    a_stage(a_point(), "hash", 0.25),
 ]  # fmt: skip
 
 
@@ -188,7 +187,7 @@ def test_a_second_writer_is_refused_while_the_first_writes(tmp_path: Path) -> No
 def test_the_journal_of_a_killed_writer_is_free(tmp_path: Path) -> None:
     path = tmp_path / run_folder.JOURNAL
     program = (
-        "import os, signal, sys; from pathlib import Path; from hyperbench.store.run_folder import Journal;"
+        "import os, signal, sys; from pathlib import Path; from hyperbench.store.journal import Journal;"
         "journal = Journal(Path(sys.argv[1])); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -9
@@ -209,7 +208,7 @@ def test_a_failed_append_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatc
     with Journal(path) as journal:
         journal.append(SOME[0])
         with monkeypatch.context() as patch:
-            patch.setattr(run_folder.os, "write", fills_up)
+            patch.setattr(os, "write", fills_up)
             with pytest.raises(StoreError, match=r"cannot write .*no space left"):
                 journal.append(SOME[2])
         assert read_journal(path) == [SOME[0]]
@@ -333,18 +332,20 @@ def test_tables_have_the_documented_columns_and_types(tmp_path: Path) -> None:
 def test_the_tables_say_what_the_records_say(tmp_path: Path) -> None:
     run = load_run(make_run(tmp_path / "run", b"".join(map(line_of, SOME))))
     timing = a_timing()
-    row, failed = run.timings.to_dict("records")
+    row, failed = run.passes.to_dict("records")
+    assert len(run.timings) == 3
     assert (row["run_id"], row["point_id"]) == ("r1", timing.point.point_id)
     statistics = summarise(timing.samples_ms)
     assert all(row[name] == getattr(statistics, name) for name in ("n_samples", "median_ms", "ci_low_ms", "mad_ms"))
     assert (row["block_size"], row["sampling"], row["pairing"]) == (256, "stratified", None)
+    assert (row["stage"], pd.isna(row["position"]), pd.isna(row["num_stages"])) == ("", True, True)
     assert (row["pass"], row["status"], row["stop_reason"]) == ("forward", "ok", "precision")
     assert (failed["status"], failed["n_samples"], failed["message"]) == ("oom", 0, 'no "room", sorry')
     assert pd.isna(failed["median_ms"])
     assert pd.isna(failed["block_size"])
     error, stage = run.errors.to_dict("records")[0], run.stages.to_dict("records")[0]
     assert (error["metric"], error["value"], error["seed"], error["input_seed"]) == ("out_rel_fro", float("inf"), 3, 0)
-    assert (stage["stage"], stage["median_ms"], stage["n_samples"], stage["status"]) == ("hash", 0.25, 0, "ok")
+    assert (stage["stage"], stage["median_ms"], stage["n_samples"], stage["status"]) == ("hash", 0.25, 1, "ok")
     # Errors and stages tell which code it was, as far as a timing of the point told it.
     assert error["implementation"] == stage["implementation"] == "some-kernel"
 
@@ -352,9 +353,9 @@ def test_the_tables_say_what_the_records_say(tmp_path: Path) -> None:
 def test_a_stage_has_its_place_its_samples_and_its_rounds(tmp_path: Path) -> None:
     names = ("hash", "sort")
     rows = [
-        Stage(a_point(), "sort", 2.0, (1.0, 2.0, 4.0), names, "strict", 0, stop_reason=StopReason.BUDGET),
-        Stage(a_point(), "sort", 3.0, (3.0,), names, "strict", 1),
-        Stage(a_point(), "hash", None, (), names, "strict", 0, Status.OOM, message="no room"),
+        a_stage(a_point(), "sort", 1.0, 2.0, 4.0, all_stages=names, stop_reason=StopReason.BUDGET),
+        a_stage(a_point(), "sort", 3.0, all_stages=names, round=1),
+        a_stage(a_point(), "hash", all_stages=names, status=Status.OOM, message="no room"),
     ]
     run = load_run(make_run(tmp_path / "run", b"".join(map(line_of, rows))))
     sort, again, hashed = run.stages.to_dict("records")
@@ -366,9 +367,9 @@ def test_a_stage_has_its_place_its_samples_and_its_rounds(tmp_path: Path) -> Non
 
 
 def test_a_stage_that_was_timed_after_all_takes_the_place_of_the_row_for_all(tmp_path: Path) -> None:
-    lost = Stage(a_point(), ALL_STAGES, None, status=Status.TIMEOUT, message="slow")
-    timed = Stage(a_point(), "hash", 1.0, (1.0,), ("hash",))
-    other = Stage(a_point(seq_len=7), ALL_STAGES, None, status=Status.TIMEOUT, message="slow")
+    lost = a_stage(a_point(), ALL_STAGES, status=Status.TIMEOUT, message="slow")
+    timed = a_stage(a_point(), "hash", 1.0, all_stages=("hash",))
+    other = a_stage(a_point(seq_len=7), ALL_STAGES, status=Status.TIMEOUT, message="slow")
     run = load_run(make_run(tmp_path / "run", b"".join(map(line_of, [lost, other, timed]))))
     assert list(zip(run.stages["seq_len"], run.stages["stage"], strict=True)) == [(7, ALL_STAGES), (1024, "hash")]
 
@@ -433,7 +434,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
         assert path.read_text() == "old"
         temporary.write_text("new")
 
-    run_folder.atomic_write(path, write)
+    atomic_write(path, write)
     assert path.read_text() == "new"
 
     def fail(temporary: Path) -> None:
@@ -441,7 +442,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_folder.atomic_write(path, fail)
+        atomic_write(path, fail)
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
     assert path.read_text() == "new"
 

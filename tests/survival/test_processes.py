@@ -16,7 +16,8 @@ import pytest
 
 from hyperbench import cli
 from hyperbench.measure.runner import session
-from hyperbench.store.run_folder import load_run, read_journal
+from hyperbench.store.journal import read_journal
+from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import ErrorRow, Timing
 from tests.helpers.fake_worker import FakeWorker, Site
 from tests.helpers.made_runs import TINY, facts, tiny

@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
-from hyperbench.commands import run_summary
+from hyperbench.commands import run as command
 from hyperbench.measure import cpu_load
 from hyperbench.measure.cpu_load import CpuTimes
 from hyperbench.measure.messages import Task
 from hyperbench.measure.runner import session
 from hyperbench.measure.runner.locks import DeviceLock
 from hyperbench.store import run_folder
-from hyperbench.store.environment import available_cpus
+from hyperbench.store.files import atomic_write
+from hyperbench.store.journal import read_journal
+from hyperbench.store.provenance import available_cpus
 from hyperbench.store.schema import Pass, Status, Timing
 from tests.helpers.commands import Answer, Call
 from tests.helpers.fake_worker import FakeWorker, Message, Site, dies, hangs, said
@@ -28,7 +30,7 @@ from tests.helpers.made_runs import TINY, facts, tiny
 from tests.helpers.quoted import Quote
 
 SHORT = ("method=[math,hyper]", "passes=[forward]", "shape.seq_len=64,128,256")
-TABLES = {f"{name}.{kind}" for name in ("timings", "errors", "stages") for kind in ("csv", "parquet")}
+TABLES = {f"{name}.{kind}" for name in ("timings", "errors") for kind in ("csv", "parquet")}
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def shown(call: Call) -> str:
 
 def keys() -> list[Any]:
     """The keys of all records of the run."""
-    return [record.key for record in run_folder.read_journal(Path("run") / run_folder.JOURNAL)]
+    return [record.key for record in read_journal(Path("run") / run_folder.JOURNAL)]
 
 
 FIRST = {"method": "hyper", "seq_len": 64}
@@ -85,8 +87,8 @@ class Poisoned(FakeWorker):
     def _work(self, task: Task) -> Iterator[Message]:
         for message in self._script(task):
             yield message
-            for wanted in task.todos:
-                point = wanted.cell.point
+            for item in task.items:
+                point = item.point
                 at_hyper = (point.method, point.seq_len, message.get("unit")) == ("hyper", 64, "time")
                 if at_hyper and message["point_id"] == point.point_id:
                     words = "AcceleratorError: CUDA error: an illegal memory access was encountered"
@@ -159,7 +161,6 @@ def test_ctrl_c_leaves_tables_of_what_was_finished(
 def test_a_disk_that_is_full_when_the_tables_are_due_costs_no_measurement(
     run: Callable[..., Answer], call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    atomic_write = run_folder.atomic_write
 
     def full(path: Path, write: Any) -> None:
         if path.name in TABLES:
@@ -202,7 +203,7 @@ def test_a_machine_that_others_use_is_told_before_anything_is_measured(
         return CpuTimes(moment, 0.5 * moment * available_cpus(), 0.0)
 
     monkeypatch.setattr(cpu_load, "read_cpu_times", times)
-    monkeypatch.setattr(run_summary, "read_cpu_times", times)
+    monkeypatch.setattr(command, "read_cpu_times", times)
     answer = run()
     assert Quote("warning: this machine is busy: others use 50% of its ...; times will scatter, and rows are flagged "
                  "busy_machine where this goes on during the samples").stands_in(answer.err)  # fmt: skip
@@ -216,27 +217,14 @@ def measured_elsewhere(**changes: Any) -> None:
     journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
 
 
-def test_another_code_measures_in_new_rounds_and_says_so(run: Callable[..., Answer], call: Call) -> None:
-    assert run("protocol.rounds=2").code == 0
-    measured_elsewhere(code="f" * 12)
-    kept = run_folder.read_journal(Path("run") / run_folder.JOURNAL)
-    answer = run("protocol.rounds=2", "--resume")
-    assert answer.code == 0
-    assert Quote("this run goes on under another code (... there, ... here): finished rounds stay as they are, the "
-                 "rest is measured in new rounds from 2 on").stands_in(answer.err)  # fmt: skip
-    records = run_folder.read_journal(Path("run") / run_folder.JOURNAL)
-    assert records[: len(kept)] == kept
-    assert {r.round for r in records[len(kept) :]} == {2}  # type: ignore[union-attr]
-    assert Quote("measured under 2 origins: rounds 0 to 1 at ...; round 2 at ... (other code)").stands_in(shown(call))
-
-
-def test_another_machine_does_not_go_on_with_a_run(run: Callable[..., Answer]) -> None:
+@pytest.mark.parametrize(("key", "value"), [("cpu_model", "Another CPU"), ("code", "ffffffffffff")])
+def test_a_run_does_not_go_on_in_another_environment(run: Callable[..., Answer], key: str, value: str) -> None:
     assert run().code == 0
-    measured_elsewhere(cpu_model="Another CPU")
+    measured_elsewhere(**{key: value})
     before = (Path("run") / run_folder.JOURNAL).read_bytes()
     answer = run("--resume")
     assert answer.code == 2
-    assert Quote("out=run cannot go on: its numbers come from another cpu_model (Another CPU there, ... here); choose "
+    assert Quote(f"out=run cannot go on: its numbers come from another {key} ({value} there, ... here); choose "
                  "another out=DIR, or --fresh to measure all again").stands_in(answer.err)  # fmt: skip
     assert (Path("run") / run_folder.JOURNAL).read_bytes() == before
 
@@ -303,22 +291,14 @@ def test_a_figure_mixes_no_configurations(run: Callable[..., Answer], call: Call
     assert not (Path("run") / "figures").exists()
 
 
-def test_the_authors_way_of_timing_is_shown_beside_another_run_only(run: Callable[..., Answer], call: Call) -> None:
+def test_the_authors_way_of_timing_is_labelled_wherever_it_is_shown(run: Callable[..., Answer], call: Call) -> None:
+    quote = Quote("timed the authors' way (they state 20th percentiles, p20_ms): no result by itself")
     answer = run("protocol=paper")
     assert answer.code == 0
-    quote = Quote(
-        "was timed as the authors did: no result by itself; it is shown beside a run of another protocol only"
-    )
-    for command in ("show", "export --format latex", "plot"):
-        answer = call(*command.split(), "--run", "run")
-        assert answer.code == 2
-        if command != "plot":
-            assert quote.stands_in(answer.err)
-    Path("run").rename("as_paper")
-    assert run().code == 0
-    text = call("show", "--run", "as_paper", "--beside", "run").out
-    assert Quote("as the authors state it (20th percentiles, forward+backward as a sum; no result by itself), "
-                 "beside the medians of protocol quick").stands_in(text)  # fmt: skip
+    assert quote.stands_in(answer.out)
+    assert quote.stands_in(shown(call))
+    assert call("export", "--run", "run", "--format", "markdown").code == 0
+    assert "no result by itself" in Path("run/export/summary.md").read_text(encoding="utf-8")
 
 
 def test_a_speedup_names_what_it_is_over_and_is_empty_where_that_is_not_there(

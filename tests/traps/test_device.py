@@ -22,7 +22,7 @@ from hyperbench.measure.worker.timing.cuda_graphs import GraphedCall
 from hyperbench.store.schema import Timing
 from tests.helpers import pretended_gpu
 from tests.helpers.made_rounds import write_run
-from tests.helpers.measured_group import Measured, cell, odd
+from tests.helpers.measured_group import Measured, item, odd
 from tests.helpers.odd_methods import exact
 from tests.helpers.pretended_gpu import SIDE, PretendedGpu
 from tests.helpers.quoted import Quote
@@ -71,7 +71,7 @@ def timed_on(launch: Callable[[PretendedGpu], object], **options: Any) -> Timing
     """The timing of a method that launches its work like this."""
     OnGpu.gpu, OnGpu.launch = PretendedGpu(), staticmethod(launch)  # type: ignore[assignment]
     clock: Any = CudaClock(OnGpu.gpu, OnGpu.gpu.allocate, OnGpu.gpu.now_s)
-    found = Measured(cell("test_traps_device.on_gpu"), passes=FORWARD, clock=clock, **options)
+    found = Measured(item("tests.traps.test_device.on_gpu"), passes=FORWARD, clock=clock, **options)
     return found.timings("on_gpu")["forward"]
 
 
@@ -125,12 +125,12 @@ def test_a_flush_is_no_part_of_a_time() -> None:
 class TimesTheFlush(CudaClock):
     """The mistake: the flush stands between the events."""
 
-    def time_ms(self, call: Callable[[], object]) -> float:
+    def time_ms(self, call: Callable[[], object], *, is_load: bool = False) -> float:
         def both() -> None:
             self.flush()
             call()
 
-        return super().time_ms(both)
+        return super().time_ms(both, is_load=is_load)
 
 
 def doctor_says(clock: CudaClock, gpu: PretendedGpu) -> str:
@@ -189,17 +189,20 @@ class ChangesTheGraph(CudaClock):
 
     after = 4
 
-    def time_ms(self, call: Callable[[], object]) -> float:
+    def time_ms(self, call: Callable[[], object], *, is_load: bool = False) -> float:
         self.after -= 1
         if self.after < 0:
             Graphed.factor = 3.0
-        return super().time_ms(call)
+        return super().time_ms(call, is_load=is_load)
 
 
 def replayed(clock: Any) -> Timing:
     """The timing of the forward pass of `graphed` in graph mode."""
     found = Measured(
-        cell("test_traps_device.graphed"), passes=FORWARD, clock=clock, protocol={"cuda_graph": True, "input_copies": 1}
+        item("tests.traps.test_device.graphed"),
+        passes=FORWARD,
+        clock=clock,
+        protocol={"cuda_graph": True, "input_copies": 1},
     )
     return found.timings("graphed")["forward"]
 
@@ -226,7 +229,7 @@ def test_a_replay_that_gives_another_output_later_has_no_time(graphs: PretendedG
 
 def test_an_answer_that_comes_one_call_late_is_none() -> None:
     # What a method returns before its work is done is read as it is: nobody waits for it.
-    row = Measured(cell("tests.helpers.faulty_methods.answers_late"), odd("exact"), passes=FORWARD).timings(
+    row = Measured(item("tests.helpers.faulty_methods.answers_late"), odd("exact"), passes=FORWARD).timings(
         "answers_late"
     )["forward"]
     assert (row.status, row.samples_ms) == ("incorrect", ())

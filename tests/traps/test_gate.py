@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from hyperbench.measure.methods import method
 from hyperbench.store.schema import Status, Timing
-from tests.helpers.measured_group import HYPER, Clock, Gauge, Measured, all_of, cell, odd
+from tests.helpers.fake_clock import FakeClock
+from tests.helpers.measured_group import HYPER, Gauge, Measured, all_of, item, odd
 from tests.helpers.quoted import Quote
 
 LIBRARY = "hyperbench.measure.methods.hyper"
@@ -22,7 +22,7 @@ ONLY_LONG = "whatever it does at shorter ones"
 
 def fault(name: str, **options: Any) -> Any:
     """A point of a faulty method."""
-    return cell(f"gate_faults.{name}", **options)
+    return item(f"tests.helpers.gate_faults.{name}", **options)
 
 
 @pytest.mark.parametrize(
@@ -104,17 +104,17 @@ def test_gradients_that_change_after_some_calls_of_one_graph_are_seen_while_it_i
 def test_honest_methods_pass_at_long_lengths(dtype: str, is_causal: bool) -> None:
     options: dict[str, Any] = {"dtype": dtype, "is_causal": is_causal, **LONG}
     found = Measured(
-        cell(f"{LIBRARY}.hyper", hyper=COARSE, **options),
-        cell(f"{LIBRARY}.hyper_paper", hyper={**COARSE, "sampling": "iid", "pairing": "rank"}, **options),
-        cell(f"{TRIVIAL}.uniform", hyper={"sample_size": 8, "seed": 0}, **options),
-        cell(f"{TRIVIAL}.mean_v", **options),
-        cell(f"{TRIVIAL}.zero", **options),
-        cell("hyperbench.measure.methods.exact.flash2", exact=True, **options),
+        item(f"{LIBRARY}.hyper", hyper=COARSE, **options),
+        item(f"{LIBRARY}.hyper_paper", hyper={**COARSE, "sampling": "iid", "pairing": "rank"}, **options),
+        item(f"{TRIVIAL}.uniform", hyper={"sample_size": 8, "seed": 0}, **options),
+        item(f"{TRIVIAL}.mean_v", **options),
+        item(f"{TRIVIAL}.zero", **options),
+        item("hyperbench.measure.methods.exact.flash2", exact=True, **options),
         fault("honest_backward", exact=True, **options),
         fault("needs_no_queries", **options),
     )
-    for wanted in found.task.todos:
-        name = wanted.cell.point.method
+    for one in found.task.items:
+        name = one.point.method
         if is_causal and name == "needs_no_queries":
             continue
         assert found.statuses(name) == all_of("ok"), (name, found.timings(name))
@@ -125,17 +125,6 @@ def test_inputs_without_variety_refuse_no_gradient_that_is_zero_in_truth() -> No
     for input_params in ({"std": 0.0},):
         found = Measured(odd("exact", input="gaussian", input_params=input_params))
         assert found.statuses("exact") == all_of("ok"), found.timings("exact")
-
-
-class SlowClock(Clock):
-    """Every look at it is ten seconds later."""
-
-    s = 0.0
-
-    def now_s(self) -> float:
-        """Later."""
-        self.s += 10.0
-        return self.s
 
 
 class CountingGauge(Gauge):
@@ -150,21 +139,21 @@ class CountingGauge(Gauge):
         return 1000 + (1000 if self.calls in (1, 3, 4) else 100)
 
 
-def measured_with(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], Clock]) -> Measured:
+def measured_with(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> Measured:
     """One method, whose first calls are gauged as more than later ones."""
-    monkeypatch.setattr("measured_group.Gauge", CountingGauge)
-    return Measured(odd("exact", **LONG), clock=clock())
+    monkeypatch.setattr("tests.helpers.measured_group.Gauge", CountingGauge)
+    return Measured(odd("exact", **LONG), clock=clock)
 
 
 def test_what_first_calls_allocate_is_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = measured_with(monkeypatch, Clock).timings("exact")
+    found = measured_with(monkeypatch, FakeClock()).timings("exact")
     assert {t.peak_memory_bytes for t in found.values()} == {100}
 
 
 def test_calls_that_are_too_slow_are_made_once_and_the_row_says_what_was_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found: dict[str, Timing] = measured_with(monkeypatch, SlowClock).timings("exact")
+    found: dict[str, Timing] = measured_with(monkeypatch, FakeClock(look_s=10.0)).timings("exact")
     assert {str(t.status) for t in found.values()} == {"ok"}
     assert found["forward"].peak_memory_bytes == 1000
     assert {t.conditions["properties_at_point"] for t in found.values()} == {"skipped"}
@@ -186,7 +175,7 @@ def test_the_next_worker_takes_the_forward_pass_and_calls_no_backward_one(monkey
     poison(monkeypatch)
     one = odd("no_backward")
     point_id = one.point.point_id
-    done = {(point_id, name, 0) for name in ("backward", "forward_backward")}
+    done = {(point_id, name, "", 0) for name in ("backward", "forward_backward")}
     without = {point_id: (Status.ERROR, "broken")}
     found = Measured(one, odd("exact", exact=True), finished=done, without_backward=without)
     assert not found.measurement.poisoned

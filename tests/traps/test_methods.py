@@ -10,19 +10,19 @@ from hyperbench.measure import work_items
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.gate.properties import examine
-from tests.helpers.measured_group import HYPER, Measured, all_of, cell, odd
+from tests.helpers.measured_group import HYPER, Measured, all_of, item, odd
 from tests.helpers.quoted import Quote
 
 TRIVIAL = "hyperbench.measure.methods.trivial"
 LIBRARY = "hyperbench.measure.methods.hyper"
 
 
-def faulty(name: str, **options: Any) -> work_items.Cell:
+def faulty(name: str, **options: Any) -> work_items.WorkItem:
     """A point of a faulty method."""
-    return cell(f"faulty_methods.{name}", **options)
+    return item(f"tests.helpers.faulty_methods.{name}", **options)
 
 
-def refusal(one: work_items.Cell, passes: tuple[str, ...] = ("forward",)) -> str:
+def refusal(one: work_items.WorkItem, passes: tuple[str, ...] = ("forward",)) -> str:
     """The one reason for which a method is incorrect, measured beside another one that stays what it was."""
     found = Measured(one, odd("exact", exact=True, is_causal=one.point.is_causal), passes=passes)
     name = one.point.method
@@ -124,28 +124,28 @@ def test_mistakes_are_found_in_every_round() -> None:
 def test_what_the_library_offers_passes(dtype: str, is_causal: bool) -> None:
     options: dict[str, Any] = {"dtype": dtype, "is_causal": is_causal}
     found = Measured(
-        cell(f"{LIBRARY}.hyper", hyper=HYPER, **options),
-        cell(f"{LIBRARY}.hyper_paper", hyper={**HYPER, "sampling": "iid", "pairing": "rank"}, **options),
-        cell(f"{TRIVIAL}.uniform", hyper={"sample_size": 8, "seed": 0}, **options),
-        cell(f"{TRIVIAL}.mean_v", **options),
-        cell(f"{TRIVIAL}.zero", **options),
-        cell("hyperbench.measure.methods.exact.flash2", exact=True, **options),
-        cell("hyperbench.measure.methods.exact.math", exact=True, **options),
+        item(f"{LIBRARY}.hyper", hyper=HYPER, **options),
+        item(f"{LIBRARY}.hyper_paper", hyper={**HYPER, "sampling": "iid", "pairing": "rank"}, **options),
+        item(f"{TRIVIAL}.uniform", hyper={"sample_size": 8, "seed": 0}, **options),
+        item(f"{TRIVIAL}.mean_v", **options),
+        item(f"{TRIVIAL}.zero", **options),
+        item("hyperbench.measure.methods.exact.flash2", exact=True, **options),
+        item("hyperbench.measure.methods.exact.math", exact=True, **options),
     )
-    for wanted in found.task.todos:
-        name = wanted.cell.point.method
+    for one in found.task.items:
+        name = one.point.method
         assert found.statuses(name) == all_of("ok"), (name, found.timings(name))
 
 
 def test_causality_in_q_is_a_property_and_no_mistake() -> None:
     long = {"seq_len": 128, "is_causal": True}
     found = Measured(
-        cell(f"{LIBRARY}.hyper", hyper=HYPER, **long),
-        cell(f"{LIBRARY}.hyper_paper", hyper={**HYPER, "pairing": "rank"}, **long),
+        item(f"{LIBRARY}.hyper", hyper=HYPER, **long),
+        item(f"{LIBRARY}.hyper_paper", hyper={**HYPER, "pairing": "rank"}, **long),
         faulty("later_queries", **long),
         odd("exact", exact=True, **long),
     )
-    known = {w.cell.point.method: found.errors(w.cell.point.method)["causal_in_q"].value for w in found.task.todos}
+    known = {one.point.method: found.errors(one.point.method)["causal_in_q"].value for one in found.task.items}
     assert known == {"hyper": 1.0, "hyper_paper": 0.0, "later_queries": 0.0, "exact": 1.0}
     for name in known:
         assert found.statuses(name) == all_of("ok")
@@ -155,7 +155,7 @@ def test_causality_in_q_is_a_property_and_no_mistake() -> None:
 
 def test_a_leaf_that_holds_the_whole_sequence_is_causal_with_any_pairing() -> None:
     hyper = {**HYPER, "pairing": "rank", "min_seq_len": 64}
-    found = Measured(cell(f"{LIBRARY}.hyper_paper", hyper=hyper, is_causal=True))
+    found = Measured(item(f"{LIBRARY}.hyper_paper", hyper=hyper, is_causal=True))
     assert found.errors("hyper_paper")["causal_in_q"].value == 1.0
 
 

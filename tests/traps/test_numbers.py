@@ -15,10 +15,10 @@ from hyperbench.measure import work_items
 from hyperbench.measure.worker.timing.sampler import Sampler, interleave
 from hyperbench.store import tables
 from hyperbench.store.schema import StopReason
+from tests.helpers.fake_clock import standing
 from tests.helpers.made_runs import tiny
 from tests.helpers.measured_group import Measured, odd
 from tests.helpers.quoted import Quote
-from tests.helpers.standing_clock import Clock
 
 PROTOCOL = dataclasses.replace(
     tiny().config.protocol, target_half_width=0.01, min_samples=10, max_samples=500, slow_min_samples=2,
@@ -29,7 +29,7 @@ PROTOCOL = dataclasses.replace(
 def sampled(times_ms: Iterable[float], budget_s: float = 60.0) -> Sampler:
     """What is kept of calls that take these times, one after the other."""
     left = iter(times_ms)
-    found = Sampler(lambda: next(left), Clock(), PROTOCOL, budget_s)
+    found = Sampler(lambda: next(left), standing(), PROTOCOL, budget_s)
     interleave([found], 0.1)
     return found
 
@@ -94,9 +94,9 @@ def test_a_round_without_a_time_is_counted_where_rounds_are_combined() -> None:
     [("input", ("gaussian", "clustered")), ("seed", (0, 1)), ("dtype", ("float32", "float64")), ("heads", (2, 4))],
 )
 def test_what_makes_times_differ_is_part_of_the_point_and_never_mixed(name: str, values: tuple[Any, Any]) -> None:
-    cells = [odd("exact", **{name: value}) for value in values]
-    assert len({one.point.point_id for one in cells}) == len(work_items.group(cells)) == 2
-    records = [r for one in cells for r in Measured(one, passes=("forward",)).records]
+    items = [odd("exact", **{name: value}) for value in values]
+    assert len({one.point.point_id for one in items}) == len(work_items.group([one.point for one in items])) == 2
+    records = [r for one in items for r in Measured(one, passes=("forward",)).records]
     frame = tables.build(records, "run")["timings"]
     with pytest.raises(ValueError, match=f"{name} varies"):
         check_single(frame, ("method", "is_causal", "pass", "seq_len"))

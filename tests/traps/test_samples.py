@@ -14,8 +14,9 @@ from hyperbench.measure.worker.conditions.nvml import find_gpu
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.store.schema import Status
 from tests.helpers.commands import Call
+from tests.helpers.fake_clock import FakeClock
 from tests.helpers.made_rounds import points, rounds, sweep, write_run
-from tests.helpers.measured_group import Clock, Measured, cell, odd
+from tests.helpers.measured_group import Measured, item, odd
 from tests.helpers.quoted import Quote
 
 #: Twenty samples, however precise the median is.
@@ -25,18 +26,10 @@ LONG: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Times(Clock):
-    """Each call takes the next of these times, in milliseconds."""
-
-    def __init__(self, time_of: Callable[[int], float]) -> None:
-        self._time_of = time_of
-        self._calls = 0
-
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """Make the call."""
-        call()
-        self._calls += 1
-        return self._time_of(self._calls)
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else uses this machine."""
+    monkeypatch.setattr(conditions, "read_cpu_times", lambda: CpuTimes(0.0, None, 0.0))
 
 
 def steady(number: int) -> float:
@@ -46,7 +39,7 @@ def steady(number: int) -> float:
 
 def shown(call: Call, folder: Path, time_of: Callable[[int], float] = steady, **options: Any) -> tuple[Any, str]:
     """The timing of attention whose calls take such times, and what `hyperbench show` says of its run."""
-    found = Measured(odd("exact", exact=True), passes=("forward",), clock=Times(time_of), protocol=LONG, **options)
+    found = Measured(odd("exact", exact=True), passes=("forward",), clock=FakeClock(time_of), protocol=LONG, **options)
     run = write_run(folder / "run", found.records)
     answer = call("show", "--run", str(run))
     assert (answer.code, answer.err) == (0, "")
@@ -168,29 +161,12 @@ def test_others_on_the_machine_are_told(call: Call, tmp_path: Path, monkeypatch:
     assert Quote("busy_machine: exact (1 row): other processes used the cores meanwhile").stands_in(text)
 
 
-class MovingClock(Clock):
-    """A clock that calls move."""
-
-    def __init__(self, now_s: Callable[[], float]) -> None:
-        self._read = now_s
-
-    def now_s(self) -> float:
-        """The time."""
-        return self._read()
-
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """What the call takes."""
-        before_s = self._read()
-        call()
-        return (self._read() - before_s) * 1e3
-
-
 def test_a_slow_first_call_is_written_down_apart(call: Call, tmp_path: Path) -> None:
     from tests.helpers.faulty_methods import compiles
 
     compiles.now_s, compiles.is_compiled = 0.0, False
-    clock = MovingClock(lambda: compiles.now_s)
-    found = Measured(cell("tests.helpers.faulty_methods.compiles"), passes=("forward",), clock=clock)
+    clock = FakeClock(reads_s=lambda: compiles.now_s)
+    found = Measured(item("tests.helpers.faulty_methods.compiles"), passes=("forward",), clock=clock)
     row = found.timings("compiles")["forward"]
     assert row.first_call_ms == pytest.approx(90_000)
     assert max(row.samples_ms) == pytest.approx(1.0)

@@ -12,8 +12,10 @@ import pytest
 
 from hyperbench.measure.runner import session
 from hyperbench.store import run_folder
+from hyperbench.store.files import StoreError
+from hyperbench.store.journal import Journal, read_journal
 from hyperbench.store.record_json import to_json
-from hyperbench.store.run_folder import Journal, StoreError, load_run, read_journal
+from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import Status, Timing
 from tests.helpers.fake_worker import Fate, Site, dies, hangs
 from tests.helpers.made_records import a_timing
@@ -104,7 +106,7 @@ def test_a_full_disk_is_one_line_and_the_journal_ends_with_a_whole_record(
 
     with Journal(path) as journal:
         journal.append(a_timing(round=0))
-        monkeypatch.setattr(run_folder.os, "write", fills)
+        monkeypatch.setattr(os, "write", fills)
         with pytest.raises(StoreError) as refused:
             journal.append(a_timing(round=1))
     assert Quote("cannot write the journal ...: No space left on device; it holds what was measured before, and "

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from hyperbench.measure.methods import method
-from tests.helpers.measured_group import PASSES, Clock, Measured, all_of, cell, odd
+from tests.helpers.fake_clock import FakeClock
+from tests.helpers.measured_group import PASSES, Measured, all_of, item, odd
 from tests.helpers.quoted import Quote
 
 #: After the check of a forward pass, before its first sample.
@@ -32,7 +31,7 @@ DURING_WARM_UP = 10
 def test_what_goes_wrong_while_it_is_timed_has_no_time(
     name: str, words: Quote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = cell(f"faulty_methods.{name}", hyper={"after": DURING_WARM_UP})
+    one = item(f"tests.helpers.faulty_methods.{name}", hyper={"after": DURING_WARM_UP})
     monkeypatch.setattr(method.find(one.point.target).function, "calls", 0)
     found = Measured(odd("exact", exact=True), one, odd("takes_anything"), passes=("forward",))
     row = found.timings(name)["forward"]
@@ -43,7 +42,7 @@ def test_what_goes_wrong_while_it_is_timed_has_no_time(
 
 
 def test_one_that_goes_wrong_takes_no_later_pass_of_another_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = cell("tests.helpers.faulty_methods.later_in_place", hyper={"after": DURING_WARM_UP + 2})
+    one = item("tests.helpers.faulty_methods.later_in_place", hyper={"after": DURING_WARM_UP + 2})
     monkeypatch.setattr(method.find(one.point.target).function, "calls", 0)
     found = Measured(odd("exact", exact=True), one)
     assert found.statuses("later_in_place")["forward"] == "incorrect"
@@ -52,7 +51,7 @@ def test_one_that_goes_wrong_takes_no_later_pass_of_another_with_it(monkeypatch:
 
 
 def test_a_graph_that_is_used_up_is_not_timed_as_if_it_were_new() -> None:
-    found = Measured(cell("tests.helpers.faulty_methods.spends_its_graph"))
+    found = Measured(item("tests.helpers.faulty_methods.spends_its_graph"))
     statuses = {"forward": "ok", "backward": "incorrect", "forward_backward": "ok"}
     assert found.statuses("spends_its_graph") == statuses
     assert Quote(
@@ -60,18 +59,10 @@ def test_a_graph_that_is_used_up_is_not_timed_as_if_it_were_new() -> None:
     ).stands_in(found.timings("spends_its_graph")["backward"].message)
 
 
-class PassClock(Clock):
-    """A pass takes the time of its name; what both take together is not the sum."""
-
-    TIMES = {"forward": 1.0, "backward": 2.0, "forward_backward": 7.0}  # noqa: RUF012
-
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """Make the call."""
-        call()
-        return self.TIMES[next(m["pass"] for m in reversed(self.heard) if m.get("pass"))]
-
-
 def test_each_pass_is_timed_directly_and_none_is_a_sum() -> None:
-    found = Measured(odd("exact"), clock=PassClock())
+    # What both take together is not the sum.
+    times_ms = {"forward": 1.0, "backward": 2.0, "forward_backward": 7.0}
+    clock = FakeClock(lambda number: times_ms[next(m["pass"] for m in reversed(clock.heard) if m.get("pass"))])
+    found = Measured(odd("exact"), clock=clock)
     samples = {name: set(timing.samples_ms) for name, timing in found.timings("exact").items()}
-    assert samples == {name: {PassClock.TIMES[name]} for name in PASSES}
+    assert samples == {name: {times_ms[name]} for name in PASSES}

@@ -1,21 +1,15 @@
-"""Two runs, or two methods of one run, point by point and pass by pass: same, faster, slower or ambiguous, and why."""
+"""Verdicts on two runs, or two methods of one, point by point and pass by pass: same, faster, slower or ambiguous."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hyperbench.analyze.compare.environments import (
-    environment_differences,
-    implementation_differences,
-    protocol_differences,
-    timing_settings,
-)
-from hyperbench.analyze.compare.matching import match_methods, match_runs
-from hyperbench.analyze.compare.run_side import Side, read_side
+from hyperbench.analyze.compare.compared_run import ComparedRun, differences, match_methods, match_runs, read_run
+from hyperbench.analyze.format import counted
 from hyperbench.stats.rounds import Judgement, Reason, Verdict, judge
 from hyperbench.stats.samples import median
 from hyperbench.store.schema import Pass, Point, Status, Timing
@@ -46,7 +40,7 @@ class Row:
 
     @property
     def is_matched(self) -> bool:
-        """Whether both sides have it, timed or not."""
+        """True if both sides have it, timed or not."""
         return self.point_a is not None and self.point_b is not None
 
     @property
@@ -59,34 +53,27 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared and what came of it; `threshold` and the floors are relative, 0.01 for 1 %."""
+    """Two compared runs and the verdicts; `threshold` and the floors are relative, 0.01 for 1 %."""
 
-    a: Side
-    b: Side
+    a: ComparedRun
+    b: ComparedRun
     threshold: float
     paired: bool
     rows: tuple[Row, ...]
     unmatched: tuple[Row, ...]
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[Verdict, int]:
-        """How many rows got which verdict; those without partner are not among them."""
+        """Number of matched rows by verdict."""
         found = Counter(row.judgement.verdict for row in self.rows)
         return {verdict: found[verdict] for verdict in Verdict}
 
-    @property
-    def can_judge(self) -> bool:
-        """Whether any row has an interval at all."""
-        return any(row.judgement.low is not None for row in self.rows)
-
     def headline(self) -> str:
         """The verdict in one line."""
-        num_points = len(
-            {(row.point_a.point_id, row.point_b.point_id) for row in self.rows if row.point_a and row.point_b}
-        )
+        num_points = len({(x.point_id, y.point_id) for x, y in ((r.point_a, r.point_b) for r in self.rows) if x and y})
         told = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items())
-        line = f"{_counted(num_points, 'point')}, {_counted(len(self.rows), 'pass', 'es')}: {told}"
+        line = f"{counted(num_points, 'point')}, {counted(len(self.rows), 'pass', 'es')}: {told}"
         for name, reason in (("A", Reason.MISSING_IN_B), ("B", Reason.MISSING_IN_A)):
             alone = sum(row.judgement.reason is reason for row in self.unmatched)
             line += f"; {alone} only in {name}" if alone else ""
@@ -95,7 +82,11 @@ class Comparison:
     def regressions(self, percent: float) -> list[Row]:
         """Rows of which B is slower by more than `percent` (the interval's lower end), or lacks a timing that A has."""
         limit = 1.0 + percent / 100.0
-        return [row for row in (*self.rows, *self.unmatched) if row.lost_in_b or _is_slower(row.judgement, limit)]
+        return [
+            row
+            for row in (*self.rows, *self.unmatched)
+            if row.lost_in_b or (row.judgement.verdict is Verdict.SLOWER and (row.judgement.low or 0.0) > limit)
+        ]
 
 
 def compare(
@@ -117,84 +108,45 @@ def compare(
     first, second = methods or (None, None)
     if path_b is None and first == second:
         raise ValueError(f"methods={first},{second} of one run must be two different ones")
-    a = read_side(Path(path_a), first)
-    b = read_side(Path(path_b if path_b is not None else path_a), second)
+    a = read_run(Path(path_a), first)
+    b = read_run(Path(path_b if path_b is not None else path_a), second)
     paired = a.path.resolve() == b.path.resolve()
     limit = max(DEFAULT_THRESHOLD if threshold is None else threshold, a.aa_floor, b.aa_floor)
-    matching = (match_runs if first == second else match_methods)(a.points, b.points)
-    alike = timing_settings(a.config) == timing_settings(b.config)
-    rows = [row for x, y in matching.pairs for row in _rows(x, y, a, b, paired, limit, alike)]
-    rows += [_alone(p, pass_, a, Reason.MISSING_IN_B) for p in matching.only_a for pass_ in a.timings[p.point_id]]
-    rows += [_alone(p, pass_, b, Reason.MISSING_IN_A) for p in matching.only_b for pass_ in b.timings[p.point_id]]
-    return Comparison(
-        a,
-        b,
-        limit,
-        paired,
-        tuple(row for row in rows if row.is_matched),
-        tuple(row for row in rows if not row.is_matched),
-        tuple(_warnings(a, b, paired)),
-    )
-
-
-def _warnings(a: Side, b: Side, paired: bool) -> list[str]:
+    pairs = (match_runs if first == second else match_methods)(a.points, b.points)
+    rows = [row for x, y in pairs for row in _rows(x, y, a, b, paired, limit)]
+    warnings = [] if paired else differences(a, b)
     if paired and a.method == b.method:
-        same = "A and B are the same run and the same methods: there is nothing to compare"
-        return [same, *(f"A and B were {note}" for note in a.notes)]
-    if paired:
-        return [f"A and B were {note}" for note in dict.fromkeys([*a.notes, *b.notes])]
-    return [
-        *(f"{name} was {note}" for name, side in (("A", a), ("B", b)) for note in side.notes),
-        *environment_differences(a.environment, b.environment),
-        *protocol_differences(a.config, b.config),
-        *implementation_differences(a.all_timings(), b.all_timings()),
-    ]
+        warnings = ["A and B are the same run and the same methods: there is nothing to compare"]
+    matched, unmatched = (tuple(row for row in rows if row.is_matched is wanted) for wanted in (True, False))
+    return Comparison(a, b, limit, paired, matched, unmatched, tuple(warnings))
 
 
-def _rows(x: Point, y: Point, a: Side, b: Side, paired: bool, threshold: float, alike: bool) -> list[Row]:
-    """A row for every pass that either side of a pair has."""
+def _rows(
+    x: Point | None, y: Point | None, a: ComparedRun, b: ComparedRun, paired: bool, threshold: float
+) -> list[Row]:
+    """Judge every pass that a pair of points, or a point without partner, has on either side."""
+    alike = a.timing_settings == b.timing_settings
+    passes_a = a.timings[x.point_id] if x else {}
+    passes_b = b.timings[y.point_id] if y else {}
     rows = []
-    for pass_ in Pass:
-        of_a, of_b = a.timings[x.point_id].get(pass_), b.timings[y.point_id].get(pass_)
+    for pass_ in (pass_ for pass_ in Pass if pass_ in passes_a or pass_ in passes_b):
+        of_a, of_b = passes_a.get(pass_, {}), passes_b.get(pass_, {})
+        timed_a, timed_b, failed_a, failed_b = _medians(of_a), _medians(of_b), _failures(of_a), _failures(of_b)
         if of_a and of_b:
-            rows.append(_row(x, y, pass_, of_a, of_b, _judged(of_a, of_b, paired, threshold, alike)))
-        elif of_a:
-            rows.append(_alone(x, pass_, a, Reason.MISSING_IN_B))
-        elif of_b:
-            rows.append(_alone(y, pass_, b, Reason.MISSING_IN_A))
+            judgement = _judged(of_a, of_b, paired, threshold, alike)
+            detail = "; ".join(f"{name}: {text}" for name, text in (("A", failed_a), ("B", failed_b)) if text)
+        else:
+            judgement = Judgement(Verdict.AMBIGUOUS, Reason.MISSING_IN_B if of_a else Reason.MISSING_IN_A)
+            detail = failed_a or failed_b
+        lost_in_b = bool(timed_a) and (not of_b or (bool(failed_b) and not (timed_b and failed_a)))
+        points = (x if of_a else None, y if of_b else None)
+        means = (_geometric_mean(timed_a.values()), _geometric_mean(timed_b.values()))
+        rows.append(Row(*points, pass_, judgement, *means, len(timed_a), len(timed_b), detail, lost_in_b))
     return rows
 
 
-def _row(x: Point, y: Point, pass_: Pass, of_a: Rounds, of_b: Rounds, judgement: Judgement) -> Row:
-    timed_a, timed_b = _medians(of_a), _medians(of_b)
-    failed_a, failed_b = _failures(of_a), _failures(of_b)
-    told = [f"{name}: {text}" for name, text in (("A", failed_a), ("B", failed_b)) if text]
-    return Row(
-        x,
-        y,
-        pass_,
-        judgement,
-        _geometric_mean(timed_a.values()),
-        _geometric_mean(timed_b.values()),
-        len(timed_a),
-        len(timed_b),
-        "; ".join(told),
-        bool(timed_a) and bool(failed_b) and (not timed_b or not failed_a),
-    )
-
-
-def _alone(point: Point, pass_: Pass, side: Side, reason: Reason) -> Row:
-    of = side.timings[point.point_id][pass_]
-    timed = _medians(of)
-    ms, rounds = _geometric_mean(timed.values()), len(timed)
-    judgement, detail = Judgement(Verdict.AMBIGUOUS, reason), _failures(of)
-    if reason is Reason.MISSING_IN_B:
-        return Row(point, None, pass_, judgement, ms, None, rounds, 0, detail, lost_in_b=bool(timed))
-    return Row(None, point, pass_, judgement, None, ms, 0, rounds, detail)
-
-
 def _judged(of_a: Rounds, of_b: Rounds, paired: bool, threshold: float, alike: bool) -> Judgement:
-    """The verdict on a pass; `alike`: both sides were timed under the same settings."""
+    """Judge a pass; `alike`: both sides were timed under the same settings."""
     timed_a, timed_b = _medians(of_a), _medians(of_b)
     if not timed_a or not timed_b:
         reason = Reason.NO_TIMING_IN_B if timed_a else Reason.NO_TIMING_IN_A if timed_b else Reason.NO_TIMING
@@ -214,7 +166,7 @@ def _medians(of: Rounds) -> dict[int, float]:
 
 
 def _failures(of: Rounds) -> str:
-    """What happened in the rounds without a timing; "" where every round has one."""
+    """Statuses and messages of the rounds without a timing; "" where every round has one."""
     told = [f"{t.status}: {t.message}" if t.message else str(t.status) for t in of.values() if not t.samples_ms]
     if not told:
         return ""
@@ -227,11 +179,3 @@ def _geometric_mean(values: Iterable[float]) -> float | None:
     if not listed:
         return None
     return math.exp(sum(math.log(v) for v in listed) / len(listed)) if min(listed) > 0 else 0.0
-
-
-def _is_slower(judgement: Judgement, limit: float) -> bool:
-    return judgement.verdict is Verdict.SLOWER and judgement.low is not None and judgement.low > limit
-
-
-def _counted(count: int, name: str, plural: str = "s") -> str:
-    return f"{count} {name}" if count == 1 else f"{count} {name}{plural}"

@@ -1,19 +1,20 @@
 """One file a figure; each is found by its name.
 
-A figure is a module of this package with a docstring, whose first line says what it shows, and a function
+A figure is a module of this package with a docstring, whose first line describes it, and a function
 `build(view: View) -> plotly.graph_objects.Figure` that raises DoesNotFitError where the run does not fit it.
 """
 
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from hyperbench.config.catalog import nearest
 
 
 def available() -> dict[str, str]:
@@ -32,8 +33,6 @@ def builder(name: str) -> Callable[[Any], Any]:
     """The `build` function of a figure. Raises ValueError on an unknown name, with the nearest one."""
     names = available()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown figure {name!r}; allowed: {', '.join(names)}{hint}")
+        raise ValueError(f"unknown figure {name!r}; allowed: {', '.join(names)}{nearest(name, names)}")
     build: Callable[[Any], Any] = importlib.import_module(f"{__name__}.{name}").build
     return build

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.format import MASK_LABELS, escape, is_null, pass_label, ratio, short
-from hyperbench.analyze.joins import DoesNotFitError, check_single, records, single_value
+from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records
 from hyperbench.analyze.plotting import errors, style
+from hyperbench.analyze.plotting.layout import Panel, Sheet
 from hyperbench.analyze.plotting.traces import (
-    Panel,
+    SPEEDUPS,
     curve,
-    failure_notes,
     failures,
+    gap_notes,
     is_throttled,
-    throttled_notes,
+    lines_in,
+    points_of,
     timing_text,
 )
 from hyperbench.analyze.published import PublishedPoint, published_points
-from hyperbench.analyze.view import MAIN_ERROR, View, headline, meanings, provenance, require_timings
+from hyperbench.analyze.view import MAIN_ERROR, View, require_timings
 from hyperbench.flops import work_ratio
 
 if TYPE_CHECKING:
@@ -39,58 +42,38 @@ def build(view: View) -> go.Figure:
             f"no speedup can be computed: no method has a time beside one of baseline {view.baseline!r}; "
             f"this run holds {', '.join(view.timings['method'].unique())}"
         )
-    from plotly.subplots import make_subplots
-
-    masks = sorted(bool(m) for m in rows["is_causal"].unique())
+    masks = masks_in(rows)
     stars = [p for p in published_points("fig4") if p.is_causal in masks]
     lengths = sorted({int(n) for n in rows["seq_len"]} | {p.seq_len for p in stars})
-    fig = make_subplots(
-        rows=2,
-        cols=len(masks),
-        row_heights=[0.7, 0.3],
-        shared_xaxes=True,
-        shared_yaxes=True,
-        vertical_spacing=0.045,
-        horizontal_spacing=0.035,
-        column_titles=[f"<b>{MASK_LABELS[m]}</b>" for m in masks],
-    )
     limits = _limits(rows)
-    heights = [h for bound in ("speedup", "speedup_low", "speedup_high") for h in rows[bound].dropna()]
+    heights = [h for bound in SPEEDUPS for h in rows[bound].dropna()]
     heights += [*(p.speedup for p in stars), 1.0]
     heights += [work_ratio(max(lengths), *key, is_causal=m) for key in limits for m in masks]
-    y_axis = style.log_axis(heights, suffix="×", pad=0.07)
+    x_axis, y_axis = style.seq_len_axis(lengths), style.log_axis(heights, suffix="×", pad=0.07)
     scale = errors.error_scale(view, (MAIN_ERROR,))
-    named: set[str] = set()
+    sheet = Sheet(2, [MASK_LABELS[m] for m in masks], spacing=(0.045, 0.035), heights=(0.7, 0.3))
     for col, is_causal in enumerate(masks, start=1):
         part = rows[rows["is_causal"] == is_causal]
-        top, strip = Panel(fig, 1, col, named), Panel(fig, 2, col, named)
+        top, strip = sheet.panel(1, col, x_axis, y_axis), sheet.panel(2, col, x_axis, scale.axis)
         _speedup_curves(top, part, view)
         failures(top, part[part["speedup"].isna()], style.foot(y_axis))
         for point in stars:
             if point.is_causal == is_causal:
                 _star(top, point)
         _limit_curves(top, limits, lengths, is_causal, view)
-        _error_strip(strip, scale, part, view)
-        fig.update_yaxes(y_axis, row=1, col=col)
-        fig.add_hline(1.0, line={"color": style.INK, "width": 1}, row=1, col=col)
-        fig.update_yaxes(scale.axis, row=2, col=col)
-        fig.update_xaxes(style.seq_len_axis(lengths), row=1, col=col)
-        fig.update_xaxes(style.seq_len_axis(lengths), title_text="sequence length n", row=2, col=col)
-    fig.update_yaxes(title_text=f"speedup over {escape(short(view.baseline, 40))}", row=1, col=1)
-    fig.update_yaxes(title_text=errors.AXIS_TITLE, row=2, col=1)
-    fig.update_layout(legend=style.side_legend())
+        errors.ErrorPanel(strip, scale, view, "seq_len").draw(
+            part.drop_duplicates("point_id"), (MAIN_ERROR,), lambda method, _: _error_look(method, view)
+        )
+        sheet.fig.add_hline(1.0, line={"color": style.INK, "width": 1}, row=1, col=col)
     compared = f"{style.listed(view.methods, 'methods')} over {short(view.baseline, 24)}"
-    return style.finish(
-        fig,
+    return sheet.finish(
+        view,
         title=f"Speedup of {compared}, and the error it costs",
-        subtitle=headline(view),
-        provenance=provenance(view),
+        axes=("sequence length n", (f"speedup over {escape(short(view.baseline, 40))}", errors.AXIS_TITLE)),
         notes=[
             *_notes(rows, stars, limits),
             *errors.error_notes(view),
-            *throttled_notes(rows, or_baseline=True),
-            *failure_notes(rows[rows["speedup"].isna()]),
-            *meanings(view),
+            *gap_notes(rows, "speedup", or_baseline=True),
         ],
         plot_height=600,
     )
@@ -99,28 +82,24 @@ def build(view: View) -> go.Figure:
 def _speedup_curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
     colors = style.method_colors(view.methods, view.baseline)
     several = len(view.methods) > 1
-    for method in view.methods:
-        for name in style.passes_in(part["pass"].unique()):
-            line = part[(part["method"] == method) & (part["pass"] == name)]
-            if not line["speedup"].notna().any():
-                continue
-            label = f"{method}, {pass_label(name)}" if several else pass_label(name)
-            curve(
-                panel,
-                [int(n) for n in line["seq_len"]],
-                list(line["speedup"]),
-                low=list(line["speedup_low"]),
-                high=list(line["speedup_high"]),
-                name=style.legend_name(label),
-                group=f"{method}/{name}",
-                color=colors[method] if several else style.PASS_COLOR.get(name, style.INK),
-                dash=style.PASS_DASH.get(name, "solid") if several or name == "backward" else "solid",
-                width=style.PASS_WIDTH.get(name, 2.0),
-                symbol=style.PASS_SYMBOL.get(name, "circle"),
-                hollow=list(is_throttled(line, or_baseline=True)),
-                hover=[_hover(row, view) for row in records(line)],
-                visible="legendonly" if several and name == "backward" else True,
-            )
+    for method, name, line in lines_in(part, view.methods, "speedup"):
+        look = style.pass_look(name, colors[method] if several else style.PASS_COLOR.get(name, style.INK))
+        hover = [_hover(row, view) for row in records(line)]
+        lengths = [int(n) for n in line["seq_len"]]
+        curve(
+            panel,
+            points_of(line, SPEEDUPS, lengths, hover, is_throttled(line, or_baseline=True)),
+            look if several or name == "backward" else replace(look, dash="solid"),
+            name=style.legend_name(f"{method}, {pass_label(name)}" if several else pass_label(name)),
+            group=f"{method}/{name}",
+            visible="legendonly" if several and name == "backward" else True,
+        )
+
+
+def _error_look(method: str, view: View) -> tuple[str, style.Look]:
+    colors = style.method_colors(view.methods, view.baseline)
+    color = colors[method] if len(view.methods) > 1 else style.INK
+    return f"error of {method}", style.Look(color, width=2.2, symbol="diamond")
 
 
 def _hover(row: dict[str, Any], view: View) -> str:
@@ -142,16 +121,15 @@ def _limits(rows: pd.DataFrame) -> Limits:
     """The parameters (b, m, L) that set a work limit, with the methods that share them."""
     found: Limits = {}
     for method, part in rows.groupby("method", sort=False):
-        values = [single_value(part, name) for name in ("block_size", "sample_size", "min_seq_len")]
-        if not any(is_null(v) for v in values):
-            block, sample, leaf = (int(v) for v in values)
+        # One configuration a method, which was checked.
+        values = part[["block_size", "sample_size", "min_seq_len"]].iloc[0]
+        if values.notna().all():
+            block, sample, leaf = map(int, values)
             found.setdefault((block, sample, leaf), []).append(str(method))
     return found
 
 
 def _limit_curves(panel: Panel, limits: Limits, lengths: list[int], is_causal: bool, view: View) -> None:
-    import plotly.graph_objects as go
-
     colors = style.method_colors(view.methods, view.baseline)
     low, high = min(lengths), max(lengths)
     xs = sorted({low, *(2**e for e in range(low.bit_length(), high.bit_length()) if 2**e < high), high})
@@ -161,64 +139,37 @@ def _limit_curves(panel: Panel, limits: Limits, lengths: list[int], is_causal: b
         color = colors[methods[0]] if several else style.LIMIT_COLOR
         ys = [work_ratio(x, *key, is_causal=is_causal) for x in xs]
         panel.add(
-            go.Scatter(
-                x=xs,
-                y=ys,
-                mode="lines" if several else "lines+text",
-                name=style.legend_name(f"limit at equal rate{whose}, computed"),
-                text=["" for _ in xs[:-1]] + ["limit"],
-                textposition="top left",
-                textfont={"size": 13, "color": color},
-                line={"color": color, "dash": "8px,4px", "width": 1.5},
-                hovertext=[
-                    f"limit at equal rate{escape(whose)}, n = {x:,}: {ratio(y)}" for x, y in zip(xs, ys, strict=True)
-                ],
-                hoverinfo="text",
-            ),
             f"limit/{key}",
+            [f"limit at equal rate{escape(whose)}, n = {x:,}: {ratio(y)}" for x, y in zip(xs, ys, strict=True)],
+            x=xs,
+            y=ys,
+            mode="lines" if several else "lines+text",
+            name=style.legend_name(f"limit at equal rate{whose}, computed"),
+            text=["" for _ in xs[:-1]] + ["limit"],
+            textposition="top left",
+            textfont={"size": 13, "color": color},
+            line={"color": color, "dash": "8px,4px", "width": 1.5},
         )
 
 
 def _star(panel: Panel, point: PublishedPoint) -> None:
-    import plotly.graph_objects as go
-
-    claim = point.claim
+    claim, color = point.claim, style.PUBLISHED_COLOR
     caveat = [f"caveat: {claim.caveat}"] if claim.caveat else []
     said = [claim.label, f"on {point.device}, not measured here", *caveat]
     lines = [escape(line) for text in said for line in textwrap.wrap(text, 80)]
     panel.add(
-        go.Scatter(
-            x=[point.seq_len],
-            y=[point.speedup],
-            mode="markers+text",
-            name="published, not measured:<br>the paper's Fig. 4" + (" [recalled]" if claim.recalled else ""),
-            text=[f"paper {point.speedup:g}×"],
-            textposition="bottom center",
-            textfont={"size": 13, "color": style.PUBLISHED_COLOR},
-            marker={
-                "symbol": "star",
-                "size": 15,
-                "color": "#F2C14E",
-                "line": {"color": style.PUBLISHED_COLOR, "width": 1.4},
-            },
-            hovertext=["<br>".join([f"<b>published: {ratio(point.speedup)}</b>", *lines])],
-            hoverinfo="text",
-            cliponaxis=False,
-        ),
         "published",
+        ["<br>".join([f"<b>published: {ratio(point.speedup)}</b>", *lines])],
+        x=[point.seq_len],
+        y=[point.speedup],
+        mode="markers+text",
+        name="published, not measured:<br>the paper's Fig. 4" + (" [recalled]" if claim.recalled else ""),
+        text=[f"paper {point.speedup:g}×"],
+        textposition="bottom center",
+        textfont={"size": 13, "color": color},
+        marker={"symbol": "star", "size": 15, "color": "#F2C14E", "line": {"color": color, "width": 1.4}},
+        cliponaxis=False,
     )
-
-
-def _error_strip(panel: Panel, scale: errors.ErrorScale, part: pd.DataFrame, view: View) -> None:
-    colors = style.method_colors(view.methods, view.baseline)
-    points = part.drop_duplicates("point_id")
-    errors.trivial_curves(panel, points, "seq_len")
-    for method in errors.with_errors(view):
-        line = points[points["method"] == method]
-        if MAIN_ERROR in line and line[MAIN_ERROR].notna().any():
-            color = colors[method] if len(view.methods) > 1 else style.INK
-            errors.error_curve(panel, scale, line, "seq_len", view, name=f"error of {method}", color=color, width=2.2)
-    errors.missing_errors(panel, scale, points, "seq_len", view)
 
 
 def _notes(rows: pd.DataFrame, stars: list[PublishedPoint], limits: Limits) -> list[str]:

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import MASK_LABELS, escape, is_null, milliseconds, plain, short
-from hyperbench.analyze.joins import DoesNotFitError, check_single, flags_in, records
+from hyperbench.analyze.format import MASK_LABELS, escape, flags_in, is_null, lengths_text, milliseconds, short
+from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records
 from hyperbench.analyze.plotting import style
-from hyperbench.analyze.plotting.traces import Panel, crosses, curve, filled, throttled_notes
+from hyperbench.analyze.plotting.layout import Panel, Sheet
+from hyperbench.analyze.plotting.traces import (
+    Points,
+    crosses,
+    curve,
+    filled,
+    notes_by_reason,
+    throttled_notes,
+    timing_text,
+)
 from hyperbench.analyze.stage_table import KNOWN, by_point, missing_stages, stages_in, whole_points
-from hyperbench.analyze.view import View, headline, meanings, provenance, require_timings
+from hyperbench.analyze.view import View, require_timings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +33,7 @@ _MAX_NOTES = 4
 #: Half the width of the bar that stands for an area of one length, as a factor of that length.
 _BAR = 1.12
 _ALPHA = 0.62
-#: Where the line of the whole pass is cut, in percent of the sum: one disturbed time is not to flatten the areas.
+#: The line of the whole pass is cut here, in percent of the sum: one disturbed time is not to flatten the areas.
 MOST_PERCENT = 160.0
 
 
@@ -32,50 +41,31 @@ def build(view: View) -> go.Figure:
     """The figure of a run. Raises DoesNotFitError without stages, or where a dimension varies that is not shown."""
     require_timings(view)
     rows = _whole(view)
-    frame = view.timings[view.timings["point_id"].isin(rows["point_id"])].drop_duplicates("point_id")
-    check_single(frame.assign(**{"pass": "forward"}), SHOWN)
+    check_single(rows.drop_duplicates("point_id"), SHOWN)
     lengths = sorted({int(n) for n in rows["seq_len"]})
     if len(lengths) < 2:
         raise DoesNotFitError(f"stages have one seq_len, {lengths[0]}: there is no area to draw")
-    from plotly.subplots import make_subplots
-
-    methods = [str(m) for m in rows["method"].unique()]
-    masks = sorted(bool(m) for m in rows["is_causal"].unique())
-    fig = make_subplots(
-        rows=len(methods),
-        cols=len(masks),
-        shared_xaxes=True,
-        shared_yaxes=True,
-        vertical_spacing=0.06,
-        horizontal_spacing=0.035,
-        column_titles=[f"<b>{MASK_LABELS[m]}</b>" for m in masks],
-    )
+    methods, masks = [str(m) for m in rows["method"].unique()], masks_in(rows)
     shown = view.stages[view.stages["method"].isin(methods)]
-    named: set[str] = set()
     colors = _colors(stages_in(rows))
-    y_axis = _share_axis(rows)
+    x_axis, y_axis = style.seq_len_axis(shown["seq_len"]), _share_axis(rows)
+    sheet = Sheet(len(methods), [MASK_LABELS[m] for m in masks], spacing=(0.06, 0.035))
     for i, method in enumerate(methods, start=1):
         for j, is_causal in enumerate(masks, start=1):
-            panel = Panel(fig, i, j, named)
+            panel = sheet.panel(i, j, x_axis, y_axis)
             part = shown[(shown["method"] == method) & (shown["is_causal"] == is_causal)]
             _areas(panel, part, colors)
             _whole_pass(panel, part)
             crosses(panel, _causes(part), 3.0, "seq_len")
-            fig.update_yaxes(y_axis, row=i, col=j)
-            fig.update_xaxes(style.seq_len_axis(shown["seq_len"]), row=i, col=j)
-        head = f"{escape(short(method, 24))}<br>" if len(methods) > 1 else ""
-        fig.update_yaxes(title_text=f"{head}share of the sum of stages", row=i, col=1)
-    for j in range(1, len(masks) + 1):
-        fig.update_xaxes(title_text="sequence length n", row=len(methods), col=j)
-    fig.update_layout(legend={**style.side_legend(), "traceorder": "reversed"})
-    return style.finish(
-        fig,
+    heads = [f"{escape(short(method, 24))}<br>" if len(methods) > 1 else "" for method in methods]
+    fig = sheet.finish(
+        view,
         title=f"Where the time of a forward pass of {style.listed(methods, 'methods')} goes",
-        subtitle=headline(view),
-        provenance=provenance(view),
-        notes=[*_notes(view), *meanings(view)],
+        axes=("sequence length n", [f"{head}share of the sum of stages" for head in heads]),
+        notes=_notes(view),
         plot_height=_PANEL_PX * len(methods),
     )
+    return fig.update_layout(legend={"traceorder": "reversed"})
 
 
 def _whole(view: View) -> pd.DataFrame:
@@ -110,32 +100,26 @@ def _percent(rows: pd.DataFrame) -> pd.Series:
 
 def _areas(panel: Panel, part: pd.DataFrame, colors: Mapping[str, str]) -> None:
     """A stack for each stretch of neighbouring lengths that have the same stages; that of one length is a bar."""
-    import plotly.graph_objects as go
-
     for number, stretch in enumerate(_stretches(part)):
         for rank, name in ((r, n) for r, n in enumerate(colors) if n in stretch[0]):
-            listed = [stages[name] for stages in stretch]
-            factors = (1.0,) if len(listed) > 1 else (1 / _BAR, 1.0, _BAR)
+            # One length is drawn as three places close to each other, of which the middle one has a marker.
+            factors = (1.0,) if len(stretch) > 1 else (1 / _BAR, 1.0, _BAR)
+            drawn = [(stages[name], factor) for stages in stretch for factor in factors]
+            fill = filled(colors[name], [r["status"] == "throttled" for r, _ in drawn])
+            line = {"color": colors[name], "width": 1.2}
             panel.add(
-                go.Scatter(
-                    x=[int(r["seq_len"]) * f for r in listed for f in factors],
-                    y=[100.0 * float(r["share"]) for r in listed for _ in factors],
-                    mode="lines+markers",
-                    name=style.legend_name(name),
-                    stackgroup=f"{panel.row}/{panel.col}/{number}",
-                    fillcolor=style.rgba(colors[name], _ALPHA),
-                    line={"color": colors[name], "width": 1.2},
-                    marker={
-                        "color": filled(colors[name], [r["status"] == "throttled" for r in listed for _ in factors]),
-                        "size": [5 if f == 1.0 else 0 for _ in listed for f in factors],
-                        "line": {"color": colors[name], "width": 1.2},
-                    },
-                    hovertext=[_hover(r) for r in listed for _ in factors],
-                    hoverinfo="text",
-                    hoveron="points",
-                    legendrank=rank,
-                ),
                 f"stage/{name}",
+                [_hover(r) for r, _ in drawn],
+                x=[int(r["seq_len"]) * factor for r, factor in drawn],
+                y=[100.0 * float(r["share"]) for r, _ in drawn],
+                mode="lines+markers",
+                name=style.legend_name(name),
+                stackgroup=f"{panel.row}/{panel.col}/{number}",
+                fillcolor=style.rgba(colors[name], _ALPHA),
+                line=line,
+                marker={"color": fill, "size": [5 if factor == 1.0 else 0 for _, factor in drawn], "line": line},
+                hoveron="points",
+                legendrank=rank,
             )
 
 
@@ -158,33 +142,27 @@ def _whole_pass(panel: Panel, part: pd.DataFrame) -> None:
         return
     curve(
         panel,
-        [int(n) for n in line["seq_len"]],
-        list(_percent(line).clip(upper=MOST_PERCENT)),
-        low=list(100.0 * line["forward_low_ms"] / line["sum_ms"]),
-        high=list(100.0 * line["forward_high_ms"] / line["sum_ms"]),
+        Points(
+            [int(n) for n in line["seq_len"]],
+            list(_percent(line).clip(upper=MOST_PERCENT)),
+            list(100.0 * line["forward_low_ms"] / line["sum_ms"]),
+            list(100.0 * line["forward_high_ms"] / line["sum_ms"]),
+            hover=[
+                "<br>".join([f"<b>{escape(r['method'])}, n = {int(r['seq_len']):,}</b>", *_sums(r)])
+                for r in records(line)
+            ],
+            hollow=list(line["forward_status"] == "throttled"),
+        ),
+        style.Look(style.INK, "dash", 1.8, "diamond", 7),
         name=style.legend_name(WHOLE_PASS),
         group="whole",
-        color=style.INK,
-        dash="dash",
-        width=1.8,
-        symbol="diamond",
-        size=7,
-        hollow=list(line["forward_status"] == "throttled"),
-        hover=[
-            f"<b>{escape(r['method'])}, n = {int(r['seq_len']):,}</b><br>{'<br>'.join(_sums(r))}" for r in records(line)
-        ],
     )
 
 
 def _hover(row: Mapping[str, Any]) -> str:
-    interval = ""
-    if not is_null(row["ci_low_ms"]):
-        interval = (
-            f" [{milliseconds(row['ci_low_ms'])}, {milliseconds(row['ci_high_ms'])}], {int(row['n_samples'])} samples"
-        )
     lines = [
         f"<b>{escape(row['stage'])}, n = {int(row['seq_len']):,}</b>",
-        f"{milliseconds(row['median_ms'])}{interval}",
+        timing_text(row),
         f"{100.0 * float(row['share']):.1f} % of the sum of the stages",
         *_sums(row),
     ]
@@ -205,7 +183,7 @@ def _sums(row: Mapping[str, Any]) -> list[str]:
 
 
 def _causes(part: pd.DataFrame) -> dict[Any, list[str]]:
-    """Length -> why its stages are not shown."""
+    """Reasons why stages are not shown, by length."""
     places = {row["point_id"]: row["seq_len"] for row in records(part)}
     lost = missing_stages(part)
     return {places[point]: lines for point, lines in sorted(lost.items(), key=lambda item: places[item[0]])}
@@ -224,9 +202,8 @@ def _notes(view: View) -> list[str]:
     notes += throttled_notes(view.stages.assign(status=view.stages["status"].mask(slow, "throttled")))
     flagged = flags_in(view.stages["flags"])
     if flagged:
-        places = sorted(view.stages.loc[view.stages["flags"].notna(), "seq_len"].unique())
-        where = ", ".join(f"{int(n):,}" for n in places)
-        notes.append(f"Flagged stages ({', '.join(map(plain, flagged))}; see hover) at n = {where}.")
+        where = lengths_text(view.stages.loc[view.stages["flags"].notna(), "seq_len"].unique())
+        notes.append(f"Flagged stages ({', '.join(flagged)}; see hover) at n = {where}.")
     rows = view.stages.assign(percent=_percent(view.stages)).drop_duplicates("point_id")
     cut = [
         f"{row['percent']:.0f} % at n = {int(row['seq_len']):,} {MASK_LABELS[bool(row['is_causal'])]}"
@@ -235,10 +212,6 @@ def _notes(view: View) -> list[str]:
     if cut:
         notes.append(f"The line is cut at {MOST_PERCENT:.0f} %; it lies at {', '.join(cut)}.")
     lost = missing_stages(view.stages)
-    kinds: dict[tuple[str, str], set[int]] = {}
-    for row in records(view.stages[view.stages["point_id"].isin(list(lost))]):
-        kinds.setdefault((row["method"], lost[row["point_id"]][0]), set()).add(int(row["seq_len"]))
-    for (method, why), lengths in list(kinds.items())[:_MAX_NOTES]:
-        listed = ", ".join(plain(f"{n:,}") for n in sorted(lengths))
-        notes.append(f"No stages: {method} at n = {listed} ({short(why)}).")
-    return notes
+    whole = view.stages[view.stages["point_id"].isin(list(lost))]
+    found = ((row["method"], lost[row["point_id"]][0], row["seq_len"]) for row in records(whole))
+    return [*notes, *notes_by_reason(found, "No stages: {}")[:_MAX_NOTES]]

@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.format import MASK_LABELS, escape, is_null, pass_label, plain, ratio
-from hyperbench.analyze.joins import HYPER_DIMS, DoesNotFitError, check_single, records, varying
+from hyperbench.analyze.joins import HYPER_DIMS, DoesNotFitError, check_single, masks_in, records, varying
 from hyperbench.analyze.plotting import errors, style
+from hyperbench.analyze.plotting.layout import Panel, Sheet
 from hyperbench.analyze.plotting.traces import (
-    Panel,
+    TIMES,
     curve,
-    failure_notes,
     failures,
+    gap_notes,
     is_throttled,
+    lines_in,
     place_of,
-    throttled_notes,
+    points_of,
     timing_text,
 )
-from hyperbench.analyze.view import MAIN_ERROR, View, headline, meanings, provenance, require_timings
+from hyperbench.analyze.view import MAIN_ERROR, View, require_timings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,54 +48,39 @@ def build(view: View) -> go.Figure:
     require_timings(view)
     axis = swept_axis(view.timings)
     check_single(view.timings, ("method", "is_causal", "pass", axis))
-    from plotly.subplots import make_subplots
-
     rows = view.timings.sort_values(axis, kind="stable")
-    masks = sorted(bool(m) for m in rows["is_causal"].unique())
-    fig = make_subplots(
-        rows=2,
-        cols=len(masks),
-        row_heights=[0.6, 0.4],
-        shared_xaxes=True,
-        shared_yaxes=True,
-        vertical_spacing=0.05,
-        horizontal_spacing=0.035,
-        column_titles=[f"<b>{MASK_LABELS[m]}</b>" for m in masks],
-    )
+    masks = masks_in(rows)
     places = sorted(rows[axis].dropna().unique())
+    x_axis = _x_axis(axis, places)
     y_axis = style.log_axis([*rows["ci_low_ms"].dropna(), *rows["ci_high_ms"].dropna()], pad=0.08)
     scale = errors.error_scale(view, _ERRORS)
-    named: set[str] = set()
+    colors = style.method_colors(list(view.timings["method"].unique()), view.baseline)
+    sheet = Sheet(2, [MASK_LABELS[m] for m in masks], spacing=(0.05, 0.035), heights=(0.6, 0.4))
     for col, is_causal in enumerate(masks, start=1):
         part = rows[rows["is_causal"] == is_causal]
-        time, error = Panel(fig, 1, col, named), Panel(fig, 2, col, named)
+        time, error = sheet.panel(1, col, x_axis, y_axis), sheet.panel(2, col, x_axis, scale.axis)
         _time_curves(time, part, view, axis, places)
         failed = _across(part[part["median_ms"].isna()], axis, places)
         failures(time, failed, style.foot(y_axis), x=axis)
-        _error_curves(error, scale, _across(part, axis, places), view, axis)
-        fig.update_yaxes(y_axis, row=1, col=col)
-        fig.update_yaxes(scale.axis, row=2, col=col)
-        for row in (1, 2):
-            fig.update_xaxes(_x_axis(axis, places), row=row, col=col)
-        fig.update_xaxes(title_text=_LABELS.get(axis, axis), row=2, col=col)
-    fig.update_yaxes(title_text="time in ms", row=1, col=1)
-    fig.update_yaxes(title_text=errors.AXIS_TITLE, row=2, col=1)
-    fig.update_layout(legend=style.side_legend())
-    length = plain(rows["seq_len"].iloc[0])
-    return style.finish(
-        fig,
-        title=f"Time and error over {_LABELS.get(axis, axis).partition(' (')[0]}, n = {int(length):,}",
-        subtitle=headline(view),
-        provenance=[*provenance(view, (axis,)), f"seq_len={length}"],
+        errors.ErrorPanel(error, scale, view, axis).draw(
+            _across(part, axis, places).drop_duplicates(["point_id", axis]),
+            _ERRORS,
+            lambda method, metric: _error_look(method, metric, colors[method]),
+        )
+    length, label = plain(rows["seq_len"].iloc[0]), _LABELS.get(axis, axis)
+    return sheet.finish(
+        view,
+        title=f"Time and error over {label.partition(' (')[0]}, n = {int(length):,}",
+        axes=(label, ("time in ms", errors.AXIS_TITLE)),
         notes=[
             "Times: medians, bands: 95 % intervals (least to most below 6 samples)."
             + (f" Lines with small marks: methods without {axis}." if rows[axis].isna().any() else ""),
             *errors.error_notes(view),
-            *throttled_notes(rows),
-            *failure_notes(rows[rows["median_ms"].isna()]),
-            *meanings(view, (axis,)),
+            *gap_notes(rows, "median_ms"),
         ],
         plot_height=580,
+        swept=axis,
+        fixed=[f"seq_len={length}"],
     )
 
 
@@ -134,29 +121,22 @@ def _across(frame: pd.DataFrame, axis: str, places: list[Any]) -> pd.DataFrame:
 def _time_curves(panel: Panel, part: pd.DataFrame, view: View, axis: str, places: list[Any]) -> None:
     methods = list(view.timings["method"].unique())
     colors = style.method_colors(methods, view.baseline)
-    for method in methods:
-        for name in style.passes_in(part["pass"].unique()):
-            line = part[(part["method"] == method) & (part["pass"] == name)]
-            if line.empty or not line["median_ms"].notna().any():
-                continue
-            constant = is_null(line[axis].iloc[0])
-            across = _across(line, axis, places)
-            curve(
-                panel,
-                [place_of(x) for x in across[axis]],
-                list(across["median_ms"]),
-                low=list(across["ci_low_ms"]),
-                high=list(across["ci_high_ms"]),
-                name=style.legend_name(f"{method}, {pass_label(name)}"),
-                group=f"{method}/{name}",
-                color=colors[method],
-                dash=style.PASS_DASH.get(name, "solid"),
-                width=style.PASS_WIDTH.get(name, 2.0),
-                symbol=style.PASS_SYMBOL.get(name, "circle"),
-                size=3 if constant else 8,
-                hollow=list(is_throttled(across)),
-                hover=[_hover(r, view, axis) for r in records(line.loc[across.index])],
-            )
+    for method, name, line in lines_in(part, methods, "median_ms"):
+        across = _across(line, axis, places)
+        hover = [_hover(r, view, axis) for r in records(line.loc[across.index])]
+        curve(
+            panel,
+            points_of(across, TIMES, [place_of(x) for x in across[axis]], hover, is_throttled(across)),
+            style.pass_look(name, colors[method], size=3 if is_null(line[axis].iloc[0]) else 8),
+            name=style.legend_name(f"{method}, {pass_label(name)}"),
+            group=f"{method}/{name}",
+        )
+
+
+def _error_look(method: str, metric: str, color: str) -> tuple[str, style.Look]:
+    label, dash = _ERRORS[metric]
+    width, size = (2.4, 8) if metric == MAIN_ERROR else (1.3, 4)
+    return f"error of {label}, {method}", style.Look(color, dash, width, "diamond", size)
 
 
 def _hover(row: dict[str, Any], view: View, axis: str) -> str:
@@ -167,29 +147,3 @@ def _hover(row: dict[str, Any], view: View, axis: str) -> str:
             lines.append(f"speedup over {escape(view.baseline)} {ratio(row['speedup'])}")
         lines += errors.error_lines(row, view)
     return "<br>".join(lines)
-
-
-def _error_curves(panel: Panel, scale: errors.ErrorScale, part: pd.DataFrame, view: View, axis: str) -> None:
-    colors = style.method_colors(list(view.timings["method"].unique()), view.baseline)
-    points = part.drop_duplicates(["point_id", axis])
-    errors.trivial_curves(panel, points, axis)
-    for method in errors.with_errors(view):
-        line = points[points["method"] == method]
-        for metric, (label, dash) in _ERRORS.items():
-            if metric not in line or not line[metric].notna().any():
-                continue
-            main = metric == MAIN_ERROR
-            errors.error_curve(
-                panel,
-                scale,
-                line,
-                axis,
-                view,
-                metric=metric,
-                name=f"error of {label}, {method}",
-                color=colors[method],
-                dash=dash,
-                width=2.4 if main else 1.3,
-                size=8 if main else 4,
-            )
-    errors.missing_errors(panel, scale, points, axis, view)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import MASK_LABELS, escape, pass_label, plain, short
-from hyperbench.analyze.joins import DoesNotFitError, check_single, records
+from hyperbench.analyze.format import MASK_LABELS, escape, pass_label, passes_in, plain, short
+from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records
 from hyperbench.analyze.plotting import errors, style
+from hyperbench.analyze.plotting.layout import Panel, Sheet
 from hyperbench.analyze.plotting.traces import (
-    Panel,
+    TIMES,
     curve,
-    failure_notes,
     failures,
+    gap_notes,
     is_throttled,
-    throttled_notes,
+    points_of,
     timing_text,
 )
-from hyperbench.analyze.view import View, headline, meanings, provenance, require_timings
+from hyperbench.analyze.view import View, require_timings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,23 +35,11 @@ def build(view: View) -> go.Figure:
     """The figure of a run. Raises DoesNotFitError where nothing was timed or a dimension varies that is not shown."""
     require_timings(view)
     check_single(view.timings, SHOWN)
-    from plotly.subplots import make_subplots
-
     rows = view.timings.sort_values("seq_len", kind="stable")
     if rows["seq_len"].nunique() < 2:
         raise DoesNotFitError(f"seq_len has one value, {plain(rows['seq_len'].iloc[0])}: there is no curve to draw")
-    masks = sorted(bool(m) for m in rows["is_causal"].unique())
-    passes = style.passes_in(rows["pass"].unique())
-    fig = make_subplots(
-        rows=len(masks),
-        cols=len(passes),
-        shared_xaxes="all",
-        shared_yaxes="all",
-        vertical_spacing=0.05,
-        horizontal_spacing=0.02,
-        column_titles=[f"<b>{pass_label(p)}</b>" for p in passes],
-    )
-    lengths = [int(n) for n in rows["seq_len"].unique()]
+    masks, passes = masks_in(rows), passes_in(rows["pass"].unique())
+    x_axis = style.seq_len_axis(int(n) for n in rows["seq_len"].unique())
     y_axis = style.log_axis([*rows["ci_low_ms"].dropna(), *rows["ci_high_ms"].dropna()], pad=0.1)
     low, high = y_axis["range"]
     # Head room for the legends inside the panels; the larger part suffices, since curves rise to the right.
@@ -58,38 +47,26 @@ def build(view: View) -> go.Figure:
     panel_px = _PANEL_PX + _LEGEND_ROW_PX * max(0, entries - 3)
     room = 0.8 * (_LEGEND_ROW_PX * entries + 12) / panel_px
     y_axis["range"] = [low, high + room / (1 - room) * (high - low)]
-    for i, is_causal in enumerate(masks):
-        for j, name in enumerate(passes):
-            legend = "legend" if i + j == 0 else f"legend{i * len(passes) + j + 1}"
-            panel = Panel(fig, i + 1, j + 1, set(), legend)
+    sheet = Sheet(len(masks), [pass_label(p) for p in passes], spacing=(0.05, 0.02), legend_in_panels=True)
+    for i, is_causal in enumerate(masks, start=1):
+        for j, name in enumerate(passes, start=1):
+            panel = sheet.panel(i, j, x_axis, y_axis)
             part = rows[(rows["is_causal"] == is_causal) & (rows["pass"] == name)]
             _curves(panel, part, view)
             failures(panel, part[part["median_ms"].isna()], style.foot(y_axis))
-            fig.update_xaxes(style.seq_len_axis(lengths), row=i + 1, col=j + 1)
-            fig.update_yaxes(y_axis, row=i + 1, col=j + 1)
-            _place_legend(fig, panel, legend)
-        fig.update_yaxes(title_text=f"time in ms<br>{MASK_LABELS[is_causal]}", row=i + 1, col=1)
-    for j in range(len(passes)):
-        fig.update_xaxes(title_text="sequence length n", row=len(masks), col=j + 1)
-    missing = rows[rows["median_ms"].isna()]
     names = [view.baseline] * bool((rows["method"] == view.baseline).any()) + view.methods
-    style.finish(
-        fig,
+    return sheet.finish(
+        view,
         title=f"Time of {style.listed(names, 'methods')} over sequence length",
-        subtitle=headline(view),
-        provenance=provenance(view),
+        axes=("sequence length n", [f"time in ms<br>{MASK_LABELS[m]}" for m in masks]),
         notes=[
             "Medians, bands: 95 % intervals (least to most below 6 samples). "
             "Slopes: time grows as n to that power, by least squares of log time over "
             "the larger half of the lengths.",
-            *throttled_notes(rows),
-            *failure_notes(missing),
-            *meanings(view),
+            *gap_notes(rows, "median_ms"),
         ],
         plot_height=panel_px * len(masks),
     )
-    fig.update_layout(margin={"r": 36})
-    return fig
 
 
 def fitted_slope(lengths: Sequence[int], times_ms: Sequence[float]) -> float | None:
@@ -115,31 +92,17 @@ def _curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
             continue
         slope = fitted_slope([int(n) for n in timed["seq_len"]], [float(v) for v in timed["median_ms"]])
         power = f"  ∝ n<sup>{slope:.2f}</sup>" if slope is not None else ""
+        hover = [_hover(row, view) for row in records(line)]
         curve(
             panel,
-            [int(n) for n in line["seq_len"]],
-            list(line["median_ms"]),
-            low=list(line["ci_low_ms"]),
-            high=list(line["ci_high_ms"]),
+            points_of(line, TIMES, [int(n) for n in line["seq_len"]], hover, is_throttled(line)),
+            style.Look(colors[method], symbol=_SYMBOLS[index % len(_SYMBOLS)], size=7),
             name=f"{escape(short(method, 24))}{power}",
             group=str(method),
-            color=colors[method],
-            symbol=_SYMBOLS[index % len(_SYMBOLS)],
-            size=7,
-            hollow=list(is_throttled(line)),
-            hover=[
-                "<br>".join(
-                    [
-                        f"<b>{escape(r['method'])}, {pass_label(r['pass'])}, n = {int(r['seq_len']):,}</b>",
-                        timing_text(r),
-                        *([] if method == view.baseline else errors.error_lines(r, view)),
-                    ]
-                )
-                for r in records(line)
-            ],
         )
 
 
-def _place_legend(fig: go.Figure, panel: Panel, legend: str) -> None:
-    subplot = fig.get_subplot(panel.row, panel.col)
-    fig.update_layout({legend: style.panel_legend(subplot.xaxis.domain[0], subplot.yaxis.domain[1])})
+def _hover(row: dict[str, Any], view: View) -> str:
+    head = f"<b>{escape(row['method'])}, {pass_label(row['pass'])}, n = {int(row['seq_len']):,}</b>"
+    lost = [] if row["method"] == view.baseline else errors.error_lines(row, view)
+    return "<br>".join([head, timing_text(row), *lost])

@@ -1,1 +1,1 @@
-"""What figures are made of: style, traces, and writing them to files."""
+"""Parts of figures: style, layout, traces, the error panel, and writing to files."""

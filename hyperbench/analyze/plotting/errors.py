@@ -1,4 +1,4 @@
-"""The panel of errors below the times: what approximation costs, on a logarithmic axis beside trivial answers.
+"""The panel of errors below the times: the cost of approximation, on a logarithmic axis beside trivial answers.
 
 An error is read as a factor: so many times that of answering zero. The axis is therefore logarithmic. An answer that
 is exact to the rounding of its type has no place on it and is marked at the foot, as is one whose error is unknown.
@@ -7,7 +7,7 @@ is exact to the rounding of its type has no place on it and is marked at the foo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from hyperbench.analyze.causality import causal_in_q
 from hyperbench.analyze.format import at, escape, is_null, plain, short, significant
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.plotting import style
-from hyperbench.analyze.plotting.traces import Panel, crosses, curve, place_of
+from hyperbench.analyze.plotting.layout import Panel
+from hyperbench.analyze.plotting.traces import Points, crosses, curve, marks, notes_by_reason, place_of
 from hyperbench.analyze.view import MAIN_ERROR, TRIVIAL_ERRORS, View, error_columns
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class ErrorScale:
     exact_up_to: float
 
     def shows(self, value: Any) -> bool:
-        """Whether a value has a place on the axis."""
+        """True for a value that has a place on the axis."""
         return not is_null(value) and math.isfinite(value) and value > self.exact_up_to
 
 
@@ -60,74 +61,79 @@ def error_scale(view: View, metrics: Iterable[str]) -> ErrorScale:
     return ErrorScale(axis, exact)
 
 
-def error_curve(
-    panel: Panel,
-    scale: ErrorScale,
-    line: pd.DataFrame,
-    axis: str,
-    view: View,
-    *,
-    metric: str = MAIN_ERROR,
-    name: str,
-    color: str,
-    **look: Any,
-) -> None:
-    """A method's error over `axis`: a gap where there is none, a mark at the foot where it is that of rounding."""
-    method = str(line["method"].iloc[0])
-    xs = [place_of(v) for v in line[axis]]
-    shows = [scale.shows(v) for v in line[metric]]
-    floor, top = style.height_at(scale.axis, 0), style.height_at(scale.axis, 1)
-    hover = [_hover(row, axis, view) for row in records(line)]
-    curve(
-        panel,
-        xs,
-        _where(shows, line[metric]),
-        low=_where(shows, [max(float(v), floor) for v in line[f"{metric}_low"]]),
-        high=_where(shows, [min(float(v), top) for v in line[f"{metric}_high"]]),
-        name=style.legend_name(name),
-        group=f"error/{method}/{metric}",
-        color=color,
-        symbol="diamond",
-        hover=hover,
-        **look,
-    )
-    exact = [i for i, v in enumerate(line[metric]) if not is_null(v) and v <= scale.exact_up_to]
-    if metric == MAIN_ERROR and exact:
-        _exact_marks(panel, scale, [xs[i] for i in exact], [hover[i] for i in exact], color)
+@dataclass(frozen=True)
+class ErrorPanel:
+    """A panel in which errors of the view's methods are drawn over the column `x`, on one scale."""
 
+    panel: Panel
+    scale: ErrorScale
+    view: View
+    x: str
 
-def missing_errors(panel: Panel, scale: ErrorScale, points: pd.DataFrame, axis: str, view: View) -> None:
-    """Crosses where the error of a point is unknown or infinite, for methods whose error was measured at all."""
-    causes: dict[Any, list[str]] = {}
-    for row in records(points[points["method"].isin(with_errors(view))].sort_values(axis, kind="stable")):
-        value: Any = row.get(MAIN_ERROR)
-        if is_null(value) or not math.isfinite(value):
-            why = view.error_reasons.get(row["point_id"], "not measured") if is_null(value) else plain(value)
-            causes.setdefault(row[axis], []).append(f"error of {row['method']}: {why}")
-    crosses(panel, causes, style.height_at(scale.axis, _MISSING_PART), axis)
+    def draw(
+        self, points: pd.DataFrame, metrics: Iterable[str], styled: Callable[[str, str], tuple[str, style.Look]]
+    ) -> None:
+        """Draw trivial answers, a curve per method and metric, and what is missing; `points` has a row per place.
 
+        `styled` gives name and look of the curve of a method and a metric.
+        """
+        self._trivial(points)
+        for method in with_errors(self.view):
+            line = points[points["method"] == method]
+            for metric in metrics:
+                if metric in line and line[metric].notna().any():
+                    self._curve(line, metric, *styled(method, metric))
+        self._missing(points)
 
-def trivial_curves(panel: Panel, points: pd.DataFrame, axis: str) -> None:
-    """The errors of answering zero, or the mean of the values: what no attention at all would err."""
-    for metric, label in TRIVIAL_ERRORS.items():
-        if metric not in points or not points[metric].notna().any():
-            continue
-        line = points.dropna(subset=[metric]).drop_duplicates(axis)
-        curve(
-            panel,
-            [place_of(v) for v in line[axis]],
-            list(line[metric]),
-            name=f"error of {label}",
-            group=f"error/{metric}",
-            color=style.TRIVIAL_COLOR[metric],
-            dash=style.TRIVIAL_DASH[metric],
-            width=1.8,
-            size=4,
-            hover=[
-                f"{label}, {escape(at(axis, x))}: {significant(v)}"
-                for x, v in zip(line[axis], line[metric], strict=True)
-            ],
+    def _curve(self, line: pd.DataFrame, metric: str, name: str, look: style.Look) -> None:
+        """A gap where there is no error, a mark at the foot where it is that of rounding."""
+        xs = [place_of(v) for v in line[self.x]]
+        shows = [self.scale.shows(v) for v in line[metric]]
+        floor, top = style.height_at(self.scale.axis, 0), style.height_at(self.scale.axis, 1)
+        hover = [_hover(row, self.x, self.view) for row in records(line)]
+        values = Points(
+            xs,
+            _where(shows, line[metric]),
+            _where(shows, [max(float(v), floor) for v in line[f"{metric}_low"]]),
+            _where(shows, [min(float(v), top) for v in line[f"{metric}_high"]]),
+            hover,
         )
+        group = f"error/{line['method'].iloc[0]}/{metric}"
+        curve(self.panel, values, look, name=style.legend_name(name), group=group)
+        exact = [i for i, v in enumerate(line[metric]) if not is_null(v) and v <= self.scale.exact_up_to]
+        if metric == MAIN_ERROR and exact:
+            marker = {"symbol": "triangle-down-open", "size": 9, "color": look.color, "line": {"width": 1.8}}
+            places, hovers = [xs[i] for i in exact], [hover[i] for i in exact]
+            height = style.height_at(self.scale.axis, _EXACT_PART)
+            marks(self.panel, "error/exact", places, height, hovers, "exact to rounding", marker)
+
+    def _missing(self, points: pd.DataFrame) -> None:
+        """Crosses where the error of a point is unknown or infinite, for methods whose error was measured at all."""
+        causes: dict[Any, list[str]] = {}
+        measured = points[points["method"].isin(with_errors(self.view))]
+        for row in records(measured.sort_values(self.x, kind="stable")):
+            value: Any = row.get(MAIN_ERROR)
+            if is_null(value) or not math.isfinite(value):
+                lost = self.view.error_reasons.get(row["point_id"], "not measured")
+                why = lost if is_null(value) else plain(value)
+                causes.setdefault(row[self.x], []).append(f"error of {row['method']}: {why}")
+        crosses(self.panel, causes, style.height_at(self.scale.axis, _MISSING_PART), self.x)
+
+    def _trivial(self, points: pd.DataFrame) -> None:
+        """The errors of answering zero, or the mean of the values: those of no attention at all."""
+        for metric, label in TRIVIAL_ERRORS.items():
+            if metric not in points or not points[metric].notna().any():
+                continue
+            line = points.dropna(subset=[metric]).drop_duplicates(self.x)
+            places = list(zip(line[self.x], line[metric], strict=True))
+            hover = [f"{label}, {escape(at(self.x, x))}: {significant(v)}" for x, v in places]
+            curve(
+                self.panel,
+                Points([place_of(x) for x, _ in places], [v for _, v in places], hover=hover),
+                style.TRIVIAL_LOOK[metric],
+                name=f"error of {label}",
+                group=f"error/{metric}",
+            )
 
 
 def error_lines(row: Mapping[str, Any], view: View) -> list[str]:
@@ -160,7 +166,7 @@ def with_errors(view: View) -> list[str]:
 
 
 def error_notes(view: View) -> list[str]:
-    """Footnotes on errors: what they are, and whose were not measured."""
+    """Footnotes on errors: their definition, and the methods and draws without one."""
     measured = with_errors(view)
     without = [m for m in view.methods if m not in measured]
     notes = [NOTE] if measured else []
@@ -168,13 +174,8 @@ def error_notes(view: View) -> list[str]:
         notes.append(f"No error was measured for {', '.join(without)}.")
     frame = view.timings
     lost = frame[frame["point_id"].isin(list(view.error_reasons))].drop_duplicates("point_id")
-    kinds: dict[tuple[str, str], set[int]] = {}
-    for row in records(lost):
-        kinds.setdefault((row["method"], view.error_reasons[row["point_id"]]), set()).add(int(row["seq_len"]))
-    for (method, why), lengths in list(kinds.items())[:_MAX_NOTES]:
-        listed = ", ".join(f"{n:,}" for n in sorted(lengths))
-        notes.append(f"Draws of {method} without an error at n = {listed} ({short(why)}).")
-    return notes
+    found = ((row["method"], view.error_reasons[row["point_id"]], row["seq_len"]) for row in records(lost))
+    return [*notes, *notes_by_reason(found, "Draws of {} without an error")[:_MAX_NOTES]]
 
 
 def _hover(row: Mapping[str, Any], axis: str, view: View) -> str:
@@ -184,21 +185,3 @@ def _hover(row: Mapping[str, Any], axis: str, view: View) -> str:
 
 def _where(shows: Sequence[bool], values: Iterable[Any]) -> list[Any]:
     return [v if show else None for show, v in zip(shows, values, strict=True)]
-
-
-def _exact_marks(panel: Panel, scale: ErrorScale, xs: Sequence[Any], hover: Sequence[str], color: str) -> None:
-    import plotly.graph_objects as go
-
-    panel.add(
-        go.Scatter(
-            x=list(xs),
-            y=[style.height_at(scale.axis, _EXACT_PART)] * len(xs),
-            mode="markers",
-            name="exact to rounding",
-            marker={"symbol": "triangle-down-open", "size": 9, "color": color, "line": {"width": 1.8}},
-            hovertext=list(hover),
-            hoverinfo="text",
-            cliponaxis=False,
-        ),
-        "error/exact",
-    )

@@ -1,83 +1,75 @@
-"""The marks that figures share: a curve with its interval band, and the places where nothing could be measured."""
+"""Traces that figures share: curves with interval bands, crosses where nothing could be measured, and their notes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import at, escape, is_null, milliseconds, pass_label, short
+from hyperbench.analyze.format import at, escape, is_null, lengths_text, milliseconds, pass_label, passes_in, short
 from hyperbench.analyze.joins import records
-from hyperbench.analyze.plotting.style import FAILED_COLOR, passes_in, rgba
+from hyperbench.analyze.plotting.layout import Panel
+from hyperbench.analyze.plotting.style import FAILED_COLOR, Look, rgba
 from hyperbench.analyze.view import reason
 
 if TYPE_CHECKING:
     import pandas as pd
-    import plotly.graph_objects as go
+
+#: Columns of a value and the ends of its interval.
+TIMES = ("median_ms", "ci_low_ms", "ci_high_ms")
+SPEEDUPS = ("speedup", "speedup_low", "speedup_high")
 
 
-@dataclass
-class Panel:
-    """One subplot of a figure; `named` holds the legend groups already in the legend, shared by a figure's panels."""
+@dataclass(frozen=True)
+class Points:
+    """The points of a curve: places, values, and by place the interval, the hover (escaped) and whether it is hollow.
 
-    fig: go.Figure
-    row: int
-    col: int
-    named: set[str] = field(default_factory=set)
-    legend: str = "legend"
-
-    def add(self, trace: go.Scatter, group: str = "") -> None:
-        """Put a trace in this panel; of a group only the first trace with a name stands in the legend."""
-        if group:
-            first = group not in self.named and trace.showlegend is not False
-            trace.update(legendgroup=group, showlegend=first, legend=self.legend)
-            if first:
-                self.named.add(group)
-        else:
-            trace.update(showlegend=False)
-        self.fig.add_trace(trace, row=self.row, col=self.col)
-
-
-def curve(
-    panel: Panel,
-    x: Sequence[Any],
-    y: Sequence[Any],
-    *,
-    name: str,
-    group: str,
-    color: str,
-    low: Sequence[Any] | None = None,
-    high: Sequence[Any] | None = None,
-    hover: Sequence[str] | None = None,
-    dash: str = "solid",
-    width: float = 2.4,
-    symbol: str = "circle",
-    size: float = 8,
-    hollow: Sequence[bool] | None = None,
-    visible: bool | str = True,
-) -> None:
-    """A line through points with a band from `low` to `high`; null values leave a gap in both.
-
-    The interval of a point without neighbours is a bar. `hollow` points (throttled ones) are drawn empty. `name` and
-    `hover` are escaped by the caller.
+    A null value is a gap in the curve, a null bound one in the band. Throttled points are hollow.
     """
-    import plotly.graph_objects as go
 
-    fill = filled(color, hollow or [False] * len(x))
+    x: Sequence[Any]
+    y: Sequence[Any]
+    low: Sequence[Any] | None = None
+    high: Sequence[Any] | None = None
+    hover: Sequence[str] | None = None
+    hollow: Sequence[bool] | None = None
+
+
+def lines_in(part: pd.DataFrame, methods: Iterable[str], value: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Method, pass and rows of each line of a panel that has a value at all."""
+    for method in methods:
+        for name in passes_in(part["pass"].unique()):
+            line = part[(part["method"] == method) & (part["pass"] == name)]
+            if line[value].notna().any():
+                yield method, name, line
+
+
+def points_of(
+    rows: pd.DataFrame, columns: tuple[str, str, str], x: Sequence[Any], hover: Sequence[str], hollow: pd.Series
+) -> Points:
+    """The points of rows of a table at places `x`: the columns of the value and of its interval's ends."""
+    value, low, high = (list(rows[column]) for column in columns)
+    return Points(x, value, low, high, hover, list(hollow))
+
+
+def curve(panel: Panel, points: Points, look: Look, *, name: str, group: str, visible: bool | str = True) -> None:
+    """Draw a line through points with a band over their intervals; that of a point without neighbours is a bar.
+
+    `name` is escaped by the caller.
+    """
+    x, low, high, color = points.x, points.low, points.high, look.color
+    fill = filled(color, points.hollow or [False] * len(x))
     panel.add(
-        go.Scatter(
-            x=list(x),
-            y=[None if is_null(v) else float(v) for v in y],
-            mode="lines+markers",
-            name=name,
-            line={"color": color, "dash": dash, "width": width},
-            marker={"color": fill, "symbol": symbol, "size": size, "line": {"color": color, "width": 1.6}},
-            hovertext=list(hover) if hover is not None else None,
-            hoverinfo="text" if hover is not None else "skip",
-            connectgaps=False,
-            visible=visible,
-        ),
         group,
+        points.hover,
+        x=list(x),
+        y=[None if is_null(v) else float(v) for v in points.y],
+        mode="lines+markers",
+        name=name,
+        line={"color": color, "dash": look.dash, "width": look.width},
+        marker={"color": fill, "symbol": look.symbol, "size": look.size, "line": {"color": color, "width": 1.6}},
+        connectgaps=False,
+        visible=visible,
     )
     if low is None or high is None:
         return
@@ -85,23 +77,20 @@ def curve(
         alone = len(part) == 1
         shape = {"line": {"width": 7, "color": rgba(color, 0.3)}} if alone else {"line": {"width": 0}, "fill": "toself"}
         panel.add(
-            go.Scatter(
-                x=[x[i] for i in part] + [x[i] for i in reversed(part)],
-                y=[float(high[i]) for i in part] + [float(low[i]) for i in reversed(part)],
-                mode="lines",
-                fillcolor=rgba(color, 0.18),
-                hoverinfo="skip",
-                showlegend=False,
-                name=f"{name} interval",
-                visible=visible,
-                **shape,
-            ),
             group,
+            x=[x[i] for i in part] + [x[i] for i in reversed(part)],
+            y=[float(high[i]) for i in part] + [float(low[i]) for i in reversed(part)],
+            mode="lines",
+            fillcolor=rgba(color, 0.18),
+            showlegend=False,
+            name=f"{name} interval",
+            visible=visible,
+            **shape,
         )
 
 
 def failures(panel: Panel, rows: pd.DataFrame, y: float, x: str = "seq_len") -> None:
-    """Crosses at height y where a row has no value, one per x; the hover lists every row with its reason."""
+    """Draw crosses at height y where a row has no value, one per x; the hover lists every row with its reason."""
     causes: dict[Any, list[str]] = {}
     for row in records(rows.sort_values(x, kind="stable")):
         causes.setdefault(row[x], []).append(f"{row['method']} {pass_label(row['pass'])}: {reason(row) or 'no value'}")
@@ -109,29 +98,22 @@ def failures(panel: Panel, rows: pd.DataFrame, y: float, x: str = "seq_len") -> 
 
 
 def crosses(panel: Panel, causes: Mapping[Any, Sequence[str]], y: float, x: str) -> None:
-    """A cross at height y for each place on the axis `x`; its hover holds the place's causes, escaped here."""
-    import plotly.graph_objects as go
-
+    """Draw a cross at height y for each place on the axis `x`; its hover holds the place's causes, escaped here."""
     if not causes:
         return
-    places = [place_of(place) for place in causes]
     hovers = [
         "<br>".join([f"<b>no value at {escape(at(x, place))}</b>", *(escape(short(line)) for line in lines)])
         for place, lines in causes.items()
     ]
-    panel.add(
-        go.Scatter(
-            x=places,
-            y=[y] * len(places),
-            mode="markers",
-            name="no value (reason in hover)",
-            marker={"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": FAILED_COLOR}},
-            hovertext=hovers,
-            hoverinfo="text",
-            cliponaxis=False,
-        ),
-        "failed",
-    )
+    marker = {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": FAILED_COLOR}}
+    marks(panel, "failed", [place_of(place) for place in causes], y, hovers, "no value (reason in hover)", marker)
+
+
+def marks(
+    panel: Panel, group: str, x: Sequence[Any], y: float, hover: Sequence[str], name: str, marker: Mapping[str, Any]
+) -> None:
+    """Draw markers at height y that the edge of the panel does not cut; hovers are escaped by the caller."""
+    panel.add(group, hover, x=list(x), y=[y] * len(x), mode="markers", name=name, marker=marker, cliponaxis=False)
 
 
 def place_of(value: Any) -> Any:
@@ -139,26 +121,36 @@ def place_of(value: Any) -> Any:
     return escape(value) if isinstance(value, str) else float(value)
 
 
+def gap_notes(rows: pd.DataFrame, value: str, or_baseline: bool = False) -> list[str]:
+    """Footnotes on what was throttled (or whose baseline was), and on what has no value."""
+    return [*throttled_notes(rows, or_baseline), *failure_notes(rows[rows[value].isna()])]
+
+
 def failure_notes(rows: pd.DataFrame, limit: int = 4) -> list[str]:
-    """Footnotes on rows without a value, one per method and reason: which passes and lengths are missing."""
-    notes: dict[tuple[str, str], dict[str, set[Any]]] = {}
-    for row in records(rows):
-        why = reason(row) or "no value"
-        entry = notes.setdefault((row["method"], why), {"pass": set(), "seq_len": set()})
-        entry["pass"].add(row["pass"])
-        entry["seq_len"].add(int(row["seq_len"]))
-    texts = [
-        f"No value: {method} {', '.join(map(pass_label, passes_in(entry['pass'])))} at n = "
-        f"{', '.join(f'{n:,}' for n in sorted(entry['seq_len']))} ({short(why)})."
-        for (method, why), entry in notes.items()
-    ]
+    """Footnotes on rows without a value, one per method and reason, with the passes and lengths that are missing."""
+    found = [(row["method"], reason(row) or "no value", row["pass"], row["seq_len"]) for row in records(rows)]
+    passes: dict[tuple[str, str], set[str]] = {}
+    for method, why, name, _ in found:
+        passes.setdefault((method, why), set()).add(name)
+    labels = {key: f"{key[0]} {', '.join(map(pass_label, passes_in(names)))}" for key, names in passes.items()}
+    texts = notes_by_reason(((labels[method, why], why, n) for method, why, _, n in found), "No value: {}")
     if len(texts) > limit:
         texts = [*texts[:limit], f"{len(texts) - limit} more kinds of missing value are in the tables of the run."]
     return texts
 
 
+def notes_by_reason(found: Iterable[tuple[str, str, int]], head: str) -> list[str]:
+    """Footnotes, one per name and reason, with the sequence lengths; `head` has the name's place: "No stages: {}"."""
+    kinds: dict[tuple[str, str], set[int]] = {}
+    for name, why, seq_len in found:
+        kinds.setdefault((name, why), set()).add(int(seq_len))
+    return [
+        f"{head.format(name)} at n = {lengths_text(lengths)} ({short(why)})." for (name, why), lengths in kinds.items()
+    ]
+
+
 def is_throttled(frame: pd.DataFrame, or_baseline: bool = False) -> pd.Series:
-    """Which rows (or their baselines) were timed while clocks were throttled."""
+    """Mask of the rows that were timed while clocks were throttled, or whose baselines were."""
     slow = frame["status"] == "throttled"
     return slow | (frame["baseline_status"] == "throttled") if or_baseline else slow
 
@@ -174,18 +166,20 @@ def throttled_notes(frame: pd.DataFrame, or_baseline: bool = False) -> list[str]
     if slow.empty:
         return []
     who = "they, or their baseline," if or_baseline else "they"
-    lengths = ", ".join(f"{int(n):,}" for n in sorted(slow["seq_len"].unique()))
+    lengths = lengths_text(slow["seq_len"].unique())
     return [f"Hollow points: clocks were throttled while {who} were timed (n = {lengths})."]
 
 
-def timing_text(row: Mapping[str, Any], side: str = "") -> str:
-    """A time, its interval and number of samples (side "baseline_": those of the baseline); "no time" without one."""
-    if is_null(row[f"{side}median_ms"]):
+def timing_text(row: Mapping[str, Any], prefix: str = "") -> str:
+    """A time, its interval and number of samples (prefix "baseline_": those of the baseline); "no time" without one."""
+    median, low, high = (row[f"{prefix}{name}"] for name in TIMES)
+    if is_null(median):
         return "no time"
-    interval = f" [{milliseconds(row[f'{side}ci_low_ms'])}, {milliseconds(row[f'{side}ci_high_ms'])}]"
-    samples = row[f"{side}n_samples"]
+    if is_null(low):
+        return milliseconds(median)
+    samples = row[f"{prefix}n_samples"]
     count = "" if is_null(samples) else f", {int(samples)} samples"
-    return f"{milliseconds(row[f'{side}median_ms'])}{interval}{count}"
+    return f"{milliseconds(median)} [{milliseconds(low)}, {milliseconds(high)}]{count}"
 
 
 def _runs(low: Sequence[Any], high: Sequence[Any]) -> list[list[int]]:

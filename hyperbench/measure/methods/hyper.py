@@ -14,7 +14,7 @@ from hyperattn_core import HyperAttentionParams, hyper_attention
 from hyperattn_core.backends import backend_for
 from hyperattn_core.functional import attention_stages
 from hyperbench import __version__
-from hyperbench.measure.flops import hyper_flops
+from hyperbench.flops import hyper_flops
 from hyperbench.store.schema import Pass, Point
 
 
@@ -60,11 +60,7 @@ class Hyper:
 
     def executed_flops(self, point: Point, pass_: Pass) -> float:
         """Operations executed at a point, from its configuration."""
-        sizes = {name: int(point.hyper[name]) for name in ("block_size", "sample_size", "min_seq_len")}
-        return hyper_flops(
-            point.batch, point.heads, point.seq_len, point.head_dim, point.is_causal, pass_,
-            sampling=str(point.hyper["sampling"]), **sizes,
-        )  # fmt: skip
+        return hyper_flops(point, pass_)
 
     def implementation(self, device: str) -> str:
         """The name of the code that runs there for bfloat16 and head_dim 64; `implementation_at` knows the point."""

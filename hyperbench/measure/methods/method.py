@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from hyperbench.config.catalog import nearest
-from hyperbench.measure.flops import exact_flops
+from hyperbench.flops import exact_flops
 from hyperbench.store.schema import ALL_STAGES, Pass, Point
 
 _TENSOR_ARGUMENTS = 3
@@ -77,7 +77,7 @@ class Method:
         own = getattr(self.function, "executed_flops", None)
         if own is not None:
             return float(own(point, pass_))
-        return exact_equivalent_flops(point, pass_) if exact else None
+        return exact_flops(point, pass_) if exact else None
 
     @property
     def ignores(self) -> frozenset[str]:
@@ -141,8 +141,3 @@ def find(target: str) -> Method:
     if not callable(function):
         raise ValueError(f"_target_={target} is a {type(function).__name__}, not a function")
     return Method(target, function)
-
-
-def exact_equivalent_flops(point: Point, pass_: Pass) -> float:
-    """Operations that exact attention needs at a point."""
-    return exact_flops(point.batch, point.heads, point.seq_len, point.head_dim, point.is_causal, pass_)

@@ -48,10 +48,10 @@ def uniform(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, sample_size: in
     among them, so that no query is left with none.
     """
     num_keys = k.shape[2]
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(num_keys, generator=generator)[: 2 * sample_size]
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    drawn = torch.randperm(num_keys, generator=generator, device="cpu")[: 2 * sample_size]
     if is_causal:
-        drawn = torch.cat([torch.zeros(1, dtype=drawn.dtype), drawn]).unique()
+        drawn = torch.cat([drawn.new_zeros(1), drawn]).unique()
     index = drawn.to(k.device)
     mask = None
     if is_causal:

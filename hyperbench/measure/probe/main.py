@@ -161,7 +161,7 @@ def _examine(item: dict[str, Any], answer: dict[str, Any]) -> None:
 
 
 def _input_problems(inputs: list[dict[str, Any]]) -> list[str]:
-    from hyperbench.measure.inputs.families import check_params
+    from hyperbench.measure.inputs import check_params
 
     problems = []
     for item in inputs:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from hyperbench.config.compose import RunConfig
 from hyperbench.config.types import ProtocolConfig
+from hyperbench.flops import exact_flops, hyper_flops
 from hyperbench.measure import work_items
-from hyperbench.measure.flops import exact_flops, hyper_flops
-from hyperbench.measure.runner.schedule import Plan
+from hyperbench.measure.runner.schedule import items_of
 from hyperbench.store.schema import Pass
 
 #: (point id, part of its work)
@@ -45,16 +45,15 @@ class Speed:
 
 
 def plan_s(
-    groups: Sequence[work_items.Group], plan: Plan, finished: set[work_items.Key], config: RunConfig, speed: Speed
+    groups: Sequence[work_items.Group], progress: work_items.Progress, config: RunConfig, speed: Speed
 ) -> dict[str, float]:
     """Seconds that what is not finished is likely to take, by the id of the point; the workers' starts are shared."""
     found: defaultdict[str, float] = defaultdict(float)
-    for offset, round_ in enumerate(plan.rounds):
+    for round_ in range(config.protocol.rounds):
         costs: dict[Part, float] = {}
         for group in groups:
-            wanted = [_likely(w, offset, config, speed) for w in plan.todos(group, round_, finished)]
-            todos = [w for w in wanted if not w.is_empty]
-            costs |= group_s(todos, config, speed)
+            items = [_likely(item, round_, config, speed) for item in items_of(group, round_, config, progress)]
+            costs |= group_s([item for item in items if not item.is_empty], config, speed)
         points = {point_id for point_id, _ in costs}
         for point_id in points:
             found[point_id] += speed.start_s / len(points)
@@ -63,32 +62,32 @@ def plan_s(
     return dict(found)
 
 
-def _likely(wanted: work_items.Todo, offset: int, config: RunConfig, speed: Speed) -> work_items.Todo:
-    """What a cell is likely to need in the round of this number: passes that turn out slow get fewer rounds."""
-    protocol, cell = config.protocol, wanted.cell
-    passes = [p for p in wanted.passes if offset < protocol.rounds_for(p, _call_s(cell, p, speed.flops_per_s))]
-    return replace(wanted, passes=tuple(passes))
+def _likely(item: work_items.WorkItem, round_: int, config: RunConfig, speed: Speed) -> work_items.WorkItem:
+    """What is likely to be needed of an item in a round: passes that turn out slow get fewer rounds."""
+    rounds_for = config.protocol.rounds_for
+    passes = [p for p in item.passes if round_ < rounds_for(p, _call_s(item, p, speed.flops_per_s))]
+    return replace(item, passes=tuple(passes))
 
 
-def group_s(todos: Sequence[work_items.Todo], config: RunConfig, speed: Speed) -> dict[Part, float]:
+def group_s(items: Sequence[work_items.WorkItem], config: RunConfig, speed: Speed) -> dict[Part, float]:
     """Seconds that each part of the work of a group is likely to take; inputs and reference are part of its checks."""
     costs = {
-        (wanted.cell.point.point_id, part): cost_s
-        for wanted in todos
-        for part, cost_s in estimate_s(wanted, config, speed.flops_per_s).items()
+        (item.point.point_id, part): cost_s
+        for item in items
+        for part, cost_s in estimate_s(item, config, speed.flops_per_s).items()
     }
-    for wanted in todos:
-        costs[wanted.cell.point.point_id, "check"] += common_s(todos, config, speed.flops_per_s) / len(todos)
+    for item in items:
+        costs[item.point.point_id, "check"] += common_s(items, config, speed.flops_per_s) / len(items)
     return costs
 
 
-def common_s(todos: Sequence[work_items.Todo], config: RunConfig, flops_per_s: float) -> float:
+def common_s(items: Sequence[work_items.WorkItem], config: RunConfig, flops_per_s: float) -> float:
     """Seconds that the inputs of a group are likely to take, and its reference where errors are measured."""
-    if not todos:
+    if not items:
         return 0.0
-    p, error = todos[0].cell.point, config.error
+    p, error = items[0].point, config.error
     inputs_s = _ELEMENT_S * p.batch * p.seq_len * p.head_dim * 2 * (p.heads + p.kv_heads)
-    if not any(wanted.seeds for wanted in todos):
+    if not any(item.seeds for item in items):
         return inputs_s
     grads = work_items.wants_grads(p, config.passes, error)
     norm = p.seq_len <= error.operator_norm_max_seq_len
@@ -98,20 +97,20 @@ def common_s(todos: Sequence[work_items.Todo], config: RunConfig, flops_per_s: f
     if norm:
         flops += p.batch * p.heads * p.seq_len**2 * slowness * _NORM_PAIR_FLOPS
     if p.seq_len > rows and (grads or norm):
-        whole = exact_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, Pass.FORWARD)
+        whole = exact_flops(p, Pass.FORWARD)
         flops += 2.0 * slowness * whole
     return _REFERENCE_S + inputs_s + flops / flops_per_s
 
 
-def estimate_s(wanted: work_items.Todo, config: RunConfig, flops_per_s: float) -> dict[str, float]:
-    """Seconds that the parts of a cell are likely to take: `check` (errors too), each pass to be timed, `stages`."""
-    if wanted.is_empty:
+def estimate_s(item: work_items.WorkItem, config: RunConfig, flops_per_s: float) -> dict[str, float]:
+    """Seconds that the parts of an item are likely to take: `check` (errors too), each pass to be timed, `stages`."""
+    if item.is_empty:
         return {}
     protocol = config.protocol
-    call_s = {pass_: _call_s(wanted.cell, pass_, flops_per_s) for pass_ in Pass}
+    call_s = {pass_: _call_s(item, pass_, flops_per_s) for pass_ in Pass}
     both = call_s[Pass.FORWARD_BACKWARD] if any(p != Pass.FORWARD for p in config.passes) else call_s[Pass.FORWARD]
-    parts = {"check": _CHECK_S + call_s[Pass.FORWARD] + both * max(1, len(wanted.seeds))}
-    for pass_ in wanted.passes:
+    parts = {"check": _CHECK_S + call_s[Pass.FORWARD] + both * max(1, len(item.seeds))}
+    for pass_ in item.passes:
         fitting = min(protocol.max_samples, protocol.budget_s[pass_] / call_s[pass_])
         # Steady calls reach their precision well before the budget.
         samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
@@ -121,7 +120,7 @@ def estimate_s(wanted: work_items.Todo, config: RunConfig, flops_per_s: float) -
         if pass_ is Pass.BACKWARD:  # its graph is made once
             parts[str(pass_)] += call_s[Pass.FORWARD]
         parts[str(pass_)] += _warmup_s(call_s[pass_], protocol)
-    if wanted.stages:
+    if item.stages:
         # Each of them has the budget of the forward pass; together they take as long as one.
         forward_s = call_s[Pass.FORWARD]
         fitting = min(protocol.max_samples, _TYPICAL_STAGES * protocol.budget_s[Pass.FORWARD] / forward_s)
@@ -138,17 +137,12 @@ def _warmup_s(call_s: float, protocol: ProtocolConfig) -> float:
     return call_s if call_s < max(protocol.skip_warmup_above_s, protocol.keep_first_above_s) else 0.0
 
 
-def _call_s(cell: work_items.Cell, pass_: Pass, flops_per_s: float) -> float:
-    p = cell.point
-    named = {name: p.hyper.get(name) for name in ("block_size", "sample_size", "min_seq_len")}
-    sizes = {name: size for name, size in named.items() if isinstance(size, int)}
-    if len(sizes) == len(named):
-        sampling = str(p.hyper.get("sampling"))
-        flops = hyper_flops(
-            p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_, sampling=sampling, **sizes
-        ) / _APPROXIMATE_RATE  # fmt: skip
-    elif cell.exact:
-        flops = exact_flops(p.batch, p.heads, p.seq_len, p.head_dim, p.is_causal, pass_)
+def _call_s(item: work_items.WorkItem, pass_: Pass, flops_per_s: float) -> float:
+    p = item.point
+    if all(isinstance(p.hyper.get(name), int) for name in ("block_size", "sample_size", "min_seq_len")):
+        flops = hyper_flops(p, pass_) / _APPROXIMATE_RATE
+    elif item.exact:
+        flops = exact_flops(p, pass_)
     else:
         flops = 0.0
     return flops / flops_per_s + _OVERHEAD_S

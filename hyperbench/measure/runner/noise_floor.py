@@ -15,8 +15,8 @@ from typing import Any
 
 from hyperbench.measure.cpu_load import CpuTimes, busy_warning, read_cpu_times
 from hyperbench.stats.samples import median
-from hyperbench.store.environment import available_cpus, cpu_label, relevant_env
-from hyperbench.store.run_folder import atomic_write_text
+from hyperbench.store.files import atomic_write_text
+from hyperbench.store.provenance import available_cpus, cpu_label, relevant_env
 
 Ask = Callable[[dict[str, Any], Mapping[str, str]], dict[str, Any]]
 #: Fresh processes of which each gives one median of the same call.

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.config.compose import RunConfig, differing_keys
-from hyperbench.store import environment, origins, run_folder
-from hyperbench.store.run_folder import StoreError
+from hyperbench.store import environment, provenance, run_folder
+from hyperbench.store.files import StoreError, atomic_write_text
+from hyperbench.store.journal import Journal
 from hyperbench.store.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ def _check_same(prepared: Prepared, folder: Path, resume: bool) -> None:
         )
     if not resume:
         raise StoreError(f"out={folder} holds a run of this configuration; --resume continues it, --fresh replaces it")
-    there, here = run_folder.read_environment(folder), environment_of(prepared)
-    changed = origins.changes(there, here, origins.MACHINE_KEYS)
+    changed = environment.changes(run_folder.read_environment(folder), environment_of(prepared))
     if changed:
         raise StoreError(
             f"out={folder} cannot go on: its numbers come from another {' and '.join(changed)};"
@@ -121,7 +121,7 @@ def environment_of(prepared: Prepared, more: Mapping[str, Any] | None = None) ->
     if config.device.threads is not None:
         settings["threads"] = config.device.threads
     targets = {point.target for point in config.points}
-    return environment.collect(prepared.facts, settings, config.device.env, targets)
+    return provenance.collect(prepared.facts, settings, config.device.env, targets)
 
 
 def _make(prepared: Prepared, folder: Path, more: Mapping[str, Any]) -> None:
@@ -130,16 +130,16 @@ def _make(prepared: Prepared, folder: Path, more: Mapping[str, Any]) -> None:
     config, found = prepared.config, environment_of(prepared, more)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        run_folder.atomic_write_text(folder / run_folder.CONFIG, yaml.safe_dump(config.resolved, sort_keys=False))
-        run_folder.atomic_write_text(folder / run_folder.ENVIRONMENT, json.dumps(found, indent=2) + "\n")
-        run_folder.Journal(folder / run_folder.JOURNAL).close()
+        atomic_write_text(folder / run_folder.CONFIG, yaml.safe_dump(config.resolved, sort_keys=False))
+        atomic_write_text(folder / run_folder.ENVIRONMENT, json.dumps(found, indent=2) + "\n")
+        Journal(folder / run_folder.JOURNAL).close()
     except OSError as error:
         raise StoreError(f"out={folder} cannot be written: {error.strerror}") from None
 
 
 def _remove_run(folder: Path) -> None:
     """Replace a run: the journal is held first, so that a run that is still being written is not taken away."""
-    with run_folder.Journal(folder / run_folder.JOURNAL):
+    with Journal(folder / run_folder.JOURNAL):
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""The parent: hands groups of cells to worker processes, writes what they report, and survives whatever they do.
+"""The parent: hands groups of points to worker processes, writes what they report, and survives whatever they do.
 
 A crash, a timeout or exhausted memory becomes rows, a new worker takes the rest, and the sweep goes on. No torch here.
 """
@@ -11,16 +11,16 @@ from hyperbench.config.compose import RunConfig
 from hyperbench.measure import work_items
 from hyperbench.measure.messages import Task
 from hyperbench.measure.runner.estimate import Speed, group_s, plan_s
-from hyperbench.measure.runner.failure_policy import START, Blame, Unit, status_of
+from hyperbench.measure.runner.failure_policy import START, FailurePolicy, Unit, status_of
 from hyperbench.measure.runner.history import History
 from hyperbench.measure.runner.interrupts import AtOnce, Interrupts
 from hyperbench.measure.runner.outcome import Listener, Outcome
-from hyperbench.measure.runner.schedule import Plan
+from hyperbench.measure.runner.schedule import items_of
 from hyperbench.measure.runner.time_breakdown import Account, part_of
 from hyperbench.measure.runner.worker_process import Child, WorkerGone, WorkerTimeout
+from hyperbench.store.journal import Journal
 from hyperbench.store.record_json import from_json
-from hyperbench.store.run_folder import Journal
-from hyperbench.store.schema import ErrorRow, Record, Stage, Status, Timing
+from hyperbench.store.schema import ErrorRow, Point, Record, Status, Timing
 
 _START_LIMIT_S = 300.0
 #: What a worker says when it will measure no more of a task.
@@ -32,16 +32,15 @@ class MeasureError(ChildProcessError):
 
 
 class Runner:
-    """Measures all cells that are not finished yet.
+    """Measurement of all points, as far as they are not finished yet.
 
-    `history` are the records that the journal holds already; rounds before `first_round` are of another origin, they
-    count as far as a group is finished in them and are not added to. `spawn` starts a worker process.
+    `history` are the records that the journal holds already, `spawn` starts a worker process.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        cells: Sequence[work_items.Cell],
+        points: Sequence[Point],
         journal: Journal,
         spawn: Callable[[], Child],
         listener: Listener,
@@ -49,12 +48,11 @@ class Runner:
         history: Iterable[Record] = (),
         retry_failed: bool = False,
         speed: Speed | None = None,
-        first_round: int = 0,
         account: Account | None = None,
     ) -> None:
         self._config = config
-        self._groups = work_items.group(cells)
-        self._points = {cell.point.point_id: cell for cell in cells}
+        self._groups = work_items.group(points)
+        self._points = {point.point_id: point for point in points}
         self._journal = journal
         self._spawn = spawn
         self._listener = listener
@@ -64,17 +62,13 @@ class Runner:
         self._child: Child | None = None
         self._start_cost_s = 0.0
         self._costs: dict[tuple[str, str], float] = {}
-        self._blame = Blame()
+        self._policy = FailurePolicy()
         self._unit = START
-        self._history = known = History(config.protocol, first_round)
-        for record in history:
-            if record.status.has_timing or not retry_failed:
-                known.add(record)
-        self._plan = Plan(config, self._groups, first_round, known.finished, known.stages, known.limits, known.past)
+        self._history = History(config.protocol, (r for r in history if r.status.has_timing or not retry_failed))
 
     def remaining_s(self) -> float:
         """Seconds that everything not finished is likely to take; zero if all is."""
-        return sum(plan_s(self._groups, self._plan, self._history.finished, self._config, self._speed).values())
+        return sum(plan_s(self._groups, self._history.progress, self._config, self._speed).values())
 
     def run(self) -> Outcome:
         """Measure until all is done or Ctrl-C. Raises MeasureError if workers do not start, AtOnce at a second one."""
@@ -82,7 +76,7 @@ class Runner:
         self._account.switch("workers")
         try:
             with self._interrupts:
-                for round_ in self._plan.rounds:
+                for round_ in range(self._config.protocol.rounds):
                     self._run_round(round_, outcome)
         except AtOnce:
             raise
@@ -96,7 +90,7 @@ class Runner:
     def _run_round(self, round_: int, outcome: Outcome) -> None:
         # A round is a fresh process: what differs between processes is part of the noise.
         self._end_child()
-        if any(self._plan.todos(group, round_, self._history.finished) for group in self._groups):
+        if any(self._items(group, round_) for group in self._groups):
             self._start_cost_s = self._speed.start_s
         for group in self._groups:
             self._measure(group, round_, outcome)
@@ -104,36 +98,36 @@ class Runner:
 
     def _measure(self, group: work_items.Group, round_: int, outcome: Outcome) -> None:
         """Bring one group to its end, with as many workers as it takes."""
-        self._costs = group_s(self._todos(group, round_), self._config, self._speed)
-        while todos := self._todos(group, round_):
+        self._costs = group_s(self._items(group, round_), self._config, self._speed)
+        while items := self._items(group, round_):
             self._end_if_asked()
-            if hopeless := self._history.hopeless(todos):
-                for wanted, status, message in hopeless:
-                    self._give_up(wanted, round_, status, message, outcome)
+            if hopeless := self._history.hopeless(items):
+                for item, status, message in hopeless:
+                    self._give_up(item, round_, status, message, outcome)
                 continue
-            with_reference = group.key not in self._blame.no_reference
-            again = self._run_worker(group, todos, round_, outcome)
+            with_reference = group.key not in self._policy.no_reference
+            again = self._run_worker(group, items, round_, outcome)
             self._end_if_asked()
-            gave_up_reference = with_reference and group.key in self._blame.no_reference
-            if self._todos(group, round_) == todos and not gave_up_reference and not again:
-                for wanted in self._blame.silent(todos, self._unit):
-                    self._give_up(wanted, round_, Status.ERROR, "the worker reported nothing for it", outcome)
+            gave_up_reference = with_reference and group.key in self._policy.no_reference
+            if self._items(group, round_) == items and not gave_up_reference and not again:
+                for item in self._policy.silent(items, self._unit):
+                    self._give_up(item, round_, Status.ERROR, "the worker reported nothing for it", outcome)
         for part in list(self._costs):
             self._advance(part)
 
-    def _todos(self, group: work_items.Group, round_: int) -> tuple[work_items.Todo, ...]:
-        return self._plan.todos(group, round_, self._history.finished)
+    def _items(self, group: work_items.Group, round_: int) -> tuple[work_items.WorkItem, ...]:
+        return items_of(group, round_, self._config, self._history.progress)
 
     def _run_worker(
-        self, group: work_items.Group, todos: tuple[work_items.Todo, ...], round_: int, outcome: Outcome
+        self, group: work_items.Group, items: tuple[work_items.WorkItem, ...], round_: int, outcome: Outcome
     ) -> bool:
-        """Send the group to a worker and listen until it is done or gone; whether the same is to be tried once more."""
+        """Send the group to a worker and listen until it is done or gone; true if the same is to be tried once more."""
         config = self._config
         child = self._ready_child(round_)
         task = Task(
-            todos, config.passes, config.protocol, config.error, round_, config.device.threads,
-            self._blame.no_reference.get(group.key, ""),
-            self._history.without_backward(todos, config.passes, round_),
+            items, config.passes, config.protocol, config.error, round_, config.device.threads,
+            self._policy.no_reference.get(group.key, ""),
+            self._history.without_backward(items, config.passes, round_),
         )  # fmt: skip
         unit = self._unit = START
         try:
@@ -158,7 +152,7 @@ class Runner:
             self._end_child()
             if self._interrupts.asked:
                 return False
-            if self._blame.may_be_no_fault(gone, round_, unit):
+            if self._policy.may_be_no_fault(gone, round_, unit):
                 return True
             self._give_up_blamed(group, round_, unit, status_of(gone), str(gone), outcome)
         return False
@@ -166,29 +160,26 @@ class Runner:
     def _give_up_blamed(
         self, group: work_items.Group, round_: int, unit: Unit, status: Status, message: str, outcome: Outcome
     ) -> None:
-        for wanted in self._blame.blamed(group, self._todos(group, round_), unit, message):
-            self._give_up(wanted, round_, status, f"{unit['unit']}: {message}", outcome)
+        for item in self._policy.blamed(group, self._items(group, round_), unit, message):
+            self._give_up(item, round_, status, f"{unit['unit']}: {message}", outcome)
 
-    def _give_up(self, wanted: work_items.Todo, round_: int, status: Status, message: str, outcome: Outcome) -> None:
+    def _give_up(self, item: work_items.WorkItem, round_: int, status: Status, message: str, outcome: Outcome) -> None:
         config = self._config
         for record in work_items.failed_records(
-            wanted, config.passes, config.error, config.protocol.name, round_, status, message
+            item, config.passes, config.error, config.protocol.name, round_, status, message
         ):
             self._write(record, outcome)
 
     def _write(self, record: Record, outcome: Outcome) -> None:
         # The errors of a seed are measured together: after a kill some of them come a second time.
-        if isinstance(record, ErrorRow) and record.key in self._history.finished:
+        if isinstance(record, ErrorRow) and record.key in self._history.progress.finished:
             return
         self._journal.append(record)
         self._account.sampled(record)
         part = "check"
         if isinstance(record, Timing):
-            outcome.statuses[record.status] += 1
-            part = str(record.pass_)
-        elif isinstance(record, Stage):
-            outcome.stage_statuses[record.status] += 1
-            part = "stages"
+            (outcome.stage_statuses if record.stage else outcome.statuses)[record.status] += 1
+            part = "stages" if record.stage else str(record.pass_)
         self._history.add(record)
         self._listener.row(record)
         self._advance((record.point.point_id, part))
@@ -207,7 +198,7 @@ class Runner:
                 child.receive(_START_LIMIT_S)
             except (WorkerGone, WorkerTimeout) as error:
                 self._end_if_asked()
-                if isinstance(error, WorkerGone) and self._blame.may_be_no_fault(error, round_, START):
+                if isinstance(error, WorkerGone) and self._policy.may_be_no_fault(error, round_, START):
                     self._end_child()
                     continue
                 reason = str(error) or f"it was not ready within {_START_LIMIT_S:g} s"
@@ -237,8 +228,8 @@ class Runner:
             raise KeyboardInterrupt
 
     def _label(self, group: work_items.Group, unit: Unit) -> str:
-        cell = self._points.get(unit["point_id"])
-        what = unit["unit"] if unit["unit"] in ("reference", "inputs") else getattr(cell and cell.point, "method", "")
+        point = self._points.get(unit["point_id"])
+        what = unit["unit"] if unit["unit"] in ("reference", "inputs") else getattr(point, "method", "")
         # What changes comes first: a narrow terminal shows the beginning.
         parts = (str(what), unit.get("pass") or unit.get("stage") or "", group.label)
         return " ".join(part for part in parts if part)

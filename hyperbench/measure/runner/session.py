@@ -21,33 +21,31 @@ from hyperbench.measure.runner.estimate import Speed, plan_s
 from hyperbench.measure.runner.interrupts import AtOnce
 from hyperbench.measure.runner.locks import busy_devices
 from hyperbench.measure.runner.outcome import Listener, Outcome
-from hyperbench.measure.runner.run_folder import environment_of, now, sweep_up
 from hyperbench.measure.runner.run_folder import open_folder as open_folder
+from hyperbench.measure.runner.run_folder import sweep_up
 from hyperbench.measure.runner.runner import Runner
-from hyperbench.measure.runner.schedule import Plan
 from hyperbench.measure.runner.time_breakdown import Account
 from hyperbench.measure.runner.worker_process import Child, WorkerProcess
-from hyperbench.store import origins, run_folder
-from hyperbench.store.run_folder import StoreError
-from hyperbench.store.schema import ErrorRow, Record
+from hyperbench.store import run_folder
+from hyperbench.store.files import StoreError
+from hyperbench.store.journal import Journal, read_journal
+from hyperbench.store.schema import Point
 
 Facts = dict[str, Any]
 _PROBE_LIMIT_S = 300.0
 _LOG = "worker.log"
-#: A line for each session that came to its end: where its time went.
-SESSIONS = "sessions.jsonl"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can start: its configuration, its cells, and what torch said about this machine.
+    """A run that can start: its configuration, its points, and what torch said about this machine.
 
     `began_s` is when it began, on a clock that never goes back. `busy` says which devices others are measuring: this
     machine's speed was then not measured, and estimates are those of a usual one.
     """
 
     config: RunConfig
-    cells: tuple[work_items.Cell, ...]
+    points: tuple[Point, ...]
     facts: Facts
     began_s: float = field(default_factory=time.monotonic)
     busy: str = ""
@@ -63,11 +61,10 @@ class Prepared:
         )
 
     def estimates_s(self) -> list[float]:
-        """Seconds that each cell is likely to take, all rounds together, with its share of starting the workers."""
-        groups = work_items.group(self.cells)
-        plan = Plan(self.config, groups, 0, set(), work_items.FinishedStages())
-        found = plan_s(groups, plan, set(), self.config, self.speed)
-        return [found.get(cell.point.point_id, 0.0) for cell in self.cells]
+        """Seconds that each point is likely to take, all rounds together, with its share of starting the workers."""
+        groups = work_items.group(self.points)
+        found = plan_s(groups, work_items.Progress(self.config.protocol), self.config, self.speed)
+        return [found.get(point.point_id, 0.0) for point in self.points]
 
 
 def prepare(words: Sequence[str], ask: Callable[[dict[str, Any], Mapping[str, str]], Facts] | None = None) -> Prepared:
@@ -91,7 +88,7 @@ def prepare(words: Sequence[str], ask: Callable[[dict[str, Any], Mapping[str, st
     _check_device(config, facts)
     defaults = {target: found["defaults"] for target, found in facts["methods"].items()}
     try:
-        return Prepared(config, work_items.resolve(config, defaults), facts, began_s, busy)
+        return Prepared(config, work_items.with_defaults(config.points, defaults), facts, began_s, busy)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -153,33 +150,20 @@ def measure(
 ) -> Outcome:
     """Measure what the folder's journal lacks, then write the tables. Raises StoreError or MeasureError.
 
-    `start` hears, before the first cell, the seconds that the whole is likely to take. A run that was begun under
-    another origin (see hyperbench.store.origins) goes on in new rounds.
+    `start` is called, before the first point, with the seconds that the whole is likely to take.
     """
     config, account = prepared.config, Account(began_s=prepared.began_s)
 
     def spawn() -> Child:
         return WorkerProcess(config.device.env, folder / _LOG)
 
-    with run_folder.Journal(folder / run_folder.JOURNAL) as journal:
-        history = run_folder.read_journal(folder / run_folder.JOURNAL)
+    with Journal(folder / run_folder.JOURNAL) as journal:
+        history = read_journal(folder / run_folder.JOURNAL)
         sweep_up(folder)
-
-        def runner_from(first_round: int) -> Runner:
-            return Runner(
-                config, prepared.cells, journal, spawn, listener,
-                history=history, retry_failed=retry_failed, speed=prepared.speed, first_round=first_round,
-                account=account,
-            )  # fmt: skip
-
-        known = run_folder.read_origins(folder, run_folder.read_environment(folder))
-        runner, here = runner_from(known[-1].first_round), environment_of(prepared)
-        changed = origins.changes(known[-1].environment, here, origins.ORIGIN_KEYS)
-        if changed and runner.remaining_s():
-            new = origins.Origin(_next_round(history), here)
-            runner = runner_from(new.first_round)
-            run_folder.add_origin(folder, known, new)
-            listener.note(_goes_on(changed, new.first_round))
+        runner = Runner(
+            config, prepared.points, journal, spawn, listener,
+            history=history, retry_failed=retry_failed, speed=prepared.speed, account=account,
+        )  # fmt: skip
         start(runner.remaining_s())
         try:
             outcome = runner.run()
@@ -191,31 +175,9 @@ def measure(
                 run_folder.write_tables(folder)
             raise
         account.switch("tables")
-        run_folder.write_tables(folder)
+        outcome.run = run_folder.write_tables(folder)
         outcome.time = account.report()
-        _note_session(folder, outcome)
         return outcome
-
-
-def _next_round(history: Sequence[Record]) -> int:
-    """The first round that no record belongs to."""
-    return max((record.round + 1 for record in history if not isinstance(record, ErrorRow)), default=0)
-
-
-def _goes_on(changed: Sequence[str], first_round: int) -> str:
-    how = "nothing was timed before" if first_round == 0 else (
-        f"finished rounds stay as they are, the rest is measured in new rounds from {first_round} on"
-    )  # fmt: skip
-    return f"this run goes on under another {' and '.join(changed)}: {how}"
-
-
-def _note_session(folder: Path, outcome: Outcome) -> None:
-    line = {"ended": now().isoformat(timespec="seconds"), "interrupted": outcome.interrupted, **outcome.time}
-    try:
-        with (folder / SESSIONS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise StoreError(f"cannot write {folder / SESSIONS}: {error.strerror}") from None
 
 
 def _request(config: RunConfig, *, measure_rate: bool) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Account:
 
     def sampled(self, record: Record) -> None:
         """Time that went to `sampling` was that of calls, as far as the record has them."""
-        if isinstance(record, Timing):
+        if isinstance(record, Timing) and not record.stage:
             timed_s = (sum(record.samples_ms) + sum(record.warmup_ms)) / 1e3
             self._spent_s["sampling"] -= timed_s
             self._spent_s["samples"] += timed_s

@@ -26,18 +26,19 @@ class Clock(Protocol):
     """Times one call at a time; `host_ms` is after how long the last call gave the host back, where that is not all.
 
     A clock may also have `left_ms`: how long the device went on working after the end of the last call.
-    `is_load` says that the next call is made for its load alone: nobody reads its time.
     """
 
     host_ms: float | None
-    is_load: bool
 
     def now_s(self) -> float:
         """Seconds on a clock that never goes back, for budgets."""
         ...
 
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """Milliseconds from the start of a call until its result is there."""
+    def time_ms(self, call: Callable[[], object], *, is_load: bool = False) -> float:
+        """Milliseconds from the start of a call until its result is there.
+
+        With `is_load` the call is made for its load alone: nobody reads its time.
+        """
         ...
 
 
@@ -45,13 +46,12 @@ class CpuClock:
     """time.perf_counter around the call; the result is freed after the clock has stopped."""
 
     host_ms: float | None = None
-    is_load: bool = False
 
     def now_s(self) -> float:
         """Seconds of time.perf_counter."""
         return time.perf_counter()
 
-    def time_ms(self, call: Callable[[], object]) -> float:
+    def time_ms(self, call: Callable[[], object], *, is_load: bool = False) -> float:
         """Wall time of the call in milliseconds."""
         start = time.perf_counter()
         result = call()
@@ -88,7 +88,6 @@ class CudaClock:
         self._launches: MutableMapping[Callable[[], object], tuple[float, float]] = WeakKeyDictionary()
         self.host_ms: float | None = None
         self.left_ms: float | None = None
-        self.is_load = False
 
     def now_s(self) -> float:
         """Seconds of the host's clock."""
@@ -98,14 +97,17 @@ class CudaClock:
         """Overwrite the L2 cache."""
         self._buffer.zero_()
 
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """Device time of the call in milliseconds; `host_ms` is then the time its launch took the host."""
+    def time_ms(self, call: Callable[[], object], *, is_load: bool = False) -> float:
+        """Device time of the call in milliseconds; `host_ms` is then the time its launch took the host.
+
+        With `is_load` it follows the call before it without a pause: no flush, no sleep.
+        """
         begun, start, stop = (self._cuda.Event(enable_timing=True) for _ in range(3))
-        sleep_ms = 0.0 if self.is_load else self._sleep_for(call)
-        if not self.is_load:
+        sleep_ms = 0.0 if is_load else self._sleep_for(call)
+        if not is_load:
             self._cuda.synchronize()
         begun.record()
-        if not self.is_load:
+        if not is_load:
             self.flush()
         if sleep_ms > 0:
             self._cuda._sleep(int(sleep_ms * self._cycles_per_ms))

@@ -1,4 +1,4 @@
-"""Measures one group of cells in this process: reference, checks and errors of each cell, then the passes in turns."""
+"""Measure one group of points in this process: reference, checks and errors of each, then the passes in turns."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from hyperbench.measure import work_items
-from hyperbench.measure.inputs.families import make_grad_output, make_inputs
+from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.messages import Task
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.worker.calls import Inputs, as_leaves, gradients
-from hyperbench.measure.worker.candidate import Candidate
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.measure.worker.errors import accuracy
@@ -21,8 +20,9 @@ from hyperbench.measure.worker.errors.reference import Reference, make_reference
 from hyperbench.measure.worker.gate.gate import Gate, slow_after_s
 from hyperbench.measure.worker.memory import Gauge
 from hyperbench.measure.worker.report import Emit, Report
+from hyperbench.measure.worker.subject import Subject
 from hyperbench.measure.worker.timing.passes import TimedPass, prepare_pass, take_turns
-from hyperbench.measure.worker.timing.stages import StageMeasurement
+from hyperbench.measure.worker.timing.stage_timing import StageMeasurement
 from hyperbench.store.schema import ErrorRow, Pass, Point, Status
 
 _BACKWARD = (Pass.BACKWARD, Pass.FORWARD_BACKWARD)
@@ -57,58 +57,58 @@ class GroupMeasurement:
 
     def run(self) -> None:
         """Measure everything the task asks for; whatever the measured code raises becomes rows."""
-        candidates = [c for c in map(self._candidate, self._task.todos) if c is not None]
-        if not candidates:
+        subjects = [s for s in map(self._subject, self._task.items) if s is not None]
+        if not subjects:
             return
-        point = candidates[0].point
+        point = subjects[0].point
         self._report.begin("inputs", point)
         try:
             inputs, grad_output = make_inputs(point), make_grad_output(point)
         except Exception as error:  # most likely too large for the memory
-            for candidate in candidates:
-                self._report.fail(candidate.wanted, *self._report.classify(error, candidate))
+            for subject in subjects:
+                self._report.fail(subject.item, *self._report.classify(error, subject))
             return
-        if any(c.wanted.seeds for c in candidates) and not self._no_reference:
+        if any(s.item.seeds for s in subjects) and not self._no_reference:
             self._report.begin("reference", point)
             try:
                 self._make_reference(point, inputs, grad_output)
             except Exception as error:  # times can be taken without it
-                self._no_reference = f"no reference: {self._report.classify(error, candidates[0])[1]}"
+                self._no_reference = f"no reference: {self._report.classify(error, subjects[0])[1]}"
                 if self.poisoned:
                     raise
             _release()
         gate = Gate(point, inputs, grad_output, self._reference, slow_after_s(self._task.protocol), self._report.begin)
         passing = []
-        for candidate in candidates:
-            self._report.begin("check", candidate.point)
+        for subject in subjects:
+            self._report.begin("check", subject.point)
             try:
-                self._check(candidate, inputs, grad_output, gate)
-                passing.append(candidate)
+                self._check(subject, inputs, grad_output, gate)
+                passing.append(subject)
             except Exception as error:  # of the measured code
-                self._report.fail(candidate.wanted, *self._report.classify(error, candidate))
+                self._report.fail(subject.item, *self._report.classify(error, subject))
             _release()
             if self.poisoned:
                 return
         for pass_ in map(Pass, self._task.passes):
             try:
-                self._time(pass_, [c for c in passing if pass_ in c.wanted.passes], inputs, grad_output, gate)
+                self._time(pass_, [s for s in passing if pass_ in s.item.passes], inputs, grad_output, gate)
             except _Poisoned:
                 return
             _release()
         # Last, so that stages that crash take no time of a pass with them.
-        for candidate in passing:
-            if candidate.wanted.stages and not self.poisoned:
+        for subject in passing:
+            if subject.item.stages and not self.poisoned:
                 protocol, around = self._task.protocol, self._surroundings
-                StageMeasurement(candidate, self._clock, protocol, around, self._report).run(inputs)
+                StageMeasurement(subject, self._clock, protocol, around, self._report).run(inputs)
                 _release()
 
-    def _candidate(self, wanted: work_items.Todo) -> Candidate | None:
-        point = wanted.cell.point
+    def _subject(self, item: work_items.WorkItem) -> Subject | None:
+        point = item.point
         method = registry.find(point.target)
         reason = method.why_unsupported(point.device, point.dtype)
         if reason is None:
-            return Candidate(wanted, method)
-        self._report.fail(wanted, Status.UNSUPPORTED, reason)
+            return Subject(item, method)
+        self._report.fail(item, Status.UNSUPPORTED, reason)
         return None
 
     def _make_reference(self, point: Point, inputs: Inputs, grad_output: Tensor) -> None:
@@ -126,54 +126,52 @@ class GroupMeasurement:
         self._context = accuracy.trivial_errors(*inputs, reference, point.is_causal)
         self._reference = reference
 
-    def _check(self, candidate: Candidate, inputs: Inputs, grad_output: Tensor, gate: Gate) -> None:
-        """Take a candidate through the gate; then write the errors of every seed."""
-        errors = gate.forward(candidate, self._gauge, self._clock)
+    def _check(self, subject: Subject, inputs: Inputs, grad_output: Tensor, gate: Gate) -> None:
+        """Take a subject through the gate; then write the errors of every seed."""
+        errors = gate.forward(subject, self._gauge, self._clock)
         # In a later round a slow backward pass may not be wanted, and one call of it would be the longest of all.
-        wanted = self._task.passes if candidate.wanted.seeds else candidate.wanted.passes
-        failed = self._task.without_backward.get(candidate.point.point_id)
+        passes = self._task.passes if subject.item.seeds else subject.item.passes
+        failed = self._task.without_backward.get(subject.point.point_id)
         if failed is not None:
-            candidate.failed = dict.fromkeys(_BACKWARD, failed)
-        elif any(p != Pass.FORWARD for p in wanted):
+            subject.failed = dict.fromkeys(_BACKWARD, failed)
+        elif any(p != Pass.FORWARD for p in passes):
             try:
-                errors |= gate.backward(candidate, self._gauge, self._clock)
+                errors |= gate.backward(subject, self._gauge, self._clock)
             except Exception as error:  # of the measured code; the forward pass is sound and stays
-                candidate.failed = dict.fromkeys(_BACKWARD, self._report.classify(error, candidate))
+                subject.failed = dict.fromkeys(_BACKWARD, self._report.classify(error, subject))
                 if self.poisoned:
-                    self._write_backward(candidate)
+                    self._write_backward(subject)
                     return
         if self._reference is None:
             reason = self._no_reference or "no reference was made"
-            self._report.fail(work_items.Todo(candidate.wanted.cell, (), candidate.wanted.seeds), Status.ERROR, reason)
+            self._report.fail(subject.item.only(seeds=subject.item.seeds), Status.ERROR, reason)
             return
-        own_seed = candidate.point.hyper.get("seed", candidate.point.seed)
-        if candidate.wanted.seeds:
-            self._report.begin("errors", candidate.point)
-        for seed in candidate.wanted.seeds:
+        own_seed = subject.point.hyper.get("seed", subject.point.seed)
+        if subject.item.seeds:
+            self._report.begin("errors", subject.point)
+        for seed in subject.item.seeds:
             try:
                 known = errors if seed == own_seed else None
-                self._errors_of_seed(candidate, seed, inputs, grad_output, gate, known)
+                self._errors_of_seed(subject, seed, inputs, grad_output, gate, known)
             except Exception as error:  # of the measured code; the other seeds' rows stay
-                self._report.fail(
-                    work_items.Todo(candidate.wanted.cell, (), (seed,)), *self._report.classify(error, candidate)
-                )
+                self._report.fail(subject.item.only(seeds=(seed,)), *self._report.classify(error, subject))
                 if self.poisoned:
                     return
 
-    def _write_backward(self, candidate: Candidate) -> None:
+    def _write_backward(self, subject: Subject) -> None:
         """Write at once what a failed backward pass leaves without a number, so that no other worker tries it again."""
         for pass_ in _BACKWARD:
-            if pass_ in candidate.wanted.passes:
-                self._report.failed_timing(candidate, pass_, *candidate.failed[pass_])
-        status, message = candidate.failed[Pass.BACKWARD]
-        for seed in candidate.wanted.seeds:
-            for metric in work_items.expected_metrics(candidate.point, self._task.passes, self._task.error):
+            if pass_ in subject.item.passes:
+                self._report.failed_timing(subject, pass_, *subject.failed[pass_])
+        status, message = subject.failed[Pass.BACKWARD]
+        for seed in subject.item.seeds:
+            for metric in work_items.expected_metrics(subject.point, self._task.passes, self._task.error):
                 if metric in work_items.GRAD_METRICS:
-                    self._report.write(ErrorRow(candidate.point, seed, metric, None, status, message))
+                    self._report.write(ErrorRow(subject.point, seed, metric, None, status, message))
 
     def _errors_of_seed(
         self,
-        candidate: Candidate,
+        subject: Subject,
         seed: int,
         inputs: Inputs,
         grad_output: Tensor,
@@ -184,57 +182,55 @@ class GroupMeasurement:
         assert self._reference is not None
         errors = dict(known or {})
         with torch.no_grad():
-            if candidate.method.with_lse is not None:
-                out, lse = candidate.method.with_lse(
-                    *inputs, is_causal=candidate.point.is_causal, **candidate.hyper(seed)
-                )
+            if subject.method.with_lse is not None:
+                out, lse = subject.method.with_lse(*inputs, is_causal=subject.point.is_causal, **subject.hyper(seed))
                 errors = {**accuracy.lse_errors(lse, self._reference), **errors}
             elif known is None:
-                out = candidate.call(*inputs, seed)
+                out = subject.call(*inputs, seed)
             if known is None:
                 errors |= accuracy.output_errors(accuracy.check_output(out, inputs[0], inputs[2]), self._reference)
-        if known is None and self._reference.grads is not None and Pass.FORWARD_BACKWARD not in candidate.failed:
+        if known is None and self._reference.grads is not None and Pass.FORWARD_BACKWARD not in subject.failed:
             leaves = as_leaves(inputs)
-            raw = gradients(candidate.call(*leaves, seed), leaves, grad_output)
+            raw = gradients(subject.call(*leaves, seed), leaves, grad_output)
             errors |= accuracy.grad_errors(accuracy.check_grads(raw, inputs), self._reference)
         gate.check_inputs()
-        if candidate.causal_in_q is not None:
+        if subject.causal_in_q is not None:
             # First, like lse_mean_abs: what only some points have is not missed when a run goes on.
-            errors = {work_items.CAUSAL_IN_Q: float(candidate.causal_in_q), **errors}
+            errors = {work_items.CAUSAL_IN_Q: float(subject.causal_in_q), **errors}
         errors |= self._context
         for metric, value in errors.items():
-            self._report.write(ErrorRow(candidate.point, seed, metric, value))
-        for metric in work_items.expected_metrics(candidate.point, self._task.passes, self._task.error):
+            self._report.write(ErrorRow(subject.point, seed, metric, value))
+        for metric in work_items.expected_metrics(subject.point, self._task.passes, self._task.error):
             if metric not in errors:
-                status, message = candidate.failed[Pass.FORWARD_BACKWARD]
-                self._report.write(ErrorRow(candidate.point, seed, metric, None, status, message))
+                status, message = subject.failed[Pass.FORWARD_BACKWARD]
+                self._report.write(ErrorRow(subject.point, seed, metric, None, status, message))
 
-    def _time(self, pass_: Pass, candidates: list[Candidate], inputs: Inputs, grad_output: Tensor, gate: Gate) -> None:
-        """Time one pass of all cells in turns and write a row for each.
+    def _time(self, pass_: Pass, subjects: list[Subject], inputs: Inputs, grad_output: Tensor, gate: Gate) -> None:
+        """Time one pass of all subjects in turns and write a row for each.
 
         Raises _Poisoned as soon as one leaves the device unusable: the rows of the others are still to be measured.
         """
-        timed: list[tuple[Candidate, TimedPass]] = []
+        timed: list[tuple[Subject, TimedPass]] = []
         protocol, copies = self._task.protocol, [inputs]
-        for candidate in candidates:
-            if pass_ in candidate.failed:
-                self._report.failed_timing(candidate, pass_, *candidate.failed[pass_])
+        for subject in subjects:
+            if pass_ in subject.failed:
+                self._report.failed_timing(subject, pass_, *subject.failed[pass_])
                 continue
-            self._report.begin("prepare", candidate.point, pass_)
+            self._report.begin("prepare", subject.point, pass_)
             try:
                 one = prepare_pass(
-                    candidate.call, pass_, copies, grad_output, self._clock, protocol,
-                    self._surroundings.conditions(), candidate.point,
-                    partial(gate.witness, candidate, pass_),
-                    forward_ms=candidate.first_ms.get(Pass.FORWARD, 0.0),
-                    graph_bytes=candidate.peaks.get(Pass.FORWARD_BACKWARD, 0),
+                    subject.call, pass_, copies, grad_output, self._clock, protocol,
+                    self._surroundings.conditions(), subject.point,
+                    partial(gate.witness, subject, pass_),
+                    forward_ms=subject.first_ms.get(Pass.FORWARD, 0.0),
+                    graph_bytes=subject.peaks.get(Pass.FORWARD_BACKWARD, 0),
                 )  # fmt: skip
                 gate.check_inputs()
             except Exception as error:  # of the measured code
-                self._report.failed_timing(candidate, pass_, *self._report.classify(error, candidate))
+                self._report.failed_timing(subject, pass_, *self._report.classify(error, subject))
                 self._leave_if_poisoned()
                 continue
-            timed.append((candidate, one))
+            timed.append((subject, one))
 
         def on_turn(index: int) -> None:
             gate.turn(timed[index][1].witness)
@@ -243,8 +239,8 @@ class GroupMeasurement:
         def on_done(index: int) -> None:
             gate.turn(None)
             # At once: a kill while a slower method is still being timed must not lose what is finished.
-            candidate, one = timed[index]
-            self._report.timing(candidate, pass_, one)
+            subject, one = timed[index]
+            self._report.timing(subject, pass_, one)
             self._leave_if_poisoned()
 
         take_turns([one for _, one in timed], protocol, protocol.budget_s[pass_], on_turn, on_done)

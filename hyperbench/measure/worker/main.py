@@ -42,16 +42,16 @@ class StopSignal:
 
 
 class StoppableClock:
-    """A clock between whose samples the worker may stop; all else is the clock's own."""
+    """A clock between whose samples the worker may stop; what else is read of it is the clock's own."""
 
     def __init__(self, clock: Any, check: Callable[[], object]) -> None:
         self._clock = clock
         self._check = check
 
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """What the clock says of a call, in milliseconds. Raises Stop before it if the parent asked for that."""
+    def time_ms(self, call: Callable[[], object], *, is_load: bool = False) -> float:
+        """Time a call in milliseconds. Raises Stop before it if the parent asked for that."""
         self._check()
-        elapsed_ms: float = self._clock.time_ms(call)
+        elapsed_ms: float = self._clock.time_ms(call, is_load=is_load)
         return elapsed_ms
 
     def __getattr__(self, name: str) -> Any:
@@ -81,7 +81,7 @@ def main(read_fd: int, write_fd: int) -> None:
     from hyperbench.measure.worker.memory import gauge_for
 
     # Threads and libraries that the first calls start are no method's memory.
-    x = torch.randn(1, 1, _SETTLE_SEQ_LEN, 64, requires_grad=True)
+    x = torch.randn(1, 1, _SETTLE_SEQ_LEN, 64, device="cpu", dtype=torch.float32, requires_grad=True)
     # The first count of operations imports a large part of PyTorch, which every later collection would look at.
     with Operations():
         torch.autograd.grad(scaled_dot_product_attention(x, x @ x.mT @ x, x).sum(), x)
@@ -95,7 +95,7 @@ def main(read_fd: int, write_fd: int) -> None:
             task = Task.from_json(message)
             if task.threads is not None:
                 torch.set_num_threads(task.threads)
-            device = task.todos[0].cell.point.device
+            device = task.items[0].point.device
             clock = StoppableClock(clock_for(device), stop.check)
             surroundings = surroundings_for(device, torch.get_num_threads())
             measurement = GroupMeasurement(task, emit, clock, gauge_for(device), surroundings)

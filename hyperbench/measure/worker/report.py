@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hyperbench.flops import exact_flops
 from hyperbench.measure import work_items
 from hyperbench.measure.messages import Task
-from hyperbench.measure.methods import method
-from hyperbench.measure.worker.candidate import Candidate
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.measure.worker.failures import classify, poisons_device
-from hyperbench.measure.worker.timing.passes import TimedCall, TimedPass
+from hyperbench.measure.worker.subject import Subject
+from hyperbench.measure.worker.timing.passes import TimedCall
 from hyperbench.store.record_json import to_json
-from hyperbench.store.schema import Pass, Point, Record, Stage, Status, Timing
+from hyperbench.store.schema import Pass, Point, Record, Status, Timing
 
 Emit = Callable[[dict[str, Any]], object]
 
@@ -39,29 +39,43 @@ class Report:
         """A record is finished."""
         self._emit({"event": "record", "record": to_json(record)})
 
-    def classify(self, error: Exception, candidate: Candidate) -> tuple[Status, str]:
-        """The status and the message that an error of a candidate's code stands for."""
+    def classify(self, error: Exception, subject: Subject) -> tuple[Status, str]:
+        """The status and the message that an error of a subject's code stands for."""
         status, message = classify(error)
-        self.poisoned = self.poisoned or poisons_device(status, candidate.point.device)
+        self.poisoned = self.poisoned or poisons_device(status, subject.point.device)
         return status, message
 
-    def fail(self, wanted: work_items.Todo, status: Status, message: str) -> None:
-        """Nothing of what a cell still needs could be measured."""
+    def fail(self, item: work_items.WorkItem, status: Status, message: str) -> None:
+        """Write a failed row for everything that is left to do of a point."""
         task = self._task
         for record in work_items.failed_records(
-            wanted, task.passes, task.error, task.protocol.name, task.round, status, message
+            item, task.passes, task.error, task.protocol.name, task.round, status, message
         ):
             self.write(record)
 
-    def timing(self, candidate: Candidate, pass_: Pass, timed: TimedPass) -> None:
-        """A pass was sampled, or failed while it was."""
+    def timing(
+        self, subject: Subject, pass_: Pass, timed: TimedCall, stage: str = "", all_stages: tuple[str, ...] = ()
+    ) -> None:
+        """Write the timing of a pass or of a stage of it, or how it failed."""
         failure = timed.failure()
         if failure is not None:
-            self.failed_timing(candidate, pass_, *self.classify(failure, candidate))
+            self.failed_timing(subject, pass_, *self.classify(failure, subject), stage, all_stages)
             return
-        point, sampler = candidate.point, timed.sampler
-        executed_flops = candidate.method.executed_flops(point, pass_, candidate.wanted.cell.exact)
-        judged = timed.judge(executed_flops, self._surroundings.peak_flops_per_s(point.dtype))
+        point, sampler = subject.point, timed.sampler
+        of_pass: dict[str, Any] = {}
+        if stage:
+            judged, note = timed.judge(), ""
+        else:
+            executed_flops = subject.method.executed_flops(point, pass_, subject.item.exact)
+            judged = timed.judge(executed_flops, self._surroundings.peak_flops_per_s(point.dtype))
+            note = subject.method.note(point)
+            of_pass = {
+                "peak_memory_bytes": subject.peaks.get(pass_),
+                "exact_equivalent_flops": exact_flops(point, pass_),
+                "executed_flops": executed_flops,
+                "first_call_ms": subject.first_ms.get(pass_),
+                "memory_before_bytes": subject.levels.get(pass_),
+            }
         self.write(
             Timing(
                 point=point,
@@ -69,65 +83,50 @@ class Report:
                 protocol=self._task.protocol.name,
                 round=self._task.round,
                 status=judged.status,
-                implementation=candidate.method.implementation(point.device, point),
+                implementation=subject.method.implementation(point.device, point),
                 stop_reason=sampler.stop_reason,
                 samples_ms=tuple(sampler.samples_ms),
                 warmup_ms=tuple(sampler.warmup_ms),
-                peak_memory_bytes=candidate.peaks.get(pass_),
-                exact_equivalent_flops=method.exact_equivalent_flops(point, pass_),
-                executed_flops=executed_flops,
-                message="; ".join(filter(None, (candidate.method.note(point), sampler.note, *judged.notes))),
-                first_call_ms=candidate.first_ms.get(pass_),
+                message="; ".join(filter(None, (note, sampler.note, *judged.notes))),
                 host_ms=judged.host_ms,
-                memory_before_bytes=candidate.levels.get(pass_),
                 flags=judged.flags,
-                conditions={**self._conditions(timed), **_looked(candidate, pass_)},
-            )
-        )
-
-    def failed_timing(self, candidate: Candidate, pass_: Pass, status: Status, message: str) -> None:
-        """A pass could not be timed."""
-        point, task = candidate.point, self._task
-        implementation = candidate.method.implementation(point.device, point)
-        self.write(Timing(point, pass_, task.protocol.name, task.round, status, implementation, message=message))
-
-    def stage(self, candidate: Candidate, name: str, all_stages: tuple[str, ...], timed: TimedCall) -> None:
-        """A stage of the forward pass was sampled, or failed while it was."""
-        failure = timed.failure()
-        if failure is not None:
-            self.failed_stage(candidate, name, all_stages, *self.classify(failure, candidate))
-            return
-        sampler, judged = timed.sampler, timed.judge()
-        self.write(
-            Stage(
-                point=candidate.point,
-                stage=name,
-                median_ms=judged.median_ms,
-                samples_ms=tuple(sampler.samples_ms),
+                conditions={**self._conditions(timed), **({} if stage else _looked(subject, pass_))},
+                stage=stage,
                 all_stages=all_stages,
-                protocol=self._task.protocol.name,
-                round=self._task.round,
-                status=judged.status,
-                stop_reason=sampler.stop_reason,
-                message="; ".join(filter(None, (sampler.note, *judged.notes))),
-                flags=judged.flags,
-                host_ms=judged.host_ms,
-                conditions=self._conditions(timed),
+                **of_pass,
             )
         )
 
-    def failed_stage(
-        self, candidate: Candidate, name: str, all_stages: tuple[str, ...], status: Status, message: str
+    def failed_timing(
+        self,
+        subject: Subject,
+        pass_: Pass,
+        status: Status,
+        message: str,
+        stage: str = "",
+        all_stages: tuple[str, ...] = (),
     ) -> None:
-        """A stage could not be timed."""
-        protocol, round_ = self._task.protocol.name, self._task.round
-        self.write(Stage(candidate.point, name, None, (), all_stages, protocol, round_, status, message=message))
+        """Write that a pass, or a stage of it, could not be timed."""
+        point, task = subject.point, self._task
+        self.write(
+            Timing(
+                point=point,
+                pass_=pass_,
+                protocol=task.protocol.name,
+                round=task.round,
+                status=status,
+                implementation=subject.method.implementation(point.device, point),
+                message=message,
+                stage=stage,
+                all_stages=all_stages,
+            )
+        )
 
     def _conditions(self, timed: TimedCall) -> dict[str, Any]:
         return {**self._surroundings.fixed, **timed.facts, **timed.conditions.summary()}
 
 
-def _looked(candidate: Candidate, pass_: Pass) -> dict[str, Any]:
+def _looked(subject: Subject, pass_: Pass) -> dict[str, Any]:
     """That the properties were not looked for at the point itself, where they were to be."""
     look = Pass.FORWARD if pass_ is Pass.FORWARD else Pass.BACKWARD
-    return {"properties_at_point": "skipped"} if look in candidate.unlooked else {}
+    return {"properties_at_point": "skipped"} if look in subject.unlooked else {}

@@ -13,12 +13,10 @@ import pytest
 from rich.console import Console
 
 from hyperbench.analyze.compare.compare import Comparison, Row, compare
-from hyperbench.analyze.compare.regression import failures_of, unjudged, unjudged_note
-from hyperbench.analyze.compare.run_side import Side
-from hyperbench.analyze.compare.text import comparison_data, print_comparison
+from hyperbench.analyze.compare.compared_run import ComparedRun
+from hyperbench.analyze.compare.report import comparison_data, failures_of, print_comparison, unjudged, unjudged_note
 from hyperbench.analyze.format import pass_label
-from hyperbench.commands import compare as comparing
-from hyperbench.commands.compare import Options
+from hyperbench.commands import compare as command
 from hyperbench.stats.rounds import Reason, Verdict
 from hyperbench.store.schema import Pass, Record, Status, Timing
 from tests.helpers.made_records import a_point, a_timing
@@ -27,7 +25,7 @@ from tests.helpers.synthetic_runs import HOSTILE
 
 
 def printed(comparison: Comparison, width: int = 200) -> str:
-    """What a terminal of this width shows."""
+    """The text of a comparison on a terminal of this width."""
     console = Console(file=io.StringIO(), width=width, color_system=None)
     print_comparison(comparison, console)
     return str(console.file.getvalue())  # type: ignore[attr-defined]
@@ -126,7 +124,7 @@ def test_what_a_machine_differs_from_itself_by_is_no_difference(
 
 @pytest.mark.parametrize("value", ["0.5", True, -0.1, math.nan, math.inf, None, [0.1]])
 def test_a_floor_that_is_no_number_counts_as_none(value: object) -> None:
-    assert Side(Path(), {}, {"aa_floor": value}, {}, ()).aa_floor == 0.0
+    assert ComparedRun(Path(), {}, {"aa_floor": value}, {}, ()).aa_floor == 0.0
 
 
 def test_points_without_partner_are_listed_and_not_counted(tmp_path: Path) -> None:
@@ -441,12 +439,13 @@ def test_whatever_a_run_is_named_it_is_letters_on_a_terminal(tmp_path: Path, wid
         assert str(row.judgement.reason) in seen
 
 
-def test_the_data_is_strict_json_and_holds_every_row(tmp_path: Path) -> None:
+def test_the_data_is_strict_json_and_holds_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = write_run(tmp_path / "a", [*awkward("one"), *sweep("one")], machine=HOSTILE[0])
     b = write_run(tmp_path / "b", [*awkward("two"), *sweep("two", slowed={1024: 2.0})])
     found = compare(a, b)
-    asked = Options(None, 5.0, None)
-    data = json.loads(json.dumps(comparing.data(found, asked), allow_nan=False))
+    asked: dict[str, Any] = {"methods": None, "threshold": None, "as_json": True}
+    assert command.compare(a, b, fail_on_regression="5", **asked) == 1
+    data = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert data["verdict"] == found.headline()
     assert data["counts"] == {"same": 8, "faster": 0, "slower": 4, "ambiguous": 1}
     assert len(data["points"]) == len(found.rows)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hyperbench.analyze.figures.stages import MOST_PERCENT, WHOLE_PASS, build
 from hyperbench.analyze.joins import DoesNotFitError
 from hyperbench.analyze.view import View
-from hyperbench.store.schema import ALL_STAGES, Pass, Record, Stage, Status, Timing
+from hyperbench.store.schema import ALL_STAGES, Pass, Record, Status, Timing
 from tests.helpers.figure_reading import crosses, curve, footer, foreign_markup, panel, shown, values
+from tests.helpers.made_records import a_stage
 from tests.helpers.synthetic_runs import HOSTILE, HYPER, failed, grid, hyper_ms, point, stages, timing, view_from
 
 LENGTHS = (1024, 2048, 4096, 8192)
@@ -161,7 +162,7 @@ def test_a_length_is_in_a_stack_or_crossed_out_with_its_reason(lost: set[int]) -
 
 def test_a_throttled_stage_is_hollow_and_its_flags_are_told_in_hover_and_footer() -> None:
     def mark(r: Record) -> Record:
-        if isinstance(r, Stage) and (r.stage, r.point.seq_len) == ("attend", 2048):
+        if isinstance(r, Timing) and (r.stage, r.point.seq_len) == ("attend", 2048):
             return dataclasses.replace(r, status=Status.THROTTLED, flags=("drift", "throttled"))
         return r
 
@@ -187,7 +188,7 @@ def test_a_throttled_whole_pass_is_hollow_in_its_line() -> None:
 
 def test_a_method_that_tells_no_stages_is_a_note_and_no_panel() -> None:
     none = [
-        Stage(point("flash2", n), ALL_STAGES, None, status=Status.UNSUPPORTED, message="it tells none")
+        a_stage(point("flash2", n), ALL_STAGES, status=Status.UNSUPPORTED, message="it tells none")
         for n in (1024, 2048)
     ]
     made = build(view_from([*grid(lengths=(1024, 2048), masks=(False,), staged=True), *none]))

@@ -34,7 +34,7 @@ def error_view(values_: dict[int, list[float | None]], dtype: str = "float32", t
 
 
 def strip(view: View) -> tuple[dict[int, float | None], dict[int, str], dict[int, str]]:
-    """What fig4 shows of errors: heights of the curve, hovers of exact marks, hovers of crosses."""
+    """The errors in fig4: heights of the curve, hovers of exact marks, hovers of crosses."""
     fig = builder("fig4")(view)
     by_name = {t.name: t for t in panel(fig, 2, 1) if t.hoverinfo == "text"}
     curve = by_name.get("error of hyper")

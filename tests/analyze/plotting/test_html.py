@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import pytest
 
 from hyperbench.analyze.figures import builder
-from hyperbench.analyze.plotting.render import html_page
+from hyperbench.analyze.plotting.write import html_page
 from hyperbench.analyze.view import View
 from hyperbench.store.schema import ErrorRow, Record, Status, Timing
 from tests.helpers.figure_reading import Page, footer, foreign_markup, letters, shown, texts

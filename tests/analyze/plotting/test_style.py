@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperbench.analyze.figures import builder
-from hyperbench.analyze.plotting import style
+from hyperbench.analyze.format import passes_in
+from hyperbench.analyze.plotting import layout, style
 from tests.helpers.figure_reading import footer, foreign_markup, letters, shown
 from tests.helpers.synthetic_runs import HOSTILE, grid, sweep, view_from
 
@@ -61,7 +62,7 @@ def test_a_colour_keeps_its_channels_and_gains_an_opacity() -> None:
 
 
 def test_passes_stand_in_one_order_and_unknown_ones_are_kept() -> None:
-    assert style.passes_in(["prefill", "backward", "forward"]) == ["forward", "backward", "prefill"]
+    assert passes_in(["prefill", "backward", "forward"]) == ["forward", "backward", "prefill"]
 
 
 def test_names_are_listed_while_there_is_room() -> None:
@@ -92,7 +93,7 @@ def test_a_very_long_name_of_a_method_leaves_room_for_the_curves(name: str) -> N
 def finished(**changes: object) -> go.Figure:
     """An empty figure with a title and a footer."""
     texts = {"title": "t", "subtitle": ["s"], "provenance": ["p"], "notes": ["n"], "plot_height": 300, **changes}
-    return style.finish(go.Figure(), **texts)  # type: ignore[arg-type]
+    return layout.finish(go.Figure(), **texts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -117,9 +118,9 @@ def test_a_footer_loses_no_word_and_the_figure_grows_with_it(notes: list[str]) -
 
 def test_a_long_legend_beside_the_axes_makes_them_higher() -> None:
     fig = go.Figure([go.Scatter(y=[1], name=str(i), showlegend=True) for i in range(40)])
-    style.finish(fig, title="", subtitle=[], provenance=["p"], notes=[], plot_height=300)
+    layout.finish(fig, title="", subtitle=[], provenance=["p"], notes=[], plot_height=300)
     axes = fig.layout.height - fig.layout.margin.t - fig.layout.margin.b
-    assert axes > 40 * 1.2 * style.side_legend()["font"]["size"]
+    assert axes > 40 * 1.2 * layout.side_legend()["font"]["size"]
 
 
 def test_a_title_too_long_for_its_line_is_cut_at_a_word() -> None:

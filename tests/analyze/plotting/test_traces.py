@@ -1,26 +1,29 @@
-"""Marks: gaps where a value is missing, bands where both bounds are known, crosses and notes for what failed."""
+"""Traces: gaps where a value is missing, bands where both bounds are known, crosses and notes for what failed."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import plotly.graph_objects as go
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plotly.subplots import make_subplots
 
 from hyperbench.analyze.plotting import traces
+from hyperbench.analyze.plotting.layout import Panel
+from hyperbench.analyze.plotting.style import Look
+from hyperbench.analyze.plotting.traces import Points
 from hyperbench.store.schema import Pass, Record, Status
 from tests.helpers.figure_reading import crosses, foreign_markup, shown
 from tests.helpers.synthetic_runs import HOSTILE, HYPER, failed, grid, point, timing, view_from
 
+BLACK = Look("#000000")
 maybe = st.lists(st.none() | st.floats(0.1, 10), min_size=1, max_size=10)
 
 
-def new_panel() -> traces.Panel:
+def new_panel() -> Panel:
     """A panel of an empty figure."""
-    return traces.Panel(make_subplots(1, 1), 1, 1)
+    return Panel(make_subplots(1, 1), 1, 1)
 
 
 @settings(deadline=None, max_examples=60)
@@ -30,7 +33,7 @@ def test_a_curve_keeps_every_place_and_bands_cover_exactly_the_known_ones(ys: li
     xs = list(range(len(ys)))
     low = [None if y is None else 0.9 * y for y in ys]
     high = [None if y is None else 1.1 * y for y in ys]
-    traces.curve(panel, xs, ys, name="c", group="g", color="#000000", low=low, high=high)
+    traces.curve(panel, Points(xs, ys, low, high), BLACK, name="c", group="g")
     line, *bands = panel.fig.data
     assert list(line.x) == xs
     assert list(line.y) == ys
@@ -48,14 +51,14 @@ def test_a_curve_keeps_every_place_and_bands_cover_exactly_the_known_ones(ys: li
 def test_the_interval_of_a_lone_point_can_be_seen() -> None:
     panel = new_panel()
     low, high = [1.0, None, 1.0], [2.0, None, 3.0]
-    traces.curve(panel, [1, 2, 3], [1.5, None, 2.0], name="c", group="g", color="#000000", low=low, high=high)
+    traces.curve(panel, Points([1, 2, 3], [1.5, None, 2.0], low, high), BLACK, name="c", group="g")
     _, first, last = panel.fig.data
     assert all(band.line.width > 0 for band in (first, last))
 
 
 def test_hollow_points_are_empty_and_others_full() -> None:
     panel = new_panel()
-    traces.curve(panel, [1, 2], [1, 2], name="c", group="g", color="#112233", hollow=[False, True])
+    traces.curve(panel, Points([1, 2], [1, 2], hollow=[False, True]), Look("#112233"), name="c", group="g")
     assert list(panel.fig.data[0].marker.color) == ["#112233", "white"]
 
 
@@ -63,9 +66,8 @@ def test_a_group_stands_in_the_legend_once_over_all_panels() -> None:
     fig = make_subplots(1, 2)
     named: set[str] = set()
     for col in (1, 2):
-        panel = traces.Panel(fig, 1, col, named)
-        traces.curve(panel, [1], [1], name="c", group="g", color="#000000", low=[1], high=[1])
-        panel.add(go.Scatter(x=[1], y=[1]))
+        panel = Panel(fig, 1, col, named)
+        traces.curve(panel, Points([1], [1], [1], [1]), BLACK, name="c", group="g")
     assert sum(bool(t.showlegend) for t in fig.data) == 1
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hyperattn_core import HyperAttentionParams, exact_attention
 from hyperbench.config import catalog
+from hyperbench.flops import exact_flops
 from hyperbench.measure.methods import exact, trivial
 from hyperbench.measure.methods import method as registry
 from hyperbench.store.schema import Pass
@@ -210,8 +211,11 @@ def test_implementations_name_what_runs_and_where() -> None:
         ),
         ("tests.helpers.raises_at_import.f", r"cannot be imported: .*this module.*cannot be imported"),
         ("tests.helpers.exits_at_import.f", "_target_=tests.helpers.exits_at_import.f cannot be imported: no license"),
-        ("odd_methods.NOT_A_FUNCTION", "_target_=odd_methods.NOT_A_FUNCTION is a int, not a function"),
-        ("odd_methods", "_target_=odd_methods is a module, not a function"),
+        (
+            "tests.helpers.odd_methods.NOT_A_FUNCTION",
+            "_target_=tests.helpers.odd_methods.NOT_A_FUNCTION is a int, not a function",
+        ),
+        ("tests.helpers.odd_methods", "_target_=tests.helpers.odd_methods is a module, not a function"),
         ("", "_target_= cannot be imported"),
         ("..", "cannot be imported"),
         ("3", "cannot be imported"),
@@ -259,7 +263,7 @@ def test_a_plain_function_is_a_method() -> None:
 
 def test_operations_are_counted_where_a_method_says_so() -> None:
     point = a_point(method="any", hyper={**SMALL, "sampling": "stratified"}, seq_len=64)
-    dense = registry.exact_equivalent_flops(point, Pass.FORWARD)
+    dense = exact_flops(point, Pass.FORWARD)
     plain = registry.find("tests.helpers.odd_methods.exact")
     assert plain.executed_flops(point, Pass.FORWARD, True) == dense
     assert plain.executed_flops(point, Pass.FORWARD, False) is None

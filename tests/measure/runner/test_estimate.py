@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from hyperbench.measure import work_items
 from hyperbench.measure.runner.estimate import Speed, common_s, group_s, plan_s
-from hyperbench.measure.runner.schedule import Plan
+from hyperbench.measure.runner.schedule import items_of
 from hyperbench.measure.runner.session import Prepared
-from hyperbench.store.schema import Status
-from tests.helpers.made_runs import prepared
+from hyperbench.store.schema import Record
+from tests.helpers.made_runs import everything, prepared
 
 SPEED = Speed(1e11, 4.0)
 
 
-def by_point(run: Prepared, speed: Speed = SPEED, finished: set[Any] | None = None) -> dict[str, float]:
-    """What all points of a run are likely to take."""
-    groups, done = work_items.group(run.cells), finished or set()
-    return plan_s(groups, Plan(run.config, groups, 0, done, work_items.FinishedStages()), done, run.config, speed)
+def by_point(run: Prepared, speed: Speed = SPEED, *done: Record) -> dict[str, float]:
+    """What all points of a run are likely to take when some records are there."""
+    return plan_s(work_items.group(run.points), work_items.Progress(run.config.protocol, done), run.config, speed)
+
+
+def items(run: Prepared, group: work_items.Group, round_: int) -> tuple[work_items.WorkItem, ...]:
+    """All of a group in a round."""
+    return items_of(group, round_, run.config, work_items.Progress(run.config.protocol))
 
 
 def test_the_parts_of_a_run_add_up_to_it() -> None:
     run = prepared("sweep=smoke", "protocol.rounds=3", "protocol.slow_rounds=3")
-    groups = work_items.group(run.cells)
-    plan = Plan(run.config, groups, 0, set(), work_items.FinishedStages())
-    parts = [group_s(plan.todos(g, r, set()), run.config, SPEED) for r in plan.rounds for g in groups]
+    parts = [group_s(items(run, g, r), run.config, SPEED) for r in range(3) for g in work_items.group(run.points)]
     assert sum(by_point(run).values()) == pytest.approx(sum(sum(p.values()) for p in parts) + 3 * SPEED.start_s)
-    assert set(by_point(run)) == {cell.point.point_id for cell in run.cells}
+    assert set(by_point(run)) == {point.point_id for point in run.points}
 
 
 def test_every_round_starts_a_worker() -> None:
@@ -41,16 +41,15 @@ def test_every_round_starts_a_worker() -> None:
 
 def test_the_reference_is_made_once_for_a_group_and_only_where_errors_are_measured() -> None:
     run = prepared("shape.seq_len=4096", "method=[flash2,hyper]")
-    (group,) = work_items.group(run.cells)
-    plan = Plan(run.config, [group], 0, set(), work_items.FinishedStages())
-    todos = plan.todos(group, 0, set())
+    (group,) = work_items.group(run.points)
+    both = items(run, group, 0)
     with_errors, without = (
-        common_s(part, run.config, 1e11) for part in (todos, [work_items.Todo(w.cell, w.passes, ()) for w in todos])
+        common_s(part, run.config, 1e11) for part in (both, [item.only(passes=item.passes) for item in both])
     )
     assert 0 < without < with_errors
-    assert common_s(todos[:1], run.config, 1e11) == with_errors
+    assert common_s(both[:1], run.config, 1e11) == with_errors
     # Beyond the length up to which operator norms are compared it costs less for the work.
-    assert common_s(todos, prepared("error.operator_norm_max_seq_len=0").config, 1e11) < with_errors
+    assert common_s(both, prepared("error.operator_norm_max_seq_len=0").config, 1e11) < with_errors
 
 
 def test_an_estimate_follows_lengths_and_budgets() -> None:
@@ -80,15 +79,5 @@ def test_passes_slower_than_their_budget_are_expected_in_fewer_rounds() -> None:
 
 def test_what_is_finished_costs_nothing() -> None:
     run = prepared("sweep=smoke", "protocol.rounds=2")
-    config = run.config
-    done = {
-        record.key
-        for cell in run.cells
-        for round_ in range(2)
-        for record in work_items.failed_records(
-            work_items.todo(cell, config.passes, config.error, round_, set()), config.passes, config.error, "", round_,
-            Status.ERROR, "",
-        )
-    }  # fmt: skip
-    assert by_point(run, finished=done) == {}
-    assert run.estimates_s() == [by_point(run, run.speed)[cell.point.point_id] for cell in run.cells]
+    assert by_point(run, SPEED, *everything(run)) == {}
+    assert run.estimates_s() == [by_point(run, run.speed)[point.point_id] for point in run.points]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hyperbench.measure.runner.interrupts import AtOnce, Interrupts
 from hyperbench.measure.runner.worker_process import WorkerGone
 from hyperbench.measure.worker.main import Stop, StoppableClock, StopSignal
 from hyperbench.store.run_folder import load_run
+from tests.helpers.fake_clock import FakeClock
 from tests.helpers.fake_worker import FakeWorker, Listener, Message, Site
 from tests.helpers.made_runs import tiny
 
@@ -92,18 +93,10 @@ def test_a_deaf_process_and_a_thread_stay_as_they_are() -> None:
 
 
 def test_a_worker_stops_between_samples_and_never_within_one() -> None:
-    class Clock:
-        def now_s(self) -> float:
-            return 7.0
-
-        def time_ms(self, call: Callable[[], object]) -> float:
-            call()
-            return 1.0
-
     before = signal.getsignal(signal.SIGINT)
     stop = StopSignal()
     try:
-        clock, calls = StoppableClock(Clock(), stop.check), []
+        clock, calls = StoppableClock(FakeClock(look_s=7.0), stop.check), []
 
         def call() -> None:
             signal.raise_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hyperbench.measure.cpu_load import CpuTimes
 from hyperbench.measure.runner import noise_floor, session
-from hyperbench.store import environment
+from hyperbench.store import environment, provenance, run_folder
 from tests.helpers.made_runs import tiny
 
 FACTS = {"aa_floor": 0.02, "timer_resolution_ns": 40, "flush_ratio": None}
@@ -90,7 +90,7 @@ def test_what_was_measured_is_taken_again_for_the_same_machine_and_for_a_while(t
 
 @pytest.mark.parametrize("others_s", [0.0, 5.0])
 def test_what_a_busy_machine_gave_is_not_kept_for_later(tmp_path: Path, others_s: float) -> None:
-    cpus = environment.available_cpus()
+    cpus = provenance.available_cpus()
 
     def measure() -> noise_floor.Noise:
         times = iter([CpuTimes(0.0, 0.0, 0.0), CpuTimes(10.0, 1.0 + others_s * cpus, 1.0)])
@@ -134,4 +134,4 @@ def test_a_run_of_several_rounds_has_a_floor_and_one_of_one_round_asks_nobody(
     assert probes.asked[0][1]["OMP_NUM_THREADS"] == "1"
     assert session.noise_here(several, Probes()) == found
     folder = session.open_folder(several, tmp_path / "run", resume=False, fresh=False, noise=lambda _: found)
-    assert session.store.read_environment(folder)["aa_floor"] == found["aa_floor"]
+    assert run_folder.read_environment(folder)["aa_floor"] == found["aa_floor"]

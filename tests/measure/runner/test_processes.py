@@ -15,10 +15,11 @@ import pytest
 from hyperbench.measure import work_items
 from hyperbench.measure.runner import session
 from hyperbench.measure.runner.session import Prepared
-from hyperbench.store.run_folder import load_run, read_journal
+from hyperbench.store.journal import read_journal
+from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import ErrorRow, Record, Status, Timing
 from tests.helpers.fake_worker import Listener
-from tests.helpers.made_runs import TINY
+from tests.helpers.made_runs import TINY, everything
 
 HELPERS = Path(__file__).parents[2] / "helpers"
 WORDS = (
@@ -68,21 +69,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 def expected_keys(prepared: Prepared) -> set[work_items.Key]:
     """The keys of everything that a run is to measure."""
-    config = prepared.config
-    return {
-        record.key
-        for cell in prepared.cells
-        for record in work_items.failed_records(
-            work_items.todo(cell, config.passes, config.error, 0, set()),
-            config.passes,
-            config.error,
-            "",
-            0,
-            Status.ERROR,
-            "",
-        )
-        if isinstance(record, Timing | ErrorRow)
-    }
+    return {record.key for record in everything(prepared, [0]) if isinstance(record, Timing | ErrorRow)}
 
 
 def keys(records: list[Record]) -> list[work_items.Key]:
@@ -96,7 +83,7 @@ def test_everything_is_in_the_journal_and_in_the_tables(finished: Finished) -> N
     run = load_run(finished.folder)
     assert len(run.timings) == 3 * 3
     assert {p.name for p in finished.folder.iterdir()} >= {
-        f"{table}.{kind}" for table in ("timings", "errors", "stages") for kind in ("csv", "parquet")
+        f"{table}.{kind}" for table in ("timings", "errors") for kind in ("csv", "parquet")
     }
     assert run.config == finished.prepared.config.resolved
     assert run.environment["config_hash"] == finished.prepared.config.config_hash
@@ -201,7 +188,7 @@ def test_a_killed_run_takes_its_worker_along_and_goes_on_without_loss(tmp_path: 
 def test_stages_that_take_their_process_along_leave_the_others_and_the_passes(tmp_path: Path) -> None:
     done = measured(tmp_path / "run", *STAGED)
     run = load_run(done.folder)
-    assert set(run.timings["status"]) == {"ok"}
+    assert set(run.passes["status"]) == {"ok"}
     hyper = run.stages[run.stages["method"] == "hyper"].sort_values("position")
     assert list(hyper["stage"]) == ["hash", "sort", "sample", "attend"]
     assert (hyper["median_ms"] > 0).all()

@@ -13,8 +13,9 @@ from hyperbench.measure.messages import Task
 from hyperbench.measure.runner.runner import MeasureError
 from hyperbench.measure.runner.session import Prepared
 from hyperbench.measure.runner.worker_process import WorkerGone, WorkerTimeout
-from hyperbench.store.schema import ErrorRow, Pass, Stage, Status, Timing
-from tests.helpers.fake_worker import FakeWorker, Message, Site, befalls, dies, hangs, lives, said
+from hyperbench.store.schema import ErrorRow, Pass, Status, Timing
+from tests.helpers.fake_worker import FakeWorker, Message, Site, befalls, dies, hangs, is_stage, lives, said
+from tests.helpers.made_records import a_stage
 from tests.helpers.made_runs import tiny
 
 OOM, SIGSEGV = -9, -11
@@ -141,7 +142,7 @@ def test_over_the_rounds_no_method_is_always_first(run: Prepared) -> None:
     first: dict[int, list[str]] = {}
     for worker in site.workers:
         for task in worker.tasks:
-            point = task.todos[0].cell.point
+            point = task.items[0].point
             first.setdefault(point.seq_len, []).append(point.method)
     assert {length: sorted(methods) for length, methods in first.items()} == {
         length: ["hyper", "hyper", "math", "math"] for length in (64, 128)
@@ -159,23 +160,7 @@ def test_errors_that_are_there_are_not_written_again(small: Prepared) -> None:
     assert set(site.keys) == site.expected
 
 
-def test_under_another_origin_the_rest_is_measured_in_new_rounds(small: Prepared) -> None:
-    whole = Site(small)
-    whole.run()
-    # The second round (of index 1) lacks its last time.
-    site = Site(small)
-    site.journal.records = whole.journal.records[:-1]
-    site.run(first_round=2)
-    new = site.journal.records[len(whole.journal.records) - 1 :]
-    assert {r.round for r in new if isinstance(r, Timing)} == {2}
-    assert len(new) == 2 * 2
-    assert site.runner(first_round=2).remaining_s() == 0
-    assert site.runner().remaining_s() > 0
-
-
-@pytest.mark.parametrize("first_round", [0, 2])
-def test_what_was_wrong_in_a_round_is_not_timed_in_the_next(small: Prepared, first_round: int) -> None:
-    """Of the same code alone."""
+def test_what_was_wrong_in_a_round_is_not_timed_in_the_next(small: Prepared) -> None:
     whole = Site(small)
     whole.run()
     site = Site(small)
@@ -185,11 +170,10 @@ def test_what_was_wrong_in_a_round_is_not_timed_in_the_next(small: Prepared, fir
         if getattr(record, "round", 0) == 0:
             site.journal.records.append(record)
     before = len(site.journal.records)
-    site.run(first_round=first_round)
+    site.run()
     new = [r for r in site.journal.records[before:] if isinstance(r, Timing) and r.point.method == "math"]
     assert {r.pass_ for r in new} == {"forward", "backward"}
-    expected = ("incorrect", "not that of exact attention") if first_round == 0 else ("ok", "")
-    assert {(str(r.status), r.message) for r in new} == {expected}
+    assert {(str(r.status), r.message) for r in new} == {("incorrect", "not that of exact attention")}
 
 
 def test_a_worker_that_takes_too_long_is_ended(run: Prepared) -> None:
@@ -250,12 +234,12 @@ def test_a_poisoned_device_is_left_to_a_new_worker(run: Prepared) -> None:
 def test_other_records_are_kept_and_are_no_progress(small: Prepared) -> None:
     class Stages(FakeWorker):
         def _script(self, task: Task) -> Any:
-            yield said(Stage(task.todos[0].cell.point, "hash", 1.0))
+            yield said(a_stage(task.items[0].point, "hash", 1.0))
 
     site = Site(small, make=Stages)
     site.run()
     assert set(site.keys) == site.expected
-    assert sum(isinstance(record, Stage) for record in site.journal.records) == 2
+    assert sum(is_stage(record) for record in site.journal.records) == 2
 
 
 @settings(max_examples=30)
@@ -319,12 +303,12 @@ def test_failed_points_are_measured_again_only_on_demand(run: Prepared) -> None:
     assert again.workers == []
     again.run(retry_failed=True)
     assert all_ok(again)
-    assert {w.cell.point.method for task in again.workers[0].tasks for w in task.todos} == {"math"}
-    assert {w.cell.point.seq_len for task in again.workers[0].tasks for w in task.todos} == {128, 256}
+    assert {item.point.method for task in again.workers[0].tasks for item in task.items} == {"math"}
+    assert {item.point.seq_len for task in again.workers[0].tasks for item in task.items} == {128, 256}
 
 
 def test_an_oom_of_an_earlier_run_is_remembered(run: Prepared) -> None:
-    oom = next(c.point for c in run.cells if (c.point.method, c.point.seq_len) == ("math", 64))
+    oom = next(p for p in run.points if (p.method, p.seq_len) == ("math", 64))
     site = Site(run)
     site.journal.records = [Timing(oom, Pass.FORWARD, "quick", 0, Status.OOM, message="no room")]
     site.run()

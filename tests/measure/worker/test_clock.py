@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,16 @@ from torch import Tensor
 from hyperbench.commands.doctor import flush_lines
 from hyperbench.measure.probe.diagnose import flush_ratio, warm_up
 from hyperbench.measure.worker.clock import CudaClock
+from hyperbench.measure.worker.conditions.conditions import Conditions
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
+from hyperbench.measure.worker.gate.result_check import Witness
+from hyperbench.measure.worker.main import StoppableClock
 from hyperbench.measure.worker.timing.cuda_graphs import GraphedCall, tensors_of
-from tests.helpers.standing_clock import Clock as Standing
+from hyperbench.measure.worker.timing.passes import prepare_pass
+from hyperbench.store.schema import Pass
+from tests.helpers.fake_clock import standing
+from tests.helpers.made_records import a_point
+from tests.helpers.made_runs import tiny
 
 L2_BYTES = 1000
 
@@ -238,11 +246,34 @@ class TestTheClockOfAGpu:
         clock, call = gpu.clock(), kernels(gpu, 1, 0.5, 0.01)
         clock.time_ms(call)
         flushes, slept, began_ms = len(gpu.flushed), len(gpu.sleeps_ms), gpu.host_ms
-        clock.is_load = True
         for _ in range(100):
-            clock.time_ms(call)
+            clock.time_ms(call, is_load=True)
         assert (len(gpu.flushed), len(gpu.sleeps_ms)) == (flushes, slept)
         assert gpu.host_ms - began_ms < 100 * 0.5 * 1.05
+
+
+def test_lasting_load_reaches_the_clock_of_the_gpu_through_all_that_stands_before_it() -> None:
+    gpu = Gpu()
+    clock = StoppableClock(gpu.clock(), lambda: None)
+    x = torch.ones(1, 1, 4, 2)
+
+    def method(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        gpu.launch(0.5)
+        return q
+
+    protocol = dataclasses.replace(
+        tiny().config.protocol, fixed_time=True, max_samples=10, warmup_min_s=0.01, warmup_max_s=0.01, input_copies=1,
+        budget_s={"forward": 0.1},
+    )  # fmt: skip
+    timed = prepare_pass(
+        method, Pass.FORWARD, [(x, x, x)], x, clock, protocol, Conditions(), a_point(),
+        lambda call, clock, period, adds_up: Witness(call, clock, (x, x, x), None, None, period),
+    )  # fmt: skip
+    timed.sampler.warm_up()
+    timed.sampler.take(1e9)
+    # One flush before the first call and one before each sample: what lies between is load alone.
+    assert len(gpu.flushed) == 1 + len(timed.sampler.samples_ms)
+    assert len(timed.sampler.samples_ms) <= 10
 
 
 def test_a_device_that_does_not_tell_its_cache_is_flushed_all_the_same() -> None:
@@ -275,7 +306,7 @@ def test_a_device_without_a_flush_needs_no_warning() -> None:
 
 @pytest.mark.parametrize(("calls", "seconds", "made"), [(3, 0.0, 3), (3, 0.1, 10), (20, 0.1, 20)])
 def test_warm_up_lasts_its_calls_and_its_time(calls: int, seconds: float, made: int) -> None:
-    clock, heard = Standing(), list[int]()
+    clock, heard = standing(), list[int]()
 
     def call() -> float:
         heard.append(1)

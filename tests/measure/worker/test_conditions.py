@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hyperbench.flops import above_peak_note, peak_flops_per_s
 from hyperbench.measure.cpu_load import CpuTimes, busy_seconds, busy_warning, read_cpu_times
 from hyperbench.measure.worker.conditions.conditions import (
     Conditions,
@@ -16,7 +17,6 @@ from hyperbench.measure.worker.conditions.conditions import (
     new_history,
 )
 from hyperbench.measure.worker.conditions.nvml import NvmlGpu, find_gpu, throttle_reasons
-from hyperbench.measure.worker.conditions.peaks import is_above_peak, peak_flops_per_s
 from hyperbench.measure.worker.conditions.surroundings import Surroundings, surroundings_for
 from hyperbench.store.schema import Flag
 
@@ -229,7 +229,7 @@ def test_the_peak_of_a_gpu_is_found_by_its_name() -> None:
 
 
 def test_a_rate_above_the_peak_is_noticed() -> None:
-    assert is_above_peak(2e12, 1.0, 1e15)
-    assert not is_above_peak(0.5e12, 1.0, 1e15)
-    assert not is_above_peak(2e12, 1.0, None)
-    assert not is_above_peak(None, 1.0, 1e15)
+    assert above_peak_note(2e12, 1.0, 1e15)
+    assert not above_peak_note(0.5e12, 1.0, 1e15)
+    assert not above_peak_note(2e12, 1.0, None)
+    assert not above_peak_note(None, 1.0, 1e15)

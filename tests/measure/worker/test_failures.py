@@ -80,7 +80,7 @@ def test_the_noise_floor_is_the_difference_of_equal_calls() -> None:
         def __init__(self) -> None:
             self.calls = 0
 
-        def time_ms(self, call: object) -> float:
+        def time_ms(self, call: object, *, is_load: bool = False) -> float:
             self.calls += 1
             return 1.1 if self.calls % 2 else 1.0
 

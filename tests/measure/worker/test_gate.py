@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hyperbench.measure.inputs.families import make_grad_output, make_inputs
+from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.gate import properties
 from hyperbench.measure.worker.gate.fingerprints import difference, fingerprint, print_of
 from hyperbench.measure.worker.gate.gate import Gate
 from hyperbench.measure.worker.gate.result_check import Witness
+from tests.helpers.fake_clock import FakeClock
 from tests.helpers.made_records import a_point
-from tests.helpers.measured_group import Clock
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SMALL = {"heads": 4, "kv_heads": 2, "seq_len": 24, "head_dim": 8, "input_params": {}, "hyper": {}}
@@ -137,7 +137,7 @@ def test_of_calls_on_several_inputs_only_those_on_the_groups_own_are_compared() 
     own, other = torch.ones(1, 1, 4, 2), torch.zeros(1, 1, 4, 2)
     inputs = (own, own, own)
     gives = [own]
-    witness = Witness(lambda: gives[0], Clock(), inputs, print_of([own]), None, period=3)
+    witness = Witness(lambda: gives[0], FakeClock(), inputs, print_of([own]), None, period=3)
     calls = itertools.cycle([witness.call, lambda: other, lambda: other])
     for _ in range(5):
         witness.time_ms(next(calls))

@@ -13,7 +13,8 @@ from hyperbench.measure.worker import report
 from hyperbench.measure.worker.conditions.conditions import GpuReading
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.store.schema import Pass, Status
-from tests.helpers.measured_group import HYPER, PASSES, Clock, Measured, all_of, cell, odd
+from tests.helpers.fake_clock import FakeClock
+from tests.helpers.measured_group import HYPER, PASSES, Measured, all_of, item, odd
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -21,8 +22,8 @@ from tests.helpers.measured_group import HYPER, PASSES, Clock, Measured, all_of,
 def test_a_group_reports_each_thing_it_owes_once(passes: tuple[str, ...], is_causal: bool) -> None:
     found = Measured(
         odd("exact", exact=True, is_causal=is_causal),
-        cell("hyperbench.measure.methods.hyper.hyper", hyper=HYPER, is_causal=is_causal),
-        cell("hyperbench.measure.methods.exact.cudnn", exact=True, is_causal=is_causal),
+        item("hyperbench.measure.methods.hyper.hyper", hyper=HYPER, is_causal=is_causal),
+        item("hyperbench.measure.methods.exact.cudnn", exact=True, is_causal=is_causal),
         odd("raises", is_causal=is_causal),
         passes=passes,
     )
@@ -31,7 +32,7 @@ def test_a_group_reports_each_thing_it_owes_once(passes: tuple[str, ...], is_cau
 
 
 def test_a_timing_says_how_it_was_taken() -> None:
-    found = Measured(cell("hyperbench.measure.methods.hyper.hyper", hyper=HYPER)).timings("hyper")
+    found = Measured(item("hyperbench.measure.methods.hyper.hyper", hyper=HYPER)).timings("hyper")
     for name, timing in found.items():
         assert timing.samples_ms == (1.0, 1.0)
         assert timing.warmup_ms
@@ -43,7 +44,7 @@ def test_a_timing_says_how_it_was_taken() -> None:
 
 
 def test_errors_are_measured_for_every_seed_and_exact_is_exact() -> None:
-    found = Measured(odd("exact", exact=True), cell("hyperbench.measure.methods.hyper.hyper", hyper=HYPER))
+    found = Measured(odd("exact", exact=True), item("hyperbench.measure.methods.hyper.hyper", hyper=HYPER))
     one, other = found.errors("hyper", 0), found.errors("hyper", 1)
     assert set(one) == set(other) > set(found.errors("exact"))
     for metric in ("out_rel_fro", "dq_rel_fro", "dk_rel_fro", "dv_rel_fro", "out_rel_op", "lse_mean_abs"):
@@ -59,8 +60,8 @@ def test_errors_are_measured_for_every_seed_and_exact_is_exact() -> None:
 
 
 def test_the_seed_of_an_error_row_is_the_seed_of_its_draw() -> None:
-    one = Measured(cell("hyperbench.measure.methods.hyper.hyper", hyper={**HYPER, "seed": 0}))
-    other = Measured(cell("hyperbench.measure.methods.hyper.hyper", hyper={**HYPER, "seed": 5}))
+    one = Measured(item("hyperbench.measure.methods.hyper.hyper", hyper={**HYPER, "seed": 0}))
+    other = Measured(item("hyperbench.measure.methods.hyper.hyper", hyper={**HYPER, "seed": 5}))
     for seed in (0, 1):
         for metric, row in one.errors("hyper", seed).items():
             assert other.errors("hyper", seed)[metric].value == pytest.approx(row.value)
@@ -141,7 +142,7 @@ def test_a_method_that_fails_in_the_middle_owes_nothing(after: int, monkeypatch:
 
 
 def test_what_cannot_run_here_says_why() -> None:
-    found = Measured(cell("hyperbench.measure.methods.exact.cudnn", exact=True))
+    found = Measured(item("hyperbench.measure.methods.exact.cudnn", exact=True))
     assert found.statuses("cudnn") == all_of("unsupported")
     assert "needs a CUDA GPU" in found.timings("cudnn")["forward"].message
     assert {row.status for row in found.errors("cudnn").values()} == {Status.UNSUPPORTED}
@@ -197,14 +198,34 @@ def test_an_unexplained_error_on_cuda_stops_the_group(monkeypatch: pytest.Monkey
 
 def test_later_rounds_time_and_measure_no_errors() -> None:
     found = Measured(odd("exact", exact=True), round_=1)
-    assert [key[2] for key in found.keys] == [1, 1, 1]
+    assert [key[-1] for key in found.keys] == [1, 1, 1]
     assert not found.errors("exact")
+
+
+def test_torchs_default_device_and_dtype_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = odd("exact", exact=True), item("hyperbench.measure.methods.hyper.hyper", hyper=HYPER, is_causal=True)
+    uniform = item("hyperbench.measure.methods.trivial.uniform", hyper={"sample_size": 4, "seed": 0}, is_causal=True)
+    plain = Measured(*items, uniform)
+    for name in ("properties", "backward_properties"):
+        monkeypatch.setattr(f"hyperbench.measure.worker.gate.{name}._examined", {})
+    try:
+        # As a method's module may leave them.
+        torch.set_default_device("meta")
+        torch.set_default_dtype(torch.float64)
+        found = Measured(*items, uniform)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    for name in ("exact", "hyper", "uniform"):
+        assert found.statuses(name) == all_of("ok"), found.timings(name)
+        errors, expected = ({m: row.value for m, row in one.errors(name).items()} for one in (found, plain))
+        assert errors == expected
 
 
 def test_a_later_round_that_wants_no_backward_pass_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "gradients", lambda *_: pytest.fail("a backward pass was made"))
     point_id = odd("exact").point.point_id
-    done = {(point_id, name, 1) for name in ("backward", "forward_backward")}
+    done = {(point_id, name, "", 1) for name in ("backward", "forward_backward")}
     assert Measured(odd("exact"), round_=1, finished=done).statuses("exact") == {"forward": "ok"}
 
 
@@ -252,16 +273,7 @@ def test_a_finished_method_is_written_while_a_slower_one_is_still_timed() -> Non
 
 
 def test_a_timing_says_what_its_first_call_took_and_what_was_in_memory_before() -> None:
-    class Later(Clock):
-        """Every look at it is a second later."""
-
-        s = 0.0
-
-        def now_s(self) -> float:
-            self.s += 1.0
-            return self.s
-
-    found = Measured(odd("exact", exact=True), clock=Later()).timings("exact")
+    found = Measured(odd("exact", exact=True), clock=FakeClock(look_s=1.0)).timings("exact")
     assert {name: timing.first_call_ms for name, timing in found.items()} == {
         "forward": 1000.0, "backward": 1000.0, "forward_backward": 2000.0
     }  # fmt: skip

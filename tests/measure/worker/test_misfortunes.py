@@ -9,10 +9,12 @@ import pytest
 from hyperbench.measure.messages import Task
 from hyperbench.measure.runner.worker_process import WorkerGone
 from hyperbench.measure.worker.group import GroupMeasurement
-from hyperbench.store.schema import ErrorRow, Pass, Stage, Status, Timing
+from hyperbench.store.schema import ErrorRow, Pass, Status, Timing
+from tests.helpers.fake_clock import FakeClock
 from tests.helpers.fake_worker import FakeWorker, Site, befalls, dies, hangs
+from tests.helpers.made_records import a_stage
 from tests.helpers.made_runs import tiny
-from tests.helpers.measured_group import Clock, Gauge
+from tests.helpers.measured_group import Gauge
 
 KILL = -9
 
@@ -22,7 +24,7 @@ class InThisProcess(FakeWorker):
 
     def _script(self, task: Task) -> Any:
         messages: list[Any] = []
-        measurement = GroupMeasurement(task, messages.append, Clock(), Gauge())
+        measurement = GroupMeasurement(task, messages.append, FakeClock(), Gauge())
         measurement.run()
         yield from messages
         if measurement.poisoned:
@@ -53,8 +55,8 @@ def test_a_backward_pass_that_breaks_the_device_costs_no_other_pass_or_method(mo
         "math": {"forward": ok, "backward": ok, "forward_backward": ok},
         "bad": {"forward": ok, "backward": error, "forward_backward": error},
     }
-    wanted = (Timing, ErrorRow)
-    keys = [r.key for r in site.journal.records if isinstance(r, wanted) and getattr(r, "metric", "") != "lse_mean_abs"]
+    kinds = (Timing, ErrorRow)
+    keys = [r.key for r in site.journal.records if isinstance(r, kinds) and getattr(r, "metric", "") != "lse_mean_abs"]
     assert len(keys) == len(set(keys))
     assert set(keys) == site.expected
     errors = {r.metric: r for r in site.journal.records if isinstance(r, ErrorRow) and r.point.method == "bad"}
@@ -88,10 +90,10 @@ def test_what_hangs_or_crashes_is_paid_for_once(fate: Any, status: str) -> None:
 @pytest.mark.parametrize("part", ["backward", "forward", "stages"])
 def test_memory_that_runs_out_in_one_part_skips_that_part_of_longer_points(part: str) -> None:
     run = tiny("shape.seq_len=64,128", "method=[math,hyper]", "stages=true")
-    point = next(c.point for c in run.cells if (c.point.method, c.point.seq_len) == ("math", 64))
+    point = next(p for p in run.points if (p.method, p.seq_len) == ("math", 64))
     name = run.config.protocol.name
     row = {
-        "stages": Stage(point, "first", None, (), ("first",), name, 0, Status.OOM, message="no room"),
+        "stages": a_stage(point, "first", all_stages=("first",), protocol=name, status=Status.OOM, message="no room"),
         "backward": Timing(point, Pass.BACKWARD, name, 0, Status.OOM, message="no room"),
         "forward": Timing(point, Pass.FORWARD, name, 0, Status.OOM, message="no room"),
     }[part]
@@ -100,13 +102,13 @@ def test_memory_that_runs_out_in_one_part_skips_that_part_of_longer_points(part:
     site.run()
     long = [r for r in site.journal.records if (r.point.method, r.point.seq_len) == ("math", 128)]
     skipped = {
-        "stages" if isinstance(r, Stage) else str(r.pass_)
+        "stages" if r.stage else str(r.pass_)
         for r in long if not isinstance(r, ErrorRow) and r.status is Status.SKIPPED_AFTER_OOM
     }  # fmt: skip
     backward = {"backward", "forward_backward"}
     assert skipped == {"stages": {"stages"}, "backward": backward, "forward": {"forward", "stages", *backward}}[part]
     assert set(site.keys) == site.expected
-    asked = [t for worker in site.workers for t in worker.tasks if t.todos[0].cell.point.seq_len == 128]
+    asked = [t for worker in site.workers for t in worker.tasks if t.items[0].point.seq_len == 128]
     without = {point_id for task in asked for point_id in task.without_backward}
     # Nor is it called for the errors of gradients.
     assert len(without) == (part == "backward")
@@ -115,9 +117,9 @@ def test_memory_that_runs_out_in_one_part_skips_that_part_of_longer_points(part:
 def test_a_kill_in_the_check_of_a_backward_pass_leaves_the_forward_pass() -> None:
     class Checks(FakeWorker):
         def _script(self, task: Task) -> Any:
-            for wanted in task.todos:
-                point_id = wanted.cell.point.point_id
-                if set(wanted.passes) - {Pass.FORWARD}:
+            for item in task.items:
+                point_id = item.point.point_id
+                if set(item.passes) - {Pass.FORWARD}:
                     yield {"event": "begin", "unit": "check", "point_id": point_id, "pass": "backward"}
             yield from super()._script(task)
 

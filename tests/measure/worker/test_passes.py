@@ -16,6 +16,7 @@ from hyperbench.measure.worker.conditions.conditions import Conditions, GpuReadi
 from hyperbench.measure.worker.gate.gate import Witness
 from hyperbench.measure.worker.timing.passes import TimedPass, prepare_pass
 from hyperbench.store.schema import Flag, Pass, Status
+from tests.helpers.fake_clock import FakeClock
 from tests.helpers.made_records import a_point
 from tests.helpers.made_runs import tiny
 
@@ -27,28 +28,6 @@ def qkv(seq_len: int = 12, heads: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, seq_len, 4, generator=generator) for _ in range(3))
     return q, k, v
-
-
-class Clock:
-    """Makes the call; each takes a millisecond on the device, and as long on the host as it is told."""
-
-    def __init__(self, host_ms: float | None = None, times: Callable[[int], float] = lambda i: 1.0) -> None:
-        self.host_ms = host_ms
-        self.is_load = False
-        self.loads: list[bool] = []
-        self.calls = 0
-        self._times = times
-
-    def now_s(self) -> float:
-        """Never later."""
-        return 0.0
-
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """Make the call."""
-        call()
-        self.loads.append(self.is_load)
-        self.calls += 1
-        return self._times(self.calls)
 
 
 class Remembers:
@@ -75,13 +54,13 @@ def conditions(*reasons: str) -> Conditions:
     return found
 
 
-def unwatched(call: Callable[[], object], clock: Clock, period: int, adds_up: bool) -> Witness:
+def unwatched(call: Callable[[], object], clock: FakeClock, period: int, adds_up: bool) -> Witness:
     """A witness that has nothing to compare with."""
     return Witness(call, clock, qkv(), None, None, period)
 
 
 def prepared(
-    pass_: Pass, clock: Clock, method: Any = None, *, forward_ms: float = 0.0, reasons: tuple[str, ...] = (),
+    pass_: Pass, clock: FakeClock, method: Any = None, *, forward_ms: float = 0.0, reasons: tuple[str, ...] = (),
     **protocol: Any,
 ) -> TimedPass:  # fmt: skip
     """A pass ready to be sampled."""
@@ -100,11 +79,11 @@ def sampled(timed: TimedPass) -> TimedPass:
 
 
 def test_the_clock_is_told_which_calls_are_only_load() -> None:
-    clock = Clock()
+    clock = FakeClock()
     timed = sampled(prepared(Pass.FORWARD, clock, fixed_time=True, max_samples=10, budget_s={"forward": 0.1}))
     assert clock.loads.count(False) == len(timed.sampler.samples_ms) == 10
     assert clock.loads.count(True) == 90
-    steady = Clock()
+    steady = FakeClock()
     sampled(prepared(Pass.FORWARD, steady))
     assert not any(steady.loads)
 
@@ -149,17 +128,17 @@ def test_calls_are_made_in_turn() -> None:
 @pytest.mark.parametrize("pass_", [Pass.FORWARD, Pass.FORWARD_BACKWARD])
 def test_neighbouring_samples_never_meet_the_same_inputs(pass_: Pass) -> None:
     method = Remembers()
-    sampled(prepared(pass_, Clock(), method))
+    sampled(prepared(pass_, FakeClock(), method))
     assert len(method.seen) == 10
     assert not any(torch.equal(a, b) for a, b in zip(method.seen, method.seen[1:], strict=False))
 
 
 def test_a_backward_pass_keeps_a_graph_for_each_of_its_inputs_unless_that_takes_long() -> None:
     method = Remembers()
-    timed = prepared(Pass.BACKWARD, Clock(), method)
+    timed = prepared(Pass.BACKWARD, FakeClock(), method)
     assert (len(method.seen), timed.facts) == (4, {"input_copies": 4})
     slow = Remembers()
-    timed = prepared(Pass.BACKWARD, Clock(), slow, forward_ms=1e6)
+    timed = prepared(Pass.BACKWARD, FakeClock(), slow, forward_ms=1e6)
     assert (len(slow.seen), timed.facts) == (1, {"input_copies": 1})
 
 
@@ -185,22 +164,22 @@ def test_the_authors_add_gradients_up_and_we_do_not() -> None:
 
 
 def test_steady_samples_on_a_quiet_machine_have_no_flag() -> None:
-    judged = sampled(prepared(Pass.FORWARD, Clock())).judge(1e6, None)
+    judged = sampled(prepared(Pass.FORWARD, FakeClock())).judge(1e6, None)
     assert (judged.status, judged.flags, judged.notes, judged.host_ms) == (Status.OK, (), (), None)
 
 
 @pytest.mark.parametrize(
     ("clock", "peak", "flags"),
     [
-        (Clock(host_ms=0.5), None, ()),
-        (Clock(host_ms=1.5), None, (Flag.HOST_BOUND,)),
-        (Clock(), 1e9, ()),
-        (Clock(), 0.9e9, (Flag.ABOVE_PEAK,)),
-        (Clock(times=lambda i: 1.0 + 0.01 * i), None, (Flag.DRIFT,)),
-        (Clock(times=lambda i: 1.0 + 0.2 * (i % 2)), None, (Flag.BIMODAL,)),
+        (FakeClock(host_ms=0.5), None, ()),
+        (FakeClock(host_ms=1.5), None, (Flag.HOST_BOUND,)),
+        (FakeClock(), 1e9, ()),
+        (FakeClock(), 0.9e9, (Flag.ABOVE_PEAK,)),
+        (FakeClock(lambda i: 1.0 + 0.01 * i), None, (Flag.DRIFT,)),
+        (FakeClock(lambda i: 1.0 + 0.2 * (i % 2)), None, (Flag.BIMODAL,)),
     ],
 )
-def test_each_flag_has_its_cause(clock: Clock, peak: float | None, flags: tuple[str, ...]) -> None:
+def test_each_flag_has_its_cause(clock: FakeClock, peak: float | None, flags: tuple[str, ...]) -> None:
     judged = sampled(prepared(Pass.FORWARD, clock, target_half_width=1e-9, budget_s={"forward": 1.0})).judge(1e6, peak)
     assert judged.flags == tuple(map(str, flags))
     assert judged.status is Status.OK
@@ -208,7 +187,7 @@ def test_each_flag_has_its_cause(clock: Clock, peak: float | None, flags: tuple[
 
 
 def test_held_down_clocks_mark_the_timing_and_never_drop_it() -> None:
-    timed = sampled(prepared(Pass.FORWARD, Clock(), reasons=("sw_power_cap", "hw_slowdown")))
+    timed = sampled(prepared(Pass.FORWARD, FakeClock(), reasons=("sw_power_cap", "hw_slowdown")))
     judged = timed.judge(1e6, None)
     assert judged.status is Status.THROTTLED
     assert judged.status.has_timing
@@ -221,7 +200,7 @@ def test_a_graph_that_no_longer_gives_the_output_is_the_failure_of_its_pass() ->
         def check(self) -> None:
             raise RuntimeError("another output")
 
-    timed = sampled(prepared(Pass.FORWARD, Clock()))
+    timed = sampled(prepared(Pass.FORWARD, FakeClock()))
     assert timed.failure() is None
     timed.graphs.append(Broken())  # type: ignore[arg-type]
     assert str(timed.failure()) == "another output"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from hyperbench.measure.inputs.families import make_inputs
+from hyperbench.measure.inputs import make_inputs
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.errors.reference import Reference, make_reference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from random import Random
 from typing import Any
@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.measure.worker.timing.sampler import Sampler, interleave
+from hyperbench.measure.worker.timing.stopping import StoppingRule
 from hyperbench.stats.samples import median, median_interval, summarise
 from hyperbench.stats.shape import has_two_modes
 from hyperbench.store.schema import StopReason
-from tests.helpers.standing_clock import Clock
+from tests.helpers.fake_clock import FakeClock, standing
 
 PROTOCOL = ProtocolConfig(
     name="test",
@@ -39,7 +40,7 @@ PROTOCOL = ProtocolConfig(
 
 
 def sampler(
-    times: Iterable[float | Exception], budget_s: float = 1.0, clock: Clock | None = None, **changes: Any
+    times: Iterable[float | Exception], budget_s: float = 1.0, clock: FakeClock | None = None, **changes: Any
 ) -> Sampler:
     """A sampler of a call that takes these milliseconds, one after the other, or raises."""
     left: Iterator[float | Exception] = iter(times)
@@ -50,7 +51,7 @@ def sampler(
             raise value
         return value
 
-    return Sampler(call, clock or Clock(), dataclasses.replace(PROTOCOL, **changes), budget_s)
+    return Sampler(call, clock or standing(), dataclasses.replace(PROTOCOL, **changes), budget_s)
 
 
 def forever(*values: float) -> Iterator[float]:
@@ -92,7 +93,7 @@ def test_warm_up_goes_on_while_calls_get_faster() -> None:
 
 
 def test_warm_up_sees_a_slow_rise_of_calls_of_microseconds() -> None:
-    clock = Clock()
+    clock = standing()
 
     def call() -> float:
         return 0.02 * (1.3 - 0.3 * min(1.0, clock.now_s() / 0.4))
@@ -154,7 +155,7 @@ def test_the_interval_covers_the_median_when_it_ends_the_sampling_itself(spread:
     true_ms = 1.0 + spread * math.log(2.0) if skewed else 1.0
     for _ in range(runs):
         call = partial(_skewed if skewed else random.gauss, *((random, spread) if skewed else (1.0, spread)))
-        found = Sampler(call, Clock(), dataclasses.replace(PROTOCOL, max_samples=500), 100.0)
+        found = Sampler(call, standing(), dataclasses.replace(PROTOCOL, max_samples=500), 100.0)
         found.take(1e9)
         low_ms, high_ms = median_interval(found.samples_ms)
         hits += low_ms <= true_ms <= high_ms
@@ -226,7 +227,7 @@ def test_ctrl_c_is_no_failure_of_the_call() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Sampler(interrupted, Clock(), PROTOCOL, 1.0).warm_up()
+        Sampler(interrupted, standing(), PROTOCOL, 1.0).warm_up()
 
 
 def test_a_turn_lasts_its_slice_and_takes_one_sample_at_least() -> None:
@@ -238,7 +239,7 @@ def test_a_turn_lasts_its_slice_and_takes_one_sample_at_least() -> None:
 
 
 def test_methods_take_turns_so_that_drift_meets_all_alike() -> None:
-    clock, turns = Clock(), list[int]()
+    clock, turns = standing(), list[int]()
     pair = [
         sampler((1.0 if i % 2 else 2.0 for i in range(1000)), 0.1, clock, max_samples=500),
         sampler((5.0 if i % 2 else 10.0 for i in range(1000)), 0.1, clock, max_samples=500),
@@ -279,7 +280,7 @@ class TestSpread:
     """Precision must wait until the samples are spread over some time: a fast call is not judged by one moment."""
 
     def test_samples_of_a_fast_call_lie_over_the_whole_time_and_are_no_more_than_allowed(self) -> None:
-        clock = Clock()
+        clock = standing()
         found = sampler(forever(0.02), clock=clock, min_spread_s=0.1, max_samples=500)
         while not found.done:
             found.take(1.0)
@@ -289,7 +290,7 @@ class TestSpread:
 
     def test_a_step_that_few_milliseconds_would_miss_shows_in_the_flags(self) -> None:
         def samples(min_spread_s: float) -> list[float]:
-            clock = Clock()
+            clock = standing()
             found = Sampler(
                 lambda: 0.02 if clock.now_s() > 0.05 else 0.026, clock,
                 dataclasses.replace(PROTOCOL, min_spread_s=min_spread_s), 1.0,
@@ -308,7 +309,7 @@ class TestSpread:
         assert found.stop_reason is StopReason.BUDGET
 
     def test_fast_calls_take_turns_and_those_of_others_count(self) -> None:
-        turns, clock = list[int](), Clock()
+        turns, clock = list[int](), standing()
         pair = [sampler(forever(1.0), clock=clock, min_spread_s=0.1, slices=4, max_samples=500) for _ in range(3)]
         interleave(pair, 0.25, turns.append)
         warmed_up, began_s = turns[:3], 3 * 6e-3
@@ -318,15 +319,10 @@ class TestSpread:
 
 
 def test_what_a_clock_does_around_its_calls_is_paid_from_the_budget() -> None:
-    class Careful(Clock):
-        def time_ms(self, call: Callable[[], Any]) -> float:
-            self.now_ms += 9.0
-            return super().time_ms(call)
-
-    found = sampler(forever(1.0), 0.5, Careful(), target_half_width=1e-12, min_samples=40)
+    found = sampler(forever(1.0), 0.5, standing(around_ms=9.0), target_half_width=1e-12, min_samples=40)
     found.take(1e9)
     assert len(found.samples_ms) == 40
-    found = sampler(forever(1.0), 0.3, Careful(), target_half_width=1e-12, min_samples=40)
+    found = sampler(forever(1.0), 0.3, standing(around_ms=9.0), target_half_width=1e-12, min_samples=40)
     found.take(1e9)
     assert (found.stop_reason, len(found.samples_ms)) == (StopReason.BUDGET, 30)
 
@@ -351,34 +347,24 @@ class TestFixedTime:
         assert (found.stop_reason, found.samples_ms) == (StopReason.BUDGET, [900.0])
 
     def test_it_is_time_that_passes_and_not_that_of_the_calls_alone(self) -> None:
-        class Careful(Clock):
-            def time_ms(self, call: Callable[[], Any]) -> float:
-                self.now_ms += 4.0
-                return super().time_ms(call)
-
-        clock = Careful()
+        clock = standing(around_ms=4.0)
         sampler(forever(1.0), 0.5, clock, fixed_time=True).take(1e9)
         assert clock.now_s() == pytest.approx(0.5, rel=0.02)
 
     def test_only_calls_that_are_no_samples_are_said_to_be_load(self) -> None:
-        said, load = [False], list[bool]()
-
-        def call() -> float:
-            load.append(said[0])
-            return 1.0
-
-        protocol = dataclasses.replace(PROTOCOL, fixed_time=True, max_samples=20, warmup_min_s=0.1, warmup_max_s=0.1)
-        found = Sampler(call, Clock(), protocol, 0.5, lambda on: said.__setitem__(0, on))
+        clock = standing()
+        options = {"fixed_time": True, "max_samples": 20, "warmup_min_s": 0.1, "warmup_max_s": 0.1}
+        found = sampler(forever(1.0), 0.5, clock, **options)
         found.warm_up()
         found.take(1e9)
+        load = clock.loads
         assert load[: len(found.warmup_ms)] == [False, *[True] * (len(found.warmup_ms) - 1)]
         samples = load[len(found.warmup_ms) :]
         assert samples.count(False) == len(found.samples_ms)
         assert samples[0] is False
-        assert said == [False]
 
     def test_one_is_brought_to_its_end_right_after_its_warm_up_before_the_next_begins(self) -> None:
-        turns, clock = list[int](), Clock()
+        turns, clock = list[int](), standing()
         group = [sampler(forever(ms), 0.2, clock, fixed_time=True) for ms in (1.0, 2.0)]
         interleave(group, 0.05, turns.append, in_turns=False)
         assert turns == sorted(turns)
@@ -400,15 +386,33 @@ class TestFixedTime:
 
 
 def test_the_time_of_the_host_is_kept_beside_each_sample_where_the_clock_tells() -> None:
-    class Both(Clock):
-        host_ms: float | None = None
+    clock = standing(host_ms=0.0)
 
-        def time_ms(self, call: Callable[[], Any]) -> float:
-            self.host_ms = 3.0 + self.now_ms
-            return super().time_ms(call)
+    def call() -> float:
+        clock.host_ms = 3.0 + clock.now_ms
+        return 1.0
 
-    found = sampler(forever(1.0), clock=Both())
+    found = Sampler(call, clock, PROTOCOL, 1.0)
     interleave([found], 0.01)
     assert len(found.host_ms) == len(found.samples_ms)
     assert found.host_ms == sorted(found.host_ms)
     assert measured(forever(1.0)).host_ms == []
+
+
+class TestTheStoppingRule:
+    """By itself, without a call, a clock or turns."""
+
+    def test_equal_samples_suffice_as_soon_as_they_are_spread(self) -> None:
+        rule = StoppingRule(PROTOCOL, 1.0)
+        for count in range(1, 11):
+            rule.add(1.0)
+            reasons = [rule.reason(float(count), is_spread=is_spread) for is_spread in (False, True)]
+            assert reasons == [None, StopReason.PRECISION if count == 10 else None]
+
+    def test_the_budget_counts_the_call_that_would_come_next(self) -> None:
+        rule = StoppingRule(PROTOCOL, 1.0)
+        for sample_ms in (300.0, 300.0):
+            rule.add(sample_ms)
+        assert rule.reason(700.0, is_spread=True) is None
+        assert rule.reason(701.0, is_spread=True) is StopReason.BUDGET
+        assert rule.note == "2 of 10 samples: a call takes 0.3 s and the budget is 1 s"

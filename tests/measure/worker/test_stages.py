@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -21,11 +21,11 @@ from hyperbench.measure.worker.calls import rotated
 from hyperbench.measure.worker.conditions.conditions import GpuReading
 from hyperbench.measure.worker.conditions.surroundings import Surroundings
 from hyperbench.measure.worker.group import GroupMeasurement
-from hyperbench.stats.samples import median
 from hyperbench.store.record_json import from_json
-from hyperbench.store.schema import ALL_STAGES, ErrorRow, Flag, Pass, Stage, Status, StopReason, Timing
+from hyperbench.store.schema import ALL_STAGES, Flag, Pass, Record, Status, StopReason, Timing
+from tests.helpers.fake_clock import FakeClock
 from tests.helpers.fake_worker import STAGES, FakeWorker, Message, Site, dies, hangs
-from tests.helpers.made_records import a_point, a_timing
+from tests.helpers.made_records import a_point, a_stage
 from tests.helpers.made_runs import HYPER_DEFAULTS, prepared, tiny
 
 HYPER = "hyperbench.measure.methods.hyper.hyper"
@@ -33,44 +33,12 @@ SMALL = {**HYPER_DEFAULTS, "block_size": 8, "sample_size": 8, "num_projections":
 NAMES = ("scores", "weights", "out")
 ERROR = ErrorConfig(seeds=(0,), rows=8, grad_max_seq_len=None, operator_norm_max_seq_len=64, float64_max_seq_len=64)
 POINT = a_point(hyper={"seed": 0}, seq_len=64)
-CELL = work_items.Cell(POINT, exact=False)
 
 
-class Clock:
-    """A call takes as many milliseconds as there were calls of it."""
-
-    host_ms: float | None = None
-
-    def __init__(self) -> None:
-        self.calls: dict[int, int] = {}
-
-    def now_s(self) -> float:
-        """Never later."""
-        return 0.0
-
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """Make the call."""
-        call()
-        self.calls[id(call)] = self.calls.get(id(call), 0) + 1
-        return float(self.calls[id(call)])
-
-
-class Steady(Clock):
-    """Each call takes a millisecond, and gives the host back after `host_ms`; each look at the time, `look_s`."""
-
-    def __init__(self, host_ms: float | None = None, look_s: float = 0.0) -> None:
-        super().__init__()
-        self.host_ms, self._look_s, self._now_s = host_ms, look_s, 0.0
-
-    def now_s(self) -> float:
-        """Later by a look."""
-        self._now_s += self._look_s
-        return self._now_s
-
-    def time_ms(self, call: Callable[[], object]) -> float:
-        """Make the call."""
-        super().time_ms(call)
-        return 1.0
+def remaining(round_: int = 0, done: Iterable[Record] = (), stages: bool = True) -> work_items.WorkItem:
+    """What is left of the point when some records are there."""
+    config = dataclasses.replace(tiny().config, passes=("forward",), error=ERROR, stages=stages)
+    return work_items.remaining(POINT, config, round_, work_items.Progress(config.protocol, done))
 
 
 class Gauge:
@@ -86,23 +54,23 @@ class Gauge:
 
 
 class Measured:
-    """What a group with one cell reports of its stages, and of all else."""
+    """What a group with one point reports of its stages, and of all else."""
 
-    def __init__(self, target: str, *, is_causal: bool = False, timed: tuple[str, ...] = (), **todo: Any) -> None:
+    def __init__(self, target: str, *, is_causal: bool = False, timed: tuple[str, ...] = (), **options: Any) -> None:
         shape = {"heads": 2, "kv_heads": 2, "seq_len": 40, "head_dim": 8, "input_params": {}}
         self.hyper = SMALL if target == HYPER else {}
-        method = target if "." in target else f"odd_methods.{target}"
+        method = target if "." in target else f"tests.helpers.odd_methods.{target}"
         point = a_point(method="it", target=method, is_causal=is_causal, hyper=self.hyper, **shape)
         config = tiny().config
-        wanted = work_items.Todo(work_items.Cell(point, False), todo.get("passes", (Pass.FORWARD,)), (), True, timed)
+        item = work_items.WorkItem(point, False, options.get("passes", (Pass.FORWARD,)), (), True, timed)
         self.messages: list[Message] = []
-        protocol = dataclasses.replace(config.protocol, **todo.get("protocol", {}))
-        task = Task((wanted,), ("forward",), protocol, config.error, todo.get("round_", 0), None)
-        clock, surroundings = todo.get("clock") or Clock(), todo.get("surroundings")
+        protocol = dataclasses.replace(config.protocol, **options.get("protocol", {}))
+        task = Task((item,), ("forward",), protocol, config.error, options.get("round_", 0), None)
+        clock, surroundings = options.get("clock") or FakeClock(float), options.get("surroundings")
         self.measurement = GroupMeasurement(task, self.messages.append, clock, Gauge(), surroundings)
         self.measurement.run()
         self.records = [from_json(m["record"]) for m in self.messages if m["event"] == "record"]
-        self.rows = [r for r in self.records if isinstance(r, Stage)]
+        self.rows = [r for r in self.records if isinstance(r, Timing) and r.stage]
         self.by_name = {r.stage: r for r in self.rows}
 
 
@@ -121,14 +89,14 @@ def test_every_stage_is_timed_once_and_knows_its_place(target: str, is_causal: b
     for row in found.rows:
         assert (row.status, row.all_stages, row.protocol, row.round) == (Status.OK, names, "quick", 0)
         assert protocol.slow_min_samples <= len(row.samples_ms) <= protocol.max_samples
-        assert row.median_ms == median(row.samples_ms)
         assert row.stop_reason in StopReason
-    assert any(isinstance(r, Timing) and r.status is Status.OK for r in found.records)
+    assert any(isinstance(r, Timing) and not r.stage and r.status is Status.OK for r in found.records)
 
 
 def test_stages_come_after_the_passes_so_that_none_is_lost_to_them() -> None:
-    kinds = [type(record) for record in Measured("staged").records]
-    assert kinds.index(Stage) > max(i for i, kind in enumerate(kinds) if kind is Timing)
+    stages = [bool(record.stage) for record in Measured("staged").records if isinstance(record, Timing)]
+    assert {*stages} == {False, True}
+    assert stages == sorted(stages)
 
 
 def test_progress_names_the_stage() -> None:
@@ -146,7 +114,7 @@ def test_all_stages_run_in_order_before_any_is_timed() -> None:
 def test_only_missing_stages_are_timed_though_all_are_run(timed: tuple[str, ...]) -> None:
     found = Measured("staged", timed=timed, passes=())
     assert sorted(found.by_name) == sorted(set(NAMES) - set(timed))
-    assert not any(isinstance(r, (Timing, ErrorRow)) for r in found.records)
+    assert found.records == found.rows
     method: Any = registry.find("tests.helpers.odd_methods.staged").function
     assert {name: method.calls.count(name) for name in timed} == dict.fromkeys(timed, 1)
 
@@ -155,7 +123,7 @@ def test_only_missing_stages_are_timed_though_all_are_run(timed: tuple[str, ...]
 def test_stages_work_on_several_inputs_in_turn_unless_making_them_takes_long(look_s: float, copies: int) -> None:
     method: Any = registry.find("tests.helpers.odd_methods.staged").function
     method.seen.clear()
-    rows = Measured("staged", clock=Steady(look_s=look_s)).rows
+    rows = Measured("staged", clock=FakeClock(look_s=look_s)).rows
     assert {row.conditions["input_copies"] for row in rows} == {copies}
     same = [torch.equal(a, b) for a, b in zip(method.seen, method.seen[1:], strict=False)]
     assert len(same) > len(NAMES)
@@ -182,15 +150,15 @@ def test_what_the_rotated_stages_of_hyper_give_is_the_output_on_their_own_inputs
 def test_a_steady_stage_has_no_flag_of_its_samples_and_a_growing_one_drifts() -> None:
     many = {"min_samples": 20, "max_samples": 20, "budget_s": {"forward": 1e3}}
 
-    def of_samples(clock: Clock) -> list[set[str]]:
+    def of_samples(clock: FakeClock) -> list[set[str]]:
         return [set(row.flags) - {Flag.BUSY_MACHINE} for row in Measured("staged", clock=clock, protocol=many).rows]
 
-    assert of_samples(Steady()) == [set()] * 3
-    assert of_samples(Clock()) == [{Flag.DRIFT}] * 3
+    assert of_samples(FakeClock()) == [set()] * 3
+    assert of_samples(FakeClock(float)) == [{Flag.DRIFT}] * 3
 
 
 def test_a_stage_whose_launch_takes_longer_than_its_work_is_flagged() -> None:
-    for row in Measured("staged", clock=Steady(host_ms=2.0)).rows:
+    for row in Measured("staged", clock=FakeClock(host_ms=2.0)).rows:
         assert Flag.HOST_BOUND in row.flags
         assert row.host_ms == 2.0
         assert row.status is Status.OK
@@ -205,7 +173,7 @@ def test_held_down_clocks_mark_a_stage_and_its_conditions_are_kept() -> None:
     assert len(rows) == len(NAMES)
     for row in rows:
         assert row.status is Status.THROTTLED
-        assert row.median_ms is not None
+        assert row.samples_ms
         assert "throttled" in row.flags
         assert "throttled: sw_power_cap" in row.message
         assert (row.conditions["threads"], row.conditions["sm_clock_mhz_min"]) == (2, 1200.0)
@@ -239,10 +207,10 @@ def test_what_goes_wrong_before_the_timing_is_a_row_for_each_and_leaves_the_pass
     found = Measured(target)
     assert tuple(row.stage for row in found.rows) == names
     for row in found.rows:
-        assert (str(row.status), row.median_ms, row.samples_ms) == (status, None, ())
+        assert (str(row.status), row.samples_ms) == (status, ())
         assert words in row.message
         assert "\n" not in row.message
-    assert [r.status for r in found.records if isinstance(r, Timing)] == [Status.OK]
+    assert [r.status for r in found.records if isinstance(r, Timing) and not r.stage] == [Status.OK]
     assert not found.measurement.poisoned
 
 
@@ -279,37 +247,33 @@ def test_the_stages_of_hyper_take_its_parameters_and_its_draw() -> None:
 
 @given(st.lists(st.sampled_from(STAGES)), st.booleans())
 def test_stages_are_finished_when_each_has_a_record(names: list[str], failed: bool) -> None:
-    finished = work_items.FinishedStages()
-    for name in names:
-        if failed:
-            finished.add(Stage(POINT, name, None, (), STAGES, status=Status.OOM, message="no room"))
-        else:
-            finished.add(Stage(POINT, name, 1.0, (1.0,), STAGES))
-    wanted = work_items.todo(CELL, (), ERROR, 0, set(), finished)
-    assert wanted.stages == (set(names) < set(STAGES))
-    if wanted.stages:
-        assert set(wanted.timed_stages) == set(names)
+    done = [
+        a_stage(POINT, name, all_stages=STAGES, status=Status.OOM, message="no room")
+        if failed
+        else a_stage(POINT, name, 1.0, all_stages=STAGES)
+        for name in names
+    ]
+    item = remaining(0, done)
+    assert item.stages == (set(names) < set(STAGES))
+    if item.stages:
+        assert set(item.timed_stages) == set(names)
     # Another round and another point have theirs to come, and without being asked for there are none.
-    assert work_items.todo(CELL, (), ERROR, 1, set(), finished).stages
-    assert work_items.todo(work_items.Cell(a_point(), False), (), ERROR, 0, set(), finished).timed_stages == ()
-    assert not work_items.todo(CELL, (), ERROR, 0, set()).stages
+    assert remaining(1, done).stages
+    assert remaining(0, [dataclasses.replace(record, point=a_point()) for record in done]).timed_stages == ()
+    assert not remaining(0, done, stages=False).stages
 
 
 def test_giving_up_leaves_no_stage_to_do() -> None:
-    finished = work_items.FinishedStages()
-    wanted = work_items.todo(CELL, ("forward",), ERROR, 0, set(), finished)
-    rows = list(work_items.failed_records(wanted, ("forward",), ERROR, "strict", 0, Status.TIMEOUT, "slow"))
-    (row,) = [r for r in rows if isinstance(r, Stage)]
+    rows = list(work_items.failed_records(remaining(), ("forward",), ERROR, "strict", 0, Status.TIMEOUT, "slow"))
+    (row,) = [r for r in rows if isinstance(r, Timing) and r.stage]
     assert (row.stage, row.status, row.message, row.protocol) == (ALL_STAGES, Status.TIMEOUT, "slow", "strict")
-    finished.add(row)
-    assert work_items.todo(CELL, (), ERROR, 1, set(), finished).stages
-    assert not work_items.todo(CELL, (), ERROR, 0, {r.key for r in rows}, finished).stages
+    assert remaining(1, [row]).stages
+    assert not remaining(0, [row]).stages
 
 
 def test_stages_have_their_part_in_the_estimate() -> None:
     run = prepared("stages=true", "method=hyper")
-    cell = run.cells[0]
-    alone = estimate_s(work_items.Todo(cell, (), (), True), run.config, 1e11)
+    alone = estimate_s(work_items.WorkItem(run.points[0], False, stages=True), run.config, 1e11)
     assert set(alone) == {"check", "stages"}
     assert alone["stages"] > 0
     assert run.estimates_s()[0] > prepared("method=hyper").estimates_s()[0]
@@ -400,7 +364,3 @@ def test_a_run_without_stages_asks_for_none() -> None:
     site = Site(tiny("shape.seq_len=64", "method=[math,hyper]", "passes=[forward]"))
     site.run()
     assert site.stages == []
-
-
-def test_a_timing_and_a_stage_of_the_same_name_have_different_keys() -> None:
-    assert a_timing().key != Stage(a_point(), "forward", 1.0).key

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from hyperbench.measure.cpu_load import BUSY_SHARE, SHORTEST_S, CpuTimes, others_used_s, read_cpu_times
 from hyperbench.stats.samples import median
-from hyperbench.store.environment import ranges
+from hyperbench.store.provenance import ranges
 from hyperbench.store.schema import Flag
 
 #: So many of the latest readings are kept: the one that is looked for lies a quarter of a second back.

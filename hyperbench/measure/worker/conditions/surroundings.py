@@ -6,9 +6,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from hyperbench.flops import peak_flops_per_s
 from hyperbench.measure.cpu_load import CpuTimes, read_cpu_times
 from hyperbench.measure.worker.conditions.conditions import Conditions, Gpu, fixed_conditions, new_history
-from hyperbench.measure.worker.conditions.peaks import peak_flops_per_s
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Surroundings:
 
 def surroundings_for(device: str, threads: int) -> Surroundings:
     """What is around this process on a device."""
-    from hyperbench.store.environment import available_cpus
+    from hyperbench.store.provenance import available_cpus
 
     fixed = fixed_conditions(threads)
     # So that the first pass has a moment to look back to.

@@ -60,10 +60,10 @@ def make_reference(
     num_keys, group = k.shape[2], q.shape[1] // k.shape[1]
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     all_rows = num_keys <= num_rows
-    rows = torch.arange(num_keys)
+    rows = torch.arange(num_keys, device="cpu")
     if not all_rows:
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.randperm(num_keys, generator=generator)[:num_rows].sort().values
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        rows = torch.randperm(num_keys, generator=generator, device="cpu")[:num_rows].sort().values
     rows = rows.to(q.device)
     cotangent = None if grad_output is None else grad_output.to(dtype)
     heads = _each_head(q.shape[0], q.shape[1], group)
@@ -125,8 +125,9 @@ def _operator_scale(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, seed: int)
     positions = torch.arange(q.shape[2], device=q.device)
     for batch, head, kv_head in _each_head(q.shape[0], q.shape[1], group):
         probs, _ = _softmax(q[batch, head], k[batch, kv_head], positions, is_causal)
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(k.shape[2], _POWER_BLOCK, generator=generator).to(device=q.device, dtype=q.dtype)
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        drawn = torch.randn(k.shape[2], _POWER_BLOCK, generator=generator, device="cpu", dtype=torch.float32)
+        x = drawn.to(device=q.device, dtype=q.dtype)
         # The largest singular vector of a non-negative matrix is non-negative: ones are never orthogonal to it.
         x[:, 0] = 1.0
         for _ in range(_POWER_ITERATIONS):

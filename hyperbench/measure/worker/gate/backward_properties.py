@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hyperbench.measure.inputs.families import make_grad_output, make_inputs
+from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.methods.method import Method
 from hyperbench.measure.worker.calls import Inputs, as_leaves, gradients
 from hyperbench.measure.worker.errors import accuracy

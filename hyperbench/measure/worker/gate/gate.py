@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
-from hyperbench.measure.inputs.families import make_grad_output, make_inputs
+from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.worker.calls import Inputs, as_leaves, gradients
-from hyperbench.measure.worker.candidate import Candidate
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
@@ -38,6 +37,7 @@ from hyperbench.measure.worker.gate.fingerprints import fingerprint, print_of
 from hyperbench.measure.worker.gate.properties import changed_in_place, examine, examine_exact_gradients, probe_point
 from hyperbench.measure.worker.gate.result_check import Witness
 from hyperbench.measure.worker.memory import Gauge
+from hyperbench.measure.worker.subject import Subject
 from hyperbench.store.schema import Pass, Point, Status
 
 Result = TypeVar("Result")
@@ -86,91 +86,91 @@ class Gate:
         self._before = tuple(map(fingerprint, (*inputs, grad_output)))
         self._holder: Witness | None = None
 
-    def forward(self, candidate: Candidate, gauge: Gauge, clock: Clock) -> dict[str, float]:
+    def forward(self, subject: Subject, gauge: Gauge, clock: Clock) -> dict[str, float]:
         """The errors of the output. A forward pass tells how long its first call takes, a second one its peak memory.
 
         Where the first call is too slow for another, it tells both, and the properties are looked for on short inputs
         alone. Raises IncorrectError on a wrong answer.
         """
-        self._say(candidate, Pass.FORWARD, measures_errors=True)
+        self._say(subject, Pass.FORWARD, measures_errors=True)
 
         def call() -> Tensor:
             with torch.no_grad():
-                return candidate.call(*self._inputs)
+                return subject.call(*self._inputs)
 
         out, first = self._gauged(call, gauge, clock)
-        candidate.first_ms[Pass.FORWARD] = first.ms
+        subject.first_ms[Pass.FORWARD] = first.ms
         self.check_inputs()
         accuracy.check_output(out, self._inputs[0], self._inputs[2])
         out = out.detach()
-        exact = candidate.wanted.cell.exact
+        exact = subject.item.exact
         errors = accuracy.output_errors(out, self._reference) if self._reference else {}
         if exact:
-            accuracy.check_exact(errors, candidate.point.dtype)
+            accuracy.check_exact(errors, subject.point.dtype)
             if self._reference:
-                accuracy.check_rows(out, self._reference, candidate.point.dtype)
-        candidate.given[Pass.FORWARD] = print_of([out])
-        self._say(candidate, Pass.FORWARD)
-        gauged, looks = first, self._looks_here(candidate)
+                accuracy.check_rows(out, self._reference, subject.point.dtype)
+        subject.given[Pass.FORWARD] = print_of([out])
+        self._say(subject, Pass.FORWARD)
+        gauged, looks = first, self._looks_here(subject)
         base = out.clone() if looks and self._has_time(first.ms) else None
         del out
         if self._has_time(first.ms):
             gauged = self._gauged(call, gauge, clock)[1]
-        self._note(candidate, Pass.FORWARD, gauged)
-        candidate.causal_in_q = examine(candidate.method, candidate.point, exact)
+        self._note(subject, Pass.FORWARD, gauged)
+        subject.causal_in_q = examine(subject.method, subject.point, exact)
         if base is not None and gauged.ms <= self._slow_s * 1e3:
-            with _as_far_as_memory_goes(candidate, Pass.FORWARD):
+            with _as_far_as_memory_goes(subject, Pass.FORWARD):
                 examine_at_point(
-                    candidate.call, self._inputs, base, candidate.method, candidate.point, exact, candidate.causal_in_q
+                    subject.call, self._inputs, base, subject.method, subject.point, exact, subject.causal_in_q
                 )
             self.check_inputs()
         elif looks:
-            candidate.unlooked.add(Pass.FORWARD)
+            subject.unlooked.add(Pass.FORWARD)
         return errors
 
-    def backward(self, candidate: Candidate, gauge: Gauge, clock: Clock) -> dict[str, float]:
+    def backward(self, subject: Subject, gauge: Gauge, clock: Clock) -> dict[str, float]:
         """The errors of the gradients where they are compared; first calls and peaks are told as by `forward`.
 
         Raises IncorrectError on wrong gradients. A backward pass that is wrong on a kept graph alone is noted in
-        `candidate.failed`.
+        `subject.failed`.
         """
-        self._say(candidate, Pass.BACKWARD, measures_errors=True)
+        self._say(subject, Pass.BACKWARD, measures_errors=True)
         leaves = as_leaves(self._inputs)
-        out, built = self._gauged(lambda: candidate.call(*leaves), gauge, clock)
+        out, built = self._gauged(lambda: subject.call(*leaves), gauge, clock)
         # A backward pass takes two to three times its forward pass; the graph is kept for another one.
         again = self._has_time(_FORWARD_PARTS * built.ms)
         ask = kept_gradients if again else gradients
         raw, first = self._gauged(partial(ask, out, leaves, self._grad_output), gauge, clock)
-        candidate.first_ms[Pass.BACKWARD] = first.ms
-        candidate.first_ms[Pass.FORWARD_BACKWARD] = built.ms + first.ms
+        subject.first_ms[Pass.BACKWARD] = first.ms
+        subject.first_ms[Pass.FORWARD_BACKWARD] = built.ms + first.ms
         self.check_inputs()
         grads = accuracy.check_grads(raw, self._inputs)
-        self._note_both(candidate, built, first)
-        candidate.given[Pass.BACKWARD] = candidate.given[Pass.FORWARD_BACKWARD] = print_of(grads)
+        self._note_both(subject, built, first)
+        subject.given[Pass.BACKWARD] = subject.given[Pass.FORWARD_BACKWARD] = print_of(grads)
         errors: dict[str, float] = {}
-        exact = candidate.wanted.cell.exact
+        exact = subject.item.exact
         if self._reference is not None and self._reference.grads is not None:
             errors = accuracy.grad_errors(grads, self._reference)
             if exact:
-                accuracy.check_exact(errors, candidate.point.dtype)
-        self._say(candidate, Pass.BACKWARD)
+                accuracy.check_exact(errors, subject.point.dtype)
+        self._say(subject, Pass.BACKWARD)
         try:
             kept = None
-            if self._looks_here(candidate):
+            if self._looks_here(subject):
                 if again:
-                    with _as_far_as_memory_goes(candidate, Pass.BACKWARD):
+                    with _as_far_as_memory_goes(subject, Pass.BACKWARD):
                         kept = self._under_another(out, leaves)
                 else:
-                    candidate.unlooked.add(Pass.BACKWARD)
+                    subject.unlooked.add(Pass.BACKWARD)
             del out
             if again:
-                with _as_far_as_memory_goes(candidate, Pass.BACKWARD):
-                    self._run_again(candidate, gauge, clock, grads, kept)
-            examine_backward(candidate.method, candidate.point)
+                with _as_far_as_memory_goes(subject, Pass.BACKWARD):
+                    self._run_again(subject, gauge, clock, grads, kept)
+            examine_backward(subject.method, subject.point)
         except KeptGraphError as error:
-            candidate.failed[Pass.BACKWARD] = Status.INCORRECT, str(error)
+            subject.failed[Pass.BACKWARD] = Status.INCORRECT, str(error)
         if not errors and exact:
-            examine_exact_gradients(candidate.method, candidate.point)
+            examine_exact_gradients(subject.method, subject.point)
         return errors
 
     def _under_another(self, out: Tensor, leaves: Inputs) -> tuple[Tensor | None, ...]:
@@ -179,7 +179,7 @@ class Gate:
             return gradients(out, leaves, self._grad_output)
 
     def _run_again(
-        self, candidate: Candidate, gauge: Gauge, clock: Clock, grads: Grads, kept: tuple[Tensor | None, ...] | None
+        self, subject: Subject, gauge: Gauge, clock: Clock, grads: Grads, kept: tuple[Tensor | None, ...] | None
     ) -> None:
         """Gauge a forward and a backward pass on a new graph; hold `kept`, where there is such, against what it gives.
 
@@ -187,15 +187,15 @@ class Gate:
         """
         grad_output = self._grad_output if kept is None else other_grad_output(self._grad_output)
         leaves = as_leaves(self._inputs)
-        out, built = self._gauged(partial(candidate.call, *leaves), gauge, clock)
+        out, built = self._gauged(partial(subject.call, *leaves), gauge, clock)
         raw, last = self._gauged(partial(gradients, out, leaves, grad_output), gauge, clock)
         del out
-        self._note_both(candidate, built, last)
+        self._note_both(subject, built, last)
         self.check_inputs()
         if kept is not None:
             fresh = accuracy.check_grads(raw, self._inputs)
-            check_answers(grads, fresh, self._inputs, candidate.method.ignores)
-            check_kept(kept, fresh, self._inputs, candidate.method, candidate.point.dtype)
+            check_answers(grads, fresh, self._inputs, subject.method.ignores)
+            check_kept(kept, fresh, self._inputs, subject.method, subject.point.dtype)
 
     def _gauged(self, call: Callable[[], Result], gauge: Gauge, clock: Clock) -> tuple[Result, _Gauged]:
         level, start_s = gauge.reset(), clock.now_s()
@@ -203,26 +203,26 @@ class Gate:
         high = gauge.high_bytes()
         return result, _Gauged(level, high, (clock.now_s() - start_s) * 1e3)
 
-    def _note(self, candidate: Candidate, pass_: Pass, gauged: _Gauged) -> None:
+    def _note(self, subject: Subject, pass_: Pass, gauged: _Gauged) -> None:
         if gauged.high is not None:
-            candidate.levels[pass_], candidate.peaks[pass_] = gauged.level, max(0, gauged.high - gauged.level)
+            subject.levels[pass_], subject.peaks[pass_] = gauged.level, max(0, gauged.high - gauged.level)
 
-    def _note_both(self, candidate: Candidate, built: _Gauged, last: _Gauged) -> None:
-        self._note(candidate, Pass.BACKWARD, last)
+    def _note_both(self, subject: Subject, built: _Gauged, last: _Gauged) -> None:
+        self._note(subject, Pass.BACKWARD, last)
         if built.high is not None and last.high is not None:
-            self._note(candidate, Pass.FORWARD_BACKWARD, _Gauged(built.level, max(built.high, last.high), 0.0))
+            self._note(subject, Pass.FORWARD_BACKWARD, _Gauged(built.level, max(built.high, last.high), 0.0))
 
     def _has_time(self, first_ms: float) -> bool:
         """Whether a call whose first one took so long may be made again; on a GPU the first may have compiled."""
         slow_s = max(self._slow_s, _COMPILES_S) if self._point.device == "cuda" else self._slow_s
         return first_ms <= slow_s * 1e3
 
-    def _looks_here(self, candidate: Candidate) -> bool:
+    def _looks_here(self, subject: Subject) -> bool:
         """Whether properties are looked for at the point itself: in the round of its errors, above the short length."""
-        return bool(candidate.wanted.seeds) and probe_point(candidate.point).seq_len < candidate.point.seq_len
+        return bool(subject.item.seeds) and probe_point(subject.point).seq_len < subject.point.seq_len
 
-    def _say(self, candidate: Candidate, pass_: Pass, *, measures_errors: bool = False) -> None:
-        self._begin("errors" if measures_errors and candidate.wanted.seeds else "check", candidate.point, pass_)
+    def _say(self, subject: Subject, pass_: Pass, *, measures_errors: bool = False) -> None:
+        self._begin("errors" if measures_errors and subject.item.seeds else "check", subject.point, pass_)
 
     def check_inputs(self) -> None:
         """Raise IncorrectError, naming them, if inputs have changed; they are then what they were again."""
@@ -237,15 +237,15 @@ class Gate:
         raise IncorrectError(changed_in_place(changed))
 
     def witness(
-        self, candidate: Candidate, pass_: Pass, call: Callable[[], object], clock: Clock, period: int, adds_up: bool
+        self, subject: Subject, pass_: Pass, call: Callable[[], object], clock: Clock, period: int, adds_up: bool
     ) -> Witness:
-        """What watches the calls of a pass of a candidate that has passed: those on the group's own inputs.
+        """What watches the calls of a pass of a subject that has passed: those on the group's own inputs.
 
         They are every `period`-th call, the first among them. Gradients that add up become others by every call.
         """
-        to_the_bit = pass_ is Pass.FORWARD and candidate.point.device == "cpu" and candidate.method.deterministic
-        tolerance = None if to_the_bit else accuracy.EXACT_TOLERANCES[candidate.point.dtype]
-        before = None if adds_up and pass_ is not Pass.FORWARD else candidate.given.get(pass_)
+        to_the_bit = pass_ is Pass.FORWARD and subject.point.device == "cpu" and subject.method.deterministic
+        tolerance = None if to_the_bit else accuracy.EXACT_TOLERANCES[subject.point.dtype]
+        before = None if adds_up and pass_ is not Pass.FORWARD else subject.given.get(pass_)
         return Witness(call, clock, self._inputs, before, tolerance, period)
 
     def turn(self, witness: Witness | None) -> None:
@@ -261,11 +261,11 @@ class Gate:
 
 
 @contextmanager
-def _as_far_as_memory_goes(candidate: Candidate, pass_: Pass) -> Iterator[None]:
+def _as_far_as_memory_goes(subject: Subject, pass_: Pass) -> Iterator[None]:
     """A second look needs more memory than a call; where there is none the look is left out, and that is noted."""
     try:
         yield
     except Exception as error:
         if classify(error)[0] is not Status.OOM:
             raise
-        candidate.unlooked.add(pass_)
+        subject.unlooked.add(pass_)

@@ -61,12 +61,12 @@ class Witness:
         """The clock's seconds."""
         return self._clock.now_s()
 
-    def time_ms(self, call: Callable[[], object]) -> float:
+    def time_ms(self, call: Callable[[], object], *, is_load: bool = False) -> float:
         """The clock's time of a call; what was kept is freed before it is replaced, outside that time."""
         if self._calls % self._period == 0:
             self._last = ()
         self._calls += 1
-        elapsed_ms = self._clock.time_ms(call)
+        elapsed_ms = self._clock.time_ms(call, is_load=is_load)
         left_ms = getattr(self._clock, "left_ms", None)
         if left_ms is None or left_ms <= max(_LEFT_MS, _LEFT_SHARE * elapsed_ms):
             self._is_joined = True

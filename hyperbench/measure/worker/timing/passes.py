@@ -1,6 +1,6 @@
 """From a call to a timing: prepared on copies of its inputs, sampled in turns, judged by samples and conditions.
 
-A pass of a cell is timed so, and a stage of its forward pass.
+A pass of a method is timed so, and a stage of its forward pass.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
+from hyperbench.flops import above_peak_note
 from hyperbench.measure.worker.calls import Inputs, in_turn, number_of_copies, rotated, timed_call
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.conditions.conditions import Conditions
-from hyperbench.measure.worker.conditions.peaks import above_peak_note, is_above_peak
 from hyperbench.measure.worker.gate.result_check import Witness
 from hyperbench.measure.worker.timing.cuda_graphs import GraphedCall
 from hyperbench.measure.worker.timing.sampler import Sampler, interleave
@@ -68,9 +68,9 @@ class TimedCall:
         reasons = self.conditions.throttle_reasons
         if reasons:
             notes.append(f"throttled: {', '.join(reasons)}")
-        if is_above_peak(executed_flops, median(samples), peak_flops_per_s):
+        if note := above_peak_note(executed_flops, median(samples), peak_flops_per_s):
             flags.append(Flag.ABOVE_PEAK)
-            notes.append(above_peak_note(executed_flops, median(samples), peak_flops_per_s))
+            notes.append(note)
         return Judged(
             Status.THROTTLED if reasons else Status.OK,
             tuple(str(flag) for flag in Flag if flag in flags),
@@ -173,13 +173,10 @@ def prepare_pass(
         graphs.append(GraphedCall(prepare, point.dtype))
         return graphs[-1]
 
-    def as_load(load: bool) -> None:
-        clock.is_load = load
-
     calls = [call_on(inputs) for inputs in used]
     witness = witness_of(calls[0], clock, len(calls), protocol.as_paper)
     return TimedPass(
-        sampler=Sampler(in_turn([witness.call, *calls[1:]]), witness, protocol, budget_s, as_load),
+        sampler=Sampler(in_turn([witness.call, *calls[1:]]), witness, protocol, budget_s),
         conditions=conditions,
         facts={"input_copies": len(calls), **({"cuda_graph": True} if graphs else {})},
         device=point.device,

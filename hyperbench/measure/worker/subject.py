@@ -1,0 +1,48 @@
+"""The method of a work item under measurement, with what its check found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from hyperbench.measure import work_items
+from hyperbench.measure.methods import method as registry
+from hyperbench.measure.worker.gate.fingerprints import Print
+from hyperbench.store.schema import Pass, Point, Status
+
+
+@dataclass
+class Subject:
+    """The method of a work item under measurement, with what its check found.
+
+    That is the peak memory of each above the bytes that were in use before (`levels`), how many milliseconds its first
+    call in this process took, which passes failed, and why. `given` is what each pass gave before it was timed,
+    `causal_in_q` whether later queries leave earlier outputs alone (None without a causal mask). `unlooked` are the
+    passes whose properties were to be looked for at the point itself and were not, for want of time or memory.
+    """
+
+    item: work_items.WorkItem
+    method: registry.Method
+    peaks: dict[Pass, int] = field(default_factory=dict)
+    levels: dict[Pass, int] = field(default_factory=dict)
+    first_ms: dict[Pass, float] = field(default_factory=dict)
+    failed: dict[Pass, tuple[Status, str]] = field(default_factory=dict)
+    given: dict[Pass, Print] = field(default_factory=dict)
+    causal_in_q: bool | None = None
+    unlooked: set[Pass] = field(default_factory=set)
+
+    @property
+    def point(self) -> Point:
+        """The point that is measured."""
+        return self.item.point
+
+    def call(self, q: Tensor, k: Tensor, v: Tensor, seed: int | None = None) -> Tensor:
+        """The method on these inputs, under another seed of the draw if one is given."""
+        return self.method.function(q, k, v, is_causal=self.point.is_causal, **self.hyper(seed))
+
+    def hyper(self, seed: int | None) -> dict[str, Any]:
+        """The method's parameters, the seed of the draw replaced where there is one."""
+        replaced = seed is not None and self.point.hyper.get("seed") is not None
+        return {**self.point.hyper, "seed": seed} if replaced else dict(self.point.hyper)

@@ -1,0 +1,126 @@
+"""Time the stages of one forward pass, each by itself, after the whole of them gave what the method gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from hyperbench.config.types import ProtocolConfig
+from hyperbench.measure.worker.calls import Inputs, in_turn
+from hyperbench.measure.worker.clock import Clock
+from hyperbench.measure.worker.conditions.surroundings import Surroundings
+from hyperbench.measure.worker.errors import accuracy
+from hyperbench.measure.worker.errors.accuracy import IncorrectError
+from hyperbench.measure.worker.report import Report
+from hyperbench.measure.worker.subject import Subject
+from hyperbench.measure.worker.timing.passes import TimedCall, enough_copies, take_turns
+from hyperbench.measure.worker.timing.sampler import Sampler
+from hyperbench.store.schema import ALL_STAGES, Pass, Status
+
+Stages = Mapping[str, Callable[[], object]]
+
+
+class StageMeasurement:
+    """The stages of a subject that are missing in one round; `report` takes each row as soon as it is finished.
+
+    A stage works on the results of those before it, so that its inputs are used in turn by having all stages several
+    times, each time on other values of q, k and v: as many as a pass has copies, fewer where they take much memory or
+    time to make. The result of the first set is compared with the method's. Operations are told of passes only, so no
+    stage is flagged `above_peak`.
+    """
+
+    def __init__(
+        self, subject: Subject, clock: Clock, protocol: ProtocolConfig, surroundings: Surroundings, report: Report
+    ) -> None:
+        self._subject = subject
+        self._clock = clock
+        self._protocol = protocol
+        self._surroundings = surroundings
+        self._report = report
+        self._budget_s = protocol.budget_s[Pass.FORWARD]
+        self._names: tuple[str, ...] = ()
+
+    def run(self, inputs: Inputs) -> None:
+        """Run all stages once, hold their result against the method's, then time those that are missing in turns.
+
+        Whatever the measured code raises becomes rows.
+        """
+        self._begin("")
+        try:
+            with torch.no_grad():
+                sets = self._prepare(inputs)
+        except Exception as error:  # of the measured code
+            self._fail_all(*self._report.classify(error, self._subject))
+            return
+        names = self._missing()
+        timed = [self._timed([stages[name] for stages in sets]) for name in names]
+        take_turns(
+            timed,
+            self._protocol,
+            self._budget_s,
+            lambda index: self._begin(names[index]),
+            lambda index: self._report.timing(self._subject, Pass.FORWARD, timed[index], names[index], self._names),
+        )
+
+    def _prepare(self, inputs: Inputs) -> list[Stages]:
+        """The stages on each set of inputs, run once in order; the first of them checked."""
+        start_s = self._clock.now_s()
+        stages, out = self._run_once(inputs)
+        check_stages(out, self._subject.call(*inputs), inputs, self._subject.point.dtype)
+        del out
+        took_ms = (self._clock.now_s() - start_s) * 1e3
+        kept_bytes = self._subject.peaks.get(Pass.FORWARD, 0)
+        copies = enough_copies([inputs], self._protocol, self._budget_s, took_ms, kept_bytes)
+        return [stages, *(self._run_once(copy)[0] for copy in copies[1:])]
+
+    def _run_once(self, inputs: Inputs) -> tuple[Stages, object]:
+        """The stages on these inputs, and what the last one gave."""
+        point = self._subject.point
+        stages = self._subject.method.stages(*inputs, is_causal=point.is_causal, **point.hyper)
+        self._names = self._names or tuple(stages)
+        if tuple(stages) != self._names:
+            raise ValueError(f"stages must be the same on all inputs of a shape: {list(self._names)}, {list(stages)}")
+        out: object = None
+        for call in stages.values():
+            out = call()
+        return stages, out
+
+    def _timed(self, calls: list[Callable[[], object]]) -> TimedCall:
+        """One stage on several sets of inputs in turn."""
+        return TimedCall(
+            sampler=Sampler(_without_gradient(in_turn(calls)), self._clock, self._protocol, self._budget_s),
+            conditions=self._surroundings.conditions(),
+            facts={"input_copies": len(calls)},
+            device=self._subject.point.device,
+        )
+
+    def _missing(self) -> list[str]:
+        return [name for name in self._names if name not in self._subject.item.timed_stages]
+
+    def _begin(self, name: str) -> None:
+        self._report.begin("stages", self._subject.point, stage=name)
+
+    def _fail_all(self, status: Status, message: str) -> None:
+        """A row for each stage that was to be timed, or one for all where their names are not known."""
+        for name in self._missing() or [ALL_STAGES]:
+            self._report.failed_timing(self._subject, Pass.FORWARD, status, message, name, self._names)
+
+
+def check_stages(out: object, whole: Tensor, inputs: Inputs, dtype: str) -> None:
+    """Raise IncorrectError unless the stages' result `out` is the method's output, up to the rounding of its dtype."""
+    checked = accuracy.check_output(out, inputs[0], inputs[2])
+    error, tolerance = accuracy.relative_frobenius(checked, whole), accuracy.EXACT_TOLERANCES[dtype]
+    if not error <= tolerance:
+        raise IncorrectError(
+            f"the last stage must give the output of the method: they differ by {error:.3g}, above {tolerance:g}"
+        )
+
+
+def _without_gradient(call: Callable[[], object]) -> Callable[[], object]:
+    def run() -> object:
+        with torch.no_grad():
+            return call()
+
+    return run

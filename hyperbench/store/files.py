@@ -1,0 +1,52 @@
+"""Files that are read whole or refused in one line, and written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class StoreError(ValueError):
+    """A run's folder that cannot be read or written; the message is one line for the user."""
+
+
+def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The mapping that a text file holds. Raises StoreError if the file is missing, damaged or holds something else."""
+    try:
+        data = parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # a YAML parser raises whatever its constructors of numbers and dates raise
+        raise StoreError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise StoreError(f"{path} is damaged: it holds no mapping")
+    return data
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside path, then move it there: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write text by temporary file and rename."""
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def fsync_folder(folder: Path) -> None:
+    """Wait until the disk has the names of a folder's files."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
