@@ -80,8 +80,7 @@ def kernel_settings(dtype: torch.dtype = torch.bfloat16, head_dim: int = 64) -> 
         return {}
     import triton
 
-    from hyperattn_core.triton_backend import leaves
-    from hyperattn_core.triton_backend.tuning import configure
+    from hyperattn_core.triton_backend import configure, leaves
 
     configure.chosen(torch.device("cuda", torch.cuda.current_device()), dtype, head_dim)
     return {"triton": triton.__version__, **configure.describe(), **leaves.describe_leaves()}

@@ -2,7 +2,7 @@
 
 - geometry: layout of a plan, from sizes alone; device_tables: its parts kept on the device; packing: plans as buffers
 - plan: hash, sort, pair and sample; forward: attend and merge; backward: the gradients; leaves: the exact causal leaves
-- tuning: configurations of the kernels, and the choice among them
+- tuning: configurations of the kernels, and the choice among them; configure: the choice for a device, measured
 - ops, attention: custom operators with fake tensors and gradients, and the calls; stages: their steps, to be timed
 - kernels: the Triton code
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from hyperattn_core.exact_aten import BackwardInputs, Gradients
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.backward import backward
+from hyperattn_core.triton_backend.configure import attend_config
 from hyperattn_core.triton_backend.forward import forward
 from hyperattn_core.triton_backend.geometry import Settings, geometry
 from hyperattn_core.triton_backend.packing import Packed
 from hyperattn_core.triton_backend.plan import packed_plan
-from hyperattn_core.triton_backend.tuning.configure import attend_config
 
 _DEVICES = ("cpu", "cuda")
 

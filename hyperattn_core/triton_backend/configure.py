@@ -13,13 +13,11 @@ from hyperattn_core.triton_backend.forward import ForwardWork
 from hyperattn_core.triton_backend.geometry import Settings
 from hyperattn_core.triton_backend.plan import packed_plan
 from hyperattn_core.triton_backend.support import interpreted, traced_as_constant
+from hyperattn_core.triton_backend.tuning.choice import Choice, cache_file, choose
 from hyperattn_core.triton_backend.tuning.configs import (
     ARCHITECTURES,
     AttendConfig,
     BackwardConfig,
-    Choice,
-    cache_file,
-    choose,
     default_backward_config,
     with_tile,
 )
