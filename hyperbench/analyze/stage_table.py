@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import is_null, plain
+from hyperbench.analyze.format import is_null, status_text
 from hyperbench.analyze.joins import combine_rounds, records
 
 if TYPE_CHECKING:
@@ -43,11 +43,6 @@ def stages_in(table: pd.DataFrame) -> list[str]:
     return [name for name in KNOWN if name in found] + [name for name in found if name not in KNOWN]
 
 
-def whole_points(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the points whose stages all have a time."""
-    return table[table["sum_ms"].notna()]
-
-
 def missing_stages(table: pd.DataFrame) -> dict[str, list[str]]:
     """Reasons of missing stages: point_id -> a line for each stage without a time; a killed run may just lack rows."""
     lines: dict[str, list[str]] = {}
@@ -55,7 +50,7 @@ def missing_stages(table: pd.DataFrame) -> dict[str, list[str]]:
         found = lines.setdefault(row["point_id"], [])
         if is_null(row["median_ms"]):
             stage = "" if is_null(row["position"]) else f"stage {row['stage']}: "
-            found.append(f"{stage}{plain(row['status'])}" + (f": {row['message']}" if row["message"] else ""))
+            found.append(stage + status_text(row["status"], row["message"]))
     return {point: list(dict.fromkeys(found)) or ["not all stages were timed"] for point, found in lines.items()}
 
 

@@ -7,18 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.format import MASK_LABELS, escape, flags_in, is_null, lengths_text, milliseconds, short
 from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records
-from hyperbench.analyze.plotting import style
+from hyperbench.analyze.plotting import style, traces
 from hyperbench.analyze.plotting.layout import Panel, Sheet
-from hyperbench.analyze.plotting.traces import (
-    Points,
-    crosses,
-    curve,
-    filled,
-    notes_by_reason,
-    throttled_notes,
-    timing_text,
-)
-from hyperbench.analyze.stage_table import KNOWN, by_point, missing_stages, stages_in, whole_points
+from hyperbench.analyze.stage_table import KNOWN, by_point, missing_stages, stages_in
 from hyperbench.analyze.view import View, require_timings
 
 if TYPE_CHECKING:
@@ -48,7 +39,9 @@ def build(view: View) -> go.Figure:
     methods, masks = [str(m) for m in rows["method"].unique()], masks_in(rows)
     shown = view.stages[view.stages["method"].isin(methods)]
     colors = _colors(stages_in(rows))
-    x_axis, y_axis = style.seq_len_axis(shown["seq_len"]), _share_axis(rows)
+    highest = max([100.0, *_percent(rows).dropna()])
+    x_axis = style.seq_len_axis(shown["seq_len"])
+    y_axis = {"range": [0.0, 1.08 * min(highest, MOST_PERCENT)], "ticksuffix": " %", "dtick": 20}
     sheet = Sheet(len(methods), [MASK_LABELS[m] for m in masks], spacing=(0.06, 0.035))
     for i, method in enumerate(methods, start=1):
         for j, is_causal in enumerate(masks, start=1):
@@ -56,7 +49,7 @@ def build(view: View) -> go.Figure:
             part = shown[(shown["method"] == method) & (shown["is_causal"] == is_causal)]
             _areas(panel, part, colors)
             _whole_pass(panel, part)
-            crosses(panel, _causes(part), 3.0, "seq_len")
+            traces.crosses(panel, _causes(part), 3.0, "seq_len")
     heads = [f"{escape(short(method, 24))}<br>" if len(methods) > 1 else "" for method in methods]
     fig = sheet.finish(
         view,
@@ -74,7 +67,7 @@ def _whole(view: View) -> pd.DataFrame:
         raise DoesNotFitError(
             "this run holds no stages; `hyperbench run sweep=stages` times them, as does stages=true in any sweep"
         )
-    rows = whole_points(view.stages)
+    rows = view.stages[view.stages["sum_ms"].notna()]
     if rows.empty:
         first = next(iter(missing_stages(view.stages).values()))[0]
         raise DoesNotFitError(f"no point of this run has a time for each of its stages ({short(first)})")
@@ -86,11 +79,6 @@ def _colors(stages: list[str]) -> dict[str, str]:
     order = [name for name in (*KNOWN, *(n for n in stages if n not in KNOWN)) if name != "exact"]
     colors = {name: style.PALETTE[i % len(style.PALETTE)] for i, name in enumerate(order)}
     return {name: colors.get(name, style.BASELINE_COLOR) for name in stages}
-
-
-def _share_axis(rows: pd.DataFrame) -> dict[str, Any]:
-    highest = max([100.0, *_percent(rows).dropna()])
-    return {"range": [0.0, 1.08 * min(highest, MOST_PERCENT)], "ticksuffix": " %", "dtick": 20}
 
 
 def _percent(rows: pd.DataFrame) -> pd.Series:
@@ -105,7 +93,7 @@ def _areas(panel: Panel, part: pd.DataFrame, colors: Mapping[str, str]) -> None:
             # One length is drawn as three places close to each other, of which the middle one has a marker.
             factors = (1.0,) if len(stretch) > 1 else (1 / _BAR, 1.0, _BAR)
             drawn = [(stages[name], factor) for stages in stretch for factor in factors]
-            fill = filled(colors[name], [r["status"] == "throttled" for r, _ in drawn])
+            fill = ["white" if r["status"] == "throttled" else colors[name] for r, _ in drawn]
             line = {"color": colors[name], "width": 1.2}
             panel.add(
                 f"stage/{name}",
@@ -140,9 +128,9 @@ def _whole_pass(panel: Panel, part: pd.DataFrame) -> None:
     line = part.drop_duplicates("point_id").sort_values("seq_len", kind="stable")
     if not _percent(line).notna().any():
         return
-    curve(
+    traces.curve(
         panel,
-        Points(
+        traces.Points(
             [int(n) for n in line["seq_len"]],
             list(_percent(line).clip(upper=MOST_PERCENT)),
             list(100.0 * line["forward_low_ms"] / line["sum_ms"]),
@@ -162,7 +150,7 @@ def _whole_pass(panel: Panel, part: pd.DataFrame) -> None:
 def _hover(row: Mapping[str, Any]) -> str:
     lines = [
         f"<b>{escape(row['stage'])}, n = {int(row['seq_len']):,}</b>",
-        timing_text(row),
+        traces.timing_text(row),
         f"{100.0 * float(row['share']):.1f} % of the sum of the stages",
         *_sums(row),
     ]
@@ -199,7 +187,7 @@ def _notes(view: View) -> list[str]:
             "The L2 cache is overwritten before each stage, so that none finds there what the one before left."
         )
     slow = view.stages["forward_status"] == "throttled"
-    notes += throttled_notes(view.stages.assign(status=view.stages["status"].mask(slow, "throttled")))
+    notes += traces.throttled_notes(view.stages.assign(status=view.stages["status"].mask(slow, "throttled")))
     flagged = flags_in(view.stages["flags"])
     if flagged:
         where = lengths_text(view.stages.loc[view.stages["flags"].notna(), "seq_len"].unique())
@@ -213,5 +201,5 @@ def _notes(view: View) -> list[str]:
         notes.append(f"The line is cut at {MOST_PERCENT:.0f} %; it lies at {', '.join(cut)}.")
     lost = missing_stages(view.stages)
     whole = view.stages[view.stages["point_id"].isin(list(lost))]
-    found = ((row["method"], lost[row["point_id"]][0], row["seq_len"]) for row in records(whole))
-    return [*notes, *notes_by_reason(found, "No stages: {}")[:_MAX_NOTES]]
+    reasons = [lost[point][0] for point in whole["point_id"]]
+    return [*notes, *traces.notes_by_reason(whole, reasons, "No stages: {}")[:_MAX_NOTES]]

@@ -22,8 +22,6 @@ INK = "#202124"
 QUIET_INK = "#4A4F54"
 GRID = "#E6E8EB"
 AXIS = "#9AA0A6"
-
-
 PASS_COLOR = dict(zip(PASS_LABELS, PALETTE, strict=False))
 
 _LEGEND_CHARS = 30
@@ -55,8 +53,8 @@ _PASS_LOOK = {
 
 
 def pass_look(name: str, color: str, size: float = 8) -> Look:
-    """The look of a pass; an unknown one is a plain line."""
-    return replace(_PASS_LOOK.get(name, Look("", width=2.0)), color=color, size=size)
+    """The look of a pass."""
+    return replace(_PASS_LOOK[name], color=color, size=size)
 
 
 def rgba(color: str, alpha: float) -> str:
