@@ -56,7 +56,5 @@ def missing_stages(table: pd.DataFrame) -> dict[str, list[str]]:
 
 def by_point(table: pd.DataFrame) -> dict[str, dict[str, Mapping[str, Any]]]:
     """point_id -> stage -> row."""
-    found: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for row in records(table):
-        found.setdefault(row["point_id"], {})[row["stage"]] = row
-    return found
+    points = table.groupby("point_id", sort=False)
+    return {str(point): {row["stage"]: row for row in records(part)} for point, part in points}
