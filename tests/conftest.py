@@ -12,6 +12,9 @@ from hypothesis import settings
 # Kernels run in Triton's interpreter, on the CPU; this must be known before they are first imported. The tests of
 # tests/gpu, which need the compiled ones, are run with TRITON_INTERPRET=0.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Small tensors gain nothing from a second thread, and threads that wait spin: processes that share the cores then take
+# several times as long. PyTorch reads this when it is first imported, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import TINY, Call, in_process, process
+from tests.helpers.commands import TINY, Call, in_process, process, share_probes
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """A function that runs `hyperbench WORDS...` in this process, in an empty folder."""
+    """A function that runs `hyperbench WORDS...` in this process, in an empty folder; workers are processes."""
+    share_probes(monkeypatch)
     return in_process(monkeypatch, capsys, tmp_path)
 
 

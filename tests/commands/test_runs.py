@@ -20,9 +20,9 @@ from hyperbench.measure.runner.locks import DeviceLock
 from hyperbench.store.journal import read_journal
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import Timing
-from tests.helpers.commands import TINY, Call, process
+from tests.helpers.commands import QUICK, TINY, Answer, Call, process
 
-STAGED = (*TINY, "method=[flash2,hyper]", "passes=[forward]", "stages=true")
+STAGED = (*TINY, "shape.seq_len=64", "method=[flash2,hyper]", "passes=[forward]", "stages=true")
 STAGES = {False: ["hash", "sort", "sample", "attend"], True: ["hash", "sort", "sample", "attend", "leaves", "merge"]}
 PASSES = {"forward", "backward", "forward_backward"}
 METRICS = {"out_rel_fro", "out_max_abs", "out_row_rel_p50", "dq_rel_fro", "dk_rel_fro", "dv_rel_fro", "out_rel_op"}
@@ -104,14 +104,14 @@ def test_a_finished_run_resumes_to_nothing(measured: Path, tmp_path: Path, call:
     assert (run / "journal.jsonl").read_bytes() == before
 
 
-def test_a_torn_journal_resumes_to_the_whole(measured: Path, tmp_path: Path) -> None:
+def test_a_torn_journal_resumes_to_the_whole(measured: Path, tmp_path: Path, call: Call) -> None:
     run = copy_of(measured, tmp_path)
     lines = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
     kept = lines[: len(lines) // 2]
     (run / "journal.jsonl").write_bytes(b"".join(kept) + lines[len(kept)][:40])
     for table in run.glob("*.parquet"):
         table.unlink()
-    answer = process(tmp_path, "run", *TINY, "out=run", "--resume", "--json")
+    answer = call("run", *TINY, "out=run", "--resume", "--json")
     assert answer.code == 0, answer.err
     now = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
     assert now[: len(kept)] == kept
@@ -122,11 +122,11 @@ def test_a_torn_journal_resumes_to_the_whole(measured: Path, tmp_path: Path) -> 
 
 def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_path: Path, call: Call) -> None:
     dry = json.loads(call("run", *STAGED, "--dry-run", "--json").out)
-    assert dry["stages"] == len(dry["points"]) == 8
-    answer = process(tmp_path, "run", *STAGED, "out=run", "--json")
+    assert dry["stages"] == len(dry["points"]) == 4
+    answer = call("run", *STAGED, "out=run", "--json")
     # A method that tells no stages is no failure.
     assert answer.code == 0, answer.err
-    assert json.loads(answer.out)["stages_now"] == {"ok": 20, "unsupported": 4}
+    assert json.loads(answer.out)["stages_now"] == {"ok": 10, "unsupported": 2}
     run = load_run(tmp_path / "run")
     for (_, is_causal), rows in run.stages[run.stages["method"] == "hyper"].groupby(["point_id", "is_causal"]):
         assert list(rows.sort_values("position")["stage"]) == STAGES[bool(is_causal)]
@@ -139,7 +139,7 @@ def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_p
     assert set(pd.read_parquet(tmp_path / "run" / "timings.parquet")["stage"]) == {"", *run.stages["stage"]}
     shown = call("show", "--run", "run")
     assert "stages of hyper, with causal masking" in shown.out
-    assert len(json.loads(call("show", "--run", "run", "--json").out)["stages"]) == 24
+    assert len(json.loads(call("show", "--run", "run", "--json").out)["stages"]) == 12
     (figure,) = json.loads(call("plot", "stages", "--run", "run", "--json").out)["paths"]
     assert (tmp_path / figure).stat().st_size > 1_000_000
     assert (
@@ -151,11 +151,11 @@ def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_p
     kept, lost = lines[:-3], [json.loads(line) for line in lines[-3:]]
     assert all(record["stage"] for record in lost)
     journal.write_bytes(b"".join(kept) + lines[-3][:50])
-    again = process(tmp_path, "run", *STAGED, "out=run", "--resume", "--json")
+    again = call("run", *STAGED, "out=run", "--resume", "--json")
     assert json.loads(again.out)["stages_now"] == Counter(record["status"] for record in lost), again.err
     assert json.loads(again.out)["measured_now"] == {}
     assert journal.read_bytes().startswith(b"".join(kept))
-    assert len(load_run(tmp_path / "run").stages) == 24
+    assert len(load_run(tmp_path / "run").stages) == 12
 
 
 def test_a_run_without_stages_has_no_figure_of_them_and_says_how_to_get_one(measured: Path, call: Call) -> None:
@@ -168,9 +168,10 @@ def test_a_run_without_stages_has_no_figure_of_them_and_says_how_to_get_one(meas
     assert "stages left out: this run holds no stages" in call("plot", "--run", str(measured), "--out", "figures").out
 
 
-@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])
+# A real run is killed in tests/survival as well.
+@pytest.mark.parametrize("with_signal", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT])
 def test_stopped_in_the_middle_nothing_is_lost_and_the_rest_follows(
-    tmp_path: Path, with_signal: signal.Signals
+    tmp_path: Path, call: Call, with_signal: signal.Signals
 ) -> None:
     running = subprocess.Popen(
         [sys.executable, "-m", "hyperbench", "run", *TINY, "out=run"],
@@ -186,7 +187,7 @@ def test_stopped_in_the_middle_nothing_is_lost_and_the_rest_follows(
     assert running.returncode == (-signal.SIGKILL if with_signal is signal.SIGKILL else 130)
     kept = read_journal(tmp_path / "run" / "journal.jsonl")
     assert kept[: len(written)] == written
-    answer = process(tmp_path, "run", *TINY, "out=run", "--resume")
+    answer = call("run", *TINY, "out=run", "--resume")
     assert answer.code == 0, answer.err
     run = load_run(tmp_path / "run")
     assert len(run.timings) == 24
@@ -263,17 +264,6 @@ def test_a_damaged_journal_is_named_by_line(measured: Path, tmp_path: Path, call
         assert len(answer.err.strip().splitlines()) == 1
 
 
-def test_a_method_that_cannot_run_here_is_a_row_with_its_reason(tmp_path: Path) -> None:
-    answer = process(
-        tmp_path, "run", "sweep=smoke", "method=[flash2,flash_attn,cudnn]", "shape.seq_len=64", "is_causal=false",
-        "device=cpu", "out=run", "--json",
-    )  # fmt: skip
-    assert answer.code == 0, answer.err
-    rows = load_run(tmp_path / "run").timings.query("method != 'flash2'")
-    assert set(rows["status"]) == {"unsupported"}
-    assert rows["message"].str.contains("CUDA|installed").all()
-
-
 MINE = """
 def attention(q, k, v, *, is_causal, gain=1.0):
     assert not is_causal, "no mask here"
@@ -281,15 +271,31 @@ def attention(q, k, v, *, is_causal, gain=1.0):
 """
 
 
-def test_a_method_from_outside_is_measured_and_its_failure_is_a_row(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(MINE)
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """A run of methods that cannot run here and of one from outside, and what the command left behind."""
+    folder = tmp_path_factory.mktemp("several")
+    (folder / "mine.py").write_text(MINE)
     answer = process(
-        tmp_path, "run", "sweep=smoke", "shape.seq_len=64", "method=[flash2]", "protocol.max_samples=10",
+        folder, "run", *QUICK, "device=cpu", "shape.seq_len=64", "method=[flash2,flash_attn,cudnn]",
         "+method.mine._target_=mine.attention", "+method.mine.gain=0.5", "out=run", "--json",
-        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+        PYTHONPATH=os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
     )  # fmt: skip
+    return folder / "run", answer
+
+
+def test_a_method_that_cannot_run_here_is_a_row_with_its_reason(several: tuple[Path, Answer]) -> None:
+    rows = load_run(several[0]).timings.query("method in ['flash_attn', 'cudnn']")
+    assert set(rows["method"]) == {"flash_attn", "cudnn"}
+    assert set(rows["status"]) == {"unsupported"}
+    assert rows["message"].str.contains("CUDA|installed").all()
+
+
+def test_a_method_from_outside_is_measured_and_its_failure_is_a_row(several: tuple[Path, Answer]) -> None:
+    folder, answer = several
     assert answer.code == 1, answer.err
-    run = load_run(tmp_path / "run")
+    run = load_run(folder)
+    assert set(run.timings.query("method == 'flash2'")["status"]) == {"ok"}
     mine = run.timings[run.timings["method"] == "mine"]
     assert set(mine.loc[~mine["is_causal"], "status"]) == {"ok"}
     assert set(mine.loc[mine["is_causal"], "status"]) == {"error"}

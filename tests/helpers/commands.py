@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hyperbench.cli import main
+from hyperbench.commands import doctor
+from hyperbench.measure.runner import session
 
+#: Three calls a point, and no time to warm up.
+QUICK = (
+    "sweep=smoke", "protocol.min_samples=3", "protocol.max_samples=3", "protocol.warmup_min_s=0",
+    "protocol.warmup_max_s=0.01", "protocol.warmup_min_calls=1", "protocol.min_spread_s=0",
+)  # fmt: skip
 #: A grid that takes a second or two: two lengths, both maskings, all passes.
 TINY = (
-    "sweep=smoke", "shape.seq_len=64,96", "method.hyper.block_size=16", "method.hyper.sample_size=16",
-    "method.hyper.min_seq_len=32", "error.seeds=[0,1]", "protocol.min_samples=3", "protocol.max_samples=3",
-    "protocol.warmup_min_s=0", "protocol.warmup_max_s=0.01", "protocol.warmup_min_calls=1",
-    "protocol.min_spread_s=0",
+    *QUICK, "shape.seq_len=64,96", "method.hyper.block_size=16", "method.hyper.sample_size=16",
+    "method.hyper.min_seq_len=32", "error.seeds=[0,1]",
 )  # fmt: skip
 
 
@@ -32,6 +40,23 @@ class Answer:
 
 
 Call = Callable[..., Answer]
+_ask_probe = session.ask_probe
+_answers: dict[str, dict[str, Any]] = {}
+
+
+def ask_once(request: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
+    """Answer of a real probe, asked once for requests that are alike. The speed of the machine is not measured."""
+    request = {**request, "measure_rate": request.get("measure_rate", False) and request.get("diagnose", False)}
+    key = json.dumps([request, sorted(env.items())], sort_keys=True)
+    if key not in _answers:
+        _answers[key] = _ask_probe(request, env)
+    return deepcopy(_answers[key])
+
+
+def share_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands in this process ask a probe once for requests that are alike."""
+    monkeypatch.setattr(session, "ask_probe", ask_once)
+    monkeypatch.setattr(doctor, "ask_probe", ask_once)
 
 
 def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> Call:

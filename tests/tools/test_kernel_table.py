@@ -56,10 +56,12 @@ def check_resources(rows: list[dict[str, Any]]) -> None:
         assert row["shared_bytes"] <= SHARED_LIMIT[row["arch"]], row
 
 
+@pytest.mark.slow
 def test_no_kernel_spills(usual: list[dict[str, Any]]) -> None:
     check_resources(usual)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--head-dim", "32", "256"), ("--dtype", "fp16")])
 def test_nor_in_other_dtypes_and_head_sizes(arguments: tuple[str, ...]) -> None:
     check_resources(kernels(*arguments))
@@ -73,6 +75,7 @@ def test_tensor_cores(usual: list[dict[str, Any]]) -> None:
             assert wanted <= set(row["instructions"]), row
 
 
+@pytest.mark.slow
 def test_float32_stays_off_tensor_cores() -> None:
     """tf32 would round its inputs to ten bits."""
     rows = kernels("--dtype", "fp32")
