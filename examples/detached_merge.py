@@ -80,7 +80,7 @@ def parts_of(plan: AttentionPlan, dtype: torch.dtype = torch.float64) -> list[Pa
 
 
 def _level_weights(level: LevelPlan, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Whether the query meets the key in its block (B, H, G, S, S), and the weight of the samples (B, H, G, 1, S)."""
+    """True where a query meets a key in its block (B, H, G, S, S), and the weights of the samples (B, H, G, 1, S)."""
     length = level.node_len
     slots = torch.arange(length, device=level.key_order.device)
     first, count = level.tile_first.unsqueeze(-1), level.tile_count.unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""How far the gradients of each attention are from the true one, at the q, k and v of a trained model."""
+"""Errors of the gradients of each attention, at the q, k and v of a trained model."""
 
 from __future__ import annotations
 

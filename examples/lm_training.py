@@ -62,7 +62,7 @@ class Trained:
 
 
 def make_attend(name: str) -> MakeAttend:
-    """What makes the attention of one step or batch from the estimator's parameters and a number for its draws."""
+    """Factory of the attention of one step or batch, from the estimator's parameters and a number for its draws."""
     return {"exact": _exact, "hyper": _hyper, "hyper_lse_detached": _hyper_lse_detached}[name]
 
 

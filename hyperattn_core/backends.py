@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import warnings
 
 import torch
 from torch import Tensor
 
-from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.params import HyperAttentionParams, check_choice
 from hyperattn_core.triton_backend import support
 
 BACKENDS = ("auto", "torch", "triton", "oracle")
@@ -21,20 +20,11 @@ class BackendFallback(UserWarning):
 
 
 def backend_for(
-    device_type: str,
-    dtype: torch.dtype,
-    head_dim: int,
-    value_dim: int,
-    params: HyperAttentionParams | None = None,
+    device_type: str, dtype: torch.dtype, head_dim: int, value_dim: int, params: HyperAttentionParams | None = None
 ) -> tuple[str, str]:
     """The backend that "auto" takes and, where that is not Triton on a CUDA GPU, the reason in one line, else "".
 
-    Args:
-        device_type: "cuda", "cpu", ...
-        dtype: of q, k and v.
-        head_dim: D.
-        value_dim: Dv.
-        params: the estimator's parameters, the defaults if None.
+    Sizes are D and Dv; params are the defaults if None.
     """
     if device_type != "cuda":
         return "torch", ""
@@ -65,10 +55,7 @@ def chosen_backend(
         ValueError: the backend is unknown, or cannot run this call.
         RuntimeError: backend="triton" and Triton does not import.
     """
-    if backend not in allowed:
-        near = difflib.get_close_matches(str(backend), allowed, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"backend must be one of {', '.join(allowed)}, got {backend!r}{hint}")
+    check_choice("backend", backend, allowed)
     if backend not in ("auto", "triton"):
         return backend
     if backend == "auto" and q.device.type != "cuda":
@@ -93,8 +80,7 @@ def kernel_settings(dtype: torch.dtype = torch.bfloat16, head_dim: int = 64) -> 
         return {}
     import triton
 
-    from hyperattn_core.triton_backend import leaves
-    from hyperattn_core.triton_backend.tuning import configure
+    from hyperattn_core.triton_backend import configure, leaves
 
     configure.chosen(torch.device("cuda", torch.cuda.current_device()), dtype, head_dim)
     return {"triton": triton.__version__, **configure.describe(), **leaves.describe_leaves()}

@@ -31,7 +31,7 @@ _setting_order = threading.Lock()
 
 @dataclass(frozen=True)
 class BackwardInputs:
-    """What a backward pass starts from; out and lse may be those of attention over more keys than k.
+    """Inputs of a backward pass; out and lse may be those of attention over more keys than k.
 
     Attributes:
         grad_out: (B, H, Nq, Dv).
@@ -68,7 +68,7 @@ def lse_dtype(x: Tensor) -> torch.dtype:
 
 
 def _has_fused_kernel(q: Tensor, v: Tensor, more_columns: int = 0) -> bool:
-    """Whether the device has a kernel for such inputs, with so many columns more than v has."""
+    """True if the device has a kernel for such inputs, with so many columns more than v has."""
     if q.device.type == "cpu":
         return v.shape[2] >= _CPU_KERNEL_MIN_KEYS
     width = max(q.shape[3], v.shape[3] + more_columns)
@@ -76,7 +76,7 @@ def _has_fused_kernel(q: Tensor, v: Tensor, more_columns: int = 0) -> bool:
 
 
 def takes_groups(q: Tensor, v: Tensor, grad_lse: Tensor | None = None) -> bool:
-    """Whether a kernel runs that takes fewer kv heads than query heads by itself: FlashAttention-2 on CUDA."""
+    """True if a kernel runs that takes fewer kv heads than query heads by itself: FlashAttention-2 on CUDA."""
     return q.device.type == "cuda" and _has_fused_kernel(q, v, 0 if grad_lse is None else 1)
 
 

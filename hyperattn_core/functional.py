@@ -183,12 +183,7 @@ def attention_stages(
 
 
 def _checked_params(
-    q: Tensor,
-    k: Tensor,
-    params: HyperAttentionParams | None,
-    seed: int,
-    *,
-    is_causal: bool,
+    q: Tensor, k: Tensor, params: HyperAttentionParams | None, seed: int, *, is_causal: bool
 ) -> HyperAttentionParams:
     """Check the arguments of make_plan, whichever backend makes the plan; the parameters, or the defaults for None."""
     params = params if params is not None else HyperAttentionParams()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -43,8 +44,8 @@ class HyperAttentionParams:
         check_int("sample_size", self.sample_size, low=1)
         check_int("num_projections", self.num_projections, low=1, high=MAX_NUM_PROJECTIONS)
         check_int("min_seq_len", self.min_seq_len, low=1)
-        _check_choice("sampling", self.sampling, get_args(Sampling))
-        _check_choice("pairing", self.pairing, get_args(Pairing))
+        check_choice("sampling", self.sampling, get_args(Sampling))
+        check_choice("pairing", self.pairing, get_args(Pairing))
 
     @classmethod
     def paper(cls) -> HyperAttentionParams:
@@ -61,9 +62,7 @@ class HyperAttentionParams:
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"unknown parameter {key!r}; allowed: {', '.join(known)}{hint}")
+                raise ValueError(f"unknown parameter {key!r}; allowed: {', '.join(known)}{_nearest(key, known)}")
         return cls(**values)
 
 
@@ -74,8 +73,12 @@ def check_int(name: str, value: object, *, low: int, high: int | None = None) ->
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError, naming the key, the value, what is allowed and the nearest of it, unless value is allowed."""
     if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{hint}")
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{_nearest(value, allowed)}")
+
+
+def _nearest(value: object, allowed: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(value), list(allowed), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -109,7 +109,7 @@ def plot(
     """
     from hyperbench.commands import plot as command
 
-    raise typer.Exit(command.plot(run_dir, figures, command.Options(formats, out, baseline, open_, as_json)))
+    raise typer.Exit(command.plot(run_dir, figures, formats, out, baseline, open_in_browser=open_, as_json=as_json))
 
 
 @app.command()

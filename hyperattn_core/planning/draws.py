@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from hyperattn_core.params import HyperAttentionParams, Sampling
-from hyperattn_core.planning.levels import LevelShape
+from hyperattn_core.planning.levels import CallShape, LevelShape
 
 
 @dataclass(frozen=True)
 class SampleDesign:
-    """How the samples of one level are drawn.
+    """Parameters of the draw of one level's samples.
 
     Attributes:
         level_index: the level, which has a random stream of its own.
@@ -43,11 +43,7 @@ def sample_count(node_len: int, params: HyperAttentionParams) -> int:
 
 
 def level_samples(
-    level: LevelShape,
-    shape: tuple[int, int, int, int, int],
-    params: HyperAttentionParams,
-    seed: int,
-    device: str,
+    level: LevelShape, shape: CallShape, params: HyperAttentionParams, seed: int, device: str
 ) -> tuple[Tensor, Tensor]:
     """Sampled indices into the sorted keys, int32 (B, Hkv, G, m), and their weights, float64 (m,)."""
     rows = (shape[0], shape[2], level.num_nodes)

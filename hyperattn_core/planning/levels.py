@@ -1,4 +1,4 @@
-"""Where the nodes of a call's levels lie, and how many there are: what follows from the lengths alone."""
+"""Number and positions of the nodes of a call's levels: they follow from the lengths alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from hyperattn_core.params import HyperAttentionParams
 
+#: (B, H, Hkv, Nq, Nk): batch, query heads, kv heads, queries and keys of a call.
+CallShape = tuple[int, int, int, int, int]
+
 
 @dataclass(frozen=True)
 class LevelShape:
-    """Where the nodes of one level lie: what follows from the lengths alone.
+    """Positions of the nodes of one level: they follow from the lengths alone.
 
     Attributes:
         index: 0 for the shortest nodes.
@@ -34,9 +37,7 @@ class LevelShape:
         return len(self.key_starts)
 
 
-def level_shapes(
-    shape: tuple[int, int, int, int, int], params: HyperAttentionParams, *, is_causal: bool
-) -> tuple[LevelShape, ...]:
+def level_shapes(shape: CallShape, params: HyperAttentionParams, *, is_causal: bool) -> tuple[LevelShape, ...]:
     """The levels of a call with inputs of shape (B, H, Hkv, Nq, Nk); none where attention is exact."""
     num_queries, num_keys = shape[3], shape[4]
     if num_keys <= params.min_seq_len or num_queries == 0 or (not is_causal and _covers_all_keys(params, num_keys)):
@@ -64,5 +65,5 @@ def causal_levels(seq_len: int, leaf_len: int) -> Iterator[tuple[int, int]]:
 
 
 def _covers_all_keys(params: HyperAttentionParams, num_keys: int) -> bool:
-    """Whether the estimator is exact attention: one block holds every key, or every key is sampled once."""
+    """True if the estimator is exact attention: one block holds every key, or every key is sampled once."""
     return params.block_size >= num_keys or (params.sampling == "stratified" and params.sample_size >= num_keys)

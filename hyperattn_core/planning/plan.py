@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.planning.levels import CallShape
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ class LevelPlan:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """What one call of hyper_attention is going to compute.
+    """Everything one call of hyper_attention computes with, beside q, k and v.
 
     Attributes:
         params: the parameters it was made with.
         seed: the seed of its draws.
-        is_causal: whether row t sees keys 0..t only.
+        is_causal: row t sees keys 0..t only.
         shape: (B, H, Hkv, Nq, Nk) of the inputs it was made for.
         levels: the non-causal problems; none when attention is exact.
         leaf_len: length of the exact causal leaves on the diagonal, None when not causal or when attention is exact.
@@ -70,16 +71,16 @@ class AttentionPlan:
     params: HyperAttentionParams
     seed: int
     is_causal: bool
-    shape: tuple[int, int, int, int, int]
+    shape: CallShape
     levels: tuple[LevelPlan, ...]
     leaf_len: int | None
 
     @property
     def is_exact(self) -> bool:
-        """Whether the call is exact attention: too short for the estimator, or the estimator is exact there."""
+        """True if the call is exact attention: too short for the estimator, or the estimator is exact there."""
         return not self.levels
 
 
-def plan_shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
+def plan_shape(q: Tensor, k: Tensor) -> CallShape:
     """(B, H, Hkv, Nq, Nk) of q (B, H, Nq, D) and k (B, Hkv, Nk, D)."""
     return (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2])

@@ -107,7 +107,10 @@ def attend_all(
     """A call of one level that holds every query: out (B, H, Nq, Dv) in the dtype of q, and lse (B, H, Nq)."""
     if q.device.type == "cpu":
         return runs_forward(level, q, k, v, scale, scratch)
-    return all_queries(attend_level(level, q, k, v, scale, scratch), q)
+    attended = attend_level(level, q, k, v, scale, scratch)
+    slots = attended.slots.view(-1)
+    out = attended.out.index_select(0, slots).view(*q.shape[:3], -1)
+    return out.to(q.dtype), attended.lse.index_select(0, slots).view(q.shape[:3])
 
 
 def attend_level(level: LevelPlan, q: Tensor, k: Tensor, v: Tensor, scale: float, scratch: Buffers) -> AttendedLevel:
@@ -116,13 +119,6 @@ def attend_level(level: LevelPlan, q: Tensor, k: Tensor, v: Tensor, scale: float
     tiles = LevelTiles(level, k, v, heads, num_queries, scale, scratch.dtype)
     out, lse = level_forward(tiles, q.view(-1, width), v.shape[3], scratch)
     return AttendedLevel(out, lse, tiles.slot_of_query().view(batch, heads, num_queries))
-
-
-def all_queries(attended: AttendedLevel, q: Tensor) -> tuple[Tensor, Tensor]:
-    """The result of a call of one level that holds every query of q (B, H, Nq, D): out in the dtype of q, and lse."""
-    slots = attended.slots.view(-1)
-    out = attended.out.index_select(0, slots).view(*q.shape[:3], -1)
-    return out.to(q.dtype), attended.lse.index_select(0, slots).view(q.shape[:3])
 
 
 def attend_leaves(q: Tensor, k: Tensor, v: Tensor, leaf_len: int, scale: float) -> tuple[Tensor, Tensor]:

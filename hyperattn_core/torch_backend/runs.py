@@ -90,7 +90,7 @@ class RowKeys:
         self._block = -1
 
     def met(self, block: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What queries of a block meet (2, m + b, D + 2), its keys and its values; the next block overwrites it."""
+        """All that queries of a block meet (2, m + b, D + 2), its keys and its values; the next block overwrites it."""
         rows = self._blocks[block]
         into, views = self._views[rows.shape[1]]
         if block != self._block:
@@ -249,7 +249,7 @@ def runs_backward(level: LevelPlan, inputs: BackwardInputs, delta: Tensor, scale
 
 
 def _logits_are_small(q: Tensor, keys_and_values: Tensor, scale: float) -> bool:
-    """Whether no logit's exponential nor its product with a value can overflow or vanish, by the rows' lengths alone.
+    """True if no logit's exponential nor its product with a value can overflow or vanish, by the rows' norms alone.
 
     There is no need then to look for each row's maximum. A value row whose length is finite, and so its square,
     has room for 32 bits more; whatever is not a number is not small.

@@ -60,8 +60,7 @@ class LevelTiles:
         level: the plan of the level.
         k: keys (B, Hkv, Nk, D), contiguous.
         v: values (B, Hkv, Nk, Dv), contiguous.
-        heads: H, query heads.
-        num_queries: Nq.
+        heads, num_queries: H and Nq.
         scale: factor of the logits, folded into the keys together with log2(e).
         dtype: float32 or float64.
     """

@@ -1,14 +1,10 @@
 """The estimator in fused Triton kernels for NVIDIA GPUs.
 
-- geometry: where everything of a plan lies, from sizes alone; device_tables: what of it is kept on the device
-- kernel_table, plan_kernels, pair_kernels, plan: hash, sort, pair and sample
-- attend_kernels, forward: attend and merge; leaves: the exact causal leaves
-- query_grad_kernels, key_grad_kernels, sample_grad_kernels, backward: the gradients
-- stages: the steps of a call one by one, to be timed
-- ops, attention: custom operators with fake tensors and gradients, and the call
-- tuning, configure: configurations of the attend kernel, and the choice among them
-- call_sizes, model: bytes and operations of every launch, and the peak of memory, from sizes alone
-- builds, aot: ahead-of-time compilation, no device needed
+- geometry: layout of a plan, from sizes alone; device_tables: its parts kept on the device; packing: plans as buffers
+- plan: hash, sort, pair and sample; forward: attend and merge; backward: the gradients; leaves: the exact causal leaves
+- tuning: configurations of the kernels, and the choice among them; configure: the choice for a device, measured
+- ops, attention: custom operators with fake tensors and gradients, and the calls; stages: their steps, to be timed
+- kernels: the Triton code
 
 Nothing here is imported before a call asks for it; support, which says whether a call can run, imports no Triton.
 """

@@ -13,10 +13,10 @@ from hyperattn_core.planning.draws import level_samples
 from hyperattn_core.planning.levels import level_shapes
 from hyperattn_core.planning.plan import AttentionPlan, plan_shape
 from hyperattn_core.triton_backend import ops
+from hyperattn_core.triton_backend.configure import default_tile_size
 from hyperattn_core.triton_backend.geometry import Settings, geometry
 from hyperattn_core.triton_backend.packing import PackedPlan, pack, unpack
 from hyperattn_core.triton_backend.plan import packed_plan
-from hyperattn_core.triton_backend.tuning.configure import default_tile_size
 
 
 def make_plan(

@@ -13,11 +13,11 @@ from hyperattn_core.exact import exact_backward
 from hyperattn_core.exact_aten import BackwardInputs, Gradients
 from hyperattn_core.leaves import as_leaves, leaf_slices, store_leaves
 from hyperattn_core.planning.plan import plan_shape
+from hyperattn_core.triton_backend.configure import backward_config
 from hyperattn_core.triton_backend.device_tables import level_table
-from hyperattn_core.triton_backend.geometry import TILES_PER_PART, block_dim, geometry
+from hyperattn_core.triton_backend.geometry import TILES_PER_PART, block_dim, dim_constants, geometry
 from hyperattn_core.triton_backend.kernels import key_grad, query_grad, sample_grad
 from hyperattn_core.triton_backend.packing import Packed, dense_rows
-from hyperattn_core.triton_backend.tuning.configure import backward_config
 
 _ROWS = 64
 SLOTS = 64
@@ -101,7 +101,7 @@ class BackwardWork:
                 found.append((part, grad))
 
     def total(self, which: int) -> Tensor:
-        """Where the gradient of q, k or v (0, 1, 2) is summed up: that of the leaves, which are given up, in float32.
+        """Buffer that sums the gradient of q, k or v (0, 1, 2): it begins with that of the leaves, which are given up.
 
         A call of one level writes its gradients as they are returned, and finds nothing there.
         """
@@ -161,24 +161,11 @@ def delta_constants(value_dim: int, has_grad_lse: bool) -> dict[str, int]:
 
 def reduce_constants(head_dim: int, value_dim: int) -> dict[str, int]:
     """The compile-time values of the reduce kernel."""
-    return {
-        "D": head_dim,
-        "DV": value_dim,
-        "BLOCK_N": _REDUCE_SLOTS,
-        "BLOCK_D": block_dim(head_dim),
-        "BLOCK_DV": block_dim(value_dim),
-    }
+    return {"BLOCK_N": _REDUCE_SLOTS, **dim_constants(head_dim, value_dim)}
 
 
 def tile_constants(head_dim: int, value_dim: int, tile_size: int, block_m: int, block_n: int) -> dict[str, int]:
     """The compile-time values that the query, sample and key kernels share."""
     block_m = min(block_m, max(16, triton.next_power_of_2(tile_size)))
-    return {
-        "D": head_dim,
-        "DV": value_dim,
-        "SPLIT": triton.cdiv(tile_size, block_m),
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-        "BLOCK_D": block_dim(head_dim),
-        "BLOCK_DV": block_dim(value_dim),
-    }
+    split = triton.cdiv(tile_size, block_m)
+    return {"SPLIT": split, "BLOCK_M": block_m, "BLOCK_N": block_n, **dim_constants(head_dim, value_dim)}

@@ -1,4 +1,4 @@
-"""What the kernels of a geometry read beside a plan: tables made from its sizes once and kept on the device."""
+"""Tables that kernels read beside a plan: made from the sizes of a geometry once and kept on the device."""
 
 from __future__ import annotations
 

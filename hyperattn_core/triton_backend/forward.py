@@ -9,7 +9,7 @@ from torch import Tensor
 from hyperattn_core.leaves import leaf_slices
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.device_tables import level_table
-from hyperattn_core.triton_backend.geometry import Settings, block_dim, geometry
+from hyperattn_core.triton_backend.geometry import Settings, block_dim, dim_constants, geometry
 from hyperattn_core.triton_backend.kernels import attend as kernels
 from hyperattn_core.triton_backend.leaves import Leaves, leaf_forward
 from hyperattn_core.triton_backend.packing import Packed, dense_rows
@@ -82,15 +82,9 @@ class ForwardWork:
 
 def attend_constants(head_dim: int, value_dim: int, settings: Settings, config: AttendConfig) -> dict[str, int | bool]:
     """The compile-time values of the attend kernel."""
-    return {
-        "IS_CAUSAL": settings.is_causal,
-        "D": head_dim,
-        "DV": value_dim,
-        "BLOCK_M": max(16, triton.next_power_of_2(settings.tile_size)),
-        "BLOCK_N": config.block_n,
-        "BLOCK_D": block_dim(head_dim),
-        "BLOCK_DV": block_dim(value_dim),
-    }
+    tile = max(16, triton.next_power_of_2(settings.tile_size))
+    sizes = dim_constants(head_dim, value_dim)
+    return {"IS_CAUSAL": settings.is_causal, "BLOCK_M": tile, "BLOCK_N": config.block_n, **sizes}
 
 
 def merge_constants(value_dim: int) -> dict[str, int]:

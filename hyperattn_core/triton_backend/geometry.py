@@ -1,4 +1,4 @@
-"""Where everything of a plan lies in flat buffers: offsets and strides that follow from the sizes of a call alone.
+"""Layout of a plan in flat buffers: offsets and sizes, which follow from the sizes of a call alone.
 
 One int32 buffer holds, level after level, the sorted queries and keys, the samples, the tiles and each block's first
 tile; a small table of sizes and offsets tells the kernels where, so that one launch serves all levels of a causal call.
@@ -13,7 +13,7 @@ from typing import Any
 
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.draws import sample_count
-from hyperattn_core.planning.levels import LevelShape, level_shapes
+from hyperattn_core.planning.levels import CallShape, LevelShape, level_shapes
 from hyperattn_core.planning.pairing import max_tiles
 
 TILES_PER_PART = 64
@@ -28,9 +28,14 @@ def block_dim(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
+def dim_constants(head_dim: int, value_dim: int) -> dict[str, int]:
+    """The compile-time values that say the head sizes."""
+    return {"D": head_dim, "DV": value_dim, "BLOCK_D": block_dim(head_dim), "BLOCK_DV": block_dim(value_dim)}
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What a plan is made with; as a list of integers, it is an argument of custom operators."""
+    """Settings of a plan; as a list of integers they are an argument of custom operators."""
 
     params: HyperAttentionParams
     is_causal: bool
@@ -125,7 +130,7 @@ class Geometry:
         sample_parts_size: rows of the partial sums of the samples' gradients.
     """
 
-    shape: tuple[int, int, int, int, int]
+    shape: CallShape
     settings: Settings
     levels: tuple[LevelGeometry, ...]
     data_size: int
@@ -167,7 +172,7 @@ class Geometry:
 
 
 @cache
-def geometry(shape: tuple[int, int, int, int, int], settings: Settings) -> Geometry:
+def geometry(shape: CallShape, settings: Settings) -> Geometry:
     """The geometry of a call; no levels where attention is exact."""
     batch, heads, kv_heads, _, _ = shape
     params, is_causal = settings.params, settings.is_causal

@@ -14,11 +14,11 @@ from torch import Tensor
 from hyperattn_core.exact_aten import BackwardInputs, Gradients
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.backward import backward
+from hyperattn_core.triton_backend.configure import attend_config
 from hyperattn_core.triton_backend.forward import forward
 from hyperattn_core.triton_backend.geometry import Settings, geometry
 from hyperattn_core.triton_backend.packing import Packed
 from hyperattn_core.triton_backend.plan import packed_plan
-from hyperattn_core.triton_backend.tuning.configure import attend_config
 
 _DEVICES = ("cpu", "cuda")
 
@@ -50,7 +50,9 @@ def _plan(q: Tensor, k: Tensor, seed: str, settings: list[int]) -> tuple[Tensor,
 
 @torch.library.register_fake("hyperattn::plan")
 def _(q: Tensor, k: Tensor, seed: str, settings: list[int]) -> tuple[Tensor, Tensor]:
-    where = geometry(_sizes(q, k), Settings.from_list(settings))
+    # As numbers: a plan's size is that of one shape, so a traced call is one of its shape.
+    batch, heads, kv_heads, queries, keys = (int(size) for size in plan_shape(q, k))
+    where = geometry((batch, heads, kv_heads, queries, keys), Settings.from_list(settings))
     return q.new_empty(where.data_size, dtype=torch.int32), q.new_empty(where.weight_size, dtype=torch.float32)
 
 
@@ -108,13 +110,6 @@ def _refuse(ctx: Any, *grads: Tensor | None) -> None:
 
 torch.library.register_autograd("hyperattn::attend", _backward, setup_context=_save)
 torch.library.register_autograd("hyperattn::attend_backward", _refuse)
-
-
-def _sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
-    """(B, H, Hkv, Nq, Nk) as numbers: a plan's size is that of one shape, so a traced call is one of its shape."""
-    batch, heads, kv_heads, queries, keys = (int(size) for size in plan_shape(q, k))
-    return batch, heads, kv_heads, queries, keys
-
 
 plan = torch.ops.hyperattn.plan
 attend = torch.ops.hyperattn.attend

@@ -21,7 +21,7 @@ class Packed:
     Attributes:
         data: int32, all indices.
         weights: float32, the base-2 logarithms of the samples' weights.
-        settings: what it was made with.
+        settings: those it was made with.
     """
 
     data: Tensor

@@ -1,4 +1,4 @@
-"""Whether the kernels can run a call, and if not why. No Triton is imported before a device could use it."""
+"""Check that the kernels can run a call. Triton is imported only for a device that can use it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MIN_CAPABILITY = (8, 0)
 
 
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, which takes CPU tensors: TRITON_INTERPRET=1."""
+    """True if kernels run in Triton's interpreter, which takes CPU tensors: TRITON_INTERPRET=1."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
 @functools.cache
 def import_error() -> str | None:
-    """Why Triton does not import, in one line; None if it does."""
+    """Reason why Triton does not import, in one line; None if it does."""
     try:
         importlib.import_module("triton")
     # A broken installation may raise anything on import; all of it is the caller's to read as one line.
@@ -53,7 +53,7 @@ def why_unsupported(
     num_projections: int | None,
     tile_size: int | None = None,
 ) -> str | None:
-    """Why the kernels cannot run such a call, in one line; None if they can.
+    """Reason why the kernels cannot run such a call, in one line; None if they can.
 
     Args:
         device_type: "cuda", "cpu", ...

@@ -5,19 +5,15 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hyperbench.analyze.causality import causality_notes
+from hyperbench.analyze.format import printable
 from hyperbench.analyze.joins import add_speedup, check_baseline
 from hyperbench.analyze.text_table import FLAGGED, TextTable, stage_tables, time_tables
-from hyperbench.analyze.view import View, make_view, provenance
+from hyperbench.analyze.view import View, causality_notes, make_view, provenance
 from hyperbench.config.catalog import nearest
 from hyperbench.store.files import atomic_write, atomic_write_text
 from hyperbench.store.run_folder import Run, load_run
-from hyperbench.store.tables import can_write_parquet
-
-if TYPE_CHECKING:
-    import pandas as pd
+from hyperbench.store.tables import can_write_parquet, to_parquet
 
 FORMATS = ("csv", "parquet", "latex", "markdown")
 _LATEX = {
@@ -59,17 +55,9 @@ def _write_tables(run: Run, folder: Path, fmt: str, baseline: str) -> list[Path]
     check_baseline(run.timings, baseline)
     frames = {"timings": add_speedup(run.timings, baseline), "errors": run.errors}
     for name, frame in frames.items():
-        atomic_write(folder / f"{name}.{fmt}", partial(_write_frame, frame, fmt))
+        write = partial(frame.to_csv, index=False) if fmt == "csv" else partial(to_parquet, frame)
+        atomic_write(folder / f"{name}.{fmt}", write)
     return [folder / f"{name}.{fmt}" for name in frames]
-
-
-def _write_frame(frame: pd.DataFrame, fmt: str, path: Path) -> None:
-    if fmt == "csv":
-        frame.to_csv(path, index=False)
-        return
-    # A text column that is all null would otherwise lose its type.
-    texts = {name: "string" for name in frame.columns if frame[name].dtype == object}
-    frame.astype(texts).to_parquet(path, index=False)
 
 
 def latex(view: View) -> str:
@@ -132,14 +120,10 @@ def _note(view: View) -> str:
 def latex_escape(text: str) -> str:
     """A text that LaTeX prints letter by letter."""
     # Neither a ligature (-- is a dash) nor an optional argument (a line that begins with [) may come of it.
-    escaped = "".join(_LATEX.get(c, c) for c in _line(text))
+    escaped = "".join(_LATEX.get(c, c) for c in printable(text))
     return re.sub("-(?=-)", "-{}", escaped)
 
 
 def markdown_escape(text: str) -> str:
     """A text that Markdown prints letter by letter, on one line."""
-    return "".join(f"\\{c}" if c in _MARKDOWN else c for c in _line(text))
-
-
-def _line(text: str) -> str:
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+    return "".join(f"\\{c}" if c in _MARKDOWN else c for c in printable(text))

@@ -59,6 +59,11 @@ def short(text: str, limit: int = 160) -> str:
     return line if len(line) <= limit else f"{line[: limit - 2]} …"
 
 
+def status_text(status: Any, message: Any) -> str:
+    """A status with its message, if it has one: "error: out of memory"."""
+    return plain(status) + (f": {message}" if not is_null(message) and message else "")
+
+
 def printable(value: object) -> str:
     """A value as text without characters that a terminal would act on."""
     return "".join(c for c in " ".join(str(value).split()) if c.isprintable())
@@ -110,15 +115,10 @@ def at(dim: str, value: Any) -> str:
     return f"n = {int(value):,}" if dim == "seq_len" else f"{dim} = {plain(value)}"
 
 
-def pass_label(name: str) -> str:
-    """The name of a pass in words; an unknown one stands as it is."""
-    return PASS_LABELS.get(name, name)
-
-
 def passes_in(values: Iterable[str]) -> list[str]:
     """The passes that occur, in the order in which they are shown."""
     found = set(values)
-    return [p for p in PASS_LABELS if p in found] + sorted(found - set(PASS_LABELS))
+    return [name for name in PASS_LABELS if name in found]
 
 
 def counted(count: int, name: str, plural: str = "s") -> str:
@@ -129,11 +129,6 @@ def counted(count: int, name: str, plural: str = "s") -> str:
 def lengths_text(lengths: Iterable[int]) -> str:
     """Sequence lengths in order: "1,024, 2,048"."""
     return ", ".join(f"{int(n):,}" for n in sorted(lengths))
-
-
-def flag_meaning(flag: str) -> str:
-    """The meaning of a flag as the end of a line, ": ..."; "" for an unknown one."""
-    return f": {FLAG_MEANINGS[flag]}" if flag in FLAG_MEANINGS else ""
 
 
 def flags_in(cells: Iterable[Any]) -> list[str]:

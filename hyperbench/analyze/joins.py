@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import flags_in, plain
+from hyperbench.analyze.format import flags_in, plain, status_text
 from hyperbench.config.catalog import nearest
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def add_speedup(timings: pd.DataFrame, baseline: str = "flash2") -> pd.DataFrame
     if len(twice):
         where = ", ".join(f"{key}={plain(twice.iloc[0][key])}" for key in ("seq_len", "is_causal", "pass"))
         raise ValueError(f"baseline {baseline!r} has several rows at {where}: it must be one configuration")
-    old = [c for c in timings.columns if c.startswith(("baseline_", "speedup"))]
-    rows = timings.drop(columns=old).reset_index(drop=True)
+    rows = timings.reset_index(drop=True)
     if base.empty:
         joined = rows.assign(**dict.fromkeys(names.values()))
     else:
@@ -128,8 +127,8 @@ def missing_errors(errors: pd.DataFrame, metric: str) -> dict[str, str]:
     """Reasons of draws without a value of an error metric: point_id -> status and message of the last such draw."""
     reasons = {}
     for row in records(errors[(errors["metric"] == metric) & errors["value"].isna()]):
-        status = "not a number" if row["status"] == "ok" else plain(row["status"])
-        reasons[row["point_id"]] = f"{status}: {row['message']}" if row["message"] else status
+        status = "not a number" if row["status"] == "ok" else row["status"]
+        reasons[row["point_id"]] = status_text(status, row["message"])
     return reasons
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from hyperbench.analyze.joins import DoesNotFitError, parse_filters
@@ -11,25 +10,14 @@ from hyperbench.config.catalog import nearest
 FORMATS = ("html", "png", "svg", "pdf")
 
 
-@dataclass(frozen=True)
-class PlotResult:
-    """The files that were written, and one line for each thing the user should know (what did not fit, and why)."""
-
-    paths: list[Path] = field(default_factory=list)
-    messages: list[str] = field(default_factory=list)
-
-
 def plot_run(
-    run_dir: Path,
-    figures: list[str] | None,
-    formats: list[str],
-    out_dir: Path | None,
-    baseline: str = "flash2",
-) -> PlotResult:
+    run_dir: Path, figures: list[str] | None, formats: str, out_dir: Path | None, baseline: str = "flash2"
+) -> tuple[list[Path], list[str]]:
     """Write figures of a run to `out_dir` (default: the run's folder, figures/), each by temporary file and rename.
 
     `figures` holds names, and filters such as `input=gaussian` that choose part of the run; without a name every
-    figure that fits is made and the others are messages. Raises ValueError on an unknown name, format or filter, on a
+    figure that fits is made. `formats` are separated by commas. Returns the files, and a line for each thing the user
+    should know (what did not fit, and why). Raises ValueError on an unknown name, format or filter, on a
     damaged run, and where a figure that was asked for by name does not fit the run.
     """
     from hyperbench.analyze.figures import available, builder
@@ -43,27 +31,22 @@ def plot_run(
     builders = {name: builder(name) for name in (dict.fromkeys(names) or available())}
     kinds = _check_formats(formats)
     view = make_view(load_run(Path(run_dir)), baseline, where)
-
-    result = PlotResult()
-    made = {}
+    made, messages = {}, []
     for name, build in builders.items():
         try:
             made[name] = build(view)
         except DoesNotFitError as error:
             if name in names:
                 raise ValueError(f"figure {name!r} does not fit this run: {error}") from None
-            result.messages.append(f"{name} left out: {error}")
+            messages.append(f"{name} left out: {error}")
     folder = Path(out_dir) if out_dir is not None else Path(run_dir) / "figures"
-    if made:
-        paths, messages = write_figures(made, folder, kinds)
-        result.paths.extend(paths)
-        result.messages.extend(messages)
-    return result
+    paths, unwritten = write_figures(made, folder, kinds) if made else ([], [])
+    return paths, [*messages, *unwritten]
 
 
-def _check_formats(formats: list[str]) -> list[str]:
-    wanted = [part.strip().lower() for text in formats for part in text.split(",") if part.strip()]
-    for kind in wanted:
+def _check_formats(formats: str) -> list[str]:
+    kinds = list(dict.fromkeys(part.strip().lower() for part in formats.split(",") if part.strip()))
+    for kind in kinds:
         if kind not in FORMATS:
             raise ValueError(f"unknown figure format {kind!r}; allowed: {', '.join(FORMATS)}{nearest(kind, FORMATS)}")
-    return list(dict.fromkeys(wanted)) or ["html"]
+    return kinds or ["html"]

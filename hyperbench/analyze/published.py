@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ class PublishedPoint:
     claim: Claim
     seq_len: int
     is_causal: bool
+    device: str
     speedup: float
-    device: str = field(default="")
 
 
 def data_folder() -> Path:
@@ -64,13 +64,7 @@ def load_claims() -> list[Claim]:
 def published_points(figure: str) -> list[PublishedPoint]:
     """The claims that a figure marks as published points."""
     return [
-        PublishedPoint(
-            claim=claim,
-            seq_len=int(claim.setting["seq_len"]),
-            is_causal=bool(claim.setting["is_causal"]),
-            speedup=float(claim.value),
-            device=str(claim.setting.get("device", "")),
-        )
-        for claim in load_claims()
+        PublishedPoint(claim, at["seq_len"], at["is_causal"], at["device"], claim.value)
+        for claim, at in ((claim, claim.setting) for claim in load_claims())
         if claim.figure == figure and claim.value is not None
     ]

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.causality import causal_in_q, causality_notes
-from hyperbench.analyze.format import counted, flag_meaning, flags_in, is_null, json_value, short
+from hyperbench.analyze.format import FLAG_MEANINGS, counted, flags_in, is_null, json_value, short
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.stage_table import missing_stages
 from hyperbench.analyze.text_table import FLAGGED, print_table, stage_tables, time_tables
-from hyperbench.analyze.view import View, error_columns, make_view, provenance, reason
+from hyperbench.analyze.view import View, causal_in_q, causality_notes, error_columns, make_view, provenance, reason
 from hyperbench.store.run_folder import Run, load_run
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def print_run(run: Run, console: Console, baseline: str = "flash2") -> None:
     console.print(Text("  ·  ".join(provenance(view)), style="dim"))
     for table in [*time_tables(view, methods_per_table=max(1, (console.width - 40) // 42)), *stage_tables(view)]:
         print_table(table, console)
-    for line in [*causality_notes(view.timings), *_flagged(view), *_missing(view), *_missing_stages(view)]:
+    for line in [*causality_notes(view.timings), *_flagged(view), *_missing(view)]:
         console.print(Text(line, style="yellow"))
     console.print(
         Text(
@@ -96,19 +95,17 @@ def _flagged(view: View) -> list[str]:
             for flag in flags_in([row["flags"]]):
                 counts.setdefault(flag, Counter())[f"{what}{row['method']}"] += 1
     return [
-        f"{FLAGGED} {flag}: {', '.join(_numbered(found, 'row'))}{flag_meaning(flag)}" for flag, found in counts.items()
+        f"{FLAGGED} {flag}: {', '.join(_numbered(found, 'row'))}: {FLAG_MEANINGS[flag]}"
+        for flag, found in counts.items()
     ]
 
 
 def _missing(view: View) -> list[str]:
-    lost = [f"{row['method']}: {short(reason(row))}" for row in records(view.timings) if is_null(row["median_ms"])]
-    return _numbered(Counter(lost), "row")
-
-
-def _missing_stages(view: View) -> list[str]:
+    """A line per reason why a time, or the stages of a point, are missing."""
     methods = dict(zip(view.stages["point_id"], view.stages["method"], strict=True))
-    lost = [f"stages of {methods[p]}: {short(reasons[0])}" for p, reasons in missing_stages(view.stages).items()]
-    return _numbered(Counter(lost), "point")
+    lost = [f"{row['method']}: {short(reason(row))}" for row in records(view.timings) if is_null(row["median_ms"])]
+    stages = [f"stages of {methods[p]}: {short(reasons[0])}" for p, reasons in missing_stages(view.stages).items()]
+    return [*_numbered(Counter(lost), "row"), *_numbered(Counter(stages), "point")]
 
 
 def _numbered(lines: Mapping[str, int], what: str) -> list[str]:

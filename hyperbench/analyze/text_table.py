@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.format import (
     MASK_LABELS,
+    PASS_LABELS,
     is_null,
     milliseconds,
-    pass_label,
-    passes_in,
     plain,
     ratio,
     significant,
@@ -111,35 +110,34 @@ def _title(view: View, is_causal: bool) -> str:
 def _time_table(view: View, frame: pd.DataFrame, methods: Sequence[str], dims: list[str], title: str) -> TextTable:
     with_base = bool((frame["method"] == view.baseline).any())
     with_error = MAIN_ERROR in frame
+    ranked = frame.assign(rank=frame["pass"].map(list(PASS_LABELS).index))
+    listed = [
+        ((*_place(row, dims), row["pass"]), row) for row in records(ranked.sort_values([*dims, "rank"], kind="stable"))
+    ]
+    met = {_shape(key, dims) for key, row in listed if row["method"] != view.baseline}
     cells: dict[Key, dict[str, Row]] = {}
     base: dict[Key, str] = {}
-    listed = [(_key(row, dims), row) for row in records(frame)]
     for key, row in listed:
         if row["method"] != view.baseline:
             cells.setdefault(key, {})[row["method"]] = row
             base[key] = _time(row, "baseline_")
-    met = {_shape(key, dims) for key in cells}
-    for key, row in listed:
-        if row["method"] == view.baseline and _shape(key, dims) not in met:
-            cells.setdefault(key, {})
+        elif _shape(key, dims) not in met:
+            cells[key] = {}
             base[key] = _time(row)
-    columns = [*_heads(dims), "pass", *([view.baseline] if with_base else [])]
-    is_number = [*_are_numbers(frame, dims), False, *([True] if with_base else [])]
+    names = [view.baseline] if with_base else []
     for method in methods:
         prefix = f"{method} " if len(methods) > 1 else ""
-        names = [method, f"{prefix}speedup", *([f"{prefix}error"] if with_error else [])]
-        columns += names
-        is_number += [True] * len(names)
-    ranks = {name: index for index, name in enumerate(passes_in(frame["pass"].unique()))}
+        names += [method, f"{prefix}speedup", *([f"{prefix}error"] if with_error else [])]
     rows = []
-    for key in sorted(cells, key=lambda k: _order(k, ranks)):
-        texts = [*key[:-1], pass_label(key[-1]), *([base[key]] if with_base else [])]
+    for key, by_method in cells.items():
+        texts = [*key[:-1], PASS_LABELS[key[-1]], *([base[key]] if with_base else [])]
         for method in methods:
-            found = cells[key].get(method)
+            found = by_method.get(method)
             texts += [_time(found), ratio(found["speedup"])] if found else ["", ""]
             texts += [significant(found[MAIN_ERROR]) if found else ""] if with_error else []
         rows.append(tuple(texts))
-    return TextTable(title, tuple(columns), tuple(is_number), tuple(rows))
+    is_number = (*_are_numbers(frame, dims), False, *[True] * len(names))
+    return TextTable(title, (*_heads(dims), "pass", *names), is_number, tuple(rows))
 
 
 def _dims(frame: pd.DataFrame) -> list[str]:
@@ -158,18 +156,9 @@ def _place(row: Row, dims: Sequence[str]) -> list[str]:
     return [f"{int(row[d]):,}" if d == "seq_len" else plain(row[d]) for d in dims]
 
 
-def _key(row: Row, dims: Sequence[str]) -> Key:
-    return (*_place(row, dims), str(row["pass"]))
-
-
 def _shape(key: Key, dims: Sequence[str]) -> Key:
     """A row's key without parameters of methods, which the baseline lacks."""
     return (*(cell for cell, dim in zip(key[:-1], dims, strict=True) if dim not in (*HYPER_DIMS, "point_id")), key[-1])
-
-
-def _order(key: Key, ranks: Mapping[str, int]) -> tuple[list[tuple[bool, float, str]], int]:
-    digits = [cell.replace(",", "") for cell in key[:-1]]
-    return [(not d.isdigit(), float(d) if d.isdigit() else 0.0, d) for d in digits], ranks[key[-1]]
 
 
 def _time(row: Row, prefix: str = "", with_share: bool = False) -> str:

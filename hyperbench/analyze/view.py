@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.causality import CAUSAL_IN_Q, causality_notes
-from hyperbench.analyze.format import is_null, machine_of, plain
+from hyperbench.analyze.format import is_null, machine_of, plain, status_text
 from hyperbench.analyze.joins import (
     HYPER_DIMS,
     DoesNotFitError,
@@ -30,6 +29,8 @@ MAIN_ERROR = "out_rel_fro"
 TRIVIAL_ERRORS = {"mean_v_rel_fro": "answering mean(v)", "zero_rel_fro": "answering zero"}
 #: The label of numbers of protocol=paper, under the title of a figure and in that of a table.
 AS_PAPER = "timed the authors' way (they state 20th percentiles, p20_ms): no result by itself"
+#: Stands among the metrics and is a property: 1 where later queries leave earlier outputs alone, 0 where they do not.
+CAUSAL_IN_Q = "causal_in_q"
 _SHORT = {"block_size": "b", "sample_size": "m", "num_projections": "r", "min_seq_len": "leaf"}
 _MEANINGS = {
     "block_size": "b: keys in a query's block",
@@ -144,6 +145,38 @@ def meanings(view: View, without: Sequence[str] = ()) -> list[str]:
     return [*causality_notes(view.timings), *texts]
 
 
+def causal_in_q(row: Mapping[str, Any]) -> bool | None:
+    """True if later queries leave earlier outputs of a row's method alone; None where that is not known."""
+    value = row.get(CAUSAL_IN_Q)
+    return None if value is None or is_null(value) else float(value) == 1.0
+
+
+def causality_notes(frame: pd.DataFrame) -> list[str]:
+    """A note on the methods of a view's timings that are not causal in q, and where. Not escaped."""
+    if CAUSAL_IN_Q not in frame:
+        return []
+    points = frame[frame[CAUSAL_IN_Q].notna()].drop_duplicates("point_id")
+    told = [
+        f"{method}{_where_not_causal(rows)}"
+        for method, rows in points.groupby("method", sort=False)
+        if (rows[CAUSAL_IN_Q] < 1.0).any()
+    ]
+    if not told:
+        return []
+    return [f"Not causal in q: {', '.join(told)}: under the causal mask, later queries change earlier outputs."]
+
+
+def _where_not_causal(rows: pd.DataFrame) -> str:
+    """The pairings and lengths at which a method is not causal in q, as far as it is elsewhere."""
+    moved = rows[rows[CAUSAL_IN_Q] < 1.0]
+    pairings = sorted(moved["pairing"].dropna().unique())
+    parts = [f"pairing={', '.join(pairings)}"] if 0 < len(pairings) < rows["pairing"].nunique() else []
+    alike = rows[rows["pairing"].isin(pairings)] if pairings else rows
+    if (alike[CAUSAL_IN_Q] == 1.0).any():
+        parts.append(f"n = {', '.join(f'{int(n):,}' for n in sorted(moved['seq_len'].unique()))}")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
 def headline(view: View) -> list[str]:
     """The methods and the machine, in two lines to stand under a title. The texts are not escaped."""
     frame = view.timings
@@ -193,13 +226,8 @@ def _implementations(view: View) -> list[str]:
 
 def reason(row: Mapping[str, Any]) -> str:
     """The reason why a row has no speedup or its time is not ok; "" where all is well. Not escaped."""
-    told = [_status(row)] if row["status"] != "ok" else []
+    told = [status_text(row["status"], row["message"])] if row["status"] != "ok" else []
     # A row with a time of its own has no speedup for want of a baseline.
     if is_null(row["speedup"]) and not is_null(row["median_ms"]) and row["baseline_status"] != "ok":
-        told.append(f"baseline {_status(row, 'baseline_')}")
+        told.append(f"baseline {status_text(row['baseline_status'], row['baseline_message'])}")
     return "; ".join(told)
-
-
-def _status(row: Mapping[str, Any], prefix: str = "") -> str:
-    message = row[f"{prefix}message"]
-    return plain(row[f"{prefix}status"]) + (f": {message}" if not is_null(message) and message else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import typer
@@ -11,26 +10,24 @@ from hyperbench.analyze.plot import plot_run
 from hyperbench.commands.output import chosen_run, print_json
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of the command line."""
-
-    formats: str = "html"
-    out: Path | None = None
-    baseline: str = "flash2"
-    open_in_browser: bool = False
-    as_json: bool = False
-
-
-def plot(run_dir: Path | None, figures: list[str] | None, options: Options) -> int:
+def plot(
+    run_dir: Path | None,
+    figures: list[str] | None,
+    formats: str,
+    out: Path | None,
+    baseline: str,
+    *,
+    open_in_browser: bool,
+    as_json: bool,
+) -> int:
     """Draw figures and print their paths; 1 if there is none. Raises ValueError on what cannot be drawn."""
-    result = plot_run(chosen_run(run_dir), figures, [options.formats], options.out, options.baseline)
-    if options.as_json:
-        print_json({"paths": [str(path) for path in result.paths], "messages": result.messages})
+    paths, messages = plot_run(chosen_run(run_dir), figures, formats, out, baseline)
+    if as_json:
+        print_json({"paths": [str(path) for path in paths], "messages": messages})
     else:
-        for line in [*result.messages, *map(str, result.paths)]:
+        for line in [*messages, *map(str, paths)]:
             typer.echo(line)
-    if options.open_in_browser:
-        for page in (path for path in result.paths if path.suffix == ".html"):
+    if open_in_browser:
+        for page in (path for path in paths if path.suffix == ".html"):
             typer.launch(str(page))
-    return 0 if result.paths else 1
+    return 0 if paths else 1

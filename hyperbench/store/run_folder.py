@@ -67,7 +67,7 @@ def write_tables(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
         for name in tables.TABLES:
             frame: DataFrame = getattr(run, name)
             if with_parquet:
-                atomic_write(run.path / f"{name}.parquet", partial(tables.to_parquet, frame, name))
+                atomic_write(run.path / f"{name}.parquet", partial(tables.to_parquet, frame))
             else:
                 (run.path / f"{name}.parquet").unlink(missing_ok=True)
             atomic_write(run.path / f"{name}.csv", partial(frame.to_csv, index=False))

@@ -94,10 +94,10 @@ def can_write_parquet() -> bool:
     return True
 
 
-def to_parquet(frame: DataFrame, table: str, path: Path) -> None:
-    """Write a table with explicit text columns, so that an empty one keeps its type."""
-    text = {name: "string" for name, kind in TABLES[table].items() if kind == "text"}
-    frame.astype(text).to_parquet(path, index=False)
+def to_parquet(frame: DataFrame, path: Path) -> None:
+    """Write a table with explicit text columns, so that one that is empty or all null keeps its type."""
+    texts = {name: "string" for name in frame.columns if frame[name].dtype == object}
+    frame.astype(texts).to_parquet(path, index=False)
 
 
 def _frame(table: str, rows: Iterable[tuple[Record, dict[str, Any]]], run_id: str) -> DataFrame:

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hyperbench.analyze.causality import causal_in_q, causality_notes
 from hyperbench.analyze.export import export_run
 from hyperbench.analyze.figures import builder
 from hyperbench.analyze.plotting import errors
 from hyperbench.analyze.show import run_summary, show_run
-from hyperbench.analyze.view import error_columns
+from hyperbench.analyze.view import causal_in_q, causality_notes, error_columns
 from hyperbench.measure.work_items import CAUSAL_IN_Q
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import ErrorRow, Point, Record

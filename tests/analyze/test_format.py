@@ -10,16 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperbench.analyze.format import (
+    PASS_LABELS,
     escape,
     is_null,
     milliseconds,
-    pass_label,
     plain,
     ratio,
     short,
     significant,
     thousands,
 )
+from hyperbench.store.schema import Pass
 from tests.helpers.synthetic_runs import HOSTILE
 
 numbers = st.floats(1e-9, 1e9, allow_nan=False)
@@ -134,6 +135,6 @@ def test_a_shortened_text_is_one_line_and_keeps_its_beginning(text: str, limit: 
     assert " ".join(text.split()).startswith(line.removesuffix(" …"))
 
 
-def test_an_unknown_pass_stands_as_it_is() -> None:
-    assert pass_label("forward_backward") == "forward+backward"
-    assert pass_label("prefill") == "prefill"
+def test_every_pass_has_a_label() -> None:
+    assert set(PASS_LABELS) == set(Pass)
+    assert PASS_LABELS["forward_backward"] == "forward+backward"

@@ -28,24 +28,24 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_run_over_lengths_makes_the_figures_that_fit(full_run: Path, tmp_path: Path) -> None:
-    result = plot_run(full_run, None, ["html"], tmp_path)
-    assert [p.name for p in result.paths] == names(tmp_path) == ["fig4.html", "stages.html", "times.html"]
-    (message,) = result.messages
+    paths, messages = plot_run(full_run, None, "html", tmp_path)
+    assert [p.name for p in paths] == names(tmp_path) == ["fig4.html", "stages.html", "times.html"]
+    (message,) = messages
     assert message.startswith("sweep left out: no parameter varies")
 
 
 def test_a_run_over_a_parameter_makes_the_sweep(make_run: MakeRun) -> None:
     run = make_run(sweep("block_size", (64, 128)))
-    result = plot_run(run, [], ["html"], None)
-    assert [p.name for p in result.paths] == names(run / "figures") == ["sweep.html"]
-    assert {m.partition(" ")[0] for m in result.messages} == {"fig4", "stages", "times"}
-    assert all("\n" not in m for m in result.messages)
+    paths, messages = plot_run(run, [], "html", None)
+    assert [p.name for p in paths] == names(run / "figures") == ["sweep.html"]
+    assert {m.partition(" ")[0] for m in messages} == {"fig4", "stages", "times"}
+    assert all("\n" not in m for m in messages)
 
 
 def test_only_figures_that_were_named_are_made(full_run: Path, tmp_path: Path) -> None:
-    result = plot_run(full_run, ["times", "times"], ["HTML", "html"], tmp_path)
+    _, messages = plot_run(full_run, ["times", "times"], "HTML,html", tmp_path)
     assert names(tmp_path) == ["times.html"]
-    assert result.messages == []
+    assert messages == []
 
 
 @pytest.mark.parametrize(("name", "near"), [("fig5", "fig4"), ("time", "times"), ("sweeps", "sweep")])
@@ -53,20 +53,20 @@ def test_an_unknown_figure_names_the_nearest_and_makes_nothing(
     full_run: Path, tmp_path: Path, name: str, near: str
 ) -> None:
     with pytest.raises(ValueError, match=f"unknown figure '{name}'; allowed: .*; did you mean '{near}'") as caught:
-        plot_run(full_run, [name, "fig4"], ["html"], tmp_path / "out")
+        plot_run(full_run, [name, "fig4"], "html", tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_format_names_the_nearest(full_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown figure format 'htm'.*did you mean 'html'"):
-        plot_run(full_run, None, ["png,htm"], tmp_path / "out")
+        plot_run(full_run, None, "png,htm", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_named_figure_that_does_not_fit_is_one_line(full_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="figure 'sweep' does not fit this run: ") as caught:
-        plot_run(full_run, ["sweep"], ["html"], tmp_path / "out")
+        plot_run(full_run, ["sweep"], "html", tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -81,13 +81,13 @@ def test_a_refusal_to_mix_says_how_to_choose_and_the_choice_works(
 ) -> None:
     run = make_run([r for v in values for r in grid(lengths=(1024, 2048), masks=(False,), staged=True, **{dim: v})])
     with pytest.raises(ValueError, match=f"{dim} varies") as caught:
-        plot_run(run, [name], ["html"], tmp_path / "out")
+        plot_run(run, [name], "html", tmp_path / "out")
     choice = re.search(r"choose one: (\S+)$", str(caught.value))
     assert choice is not None
     assert not (tmp_path / "out").exists()
-    result = plot_run(run, [name, choice[1]], ["html"], tmp_path / "out")
-    assert [p.name for p in result.paths] == [f"{name}.html"]
-    assert plot_run(run, [name, f"{dim}={values[1]}"], ["html"], tmp_path / "out").paths
+    paths, _ = plot_run(run, [name, choice[1]], "html", tmp_path / "out")
+    assert [p.name for p in paths] == [f"{name}.html"]
+    assert plot_run(run, [name, f"{dim}={values[1]}"], "html", tmp_path / "out")[0]
 
 
 @pytest.mark.parametrize(
@@ -100,26 +100,26 @@ def test_a_refusal_to_mix_says_how_to_choose_and_the_choice_works(
 )
 def test_a_bad_filter_is_one_line(full_run: Path, tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told) as caught:
-        plot_run(full_run, ["fig4", text], ["html"], tmp_path / "out")
+        plot_run(full_run, ["fig4", text], "html", tmp_path / "out")
     assert "\n" not in str(caught.value)
 
 
 def test_a_run_of_failures_makes_no_figure_and_says_why(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(grid(lengths=(1024, 2048), change=lambda t: failed(t.point, t.pass_)))
-    result = plot_run(run, None, ["html"], tmp_path / "out")
-    assert result.paths == []
-    assert len(result.messages) == len(available())
-    assert all("no point of this run has a time (status: oom)" in m for m in result.messages)
+    paths, messages = plot_run(run, None, "html", tmp_path / "out")
+    assert paths == []
+    assert len(messages) == len(available())
+    assert all("no point of this run has a time (status: oom)" in m for m in messages)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_run_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no run folder at"):
-        plot_run(tmp_path / "none", None, ["html"], None)
+        plot_run(tmp_path / "none", None, "html", None)
 
 
 def test_speedups_may_be_over_another_method(full_run: Path, tmp_path: Path) -> None:
-    (path,) = plot_run(full_run, ["fig4"], ["html"], tmp_path, baseline="hyper").paths
+    ((path,), _) = plot_run(full_run, ["fig4"], "html", tmp_path, baseline="hyper")
     assert Page(path.read_text(encoding="utf-8")).inside["title"] == [
         "Speedup of flash2 over hyper, and the error it costs"
     ]
@@ -129,7 +129,7 @@ def test_a_baseline_that_is_not_there_names_what_is(full_run: Path, tmp_path: Pa
     with pytest.raises(
         ValueError, match=r"baseline 'flash' is no method of this run; allowed: flash2, hyper; did you mean 'flash2'"
     ):
-        plot_run(full_run, ["fig4"], ["html"], tmp_path, baseline="flash")
+        plot_run(full_run, ["fig4"], "html", tmp_path, baseline="flash")
 
 
 def test_every_figure_says_in_a_line_what_it_shows_and_can_be_built() -> None:
@@ -156,7 +156,7 @@ from hyperbench.analyze.export import export_run
 from hyperbench.analyze.plot import plot_run
 from hyperbench.analyze.show import run_summary, show_run
 run, out = Path({str(full_run)!r}), Path({str(tmp_path)!r})
-plot_run(run, None, ["html"], out)
+plot_run(run, None, "html", out)
 show_run(run, Console(file=io.StringIO()))
 run_summary(run)
 for fmt in ("csv", "parquet", "latex", "markdown"):

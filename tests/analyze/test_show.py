@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hyperbench.analyze.format import pass_label
+from hyperbench.analyze.format import PASS_LABELS
 from hyperbench.analyze.show import run_summary, show_run
 from hyperbench.analyze.text_table import stage_tables, time_tables
 from hyperbench.analyze.view import make_view
@@ -76,7 +76,7 @@ def test_the_usual_run_is_a_table_on_eighty_columns(full_run: Path) -> None:
     for n in CPU_LENGTHS:
         for pass_ in PASSES:
             # A line per length and pass, once for each masking.
-            assert starts.count([f"{n:,}", pass_label(pass_)]) == 2
+            assert starts.count([f"{n:,}", PASS_LABELS[pass_]]) == 2
 
 
 def test_rich_markup_in_a_message_is_printed_as_it_is(make_run: MakeRun) -> None:

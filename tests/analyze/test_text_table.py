@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyperbench.analyze.format import MASK_LABELS, milliseconds, pass_label, ratio, significant
+from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, milliseconds, ratio, significant
 from hyperbench.analyze.text_table import TextTable, time_tables
 from hyperbench.analyze.view import MAIN_ERROR, View
 from hyperbench.store.schema import Pass, Record, Status, Timing
@@ -43,7 +43,7 @@ def test_every_row_has_its_cell_with_time_or_status(fates: dict[int, str], per_t
     view = view_from(kept)
     found = cells(time_tables(view, methods_per_table=per_table))
     for row in view.timings.to_dict("records"):
-        where = (MASK_LABELS[row["is_causal"]], f"{row['seq_len']:,}", pass_label(row["pass"]))
+        where = (MASK_LABELS[row["is_causal"]], f"{row['seq_len']:,}", PASS_LABELS[row["pass"]])
         cell = found[(*where, row["method"])]
         if row["status"] == "oom":
             assert cell == "oom"
@@ -56,7 +56,7 @@ def test_speedup_and_error_are_those_of_the_view(full_view: View) -> None:
     found = cells(time_tables(full_view))
     hyper = full_view.timings[full_view.timings["method"] == "hyper"]
     for row in hyper.to_dict("records"):
-        where = (MASK_LABELS[row["is_causal"]], f"{row['seq_len']:,}", pass_label(row["pass"]))
+        where = (MASK_LABELS[row["is_causal"]], f"{row['seq_len']:,}", PASS_LABELS[row["pass"]])
         assert found[(*where, "speedup")] == ratio(row["speedup"])
         assert found[(*where, "error")] == significant(row[MAIN_ERROR])
 

@@ -47,7 +47,7 @@ def test_any_call_agrees_with_the_oracle(case: Case) -> None:
 @pytest.mark.parametrize(("sampling", "pairing"), CHOICES)
 @pytest.mark.parametrize("is_causal", [False, True])
 class TestAgainstTheOracle:
-    """What the contract names, case by case."""
+    """Cases that the contract names."""
 
     @pytest.mark.parametrize(("queries", "keys"), LENGTHS)
     def test_lengths(self, queries: int, keys: int, sampling: str, pairing: str, is_causal: bool) -> None:

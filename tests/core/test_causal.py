@@ -26,7 +26,7 @@ def changed_after(x: Tensor, t: int, how: str) -> Tensor:
 
 
 def unchanged_up_to(t: int, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> bool:
-    """Whether out and lse agree to the last bit at positions 0..t."""
+    """True if out and lse agree to the last bit at positions 0..t."""
     return all(torch.equal(bits(a[:, :, : t + 1]), bits(b[:, :, : t + 1])) for a, b in zip(before, after, strict=True))
 
 

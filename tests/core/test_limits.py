@@ -1,4 +1,4 @@
-"""Where the estimator is exact attention, and where every key is met with weight 1."""
+"""Limits in which the estimator is exact attention, or every key is met with weight 1."""
 
 from __future__ import annotations
 

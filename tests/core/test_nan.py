@@ -27,7 +27,7 @@ def poisoned(x: Tensor, row: int, column: int, value: float = math.nan, head: in
 
 
 def not_finite(x: Tensor) -> Tensor:
-    """Where x is NaN or infinite."""
+    """True where x is NaN or infinite."""
     return ~x.isfinite()
 
 

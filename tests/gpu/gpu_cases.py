@@ -1,4 +1,4 @@
-"""What the tests on a GPU share. Importing it skips a module as a whole where kernels cannot run on a CUDA GPU."""
+"""Shared cases of the tests on a GPU. Importing it skips a module as a whole where kernels cannot run on a CUDA GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def why_not() -> str:
-    """Why nothing here can run, in one line; empty if it can."""
+    """Reason why nothing here can run, in one line; empty if it can."""
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA GPU here"
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):

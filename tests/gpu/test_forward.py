@@ -34,7 +34,7 @@ def check(inputs: Tensors, params: HyperAttentionParams, *, is_causal: bool, see
 
 @pytest.mark.parametrize("is_causal", [False, True])
 class TestAgainstTheOracle:
-    """What the contract names, case by case."""
+    """Cases that the contract names."""
 
     @pytest.mark.parametrize(("sampling", "pairing"), CHOICES)
     @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,4 +1,4 @@
-"""How the Triton backend is launched: few kernels, no wait for the device, CUDA graphs, torch.compile, opcheck."""
+"""Launches of the Triton backend: few kernels, no wait for the device, CUDA graphs, torch.compile, opcheck."""
 
 from __future__ import annotations
 

@@ -9,10 +9,8 @@ import pytest
 from hyperattn_core import HyperAttentionParams
 from hyperbench.flops import hyper_pairs
 from tools.roofline import model
-from tools.roofline.backward import backward_costs
 from tools.roofline.call_sizes import CallSizes
-from tools.roofline.forward import HASH_TERMS, forward_costs
-from tools.roofline.launch_cost import LaunchCost, floor_seconds, total_cost
+from tools.roofline.launches import HASH_TERMS, LaunchCost, backward_costs, floor_seconds, forward_costs, total_cost
 
 # 12 heads, d = 64, b = m = 256, bfloat16, batch 1; hashing counted with one product over 16 padded columns.
 NON_CAUSAL_GFLOP = {4096: 6.6, 16384: 26.6, 65536: 106.0, 131072: 213.0}

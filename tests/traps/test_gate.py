@@ -8,17 +8,25 @@ import pytest
 
 from hyperbench.measure.methods import method
 from hyperbench.measure.work_items import Failure
+from hyperbench.measure.worker.gate import properties
 from hyperbench.store.schema import Status, Timing
 from tests.helpers.fake_clock import FakeClock
+from tests.helpers.gate_faults import HONEST
 from tests.helpers.measured_group import HYPER, Measured, MemoryPeak, all_of, item, odd
 from tests.helpers.quoted import Quote
 
 LIBRARY = "hyperbench.measure.methods.hyper"
 TRIVIAL = "hyperbench.measure.methods.trivial"
-LONG = {"seq_len": 2048, "heads": 1}
+LONG = {"seq_len": 2 * HONEST, "heads": 1}
 #: Of HyperAttention at that length: large enough to be quick.
-COARSE = {**HYPER, "block_size": 128, "sample_size": 64, "min_seq_len": 512}
+COARSE = {**HYPER, "block_size": 32, "sample_size": 16, "min_seq_len": 64}
 ONLY_LONG = "whatever it does at shorter ones"
+
+
+@pytest.fixture(autouse=True)
+def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examine methods at a shorter length than usual, which costs less."""
+    monkeypatch.setattr(properties, "_MIN_PROBE_LEN", HONEST)
 
 
 def fault(name: str, **options: Any) -> Any:
@@ -41,7 +49,7 @@ def fault(name: str, **options: Any) -> Any:
         ),
         ("remembers_when_long", False, "a memoised result: after q, k and v were changed in place"),
         ("remembers_when_long", True, "a memoised result: after q, k and v were changed in place"),
-        ("leaks_when_long", True, "not causal: outputs up to position 682 change with the keys or the values after it"),
+        ("leaks_when_long", True, "not causal: outputs up to position 85 change with the keys or the values after it"),
     ],
 )
 def test_what_goes_wrong_at_long_lengths_alone_is_seen_there(name: str, is_causal: bool, words: str) -> None:
@@ -52,10 +60,10 @@ def test_what_goes_wrong_at_long_lengths_alone_is_seen_there(name: str, is_causa
     assert long.statuses(name) == {"forward": "incorrect"}
     message = long.timings(name)["forward"].message
     assert Quote(words).stands_in(message)
-    assert message.endswith(f"seq_len=2048, {ONLY_LONG}")
+    assert message.endswith(f"seq_len={2 * HONEST}, {ONLY_LONG}")
     # Its neighbour found the inputs as they were.
     assert long.statuses("exact") == {"forward": "ok"}
-    short = Measured(fault(name, is_causal=is_causal, **{**LONG, "seq_len": 1024}), passes=("forward",))
+    short = Measured(fault(name, is_causal=is_causal, **{**LONG, "seq_len": HONEST}), passes=("forward",))
     assert short.statuses(name) == {"forward": "ok"}
 
 
@@ -89,7 +97,7 @@ def test_a_backward_pass_that_is_none_has_no_time(name: str, which: tuple[str, .
 def test_a_backward_pass_is_looked_at_on_the_point_itself(name: str) -> None:
     passes = ("backward",)
     assert Measured(fault(name, **LONG), passes=passes).statuses(name) == {"backward": "incorrect"}
-    assert Measured(fault(name, **{**LONG, "seq_len": 1024}), passes=passes).statuses(name) == {"backward": "ok"}
+    assert Measured(fault(name, **{**LONG, "seq_len": HONEST}), passes=passes).statuses(name) == {"backward": "ok"}
 
 
 def test_gradients_that_change_after_some_calls_of_one_graph_are_seen_while_it_is_timed() -> None:

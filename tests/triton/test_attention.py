@@ -37,7 +37,7 @@ def worst(x: Tensor, expected: Tensor) -> float:
 
 
 def allowed(call: Call, expected: tuple[Tensor, ...], plain: tuple[Tensor, ...]) -> list[float]:
-    """What a kernel may be off by: rounding of float32, or a multiple of what PyTorch loses in the call's dtype."""
+    """Allowed error of a kernel: rounding of float32, or a multiple of what PyTorch loses in the call's dtype."""
     if call.dtype == torch.float32:
         return [TOLERANCE] * len(expected)
     return [MULTIPLE * max(worst(x, y), TOLERANCE) for x, y in zip(plain, expected, strict=True)]

@@ -26,7 +26,7 @@ def small_call(is_causal: bool) -> Call:
 
 
 class TestOperators:
-    """What torch.compile asks of a custom operator."""
+    """Requirements of torch.compile on a custom operator."""
 
     @pytest.mark.parametrize("is_causal", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_opcheck(self, is_causal: bool) -> None:
@@ -163,7 +163,7 @@ class TestBadCalls:
 
 
 class TestChoice:
-    """What "auto" takes, and what it says."""
+    """The choice of "auto", and its warning."""
 
     @pytest.fixture(autouse=True)
     def a_new_gpu(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

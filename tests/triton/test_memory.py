@@ -11,10 +11,10 @@ from hyperattn_core import HyperAttentionParams
 from hyperattn_core.exact_aten import BackwardInputs
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.backward import backward
+from hyperattn_core.triton_backend.configure import attend_config
 from hyperattn_core.triton_backend.forward import forward
 from hyperattn_core.triton_backend.geometry import Settings
 from hyperattn_core.triton_backend.plan import packed_plan
-from hyperattn_core.triton_backend.tuning.configure import attend_config
 from tests.helpers.ledger import Ledger
 from tests.helpers.triton_inputs import Call, normal
 from tools.roofline.call_sizes import CallSizes

@@ -20,7 +20,7 @@ from tests.helpers.triton_inputs import CALLS, Call, normal
 
 
 def covered(level: LevelPlan) -> Tensor:
-    """Which entries of query_order (B, H, G, Sq) the tiles cover."""
+    """True for the entries of query_order (B, H, G, Sq) that tiles cover."""
     count = level.tile_count.sum(-1, keepdim=True)
     return torch.arange(level.query_order.shape[-1]) < count
 

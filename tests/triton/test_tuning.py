@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperattn_core.triton_backend.tuning import configs
-from hyperattn_core.triton_backend.tuning.configs import AttendConfig, Choice, cache_file, candidates, choose, with_tile
+from hyperattn_core.triton_backend.tuning import choice as choices
+from hyperattn_core.triton_backend.tuning.choice import Choice, cache_file, choose
+from hyperattn_core.triton_backend.tuning.configs import ARCHITECTURES, AttendConfig, candidates, with_tile
 
 OPTIONS = candidates(90, torch.bfloat16, 64)
 
@@ -55,7 +56,7 @@ def test_a_choice_holds_for_its_gpu_and_triton_alone(changes: dict[str, str], tm
 def test_another_kernel_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "attend.json"
     choice(Stopwatch({OPTIONS[2]: 1.0}), cache)
-    monkeypatch.setattr(configs, "_fingerprint", lambda: "other code")
+    monkeypatch.setattr(choices, "_fingerprint", lambda: "other code")
     assert choice(Stopwatch({OPTIONS[3]: 1.0}), cache) == Choice(OPTIONS[3], "tuned")
 
 
@@ -94,7 +95,7 @@ def test_nothing_measured_gives_the_default(tmp_path: Path) -> None:
     assert choice(None, None) == Choice(OPTIONS[0], "default")
 
 
-@pytest.mark.parametrize("arch", configs.ARCHITECTURES)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256])
 def test_candidates_are_few_and_told_apart_by_their_text(arch: int, dtype: torch.dtype, head_dim: int) -> None:

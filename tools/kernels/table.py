@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -29,11 +28,12 @@ from tools.kernels.builds import TYPES, Build, builds
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 #: The sizes that vectorised loads depend on; at run time Triton looks at the values.
 _DIVISIBLE = 16
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel needs and which instructions it uses."""
+    """Resources of a compiled kernel and the instructions it uses."""
 
     kernel: str
     label: str
@@ -75,19 +75,12 @@ def resources(cubin: bytes) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        text = subprocess.run(
-            [_cuobjdump(), "-res-usage", str(path)], capture_output=True, text=True, check=True
-        ).stdout
+        text = subprocess.run([_CUOBJDUMP, "-res-usage", path], capture_output=True, text=True, check=True).stdout
     registers = [int(found) for found in re.findall(r"REG:(\d+)", text)]
     local = [int(found) for found in re.findall(r"(?:STACK|LOCAL):(\d+)", text)]
     if not registers:
         raise RuntimeError(f"cuobjdump says nothing of registers: {text!r}")
     return max(registers), max(local)
-
-
-@functools.cache
-def _cuobjdump() -> str:
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,9 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
         for build in builds(arch, dtype, head_dim, every_candidate=given.candidates)
     ]
     if given.json:
-        print(
-            json.dumps({"triton": triton.__version__, "kernels": [dataclasses.asdict(row) for row in rows]}, indent=1)
-        )
+        found = {"triton": triton.__version__, "kernels": [dataclasses.asdict(row) for row in rows]}
+        print(json.dumps(found, indent=1))
     else:
         print(f"Triton {triton.__version__}; registers and spills per thread, shared memory per program")
         print(

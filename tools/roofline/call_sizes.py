@@ -1,12 +1,16 @@
-"""A call of hyper_attention as the counts of its bytes, operations and peak memory see it: sizes alone, no tensors."""
+"""Sizes of a call of hyper_attention, from which its bytes, operations and peak memory are counted: no tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.triton_backend.geometry import Geometry, Settings, geometry
+from hyperattn_core.triton_backend.geometry import Geometry, LevelGeometry, Settings, geometry
+
+INDEX_BYTES = 4
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class CallSizes:
         shape: (B, H, Hkv, Nq, Nk).
         head_dim: D.
         value_dim: Dv, D if None.
-        is_causal: whether the call is causal.
+        is_causal: of the call.
         params: the estimator's parameters, the library's defaults if not given.
         itemsize: bytes of an element of q, k, v and out.
         tile_size: queries per tile.
@@ -64,3 +68,39 @@ class CallSizes:
         if not where.levels:
             raise ValueError(f"attention is exact at {self.shape} with {self.params}: none of these kernels runs")
         return where
+
+    @property
+    def rank_bytes(self) -> int:
+        """Bytes of a hash rank."""
+        return 1 if self.params.num_projections <= 8 else 2
+
+    @property
+    def level_queries(self) -> int:
+        """Queries of all levels, over all rows."""
+        return self._over_levels(lambda level: sum(level.query_counts))
+
+    @property
+    def level_keys(self) -> int:
+        """Keys of all levels, over all rows."""
+        return self.geometry.sides[1].rows * sum(level.num_nodes * level.node_len for level in self.geometry.levels)
+
+    @property
+    def block_pairs(self) -> int:
+        """Pairs of a query and a key of its block, of all levels."""
+        return self._over_levels(lambda level: sum(level.query_counts) * level.block_size)
+
+    @property
+    def sample_pairs(self) -> int:
+        """Pairs of a query and a sample, of all levels."""
+        return self._over_levels(lambda level: sum(level.query_counts) * level.num_samples)
+
+    @property
+    def leaf_pairs(self) -> int:
+        """Pairs of query and key on the exact leaves of a causal call."""
+        queries = self.geometry.sides[0]
+        full, rest = divmod(queries.length, queries.chunk_len)
+        return queries.rows * (full * queries.chunk_len**2 + rest**2) // 2
+
+    def _over_levels(self, count: Callable[[LevelGeometry], int]) -> int:
+        """The sum of a count over levels and rows of queries."""
+        return self.geometry.sides[0].rows * sum(map(count, self.geometry.levels))

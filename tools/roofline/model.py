@@ -1,4 +1,4 @@
-"""What a call on a GPU needs, launch by launch, and at its peak: `python -m tools.roofline.model`."""
+"""Costs of a call on a GPU, launch by launch, and its peak of memory: `python -m tools.roofline.model`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import dataclasses
 import sys
 
 from hyperattn_core.params import HyperAttentionParams
-from tools.roofline.backward import backward_costs
 from tools.roofline.call_sizes import CallSizes
-from tools.roofline.forward import forward_costs
-from tools.roofline.launch_cost import LaunchCost, total_cost
+from tools.roofline.launches import LaunchCost, backward_costs, forward_costs, total_cost
 from tools.roofline.peak_memory import PeakMemory, flash2_peak, hyper_peak
 
 

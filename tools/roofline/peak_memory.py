@@ -1,4 +1,4 @@
-"""How much memory a call has at its peak, beyond q, k, v and the gradient of the output: counted from its buffers.
+"""Memory of a call at its peak, beyond q, k, v and the gradient of the output: counted from its buffers.
 
 What a call keeps between its passes is its result and the plan; the rest lives for a few launches. FlashAttention-2 is
 counted by the buffers that its authors' kernel asks for, which PyTorch's is. Both kernels' allocators may round up.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hyperattn_core.triton_backend.geometry import Geometry
-from tools.roofline.call_sizes import CallSizes
-from tools.roofline.launch_cost import FLOAT_BYTES, INDEX_BYTES
+from tools.roofline.call_sizes import FLOAT_BYTES, INDEX_BYTES, CallSizes
 
 # FlashAttention-2 rounds lengths and head sizes up in what it keeps in float32.
 _FLASH_ROWS = 128
@@ -47,7 +45,7 @@ def hyper_peak(call: CallSizes) -> PeakMemory:
     partial = where.partial_rows * (value_dim * itemsize + FLOAT_BYTES)
     kept = plan + result
     leaves = result if call.is_causal else 0
-    forward = max(plan + _planning_bytes(where, queries + keys), kept + partial + leaves)
+    forward = max(plan + _planning_bytes(call), kept + partial + leaves)
 
     base = kept + queries * FLOAT_BYTES
     sample_row = (head_dim + value_dim) * FLOAT_BYTES
@@ -90,9 +88,9 @@ def _flash_workspace(call: CallSizes) -> int:
     return batch * heads * padded * (-(-head_dim // columns) * columns + 1) * FLOAT_BYTES
 
 
-def _planning_bytes(where: Geometry, tokens: int) -> int:
+def _planning_bytes(call: CallSizes) -> int:
     """Ranks, histograms and their scan, which are given up once the plan is made."""
-    ranks = tokens * (1 if where.settings.params.num_projections <= 8 else 2)
+    where = call.geometry
     tiles = sum(side.rows * side.num_tiles for side in where.sides)
-    scans = len(where.levels) * tiles * where.num_ranks * INDEX_BYTES
-    return ranks + tiles * where.num_ranks + scans + where.totals_rows * where.num_ranks * INDEX_BYTES
+    scanned = (len(where.levels) * tiles + where.totals_rows) * INDEX_BYTES
+    return (call.queries + call.keys) * call.rank_bytes + (tiles + scanned) * where.num_ranks

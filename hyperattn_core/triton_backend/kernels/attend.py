@@ -5,72 +5,34 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyperattn_core.triton_backend.kernels.level_table import (
-    BLOCK_SIZE,
-    KEY_ORDER,
-    NODE_LEN,
-    NUM_NODES,
-    NUM_SAMPLES,
-    NUM_TILES,
-    PARTIAL,
-    QUERY_LEN,
-    QUERY_ORDER,
-    SAMPLE_INDEX,
-    SAMPLE_POSITION,
-    TILE_BLOCK,
-    TILE_COUNT,
-    TILE_FIRST,
-    WEIGHT,
+from hyperattn_core.triton_backend.kernels.common import (
+    LN2,
+    LOG2_E,
+    SIZES,
     add_product,
     field,
+    head_base,
+    key_sizes,
+    load_rows,
+    met_keys,
+    node_tiles,
+    product,
+    row_offsets,
+    size,
+    step_keys,
+    step_weights,
+    tile_queries,
 )
 
-LN2 = tl.constexpr(0.6931471805599453)
-LOG2_E = tl.constexpr(1.4426950408889634)
 
-
-@triton.jit
-def load_rows(base, position, step, valid, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows (len(position), BLOCK_D) gathered by position; zeros where not valid and past D."""
-    dims = tl.arange(0, BLOCK_D)
-    at = base + ((position * step)[:, None] + dims[None, :])
-    if BLOCK_D == D:
-        return tl.load(at, mask=valid[:, None], other=0.0)
-    return tl.load(at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
-
-
-@triton.jit(do_not_specialize=["heads", "group", "query_rows", "num_queries"])
+@triton.jit(do_not_specialize=SIZES)
 def attend_kernel(
-    q,
-    k,
-    v,
-    data,
-    weights,
-    table,
-    out,
-    lse,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_n,
-    v_stride_b,
-    v_stride_h,
-    v_stride_n,
-    heads,
-    group,
-    query_rows,
-    num_queries,
-    scale,
-    IS_CAUSAL: tl.constexpr,
-    D: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-):
+    q, k, v, data, weights, table, out, lse,
+    q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
+    heads, group, query_rows, num_queries, scale,
+    IS_CAUSAL: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
     """One tile of sorted queries against its key block and then the samples, in one online softmax (Algorithm 3).
 
     num = sum of exp(s) v over the block's keys + sum of w exp(s) v over the sampled keys outside the block, den the
@@ -78,57 +40,30 @@ def attend_kernel(
     on load and scattered on store. A non-causal call writes its result, a causal one the partial result of its level.
     """
     level = tl.program_id(1)
-    num_nodes = field(table, level, NUM_NODES).to(tl.int32)
-    num_tiles = field(table, level, NUM_TILES).to(tl.int32)
+    num_nodes, num_tiles = size(table, level, "num_nodes"), size(table, level, "num_tiles")
     node_row, tile = tl.program_id(0) // num_tiles, tl.program_id(0) % num_tiles
     row, node = node_row // num_nodes, node_row % num_nodes
     if row < query_rows:
-        tile_at = data + node_row.to(tl.int64) * num_tiles + tile
-        count = tl.load(tile_at + field(table, level, TILE_COUNT))
-        if count > 0:
-            first = tl.load(tile_at + field(table, level, TILE_FIRST))
-            block = tl.load(tile_at + field(table, level, TILE_BLOCK))
-            node_len = field(table, level, NODE_LEN).to(tl.int32)
-            query_len = field(table, level, QUERY_LEN).to(tl.int32)
-            block_size = field(table, level, BLOCK_SIZE).to(tl.int32)
-            num_samples = field(table, level, NUM_SAMPLES).to(tl.int32)
-            key_node_row = ((row // group) * num_nodes + node).to(tl.int64)
+        tiles = node_tiles(data, table, level, node_row)
+        if tl.load(tiles[2] + tile) > 0:
+            node_len, query_len = size(table, level, "node_len"), size(table, level, "query_len")
+            position, taken = tile_queries(tiles, tile, 0, BLOCK_M)
             batch, head = row // heads, row % heads
-            key_head = head // group
-            slots = tl.arange(0, BLOCK_M)
-            taken = slots < count
-            query_at = field(table, level, QUERY_ORDER) + node_row.to(tl.int64) * query_len + first
-            position = tl.load(data + query_at + slots, mask=taken, other=0)
-            q_base = q + batch.to(tl.int64) * q_stride_b + head.to(tl.int64) * q_stride_h
-            x = load_rows(q_base, position, q_stride_n, taken, D, BLOCK_D)
-            k_base = k + batch.to(tl.int64) * k_stride_b + key_head.to(tl.int64) * k_stride_h
-            v_base = v + batch.to(tl.int64) * v_stride_b + key_head.to(tl.int64) * v_stride_h
-
-            low = block * block_size
-            keys_here = tl.minimum(block_size, node_len - low)
-            block_steps = tl.cdiv(keys_here, BLOCK_N)
-            steps = block_steps + tl.cdiv(num_samples, BLOCK_N)
-            key_at = field(table, level, KEY_ORDER) + key_node_row * node_len + low
-            sampled_at = field(table, level, SAMPLE_POSITION) + key_node_row * num_samples
-            index_at = data + field(table, level, SAMPLE_INDEX) + key_node_row * num_samples
-            weight_at = weights + field(table, level, WEIGHT)
-            key_slots = tl.arange(0, BLOCK_N)
+            x = load_rows(head_base(q, batch, head, q_stride_b, q_stride_h), position, q_stride_n, taken, D, BLOCK_D)
+            k_base = head_base(k, batch, head // group, k_stride_b, k_stride_h)
+            v_base = head_base(v, batch, head // group, v_stride_b, v_stride_h)
+            key_node_row = ((row // group) * num_nodes + node).to(tl.int64)
+            block, sizes = tl.load(tiles[3] + tile), key_sizes(table, level)
+            steps, meets, samples = met_keys(data, weights, table, level, key_node_row, block, sizes, BLOCK_N)
             qk_scale = scale * LOG2_E
             top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
             total = tl.zeros((BLOCK_M,), tl.float32)
             acc = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
             for step in range(steps):
-                sampled = step >= block_steps
-                slot = tl.where(sampled, step - block_steps, step) * BLOCK_N + key_slots
-                met = slot < tl.where(sampled, num_samples, keys_here)
-                key = tl.load(data + tl.where(sampled, sampled_at, key_at) + slot, mask=met, other=0)
+                key, met, slot, sampled = step_keys(data, meets, step, BLOCK_N)
                 keys = load_rows(k_base, key, k_stride_n, met, D, BLOCK_D)
-                logits = add_product(x, tl.trans(keys), tl.zeros((BLOCK_M, BLOCK_N), tl.float32)) * qk_scale
-                # A sampled key of the tile's own block is in the sum already.
-                index = tl.load(index_at + slot, mask=met & sampled, other=-1)
-                weight = tl.load(weight_at + slot, mask=met & sampled, other=0.0)
-                twice = (index >= low) & (index < low + block_size)
-                logits += tl.where(met & ~twice, weight, -float("inf"))[None, :]
+                logits = product(x, keys) * qk_scale
+                logits += step_weights(samples, met, slot, sampled)[None, :]
                 new_top = tl.maximum(top, tl.max(logits, 1))
                 # Where no key has been met yet there is nothing to rescale, and inf - inf would make a NaN of it.
                 shift = tl.where(new_top == -float("inf"), 0.0, new_top)
@@ -140,42 +75,22 @@ def attend_kernel(
                 top = new_top
             result = acc / total[:, None]
             if IS_CAUSAL:
-                to = field(table, level, PARTIAL) + node_row.to(tl.int64) * query_len - (2 * node + 1) * node_len
+                to = field(table, level, "partial") + node_row.to(tl.int64) * query_len - (2 * node + 1) * node_len
             else:
                 to = row.to(tl.int64) * num_queries
             target = to + position
-            dims = tl.arange(0, BLOCK_DV)
-            tl.store(
-                out + target[:, None] * DV + dims[None, :],
-                result.to(out.dtype.element_ty),
-                mask=taken[:, None] & (dims < DV)[None, :],
-            )
+            at, inside = row_offsets(target, taken, DV, BLOCK_DV)
+            tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
             tl.store(lse + target, (top + tl.log2(total)) * LN2, mask=taken)
 
 
-@triton.jit(do_not_specialize=["begin", "end", "leaf_len", "num_levels", "num_queries"])
+@triton.jit(do_not_specialize=SIZES)
 def merge_kernel(
-    out,
-    lse,
-    leaf_out,
-    leaf_lse,
-    partial_out,
-    partial_lse,
-    table,
-    leaf_stride_l,
-    leaf_stride_r,
-    leaf_stride_n,
-    leaf_lse_stride_l,
-    leaf_lse_stride_r,
-    begin,
-    end,
-    leaf_len,
-    num_levels,
-    num_queries,
-    DV: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
+    out, lse, leaf_out, leaf_lse, partial_out, partial_lse, table,
+    leaf_stride_l, leaf_stride_r, leaf_stride_n, leaf_lse_stride_l, leaf_lse_stride_r,
+    begin, end, leaf_len, num_levels, num_queries,
+    DV: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
     """Merge the exact leaf of every position in [begin, end) with the partial results of the levels that hold it.
 
     out = sum_i exp(lse_i) out_i / sum_i exp(lse_i), over the leaf and each level whose bit is set in the leaf's number.
@@ -196,11 +111,10 @@ def merge_kernel(
     total = tl.full((BLOCK_M,), 1.0, tl.float32)
     chunk = position // leaf_len
     for level in range(num_levels):
-        num_nodes = field(table, level, NUM_NODES)
-        node_len = field(table, level, NODE_LEN)
+        num_nodes, node_len = field(table, level, "num_nodes"), field(table, level, "node_len")
         held = valid & (((chunk >> level) & 1) == 1)
         node = (chunk >> (level + 1)).to(tl.int64)
-        at = field(table, level, PARTIAL) + (row * num_nodes + node) * node_len + position - (2 * node + 1) * node_len
+        at = field(table, level, "partial") + (row * num_nodes + node) * node_len + position - (2 * node + 1) * node_len
         other = tl.load(partial_lse + at, mask=held, other=-float("inf")) * LOG2_E
         part = tl.load(partial_out + at[:, None] * DV + dims[None, :], mask=inside & held[:, None], other=0.0)
         new_top = tl.maximum(top, other)

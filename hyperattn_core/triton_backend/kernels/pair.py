@@ -5,28 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyperattn_core.triton_backend.kernels.level_table import (
-    BLOCK_SIZE,
-    BLOCK_TILE,
-    KEY_ORDER,
-    NODE_LEN,
-    NUM_BLOCKS,
-    NUM_NODES,
-    NUM_SAMPLES,
-    NUM_TILES,
-    QUERY_LEN,
-    QUERY_ORDER,
-    SAMPLE_INDEX,
-    SAMPLE_POSITION,
-    SAMPLES_DRAWN,
-    TEMPLATE,
-    TILE_BLOCK,
-    TILE_COUNT,
-    TILE_FIRST,
-    TOTALS,
-    WEIGHT,
-    field,
-)
+from hyperattn_core.triton_backend.kernels.common import SIZES, field, size
 
 
 @triton.jit
@@ -35,47 +14,32 @@ def larger(a, b):
     return tl.maximum(a, b)
 
 
-@triton.jit(do_not_specialize=["query_rows", "key_rows", "num_queries", "group", "tile_size", "tile_programs"])
+@triton.jit(do_not_specialize=SIZES)
 def pair_kernel(
-    data,
-    weights,
-    totals,
-    table,
-    drawn_index,
-    drawn_weight,
-    template,
-    query_rows,
-    key_rows,
-    num_queries,
-    group,
-    tile_size,
-    tile_programs,
-    IS_CAUSAL: tl.constexpr,
-    BUCKET: tl.constexpr,
-    RANKS: tl.constexpr,
-    TILES: tl.constexpr,
-    SAMPLES: tl.constexpr,
-):
+    data, weights, totals, table, drawn_index, drawn_weight, template,
+    query_rows, key_rows, num_queries, group, tile_size, tile_programs,
+    IS_CAUSAL: tl.constexpr, BUCKET: tl.constexpr, RANKS: tl.constexpr, TILES: tl.constexpr, SAMPLES: tl.constexpr,
+):  # fmt: skip
     """The tiles of every node's sorted queries with the key block that each meets; the position of every sampled key.
 
     Bucket pairing: a rank's queries meet the block in the middle of that rank's range of sorted keys; ranks that meet
     the same block share its run of tiles. Rank pairing follows from sizes alone and is copied from `template`.
     """
     level = tl.program_id(1)
-    num_nodes = field(table, level, NUM_NODES).to(tl.int32)
+    num_nodes = size(table, level, "num_nodes")
     program = tl.program_id(0) % (tile_programs + 1)
     node_row = tl.program_id(0) // (tile_programs + 1)
     row, node = node_row // num_nodes, node_row % num_nodes
     if program < tile_programs:
         if row < query_rows:
-            num_tiles = field(table, level, NUM_TILES).to(tl.int32)
-            num_blocks = field(table, level, NUM_BLOCKS).to(tl.int32)
+            num_tiles = size(table, level, "num_tiles")
+            num_blocks = size(table, level, "num_blocks")
             tile = program * TILES + tl.arange(0, TILES)
             if BUCKET:
-                block_size = field(table, level, BLOCK_SIZE).to(tl.int32)
+                block_size = size(table, level, "block_size")
                 last_block = num_blocks - 1
                 ranks = tl.arange(0, RANKS)
-                base = field(table, level, TOTALS)
+                base = field(table, level, "totals")
                 query_total = totals + (base + row * num_nodes + node) * RANKS
                 key_total = totals + (base + (query_rows + row // group) * num_nodes + node) * RANKS
                 keys = tl.load(key_total + ranks)
@@ -105,7 +69,7 @@ def pair_kernel(
                 count = tl.where(used, tl.minimum(end - first, tile_size), 0)
                 meets = tl.where(used, tl.sum(tl.where(is_run, block[None, :], 0), 1), last_block)
             else:
-                source = template + field(table, level, TEMPLATE) + tile
+                source = template + field(table, level, "template") + tile
                 inside = tile < num_tiles
                 first = tl.load(source + node * num_tiles, mask=inside)
                 count = tl.load(source + (num_nodes + node) * num_tiles, mask=inside)
@@ -113,29 +77,29 @@ def pair_kernel(
                 source += 3 * num_nodes * num_tiles + node * (num_blocks + 1)
                 starts = tl.load(source, mask=tile <= num_blocks)
             to = node_row.to(tl.int64) * num_tiles + tile
-            tl.store(data + field(table, level, TILE_FIRST) + to, first, mask=tile < num_tiles)
-            tl.store(data + field(table, level, TILE_COUNT) + to, count, mask=tile < num_tiles)
-            tl.store(data + field(table, level, TILE_BLOCK) + to, meets, mask=tile < num_tiles)
+            tl.store(data + field(table, level, "tile_first") + to, first, mask=tile < num_tiles)
+            tl.store(data + field(table, level, "tile_count") + to, count, mask=tile < num_tiles)
+            tl.store(data + field(table, level, "tile_block") + to, meets, mask=tile < num_tiles)
             to = node_row.to(tl.int64) * (num_blocks + 1) + tile
-            tl.store(data + field(table, level, BLOCK_TILE) + to, starts, mask=tile <= num_blocks)
+            tl.store(data + field(table, level, "block_tile") + to, starts, mask=tile <= num_blocks)
             if IS_CAUSAL:
                 # The last node may have fewer queries than slots: those left over are zero, so that plans are equal.
-                query_len = field(table, level, QUERY_LEN).to(tl.int32)
+                query_len = size(table, level, "query_len")
                 held = num_queries - (2 * node + 1) * query_len
-                slots = data + field(table, level, QUERY_ORDER) + node_row.to(tl.int64) * query_len
+                slots = data + field(table, level, "query_order") + node_row.to(tl.int64) * query_len
                 for start in range(held + program * SAMPLES, query_len, tile_programs * SAMPLES):
                     slot = start + tl.arange(0, SAMPLES)
                     tl.store(slots + slot, tl.zeros((SAMPLES,), tl.int32), mask=slot < query_len)
     elif row < key_rows:
-        num_samples = field(table, level, NUM_SAMPLES).to(tl.int32)
-        order = data + field(table, level, KEY_ORDER) + node_row.to(tl.int64) * field(table, level, NODE_LEN)
+        num_samples = size(table, level, "num_samples")
+        order = data + field(table, level, "key_order") + node_row.to(tl.int64) * field(table, level, "node_len")
         for start in range(0, num_samples, SAMPLES):
             slot = start + tl.arange(0, SAMPLES)
             inside = slot < num_samples
             to = node_row.to(tl.int64) * num_samples + slot
-            index = tl.load(drawn_index + field(table, level, SAMPLES_DRAWN) + to, mask=inside, other=0)
-            tl.store(data + field(table, level, SAMPLE_INDEX) + to, index, mask=inside)
-            tl.store(data + field(table, level, SAMPLE_POSITION) + to, tl.load(order + index), mask=inside)
+            index = tl.load(drawn_index + field(table, level, "samples_drawn") + to, mask=inside, other=0)
+            tl.store(data + field(table, level, "sample_index") + to, index, mask=inside)
+            tl.store(data + field(table, level, "sample_position") + to, tl.load(order + index), mask=inside)
             if (row == 0) & (node == 0):
-                at = field(table, level, WEIGHT) + slot
+                at = field(table, level, "weight") + slot
                 tl.store(weights + at, tl.load(drawn_weight + at, mask=inside), mask=inside)

@@ -10,61 +10,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyperattn_core.triton_backend.kernels.level_table import (
-    KEY_ORDER,
-    NODE_LEN,
-    NUM_NODES,
-    QUERY_LEN,
-    QUERY_ORDER,
-    TOTALS,
-    add_product,
-    field,
-)
+from hyperattn_core.triton_backend.kernels.common import SIZES, add_product, field, head_base, size
 
 
-@triton.jit(
-    do_not_specialize=[
-        "heads",
-        "kv_heads",
-        "query_rows",
-        "num_queries",
-        "num_keys",
-        "query_chunk",
-        "key_chunk",
-        "query_tiles",
-        "key_tiles",
-    ]
-)
+@triton.jit(do_not_specialize=SIZES)
 def hash_kernel(
-    q,
-    k,
-    directions,
-    ranks,
-    histograms,
-    q_stride_b,
-    q_stride_h,
-    q_stride_n,
-    k_stride_b,
-    k_stride_h,
-    k_stride_n,
-    heads,
-    kv_heads,
-    query_rows,
-    num_queries,
-    num_keys,
-    query_chunk,
-    key_chunk,
-    query_tiles,
-    key_tiles,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TERMS: tl.constexpr,
-    PROJECTIONS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    RANKS: tl.constexpr,
-    TILE: tl.constexpr,
-    TILES_PER_PROGRAM: tl.constexpr,
-):
+    q, k, directions, ranks, histograms,
+    q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n,
+    heads, kv_heads, query_rows, num_queries, num_keys, query_chunk, key_chunk, query_tiles, key_tiles,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, TERMS: tl.constexpr, PROJECTIONS: tl.constexpr, COLUMNS: tl.constexpr,
+    RANKS: tl.constexpr, TILE: tl.constexpr, TILES_PER_PROGRAM: tl.constexpr,
+):  # fmt: skip
     """Hash rank of every query and key, and how often each rank occurs in each tile (Algorithm 1).
 
     `directions` (TERMS, BLOCK_D, COLUMNS) are the projections as a sum of TERMS numbers of the dtype of q and k, so
@@ -74,14 +30,14 @@ def hash_kernel(
     row = tl.program_id(0) // programs
     if row < query_rows:
         batch, head, step = row // heads, row % heads, q_stride_n
-        x = q + batch.to(tl.int64) * q_stride_b + head.to(tl.int64) * q_stride_h
+        x = head_base(q, batch, head, q_stride_b, q_stride_h)
         length, chunk_len, tiles = num_queries, query_chunk, query_tiles
         first_token = row.to(tl.int64) * num_queries
         first_tile = row.to(tl.int64) * query_tiles
     else:
         key_row = row - query_rows
         batch, head, step = key_row // kv_heads, key_row % kv_heads, k_stride_n
-        x = k + batch.to(tl.int64) * k_stride_b + head.to(tl.int64) * k_stride_h
+        x = head_base(k, batch, head, k_stride_b, k_stride_h)
         length, chunk_len, tiles = num_keys, key_chunk, key_tiles
         first_token = query_rows.to(tl.int64) * num_queries + key_row.to(tl.int64) * num_keys
         first_tile = query_rows.to(tl.int64) * query_tiles + key_row.to(tl.int64) * key_tiles
@@ -112,41 +68,18 @@ def hash_kernel(
         # Rows past the end are counted in rank 0, and taken out again.
         count = tl.histogram(tl.where(valid, rank, 0), RANKS)
         count -= tl.where(buckets == 0, TILE - tl.sum(valid.to(tl.int32), 0), 0)
-        tl.store(
-            histograms + (first_tile + tile) * RANKS + buckets,
-            count.to(histograms.dtype.element_ty),
-        )
+        tl.store(histograms + (first_tile + tile) * RANKS + buckets, count.to(histograms.dtype.element_ty))
 
 
-@triton.jit(
-    do_not_specialize=[
-        "query_rows",
-        "key_rows",
-        "query_chunks",
-        "key_chunks",
-        "query_tiles_per_chunk",
-        "key_tiles_per_chunk",
-    ]
-)
+@triton.jit(do_not_specialize=SIZES)
 def scan_kernel(
-    histograms,
-    bases,
-    totals,
-    table,
-    query_rows,
-    key_rows,
-    query_chunks,
-    key_chunks,
-    query_tiles_per_chunk,
-    key_tiles_per_chunk,
-    IS_CAUSAL: tl.constexpr,
-    RANKS: tl.constexpr,
-    GROUP: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-):
+    histograms, bases, totals, table,
+    query_rows, key_rows, query_chunks, key_chunks, query_tiles_per_chunk, key_tiles_per_chunk,
+    IS_CAUSAL: tl.constexpr, RANKS: tl.constexpr, GROUP: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
     """For each node and rank: how many earlier tokens of the node have that rank, per tile, and how many there are."""
     level = tl.program_id(1)
-    num_nodes = field(table, level, NUM_NODES).to(tl.int32)
+    num_nodes = size(table, level, "num_nodes")
     row, node = tl.program_id(0) // num_nodes, tl.program_id(0) % num_nodes
     if row < query_rows + key_rows:
         is_query = row < query_rows
@@ -172,42 +105,16 @@ def scan_kernel(
             upto = tl.cumsum(count, 0)
             tl.store(bases + level * all_tiles * RANKS + at, before[None, :] + upto - count, mask=inside)
             before += tl.sum(count, 0)
-        out = field(table, level, TOTALS) + row * num_nodes + node
+        out = field(table, level, "totals") + row * num_nodes + node
         tl.store(totals + out * RANKS + ranks, before)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "num_levels",
-        "query_rows",
-        "key_rows",
-        "num_queries",
-        "num_keys",
-        "query_chunk",
-        "key_chunk",
-        "query_tiles",
-        "key_tiles",
-    ]
-)
+@triton.jit(do_not_specialize=SIZES)
 def scatter_kernel(
-    ranks,
-    bases,
-    totals,
-    data,
-    table,
-    num_levels,
-    query_rows,
-    key_rows,
-    num_queries,
-    num_keys,
-    query_chunk,
-    key_chunk,
-    query_tiles,
-    key_tiles,
-    IS_CAUSAL: tl.constexpr,
-    RANKS: tl.constexpr,
-    TILE: tl.constexpr,
-):
+    ranks, bases, totals, data, table,
+    num_levels, query_rows, key_rows, num_queries, num_keys, query_chunk, key_chunk, query_tiles, key_tiles,
+    IS_CAUSAL: tl.constexpr, RANKS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     """Write every token where its rank and its position put it, in the order of each level that holds it."""
     tiles_per_row = tl.maximum(query_tiles, key_tiles)
     row, tile = tl.program_id(0) // tiles_per_row, tl.program_id(0) % tiles_per_row
@@ -233,20 +140,20 @@ def scatter_kernel(
         within = tl.sum(earlier.to(tl.int32), 1)
         buckets = tl.arange(0, RANKS)
         for level in range(num_levels):
-            num_nodes = field(table, level, NUM_NODES).to(tl.int32)
+            num_nodes = size(table, level, "num_nodes")
             node = 0
             active = chunk >= 0
             if IS_CAUSAL:
                 node = chunk >> (level + 1)
                 active = (((chunk >> level) & 1) == is_query.to(tl.int32)) & (node < num_nodes)
             if active:
-                total = tl.load(totals + (field(table, level, TOTALS) + row * num_nodes + node) * RANKS + buckets)
+                total = tl.load(totals + (field(table, level, "totals") + row * num_nodes + node) * RANKS + buckets)
                 begin = tl.gather(tl.cumsum(total, 0) - total, rank, 0)
                 at = (level * all_tiles + first_tile + tile) * RANKS
                 place = begin + tl.load(bases + at + rank, mask=valid, other=0) + within
                 if is_query:
-                    order, node_slots = field(table, level, QUERY_ORDER), field(table, level, QUERY_LEN)
+                    order, node_slots = field(table, level, "query_order"), field(table, level, "query_len")
                 else:
-                    order, node_slots = field(table, level, KEY_ORDER), field(table, level, NODE_LEN)
+                    order, node_slots = field(table, level, "key_order"), field(table, level, "node_len")
                 order += (side_row.to(tl.int64) * num_nodes + node) * node_slots
                 tl.store(data + order + place, token, mask=valid)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hyperbench.analyze.compare.compared_run import ComparedRun, differences, match_methods, match_runs, read_run
-from hyperbench.analyze.format import counted
+from hyperbench.analyze.format import counted, status_text
 from hyperbench.stats.rounds import Judgement, Reason, Verdict, judge
 from hyperbench.stats.samples import median
 from hyperbench.store.schema import Pass, Point, Status, Timing
@@ -79,15 +79,6 @@ class Comparison:
             line += f"; {alone} only in {name}" if alone else ""
         return line
 
-    def regressions(self, percent: float) -> list[Row]:
-        """Rows of which B is slower by more than `percent` (the interval's lower end), or lacks a timing that A has."""
-        limit = 1.0 + percent / 100.0
-        return [
-            row
-            for row in (*self.rows, *self.unmatched)
-            if row.lost_in_b or (row.judgement.verdict is Verdict.SLOWER and (row.judgement.low or 0.0) > limit)
-        ]
-
 
 def compare(
     path_a: Path,
@@ -101,17 +92,17 @@ def compare(
     floors of the two machines where that is more. Where both sides come from one run, rounds are compared in pairs.
     Raises ValueError on a folder that is no run's or is damaged, or on methods that are not two or not there.
     """
-    if methods is not None and len(methods) != 2:
-        raise ValueError(f"methods={','.join(methods)} must name two methods, the one of A and the one of B")
+    if methods is not None and (len(methods) != 2 or not all(methods)):
+        raise ValueError(f"--methods={','.join(methods)} must name two methods: --methods flash2,hyper")
     if path_b is None and methods is None:
         raise ValueError("give two runs to compare, or one run and two of its methods: --methods flash2,hyper")
     first, second = methods or (None, None)
     if path_b is None and first == second:
-        raise ValueError(f"methods={first},{second} of one run must be two different ones")
+        raise ValueError(f"--methods={first},{second} of one run must be two different ones")
     a = read_run(Path(path_a), first)
     b = read_run(Path(path_b if path_b is not None else path_a), second)
     paired = a.path.resolve() == b.path.resolve()
-    limit = max(DEFAULT_THRESHOLD if threshold is None else threshold, a.aa_floor, b.aa_floor)
+    limit = max(DEFAULT_THRESHOLD if threshold is None else threshold, a.aa_floor or 0.0, b.aa_floor or 0.0)
     pairs = (match_runs if first == second else match_methods)(a.points, b.points)
     rows = [row for x, y in pairs for row in _rows(x, y, a, b, paired, limit)]
     warnings = [] if paired else differences(a, b)
@@ -167,7 +158,7 @@ def _medians(of: Rounds) -> dict[int, float]:
 
 def _failures(of: Rounds) -> str:
     """Statuses and messages of the rounds without a timing; "" where every round has one."""
-    told = [f"{t.status}: {t.message}" if t.message else str(t.status) for t in of.values() if not t.samples_ms]
+    told = [status_text(t.status, t.message) for t in of.values() if not t.samples_ms]
     if not told:
         return ""
     reasons = "; ".join(dict.fromkeys(told))

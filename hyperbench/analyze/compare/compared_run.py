@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,17 +43,9 @@ class ComparedRun:
     method: str | None = None
 
     @property
-    def known_floor(self) -> float | None:
+    def aa_floor(self) -> float | None:
         """The A/A floor: how far two measurements of one call differ here, relative; None where it was not measured."""
-        value = self.environment.get("aa_floor")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        return float(value) if 0 <= value < math.inf else None
-
-    @property
-    def aa_floor(self) -> float:
-        """The A/A floor; 0 where it was not measured."""
-        return self.known_floor or 0.0
+        return self.environment.get("aa_floor")
 
     @property
     def protocols(self) -> list[str]:

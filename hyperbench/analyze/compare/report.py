@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 from hyperbench.analyze.compare.compare import Comparison, Row
 from hyperbench.analyze.compare.compared_run import ComparedRun
 from hyperbench.analyze.format import (
+    FLAG_MEANINGS,
+    PASS_LABELS,
     counted,
-    flag_meaning,
     is_null,
     json_value,
     machine_of,
     milliseconds,
-    pass_label,
     plain,
     printable,
     short,
     significant,
 )
 from hyperbench.analyze.text_table import TextTable, print_table
-from hyperbench.stats.rounds import MIN_ROUNDS, Judgement, Reason
+from hyperbench.stats.rounds import MIN_ROUNDS, Judgement, Reason, Verdict
 from hyperbench.store.schema import Point
 
 if TYPE_CHECKING:
@@ -98,19 +98,19 @@ def failures_of(comparison: Comparison, percent: float) -> list[str]:
     slow call are few), and a comparison in which nothing could be judged: a check that cannot see a regression must not
     pass.
     """
-    dims = _dims(comparison)
+    dims, limit = _dims(comparison), 1.0 + percent / 100.0
     lines = []
-    for row in comparison.regressions(percent):
-        found, detail = row.judgement, "missing" if row.point_b is None else row.detail
-        slower = f"slower, {_ratio(found.ratio)} ({_interval(found)})"
-        told = f"lost in B ({short(printable(detail))})" if row.lost_in_b else slower
+    for row in (*comparison.rows, *comparison.unmatched):
+        found = row.judgement
+        if row.lost_in_b:
+            told = f"lost in B ({'missing' if row.point_b is None else short(printable(row.detail))})"
+        elif found.verdict is Verdict.SLOWER and (found.low or 0.0) > limit:
+            told = f"slower, {significant(found.ratio, 4)} ({_interval(found)})"
+        elif found.reason not in _JUDGED and (found.ratio or 0.0) > limit:
+            told = f"{significant(found.ratio, 4)} times as long, and it cannot be judged ({found.reason})"
+        else:
+            continue
         lines.append(f"{_label(row, dims)}: {told}")
-    lines += [
-        f"{_label(row, dims)}: {_ratio(row.judgement.ratio)} times as long, and it cannot be judged "
-        f"({row.judgement.reason})"
-        for row in unjudged(comparison)
-        if row.judgement.ratio is not None and row.judgement.ratio > 1.0 + percent / 100.0 and not row.lost_in_b
-    ]
     if not lines and all(row.judgement.low is None for row in comparison.rows):
         lines.append("no point could be judged, so a regression would not be seen")
     return lines
@@ -143,10 +143,10 @@ def _table(comparison: Comparison, dims: Sequence[str]) -> TextTable:
     rows = tuple(
         (
             *(_cell(row, dim) for dim in dims),
-            pass_label(str(row.pass_)),
+            PASS_LABELS[row.pass_],
             milliseconds(row.a_ms),
             milliseconds(row.b_ms),
-            _ratio(row.judgement.ratio),
+            significant(row.judgement.ratio, 4),
             _interval(row.judgement),
             str(row.judgement.verdict),
             str(row.judgement.reason),
@@ -169,11 +169,11 @@ def _described(run: ComparedRun) -> str:
 
 
 def _method_note(comparison: Comparison) -> str:
-    floor = max(comparison.a.aa_floor, comparison.b.aa_floor)
+    floor = max(comparison.a.aa_floor or 0.0, comparison.b.aa_floor or 0.0)
     why = f"; A/A floor {floor:.2%}" if floor else ""
     if floor == comparison.threshold:
         why = f" (the A/A floor: {floor:.2%})"
-    unknown = [name for name, run in (("A", comparison.a), ("B", comparison.b)) if run.known_floor is None]
+    unknown = [name for name, run in (("A", comparison.a), ("B", comparison.b)) if run.aa_floor is None]
     if unknown:
         why += f"; no A/A floor is known of {' and '.join(unknown)}"
     how = "pairs of rounds" if comparison.paired else "rounds"
@@ -187,7 +187,7 @@ def _flagged(name: str, run: ComparedRun) -> list[str]:
     """A line for each flag of a run, with how many of its timings have it and what it means."""
     total = len(list(run.all_timings()))
     return [
-        f"flags of {name}: {printable(flag)} at {count} of {total} timings{flag_meaning(flag)}"
+        f"flags of {name}: {flag} at {count} of {total} timings: {FLAG_MEANINGS[flag]}"
         for flag, count in sorted(_flags(run).items())
     ]
 
@@ -201,12 +201,12 @@ def _leftover(comparison: Comparison, dims: Sequence[str]) -> list[str]:
     lines: dict[str, list[str]] = {}
     for row in comparison.unmatched:
         where = "only in A" if row.judgement.reason is Reason.MISSING_IN_B else "only in B"
-        lines.setdefault(f"{where}: {_point_label(row, dims)}", []).append(pass_label(str(row.pass_)))
+        lines.setdefault(f"{where}: {_point_label(row, dims)}", []).append(PASS_LABELS[row.pass_])
     return [f"{line}, {', '.join(passes)}" for line, passes in lines.items()]
 
 
 def _label(row: Row, dims: Sequence[str]) -> str:
-    return f"{_point_label(row, dims)}, {pass_label(str(row.pass_))}"
+    return f"{_point_label(row, dims)}, {PASS_LABELS[row.pass_]}"
 
 
 def _point_label(row: Row, dims: Sequence[str]) -> str:
@@ -258,12 +258,8 @@ def _head(name: str) -> str:
     return {"seq_len": "n", "is_causal": "causal"}.get(name, printable(name))
 
 
-def _ratio(value: float | None) -> str:
-    return significant(value, 4)
-
-
 def _interval(found: Judgement) -> str:
-    return "" if is_null(found.low) else f"{_ratio(found.low)} to {_ratio(found.high)}"
+    return "" if is_null(found.low) else f"{significant(found.low, 4)} to {significant(found.high, 4)}"
 
 
 def _run_data(run: ComparedRun) -> dict[str, Any]:
@@ -273,7 +269,7 @@ def _run_data(run: ComparedRun) -> dict[str, Any]:
         **{key: run.environment.get(key) for key in ("run_id", "machine", "commit")},
         "protocols": run.protocols,
         "rounds": run.num_rounds,
-        "aa_floor": run.known_floor,
+        "aa_floor": run.aa_floor,
         "flags": dict(_flags(run)),
     }
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
-import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,9 @@ from hyperbench.config.catalog import nearest
 def available() -> dict[str, str]:
     """The name of every figure with one line on what it shows; no figure is imported."""
     found = {}
-    for module in pkgutil.iter_modules(__path__):
-        spec = importlib.util.find_spec(f"{__name__}.{module.name}")
-        if module.name.startswith("_") or spec is None or spec.origin is None:
-            continue
-        doc = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
-        found[module.name] = doc.partition("\n")[0].strip()
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        found[path.stem] = doc.partition("\n")[0].strip()
     return found
 
 

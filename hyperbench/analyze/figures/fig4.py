@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import MASK_LABELS, escape, is_null, pass_label, ratio, short
+from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, escape, is_null, ratio, short
 from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records
-from hyperbench.analyze.plotting import errors, style
+from hyperbench.analyze.plotting import errors, style, traces
 from hyperbench.analyze.plotting.layout import Panel, Sheet
-from hyperbench.analyze.plotting.traces import (
-    SPEEDUPS,
-    curve,
-    failures,
-    gap_notes,
-    is_throttled,
-    lines_in,
-    points_of,
-    timing_text,
-)
 from hyperbench.analyze.published import PublishedPoint, published_points
 from hyperbench.analyze.view import MAIN_ERROR, View, require_timings
 from hyperbench.flops import work_ratio
@@ -46,24 +37,28 @@ def build(view: View) -> go.Figure:
     stars = [p for p in published_points("fig4") if p.is_causal in masks]
     lengths = sorted({int(n) for n in rows["seq_len"]} | {p.seq_len for p in stars})
     limits = _limits(rows)
-    heights = [h for bound in SPEEDUPS for h in rows[bound].dropna()]
+    heights = [h for bound in traces.SPEEDUPS for h in rows[bound].dropna()]
     heights += [*(p.speedup for p in stars), 1.0]
     heights += [work_ratio(max(lengths), *key, is_causal=m) for key in limits for m in masks]
     x_axis, y_axis = style.seq_len_axis(lengths), style.log_axis(heights, suffix="×", pad=0.07)
     scale = errors.error_scale(view, (MAIN_ERROR,))
+    # One method needs no colour of its own: its passes have theirs.
+    colors = style.method_colors(view.methods, view.baseline) if len(view.methods) > 1 else {}
+    looks = {
+        (m, MAIN_ERROR): (f"error of {m}", style.Look(colors.get(m, style.INK), width=2.2, symbol="diamond"))
+        for m in errors.with_errors(view)
+    }
     sheet = Sheet(2, [MASK_LABELS[m] for m in masks], spacing=(0.045, 0.035), heights=(0.7, 0.3))
     for col, is_causal in enumerate(masks, start=1):
         part = rows[rows["is_causal"] == is_causal]
         top, strip = sheet.panel(1, col, x_axis, y_axis), sheet.panel(2, col, x_axis, scale.axis)
-        _speedup_curves(top, part, view)
-        failures(top, part[part["speedup"].isna()], style.foot(y_axis))
+        _speedup_curves(top, part, view, colors)
+        traces.failures(top, part[part["speedup"].isna()], style.foot(y_axis))
         for point in stars:
             if point.is_causal == is_causal:
                 _star(top, point)
-        _limit_curves(top, limits, lengths, is_causal, view)
-        errors.ErrorPanel(strip, scale, view, "seq_len").draw(
-            part.drop_duplicates("point_id"), (MAIN_ERROR,), lambda method, _: _error_look(method, view)
-        )
+        _limit_curves(top, limits, lengths, is_causal, colors)
+        errors.ErrorPanel(strip, scale, view, "seq_len").draw(part.drop_duplicates("point_id"), looks)
         sheet.fig.add_hline(1.0, line={"color": style.INK, "width": 1}, row=1, col=col)
     compared = f"{style.listed(view.methods, 'methods')} over {short(view.baseline, 24)}"
     return sheet.finish(
@@ -73,41 +68,34 @@ def build(view: View) -> go.Figure:
         notes=[
             *_notes(rows, stars, limits),
             *errors.error_notes(view),
-            *gap_notes(rows, "speedup", or_baseline=True),
+            *traces.gap_notes(rows, "speedup"),
         ],
         plot_height=600,
     )
 
 
-def _speedup_curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
-    colors = style.method_colors(view.methods, view.baseline)
-    several = len(view.methods) > 1
-    for method, name, line in lines_in(part, view.methods, "speedup"):
-        look = style.pass_look(name, colors[method] if several else style.PASS_COLOR.get(name, style.INK))
+def _speedup_curves(panel: Panel, part: pd.DataFrame, view: View, colors: Mapping[str, str]) -> None:
+    several = bool(colors)
+    for method, name, line in traces.lines_in(part, view.methods, "speedup"):
+        look = style.pass_look(name, colors.get(method, style.PASS_COLOR[name]))
         hover = [_hover(row, view) for row in records(line)]
         lengths = [int(n) for n in line["seq_len"]]
-        curve(
+        traces.curve(
             panel,
-            points_of(line, SPEEDUPS, lengths, hover, is_throttled(line, or_baseline=True)),
+            traces.points_of(line, traces.SPEEDUPS, lengths, hover),
             look if several or name == "backward" else replace(look, dash="solid"),
-            name=style.legend_name(f"{method}, {pass_label(name)}" if several else pass_label(name)),
+            name=style.legend_name(f"{method}, {PASS_LABELS[name]}" if several else PASS_LABELS[name]),
             group=f"{method}/{name}",
             visible="legendonly" if several and name == "backward" else True,
         )
 
 
-def _error_look(method: str, view: View) -> tuple[str, style.Look]:
-    colors = style.method_colors(view.methods, view.baseline)
-    color = colors[method] if len(view.methods) > 1 else style.INK
-    return f"error of {method}", style.Look(color, width=2.2, symbol="diamond")
-
-
 def _hover(row: dict[str, Any], view: View) -> str:
     lines = [
-        f"<b>{escape(row['method'])}, {pass_label(row['pass'])}, n = {int(row['seq_len']):,}</b>",
+        f"<b>{escape(row['method'])}, {PASS_LABELS[row['pass']]}, n = {int(row['seq_len']):,}</b>",
         f"speedup {ratio(row['speedup'])} [{ratio(row['speedup_low'])}, {ratio(row['speedup_high'])}]",
-        f"{escape(row['method'])}: {timing_text(row)}",
-        f"{escape(view.baseline)}: {timing_text(row, 'baseline_')}",
+        f"{escape(row['method'])}: {traces.timing_text(row)}",
+        f"{escape(view.baseline)}: {traces.timing_text(row, 'baseline_')}",
         *errors.error_lines(row, view),
     ]
     if row["status"] != "ok":
@@ -129,8 +117,7 @@ def _limits(rows: pd.DataFrame) -> Limits:
     return found
 
 
-def _limit_curves(panel: Panel, limits: Limits, lengths: list[int], is_causal: bool, view: View) -> None:
-    colors = style.method_colors(view.methods, view.baseline)
+def _limit_curves(panel: Panel, limits: Limits, lengths: list[int], is_causal: bool, colors: Mapping[str, str]) -> None:
     low, high = min(lengths), max(lengths)
     xs = sorted({low, *(2**e for e in range(low.bit_length(), high.bit_length()) if 2**e < high), high})
     for key, methods in limits.items():

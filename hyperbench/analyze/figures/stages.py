@@ -7,18 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.format import MASK_LABELS, escape, flags_in, is_null, lengths_text, milliseconds, short
 from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records
-from hyperbench.analyze.plotting import style
+from hyperbench.analyze.plotting import style, traces
 from hyperbench.analyze.plotting.layout import Panel, Sheet
-from hyperbench.analyze.plotting.traces import (
-    Points,
-    crosses,
-    curve,
-    filled,
-    notes_by_reason,
-    throttled_notes,
-    timing_text,
-)
-from hyperbench.analyze.stage_table import KNOWN, by_point, missing_stages, stages_in, whole_points
+from hyperbench.analyze.stage_table import KNOWN, by_point, missing_stages, stages_in
 from hyperbench.analyze.view import View, require_timings
 
 if TYPE_CHECKING:
@@ -46,9 +37,11 @@ def build(view: View) -> go.Figure:
     if len(lengths) < 2:
         raise DoesNotFitError(f"stages have one seq_len, {lengths[0]}: there is no area to draw")
     methods, masks = [str(m) for m in rows["method"].unique()], masks_in(rows)
-    shown = view.stages[view.stages["method"].isin(methods)]
+    shown = view.stages[view.stages["method"].isin(methods)].sort_values("seq_len", kind="stable")
     colors = _colors(stages_in(rows))
-    x_axis, y_axis = style.seq_len_axis(shown["seq_len"]), _share_axis(rows)
+    highest = max([100.0, *rows["forward_percent"].dropna()])
+    x_axis = style.seq_len_axis(shown["seq_len"])
+    y_axis = {"range": [0.0, 1.08 * min(highest, MOST_PERCENT)], "ticksuffix": " %", "dtick": 20}
     sheet = Sheet(len(methods), [MASK_LABELS[m] for m in masks], spacing=(0.06, 0.035))
     for i, method in enumerate(methods, start=1):
         for j, is_causal in enumerate(masks, start=1):
@@ -56,7 +49,9 @@ def build(view: View) -> go.Figure:
             part = shown[(shown["method"] == method) & (shown["is_causal"] == is_causal)]
             _areas(panel, part, colors)
             _whole_pass(panel, part)
-            crosses(panel, _causes(part), 3.0, "seq_len")
+            places = dict(zip(part["point_id"], part["seq_len"], strict=True))
+            causes = {places[point]: lines for point, lines in missing_stages(part).items()}
+            traces.crosses(panel, causes, 3.0, "seq_len")
     heads = [f"{escape(short(method, 24))}<br>" if len(methods) > 1 else "" for method in methods]
     fig = sheet.finish(
         view,
@@ -74,7 +69,7 @@ def _whole(view: View) -> pd.DataFrame:
         raise DoesNotFitError(
             "this run holds no stages; `hyperbench run sweep=stages` times them, as does stages=true in any sweep"
         )
-    rows = whole_points(view.stages)
+    rows = view.stages[view.stages["sum_ms"].notna()]
     if rows.empty:
         first = next(iter(missing_stages(view.stages).values()))[0]
         raise DoesNotFitError(f"no point of this run has a time for each of its stages ({short(first)})")
@@ -88,16 +83,6 @@ def _colors(stages: list[str]) -> dict[str, str]:
     return {name: colors.get(name, style.BASELINE_COLOR) for name in stages}
 
 
-def _share_axis(rows: pd.DataFrame) -> dict[str, Any]:
-    highest = max([100.0, *_percent(rows).dropna()])
-    return {"range": [0.0, 1.08 * min(highest, MOST_PERCENT)], "ticksuffix": " %", "dtick": 20}
-
-
-def _percent(rows: pd.DataFrame) -> pd.Series:
-    """The whole pass in percent of the sum of its stages."""
-    return 100.0 * rows["forward_ms"] / rows["sum_ms"]
-
-
 def _areas(panel: Panel, part: pd.DataFrame, colors: Mapping[str, str]) -> None:
     """A stack for each stretch of neighbouring lengths that have the same stages; that of one length is a bar."""
     for number, stretch in enumerate(_stretches(part)):
@@ -105,7 +90,7 @@ def _areas(panel: Panel, part: pd.DataFrame, colors: Mapping[str, str]) -> None:
             # One length is drawn as three places close to each other, of which the middle one has a marker.
             factors = (1.0,) if len(stretch) > 1 else (1 / _BAR, 1.0, _BAR)
             drawn = [(stages[name], factor) for stages in stretch for factor in factors]
-            fill = filled(colors[name], [r["status"] == "throttled" for r, _ in drawn])
+            fill = ["white" if r["status"] == "throttled" else colors[name] for r, _ in drawn]
             line = {"color": colors[name], "width": 1.2}
             panel.add(
                 f"stage/{name}",
@@ -126,7 +111,7 @@ def _areas(panel: Panel, part: pd.DataFrame, colors: Mapping[str, str]) -> None:
 def _stretches(part: pd.DataFrame) -> list[list[Stages]]:
     """The points of a panel, by length, cut where the stages change and where a point lacks one."""
     found: list[list[Stages]] = [[]]
-    for stages in by_point(part.sort_values("seq_len", kind="stable")).values():
+    for stages in by_point(part).values():
         if is_null(next(iter(stages.values()))["sum_ms"]):
             found.append([])
         elif found[-1] and found[-1][-1].keys() != stages.keys():
@@ -137,14 +122,14 @@ def _stretches(part: pd.DataFrame) -> list[list[Stages]]:
 
 
 def _whole_pass(panel: Panel, part: pd.DataFrame) -> None:
-    line = part.drop_duplicates("point_id").sort_values("seq_len", kind="stable")
-    if not _percent(line).notna().any():
+    line = part.drop_duplicates("point_id")
+    if not line["forward_percent"].notna().any():
         return
-    curve(
+    traces.curve(
         panel,
-        Points(
+        traces.Points(
             [int(n) for n in line["seq_len"]],
-            list(_percent(line).clip(upper=MOST_PERCENT)),
+            list(line["forward_percent"].clip(upper=MOST_PERCENT)),
             list(100.0 * line["forward_low_ms"] / line["sum_ms"]),
             list(100.0 * line["forward_high_ms"] / line["sum_ms"]),
             hover=[
@@ -162,7 +147,7 @@ def _whole_pass(panel: Panel, part: pd.DataFrame) -> None:
 def _hover(row: Mapping[str, Any]) -> str:
     lines = [
         f"<b>{escape(row['stage'])}, n = {int(row['seq_len']):,}</b>",
-        timing_text(row),
+        traces.timing_text(row),
         f"{100.0 * float(row['share']):.1f} % of the sum of the stages",
         *_sums(row),
     ]
@@ -178,15 +163,8 @@ def _sums(row: Mapping[str, Any]) -> list[str]:
     total = f"sum of the stages {milliseconds(row['sum_ms'])}"
     if is_null(row["forward_ms"]):
         return [total, "forward pass: no time"]
-    part = 100.0 * float(row["forward_ms"]) / float(row["sum_ms"])
-    return [total, f"forward pass as a whole {milliseconds(row['forward_ms'])} ({part:.0f} % of the sum)"]
-
-
-def _causes(part: pd.DataFrame) -> dict[Any, list[str]]:
-    """Reasons why stages are not shown, by length."""
-    places = {row["point_id"]: row["seq_len"] for row in records(part)}
-    lost = missing_stages(part)
-    return {places[point]: lines for point, lines in sorted(lost.items(), key=lambda item: places[item[0]])}
+    whole = f"forward pass as a whole {milliseconds(row['forward_ms'])}"
+    return [total, f"{whole} ({row['forward_percent']:.0f} % of the sum)"]
 
 
 def _notes(view: View) -> list[str]:
@@ -199,19 +177,19 @@ def _notes(view: View) -> list[str]:
             "The L2 cache is overwritten before each stage, so that none finds there what the one before left."
         )
     slow = view.stages["forward_status"] == "throttled"
-    notes += throttled_notes(view.stages.assign(status=view.stages["status"].mask(slow, "throttled")))
+    notes += traces.throttled_notes(view.stages.assign(status=view.stages["status"].mask(slow, "throttled")))
     flagged = flags_in(view.stages["flags"])
     if flagged:
         where = lengths_text(view.stages.loc[view.stages["flags"].notna(), "seq_len"].unique())
         notes.append(f"Flagged stages ({', '.join(flagged)}; see hover) at n = {where}.")
-    rows = view.stages.assign(percent=_percent(view.stages)).drop_duplicates("point_id")
+    rows = view.stages.drop_duplicates("point_id")
     cut = [
-        f"{row['percent']:.0f} % at n = {int(row['seq_len']):,} {MASK_LABELS[bool(row['is_causal'])]}"
-        for row in records(rows[rows["percent"] > MOST_PERCENT])
+        f"{row['forward_percent']:.0f} % at n = {int(row['seq_len']):,} {MASK_LABELS[bool(row['is_causal'])]}"
+        for row in records(rows[rows["forward_percent"] > MOST_PERCENT])
     ]
     if cut:
         notes.append(f"The line is cut at {MOST_PERCENT:.0f} %; it lies at {', '.join(cut)}.")
     lost = missing_stages(view.stages)
     whole = view.stages[view.stages["point_id"].isin(list(lost))]
-    found = ((row["method"], lost[row["point_id"]][0], row["seq_len"]) for row in records(whole))
-    return [*notes, *notes_by_reason(found, "No stages: {}")[:_MAX_NOTES]]
+    reasons = [lost[point][0] for point in whole["point_id"]]
+    return [*notes, *traces.notes_by_reason(whole, reasons, "No stages: {}")[:_MAX_NOTES]]

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import MASK_LABELS, escape, is_null, pass_label, plain, ratio
+from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, escape, is_null, plain, ratio
 from hyperbench.analyze.joins import HYPER_DIMS, DoesNotFitError, check_single, masks_in, records, varying
-from hyperbench.analyze.plotting import errors, style
+from hyperbench.analyze.plotting import errors, style, traces
 from hyperbench.analyze.plotting.layout import Panel, Sheet
-from hyperbench.analyze.plotting.traces import (
-    TIMES,
-    curve,
-    failures,
-    gap_notes,
-    is_throttled,
-    lines_in,
-    place_of,
-    points_of,
-    timing_text,
-)
 from hyperbench.analyze.view import MAIN_ERROR, View, require_timings
 
 if TYPE_CHECKING:
@@ -35,11 +25,12 @@ _LABELS = {
     "head_dim": "head dimension d",
     "kv_heads": "key and value heads",
 }
+#: The label of an error, and the look of its curves but for their colour.
 _ERRORS = {
-    MAIN_ERROR: ("out", "solid"),
-    "dq_rel_fro": ("dq", "dash"),
-    "dk_rel_fro": ("dk", "dashdot"),
-    "dv_rel_fro": ("dv", "dot"),
+    MAIN_ERROR: ("out", style.Look("", "solid", 2.4, "diamond", 8)),
+    "dq_rel_fro": ("dq", style.Look("", "dash", 1.3, "diamond", 4)),
+    "dk_rel_fro": ("dk", style.Look("", "dashdot", 1.3, "diamond", 4)),
+    "dv_rel_fro": ("dv", style.Look("", "dot", 1.3, "diamond", 4)),
 }
 
 
@@ -55,17 +46,20 @@ def build(view: View) -> go.Figure:
     y_axis = style.log_axis([*rows["ci_low_ms"].dropna(), *rows["ci_high_ms"].dropna()], pad=0.08)
     scale = errors.error_scale(view, _ERRORS)
     colors = style.method_colors(list(view.timings["method"].unique()), view.baseline)
+    looks = {
+        (method, metric): (f"error of {label}, {method}", replace(look, color=colors[method]))
+        for method in errors.with_errors(view)
+        for metric, (label, look) in _ERRORS.items()
+    }
     sheet = Sheet(2, [MASK_LABELS[m] for m in masks], spacing=(0.05, 0.035), heights=(0.6, 0.4))
     for col, is_causal in enumerate(masks, start=1):
         part = rows[rows["is_causal"] == is_causal]
         time, error = sheet.panel(1, col, x_axis, y_axis), sheet.panel(2, col, x_axis, scale.axis)
         _time_curves(time, part, view, axis, places)
         failed = _across(part[part["median_ms"].isna()], axis, places)
-        failures(time, failed, style.foot(y_axis), x=axis)
+        traces.failures(time, failed, style.foot(y_axis), x=axis)
         errors.ErrorPanel(error, scale, view, axis).draw(
-            _across(part, axis, places).drop_duplicates(["point_id", axis]),
-            _ERRORS,
-            lambda method, metric: _error_look(method, metric, colors[method]),
+            _across(part, axis, places).drop_duplicates(["point_id", axis]), looks
         )
     length, label = plain(rows["seq_len"].iloc[0]), _LABELS.get(axis, axis)
     return sheet.finish(
@@ -76,10 +70,10 @@ def build(view: View) -> go.Figure:
             "Times: medians, bands: 95 % intervals (least to most below 6 samples)."
             + (f" Lines with small marks: methods without {axis}." if rows[axis].isna().any() else ""),
             *errors.error_notes(view),
-            *gap_notes(rows, "median_ms"),
+            *traces.gap_notes(rows, "median_ms"),
         ],
         plot_height=580,
-        swept=axis,
+        swept=(axis,),
         fixed=[f"seq_len={length}"],
     )
 
@@ -102,7 +96,7 @@ def swept_axis(frame: pd.DataFrame) -> str:
 
 def _x_axis(axis: str, places: list[Any]) -> dict[str, Any]:
     if axis in _CATEGORIES:
-        return {"type": "category", "categoryorder": "array", "categoryarray": [place_of(p) for p in places]}
+        return {"type": "category", "categoryorder": "array", "categoryarray": [traces.place_of(p) for p in places]}
     numbers = [float(p) for p in places]
     kind = "log" if min(numbers) > 0 and max(numbers) >= 4 * min(numbers) else "linear"
     return {"type": kind, "tickvals": numbers, "ticktext": [f"{n:,.10g}" for n in numbers], "minor": {"ticks": ""}}
@@ -121,27 +115,21 @@ def _across(frame: pd.DataFrame, axis: str, places: list[Any]) -> pd.DataFrame:
 def _time_curves(panel: Panel, part: pd.DataFrame, view: View, axis: str, places: list[Any]) -> None:
     methods = list(view.timings["method"].unique())
     colors = style.method_colors(methods, view.baseline)
-    for method, name, line in lines_in(part, methods, "median_ms"):
+    for method, name, line in traces.lines_in(part, methods, "median_ms"):
         across = _across(line, axis, places)
         hover = [_hover(r, view, axis) for r in records(line.loc[across.index])]
-        curve(
+        traces.curve(
             panel,
-            points_of(across, TIMES, [place_of(x) for x in across[axis]], hover, is_throttled(across)),
+            traces.points_of(across, traces.TIMES, [traces.place_of(x) for x in across[axis]], hover),
             style.pass_look(name, colors[method], size=3 if is_null(line[axis].iloc[0]) else 8),
-            name=style.legend_name(f"{method}, {pass_label(name)}"),
+            name=style.legend_name(f"{method}, {PASS_LABELS[name]}"),
             group=f"{method}/{name}",
         )
 
 
-def _error_look(method: str, metric: str, color: str) -> tuple[str, style.Look]:
-    label, dash = _ERRORS[metric]
-    width, size = (2.4, 8) if metric == MAIN_ERROR else (1.3, 4)
-    return f"error of {label}, {method}", style.Look(color, dash, width, "diamond", size)
-
-
 def _hover(row: dict[str, Any], view: View, axis: str) -> str:
     value = f", {axis} = {plain(row[axis])}" if not is_null(row[axis]) else ""
-    lines = [f"<b>{escape(row['method'])}, {pass_label(row['pass'])}{escape(value)}</b>", timing_text(row)]
+    lines = [f"<b>{escape(row['method'])}, {PASS_LABELS[row['pass']]}{escape(value)}</b>", traces.timing_text(row)]
     if row["method"] != view.baseline:
         if not is_null(row["speedup"]):
             lines.append(f"speedup over {escape(view.baseline)} {ratio(row['speedup'])}")

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import MASK_LABELS, escape, pass_label, passes_in, plain, short
+from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, escape, passes_in, plain, short
 from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records
-from hyperbench.analyze.plotting import errors, style
+from hyperbench.analyze.plotting import errors, style, traces
 from hyperbench.analyze.plotting.layout import Panel, Sheet
-from hyperbench.analyze.plotting.traces import (
-    TIMES,
-    curve,
-    failures,
-    gap_notes,
-    is_throttled,
-    points_of,
-    timing_text,
-)
 from hyperbench.analyze.view import View, require_timings
 
 if TYPE_CHECKING:
@@ -47,13 +39,13 @@ def build(view: View) -> go.Figure:
     panel_px = _PANEL_PX + _LEGEND_ROW_PX * max(0, entries - 3)
     room = 0.8 * (_LEGEND_ROW_PX * entries + 12) / panel_px
     y_axis["range"] = [low, high + room / (1 - room) * (high - low)]
-    sheet = Sheet(len(masks), [pass_label(p) for p in passes], spacing=(0.05, 0.02), legend_in_panels=True)
+    sheet = Sheet(len(masks), [PASS_LABELS[p] for p in passes], spacing=(0.05, 0.02), legend_in_panels=True)
     for i, is_causal in enumerate(masks, start=1):
         for j, name in enumerate(passes, start=1):
             panel = sheet.panel(i, j, x_axis, y_axis)
             part = rows[(rows["is_causal"] == is_causal) & (rows["pass"] == name)]
             _curves(panel, part, view)
-            failures(panel, part[part["median_ms"].isna()], style.foot(y_axis))
+            traces.failures(panel, part[part["median_ms"].isna()], style.foot(y_axis))
     names = [view.baseline] * bool((rows["method"] == view.baseline).any()) + view.methods
     return sheet.finish(
         view,
@@ -63,7 +55,7 @@ def build(view: View) -> go.Figure:
             "Medians, bands: 95 % intervals (least to most below 6 samples). "
             "Slopes: time grows as n to that power, by least squares of log time over "
             "the larger half of the lengths.",
-            *gap_notes(rows, "median_ms"),
+            *traces.gap_notes(rows, "median_ms"),
         ],
         plot_height=panel_px * len(masks),
     )
@@ -76,10 +68,7 @@ def fitted_slope(lengths: Sequence[int], times_ms: Sequence[float]) -> float | N
     xs = [math.log(n) for n, _ in pairs]
     if len(set(xs)) < 2:
         return None
-    ys = [math.log(ms) for _, ms in pairs]
-    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
-    over = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
-    return over / sum((x - mean_x) ** 2 for x in xs)
+    return statistics.linear_regression(xs, [math.log(ms) for _, ms in pairs]).slope
 
 
 def _curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
@@ -93,9 +82,9 @@ def _curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
         slope = fitted_slope([int(n) for n in timed["seq_len"]], [float(v) for v in timed["median_ms"]])
         power = f"  ∝ n<sup>{slope:.2f}</sup>" if slope is not None else ""
         hover = [_hover(row, view) for row in records(line)]
-        curve(
+        traces.curve(
             panel,
-            points_of(line, TIMES, [int(n) for n in line["seq_len"]], hover, is_throttled(line)),
+            traces.points_of(line, traces.TIMES, [int(n) for n in line["seq_len"]], hover),
             style.Look(colors[method], symbol=_SYMBOLS[index % len(_SYMBOLS)], size=7),
             name=f"{escape(short(method, 24))}{power}",
             group=str(method),
@@ -103,6 +92,6 @@ def _curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
 
 
 def _hover(row: dict[str, Any], view: View) -> str:
-    head = f"<b>{escape(row['method'])}, {pass_label(row['pass'])}, n = {int(row['seq_len']):,}</b>"
+    head = f"<b>{escape(row['method'])}, {PASS_LABELS[row['pass']]}, n = {int(row['seq_len']):,}</b>"
     lost = [] if row["method"] == view.baseline else errors.error_lines(row, view)
-    return "<br>".join([head, timing_text(row), *lost])
+    return "<br>".join([head, traces.timing_text(row), *lost])

@@ -7,23 +7,24 @@ is exact to the rounding of its type has no place on it and is marked at the foo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.causality import causal_in_q
 from hyperbench.analyze.format import at, escape, is_null, plain, short, significant
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.plotting import style
 from hyperbench.analyze.plotting.layout import Panel
 from hyperbench.analyze.plotting.traces import Points, crosses, curve, marks, notes_by_reason, place_of
-from hyperbench.analyze.view import MAIN_ERROR, TRIVIAL_ERRORS, View, error_columns
+from hyperbench.analyze.view import MAIN_ERROR, TRIVIAL_ERRORS, View, causal_in_q, error_columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: Relative errors up to these come from rounding alone: the answer is that of exact attention in this type.
 ROUNDING = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-3, "bfloat16": 1e-2}
+#: Name and look of the curve of a method and a metric.
+Looks = Mapping[tuple[str, str], tuple[str, style.Look]]
 AXIS_TITLE = "relative error"
 NOTE = (
     "Error: relative Frobenius error of the output against exact attention on the same input, median over draws, "
@@ -70,36 +71,33 @@ class ErrorPanel:
     view: View
     x: str
 
-    def draw(
-        self, points: pd.DataFrame, metrics: Iterable[str], styled: Callable[[str, str], tuple[str, style.Look]]
-    ) -> None:
-        """Draw trivial answers, a curve per method and metric, and what is missing; `points` has a row per place.
-
-        `styled` gives name and look of the curve of a method and a metric.
-        """
+    def draw(self, points: pd.DataFrame, looks: Looks) -> None:
+        """Draw trivial answers, the curves and what is missing; `points` has a row per place."""
         self._trivial(points)
-        for method in with_errors(self.view):
+        for (method, metric), (name, look) in looks.items():
             line = points[points["method"] == method]
-            for metric in metrics:
-                if metric in line and line[metric].notna().any():
-                    self._curve(line, metric, *styled(method, metric))
+            if metric in line and line[metric].notna().any():
+                self._curve(line, metric, name, look)
         self._missing(points)
 
     def _curve(self, line: pd.DataFrame, metric: str, name: str, look: style.Look) -> None:
         """A gap where there is no error, a mark at the foot where it is that of rounding."""
         xs = [place_of(v) for v in line[self.x]]
-        shows = [self.scale.shows(v) for v in line[metric]]
+        shows = line[metric].map(self.scale.shows)
         floor, top = style.height_at(self.scale.axis, 0), style.height_at(self.scale.axis, 1)
-        hover = [_hover(row, self.x, self.view) for row in records(line)]
+        method = line["method"].iloc[0]
+        hover = [
+            "<br>".join([f"<b>{escape(method)}, {escape(at(self.x, row[self.x]))}</b>", *error_lines(row, self.view)])
+            for row in records(line)
+        ]
         values = Points(
             xs,
-            _where(shows, line[metric]),
-            _where(shows, [max(float(v), floor) for v in line[f"{metric}_low"]]),
-            _where(shows, [min(float(v), top) for v in line[f"{metric}_high"]]),
+            list(line[metric].where(shows)),
+            list(line[f"{metric}_low"].clip(lower=floor).where(shows)),
+            list(line[f"{metric}_high"].clip(upper=top).where(shows)),
             hover,
         )
-        group = f"error/{line['method'].iloc[0]}/{metric}"
-        curve(self.panel, values, look, name=style.legend_name(name), group=group)
+        curve(self.panel, values, look, name=style.legend_name(name), group=f"error/{method}/{metric}")
         exact = [i for i, v in enumerate(line[metric]) if not is_null(v) and v <= self.scale.exact_up_to]
         if metric == MAIN_ERROR and exact:
             marker = {"symbol": "triangle-down-open", "size": 9, "color": look.color, "line": {"width": 1.8}}
@@ -141,9 +139,8 @@ def error_lines(row: Mapping[str, Any], view: View) -> list[str]:
 
     Before them a line where the method is not causal in q.
     """
-    metrics = error_columns(view.timings)
     lines = []
-    for metric in dict.fromkeys([m for m in (MAIN_ERROR, *metrics) if m in metrics]):
+    for metric in sorted(error_columns(view.timings), key=lambda name: name != MAIN_ERROR):
         if is_null(row[metric]):
             continue
         low, high = significant(row[f"{metric}_low"]), significant(row[f"{metric}_high"])
@@ -174,14 +171,5 @@ def error_notes(view: View) -> list[str]:
         notes.append(f"No error was measured for {', '.join(without)}.")
     frame = view.timings
     lost = frame[frame["point_id"].isin(list(view.error_reasons))].drop_duplicates("point_id")
-    found = ((row["method"], view.error_reasons[row["point_id"]], row["seq_len"]) for row in records(lost))
-    return [*notes, *notes_by_reason(found, "Draws of {} without an error")[:_MAX_NOTES]]
-
-
-def _hover(row: Mapping[str, Any], axis: str, view: View) -> str:
-    head = f"<b>{escape(row['method'])}, {escape(at(axis, row[axis]))}</b>"
-    return "<br>".join([head, *error_lines(row, view)])
-
-
-def _where(shows: Sequence[bool], values: Iterable[Any]) -> list[Any]:
-    return [v if show else None for show, v in zip(shows, values, strict=True)]
+    reasons = lost["point_id"].map(view.error_reasons)
+    return [*notes, *notes_by_reason(lost, reasons, "Draws of {} without an error")[:_MAX_NOTES]]

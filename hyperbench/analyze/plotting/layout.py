@@ -25,6 +25,12 @@ _LEGEND_ROW_PX = 22
 _MARGIN = {"left": 76, "right": 236, "top": 88, "bottom": 66}
 #: Right margin of a figure whose legends stand inside its panels.
 _NARROW_MARGIN = 36
+_TOP_LEFT = {"xanchor": "left", "yanchor": "top"}
+_LEGEND = {**_TOP_LEFT, "font": {"size": _FONT_PX["legend"]}}
+#: To the right of the axes, where it grows downwards and never covers a curve.
+SIDE_LEGEND = {**_LEGEND, "x": 1.015, "y": 1, "tracegroupgap": 3, "groupclick": "togglegroup", "itemsizing": "trace"}
+#: Inside a panel, at its upper left corner.
+_PANEL_LEGEND = {**_LEGEND, "bgcolor": "rgba(255,255,255,0.75)", "tracegroupgap": 0}
 
 
 @dataclass
@@ -87,52 +93,44 @@ class Sheet:
         number = (row - 1) * self.num_cols + col
         legend = "legend" if number == 1 else f"legend{number}"
         subplot = self.fig.get_subplot(row, col)
-        self.fig.update_layout({legend: _panel_legend(subplot.xaxis.domain[0], subplot.yaxis.domain[1])})
+        corner = {"x": subplot.xaxis.domain[0] + 0.006, "y": subplot.yaxis.domain[1] - 0.005}
+        self.fig.update_layout({legend: _PANEL_LEGEND | corner})
         return Panel(self.fig, row, col, set(), legend)
 
     def finish(
         self,
         view: View,
-        *,
         title: str,
         axes: tuple[str, Sequence[str]],
         notes: Sequence[str],
         plot_height: int,
-        swept: str | None = None,
+        *,
+        swept: Sequence[str] = (),
         fixed: Sequence[str] = (),
     ) -> go.Figure:
         """Title the axes (the x axis, and the y axis of each row), add title, legend and footer, and return the figure.
 
-        The parameter that is `swept` stands on the x axis, and not in the provenance; `fixed` is added there.
+        Parameters that are `swept` stand on the x axis, and not in the provenance; `fixed` is added there.
         """
         x_title, y_titles = axes
         for col in range(1, self.num_cols + 1):
             self.fig.update_xaxes(title_text=x_title, row=self.num_rows, col=col)
         for row, y_title in enumerate(y_titles, start=1):
             self.fig.update_yaxes(title_text=y_title, row=row, col=1)
-        if not self.legend_in_panels:
-            self.fig.update_layout(legend=side_legend())
-        varying = () if swept is None else (swept,)
-        fig = finish(
-            self.fig,
-            title=title,
-            subtitle=headline(view),
-            provenance=[*provenance(view, varying), *fixed],
-            notes=[*notes, *meanings(view, varying)],
-            plot_height=plot_height,
-        )
         if self.legend_in_panels:
-            fig.update_layout(margin={"r": _NARROW_MARGIN})
-        return fig
+            self.fig.update_layout(margin_r=_NARROW_MARGIN)
+        else:
+            self.fig.update_layout(margin_r=_MARGIN["right"], legend=SIDE_LEGEND)
+        footer = [*notes, *meanings(view, swept)], [*provenance(view, swept), *fixed]
+        return finish(self.fig, title, headline(view), *footer, plot_height)
 
 
 def finish(
     fig: go.Figure,
-    *,
     title: str,
     subtitle: Sequence[str],
-    provenance: Sequence[str],
     notes: Sequence[str],
+    provenance: Sequence[str],
     plot_height: int,
 ) -> go.Figure:
     """Give a figure its title, the lines of its subtitle and a footer of notes and provenance below the axes.
@@ -150,7 +148,7 @@ def finish(
         template="plotly_white",
         width=WIDTH,
         height=height,
-        margin={"l": _MARGIN["left"], "r": _MARGIN["right"], "t": top, "b": bottom},
+        margin={"l": _MARGIN["left"], "t": top, "b": bottom},
         font={"family": "Helvetica, Arial, 'Liberation Sans', sans-serif", "size": _FONT_PX["text"], "color": INK},
         title={
             "text": f"<b>{escape(textwrap.shorten(title, _LINE_CHARS['title'], placeholder=' …'))}</b>",
@@ -158,13 +156,12 @@ def finish(
                 "text": "<br>".join(escape(line) for line in under),
                 "font": {"size": _FONT_PX["subtitle"], "color": QUIET_INK},
             },
-            "x": 0,
+            "font": {"size": _FONT_PX["title"]},
             "xref": "paper",
-            "xanchor": "left",
+            "x": 0,
             "yref": "container",
             "y": 1 - 22 / height,
-            "yanchor": "top",
-            "font": {"size": _FONT_PX["title"]},
+            **_TOP_LEFT,
         },
         hoverlabel={"align": "left", "bgcolor": "white", "font": {"size": 13, "color": INK}},
         hovermode="closest",
@@ -175,46 +172,13 @@ def finish(
     fig.update_annotations(font_size=_FONT_PX["panel"])
     fig.add_annotation(
         text="<br>".join(escape(line) for line in lines),
-        xref="paper",
-        yref="paper",
-        x=0,
-        y=0,
-        xanchor="left",
-        yanchor="top",
-        yshift=-_MARGIN["bottom"],
+        font={"size": _FONT_PX["footer"], "color": QUIET_INK},
         align="left",
         showarrow=False,
-        font={"size": _FONT_PX["footer"], "color": QUIET_INK},
         name="footer",
+        **{"xref": "paper", "x": 0, "yref": "paper", "y": 0, "yshift": -_MARGIN["bottom"], **_TOP_LEFT},
     )
     return fig
-
-
-def side_legend() -> dict[str, Any]:
-    """A legend to the right of the axes, which grows downwards and never covers a curve."""
-    return {
-        "x": 1.015,
-        "xanchor": "left",
-        "y": 1,
-        "yanchor": "top",
-        "tracegroupgap": 3,
-        "font": {"size": _FONT_PX["legend"]},
-        "groupclick": "togglegroup",
-        "itemsizing": "trace",
-    }
-
-
-def _panel_legend(right_of: float, below: float) -> dict[str, Any]:
-    """A legend inside a panel, at its upper left corner (in paper coordinates)."""
-    return {
-        "x": right_of + 0.006,
-        "xanchor": "left",
-        "y": below - 0.005,
-        "yanchor": "top",
-        "bgcolor": "rgba(255,255,255,0.75)",
-        "font": {"size": _FONT_PX["legend"]},
-        "tracegroupgap": 0,
-    }
 
 
 def _legend_height(fig: go.Figure) -> int:

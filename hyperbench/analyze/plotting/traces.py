@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import at, escape, is_null, lengths_text, milliseconds, pass_label, passes_in, short
+from hyperbench.analyze.format import PASS_LABELS, at, escape, is_null, lengths_text, milliseconds, passes_in, short
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.plotting.layout import Panel
 from hyperbench.analyze.plotting.style import FAILED_COLOR, Look, rgba
@@ -44,12 +44,10 @@ def lines_in(part: pd.DataFrame, methods: Iterable[str], value: str) -> Iterator
                 yield method, name, line
 
 
-def points_of(
-    rows: pd.DataFrame, columns: tuple[str, str, str], x: Sequence[Any], hover: Sequence[str], hollow: pd.Series
-) -> Points:
+def points_of(rows: pd.DataFrame, columns: tuple[str, str, str], x: Sequence[Any], hover: Sequence[str]) -> Points:
     """The points of rows of a table at places `x`: the columns of the value and of its interval's ends."""
     value, low, high = (list(rows[column]) for column in columns)
-    return Points(x, value, low, high, hover, list(hollow))
+    return Points(x, value, low, high, hover, list(is_throttled(rows, or_baseline=columns == SPEEDUPS)))
 
 
 def curve(panel: Panel, points: Points, look: Look, *, name: str, group: str, visible: bool | str = True) -> None:
@@ -58,7 +56,7 @@ def curve(panel: Panel, points: Points, look: Look, *, name: str, group: str, vi
     `name` is escaped by the caller.
     """
     x, low, high, color = points.x, points.low, points.high, look.color
-    fill = filled(color, points.hollow or [False] * len(x))
+    fill = ["white" if hollow else color for hollow in points.hollow or [False] * len(x)]
     panel.add(
         group,
         points.hover,
@@ -93,7 +91,7 @@ def failures(panel: Panel, rows: pd.DataFrame, y: float, x: str = "seq_len") -> 
     """Draw crosses at height y where a row has no value, one per x; the hover lists every row with its reason."""
     causes: dict[Any, list[str]] = {}
     for row in records(rows.sort_values(x, kind="stable")):
-        causes.setdefault(row[x], []).append(f"{row['method']} {pass_label(row['pass'])}: {reason(row) or 'no value'}")
+        causes.setdefault(row[x], []).append(f"{row['method']} {PASS_LABELS[row['pass']]}: {reason(row) or 'no value'}")
     crosses(panel, causes, y, x)
 
 
@@ -121,43 +119,36 @@ def place_of(value: Any) -> Any:
     return escape(value) if isinstance(value, str) else float(value)
 
 
-def gap_notes(rows: pd.DataFrame, value: str, or_baseline: bool = False) -> list[str]:
-    """Footnotes on what was throttled (or whose baseline was), and on what has no value."""
-    return [*throttled_notes(rows, or_baseline), *failure_notes(rows[rows[value].isna()])]
+def gap_notes(rows: pd.DataFrame, value: str) -> list[str]:
+    """Footnotes on what was throttled (for a speedup also: whose baseline was), and on what has no value."""
+    return [*throttled_notes(rows, or_baseline=value == "speedup"), *failure_notes(rows[rows[value].isna()])]
 
 
 def failure_notes(rows: pd.DataFrame, limit: int = 4) -> list[str]:
     """Footnotes on rows without a value, one per method and reason, with the passes and lengths that are missing."""
-    found = [(row["method"], reason(row) or "no value", row["pass"], row["seq_len"]) for row in records(rows)]
-    passes: dict[tuple[str, str], set[str]] = {}
-    for method, why, name, _ in found:
-        passes.setdefault((method, why), set()).add(name)
-    labels = {key: f"{key[0]} {', '.join(map(pass_label, passes_in(names)))}" for key, names in passes.items()}
-    texts = notes_by_reason(((labels[method, why], why, n) for method, why, _, n in found), "No value: {}")
+    reasons = [reason(row) or "no value" for row in records(rows)]
+    texts = notes_by_reason(rows, reasons, "No value: {}", with_passes=True)
     if len(texts) > limit:
         texts = [*texts[:limit], f"{len(texts) - limit} more kinds of missing value are in the tables of the run."]
     return texts
 
 
-def notes_by_reason(found: Iterable[tuple[str, str, int]], head: str) -> list[str]:
-    """Footnotes, one per name and reason, with the sequence lengths; `head` has the name's place: "No stages: {}"."""
-    kinds: dict[tuple[str, str], set[int]] = {}
-    for name, why, seq_len in found:
-        kinds.setdefault((name, why), set()).add(int(seq_len))
-    return [
-        f"{head.format(name)} at n = {lengths_text(lengths)} ({short(why)})." for (name, why), lengths in kinds.items()
-    ]
+def notes_by_reason(
+    rows: pd.DataFrame, reasons: Sequence[str] | pd.Series, head: str, with_passes: bool = False
+) -> list[str]:
+    """Footnotes on rows, one per method and reason, with their lengths; `head` has the place of the method."""
+    notes = []
+    for (method, why), part in rows.assign(reason=reasons).groupby(["method", "reason"], sort=False):
+        passes = [PASS_LABELS[name] for name in passes_in(part["pass"])] if with_passes else []
+        name = f"{method} {', '.join(passes)}".strip()
+        notes.append(f"{head.format(name)} at n = {lengths_text(part['seq_len'].unique())} ({short(str(why))}).")
+    return notes
 
 
 def is_throttled(frame: pd.DataFrame, or_baseline: bool = False) -> pd.Series:
     """Mask of the rows that were timed while clocks were throttled, or whose baselines were."""
     slow = frame["status"] == "throttled"
     return slow | (frame["baseline_status"] == "throttled") if or_baseline else slow
-
-
-def filled(color: str, hollow: Sequence[bool]) -> list[str]:
-    """The fills of markers: hollow ones are empty."""
-    return ["white" if h else color for h in hollow]
 
 
 def throttled_notes(frame: pd.DataFrame, or_baseline: bool = False) -> list[str]:

@@ -23,7 +23,7 @@ _CALIBRATIONS = 5
 
 
 class Clock(Protocol):
-    """Times one call at a time; `host_ms` is after how long the last call gave the host back, where that is not all.
+    """A timer of one call at a time; `host_ms` is the time until the last one gave the host back, where it differs.
 
     A clock may also have `left_ms`: how long the device went on working after the end of the last call.
     """

@@ -20,7 +20,7 @@ _RESET_PEAK = "5"
 
 
 class MemoryPeak(Protocol):
-    """Reads how much memory is in use, and the most that was since the last reset."""
+    """A reader of the memory in use, and of the most that was in use since the last reset."""
 
     def reset(self) -> int:
         """Forget the high-water mark; the bytes in use now."""

@@ -35,7 +35,7 @@ class Subject:
 
     That is the peak memory of each above the bytes that were in use before (`levels`), how many milliseconds its first
     call in this process took, which passes failed, and why. `given` is what each pass gave before it was timed,
-    `causal_in_q` whether later queries leave earlier outputs alone (None without a causal mask). `unlooked` are the
+    `causal_in_q` is true if later queries leave earlier outputs alone (None without a causal mask). `unlooked` are the
     passes whose properties were to be looked for at the point itself and were not, for want of time or memory.
     """
 

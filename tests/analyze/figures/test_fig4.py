@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperbench.analyze.figures.fig4 import build
-from hyperbench.analyze.format import milliseconds, pass_label, ratio, significant
+from hyperbench.analyze.format import PASS_LABELS, milliseconds, ratio, significant
 from hyperbench.analyze.joins import DoesNotFitError
 from hyperbench.analyze.view import MAIN_ERROR, View
 from hyperbench.flops import work_ratio
@@ -60,7 +60,7 @@ def test_curves_bands_and_hovers_are_those_of_the_joined_table(
 ) -> None:
     rows = table(full_view, "hyper", is_causal, pass_)
     col = COLUMNS[is_causal]
-    name = pass_label(pass_)
+    name = PASS_LABELS[pass_]
     line = curve(full, 1, col, name)
     assert values(line) == {n: row["speedup"] for n, row in rows.items()}
     (band,) = bands(full, 1, col, name)
@@ -199,7 +199,7 @@ def test_whatever_fails_every_row_is_on_a_curve_or_a_cross(fates: dict[int, str]
 def rows_of(frame: pd.DataFrame, is_causal: bool) -> list[tuple[tuple[int, str], dict[str, Any]]]:
     """The rows of one masking by length and the name of their pass."""
     chosen = frame[frame["is_causal"] == is_causal].to_dict("records")
-    return [((int(row["seq_len"]), pass_label(row["pass"])), row) for row in chosen]
+    return [((int(row["seq_len"]), PASS_LABELS[row["pass"]]), row) for row in chosen]
 
 
 def fated(record: Timing, fate: str) -> Timing | None:
@@ -257,7 +257,7 @@ def test_several_methods_differ_in_colour_and_passes_in_dash_alike_in_every_pane
     methods = ("flash2", "hyper", "uniform", "mine")
     fig = build(view_from(grid(lengths=(1024, 2048, 4096), methods=methods)))
     for col in (1, 2):
-        lines = {(m, p): curve(fig, 1, col, f"{m}, {pass_label(p)}") for m in methods[1:] for p in PASSES}
+        lines = {(m, p): curve(fig, 1, col, f"{m}, {PASS_LABELS[p]}") for m in methods[1:] for p in PASSES}
         for m in methods[1:]:
             assert len({lines[m, p].line.color for p in PASSES}) == 1
             assert len({lines[m, p].line.dash for p in PASSES}) == len(PASSES)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperbench.analyze.figures.sweep import AXES, build, swept_axis
-from hyperbench.analyze.format import pass_label
+from hyperbench.analyze.format import PASS_LABELS
 from hyperbench.analyze.joins import DoesNotFitError
 from hyperbench.analyze.view import MAIN_ERROR
 from hyperbench.store.schema import Pass, Record, Status, Timing
@@ -62,7 +62,7 @@ def test_a_baseline_without_the_parameter_is_a_constant_line_over_the_whole_axis
     fig = build(view)
     for col, is_causal in ((1, False), (2, True)):
         for pass_ in PASSES:
-            line = curve(fig, 1, col, f"flash2, {pass_label(str(pass_))}")
+            line = curve(fig, 1, col, f"flash2, {PASS_LABELS[pass_]}")
             rows = view.timings[
                 (view.timings["method"] == "flash2")
                 & (view.timings["pass"] == str(pass_))
@@ -104,7 +104,7 @@ def test_every_row_is_on_a_curve_or_a_cross(lost: set[int]) -> None:
         return
     fig = build(view)
     for r in kept:
-        name = pass_label(str(r.pass_))
+        name = PASS_LABELS[r.pass_]
         wanted = f"{r.point.method} {name}: oom: no room"
         # What has no block size stands at every one of them.
         for place in (r.point.hyper["block_size"],) if r.point.hyper else (64, 128, 256):

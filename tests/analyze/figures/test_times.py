@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperbench.analyze.figures.times import build, fitted_slope
-from hyperbench.analyze.format import pass_label
+from hyperbench.analyze.format import PASS_LABELS
 from hyperbench.analyze.joins import DoesNotFitError
 from hyperbench.analyze.view import View
 from hyperbench.store.schema import Pass, Record, Status, Timing
@@ -120,7 +120,7 @@ def test_every_row_is_on_a_curve_or_a_cross(lost: set[int]) -> None:
         lines = [t for t in panel(fig, *where) if t.legendgroup == r.point.method and t.hoverinfo == "text"]
         height = values(lines[0])[r.point.seq_len] if lines else None
         marked = crosses(fig, *where).get(r.point.seq_len, "")
-        told = f"{r.point.method} {pass_label(str(r.pass_))}: timeout: slow"
+        told = f"{r.point.method} {PASS_LABELS[r.pass_]}: timeout: slow"
         assert (height is None) == (told in shown(marked)) == (r.status is Status.TIMEOUT)
 
 

@@ -61,8 +61,8 @@ def test_a_colour_keeps_its_channels_and_gains_an_opacity() -> None:
     assert style.rgba("#0072B2", 0.25) == "rgba(0,114,178,0.25)"
 
 
-def test_passes_stand_in_one_order_and_unknown_ones_are_kept() -> None:
-    assert passes_in(["prefill", "backward", "forward"]) == ["forward", "backward", "prefill"]
+def test_passes_stand_in_one_order() -> None:
+    assert passes_in(["backward", "forward", "backward"]) == ["forward", "backward"]
 
 
 def test_names_are_listed_while_there_is_room() -> None:
@@ -118,9 +118,9 @@ def test_a_footer_loses_no_word_and_the_figure_grows_with_it(notes: list[str]) -
 
 def test_a_long_legend_beside_the_axes_makes_them_higher() -> None:
     fig = go.Figure([go.Scatter(y=[1], name=str(i), showlegend=True) for i in range(40)])
-    layout.finish(fig, title="", subtitle=[], provenance=["p"], notes=[], plot_height=300)
+    layout.finish(fig, title="", subtitle=[], notes=[], provenance=["p"], plot_height=300)
     axes = fig.layout.height - fig.layout.margin.t - fig.layout.margin.b
-    assert axes > 40 * 1.2 * layout.side_legend()["font"]["size"]
+    assert axes > 40 * 1.2 * layout.SIDE_LEGEND["font"]["size"]
 
 
 def test_a_title_too_long_for_its_line_is_cut_at_a_word() -> None:

@@ -30,7 +30,7 @@ def tensors(plan: AttentionPlan) -> list[Tensor]:
 
 
 def same(a: AttentionPlan, b: AttentionPlan) -> bool:
-    """Whether two plans hold the same numbers."""
+    """True if two plans hold the same numbers."""
     pairs = zip(tensors(a), tensors(b), strict=True)
     return all(x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
 
@@ -219,7 +219,7 @@ def test_every_position_of_a_slice_is_drawn() -> None:
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize(("sampling", "pairing"), CHOICES)
 class TestSeeds:
-    """What a seed decides, and what it does not."""
+    """Choices that a seed decides, and those that it does not."""
 
     def test_the_same_seed_gives_the_same_plan(self, sampling: str, pairing: str, is_causal: bool) -> None:
         q, k, _ = qkv(queries=300, heads=4, kv_heads=2)

@@ -21,7 +21,7 @@ _HISTORY = 200
 
 
 class Conditions:
-    """Follows one pass of one point: `look` at the start and the end of each of its turns, then `summary` and `flags`.
+    """Follow one pass of one point: `begin_turn` and `end_turn` around each of its turns, then `summary` and `flags`.
 
     `cpu_times` and `cpu_mhz` read this machine, `gpu` the GPU that is measured, if one is; `cpus` is how many cores
     there are for us. `history` holds what `cpu_times` gave before, also for other passes: where the turns are too short

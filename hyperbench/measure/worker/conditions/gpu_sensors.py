@@ -31,7 +31,7 @@ class Gpu(Protocol):
     """A GPU that can be asked."""
 
     def read(self) -> GpuReading:
-        """Its answers now."""
+        """The readings of its sensors now."""
         ...
 
 

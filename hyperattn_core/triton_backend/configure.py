@@ -1,4 +1,4 @@
-"""Which configuration of the attend kernel a call takes: asked of the device once, then remembered."""
+"""Choice of the kernels' configurations: measured on the device once, then remembered."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from hyperattn_core.triton_backend.forward import ForwardWork
 from hyperattn_core.triton_backend.geometry import Settings
 from hyperattn_core.triton_backend.plan import packed_plan
 from hyperattn_core.triton_backend.support import interpreted, traced_as_constant
+from hyperattn_core.triton_backend.tuning.choice import Choice, cache_file, choose
 from hyperattn_core.triton_backend.tuning.configs import (
     ARCHITECTURES,
     AttendConfig,
     BackwardConfig,
-    Choice,
-    cache_file,
-    choose,
     default_backward_config,
     with_tile,
 )
 
 _INTERPRETED_TILE = 16
 _TUNING_SHAPE = (1, 8, 16384)
+_remembered: dict[tuple[int, torch.dtype, int], Choice] = {}
 
 
 def attend_config(device: torch.device, dtype: torch.dtype, head_dim: int, tile_size: int) -> AttendConfig:
@@ -37,8 +36,7 @@ def backward_config(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
     """The configuration of the backward kernels: the architecture's default."""
     if device.type != "cuda":
         return BackwardConfig(_INTERPRETED_TILE, 16, 16, 4, 1)
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return default_backward_config(architecture(index), dtype, head_dim)
+    return default_backward_config(architecture(_index(device)), dtype, head_dim)
 
 
 @traced_as_constant
@@ -54,7 +52,7 @@ def chosen(device: torch.device, dtype: torch.dtype, head_dim: int) -> Choice:
     """
     if device.type != "cuda":
         return Choice(AttendConfig(_INTERPRETED_TILE, 32, 4, 1), "default")
-    index = torch.cuda.current_device() if device.index is None else device.index
+    index = _index(device)
     may_measure = os.environ.get("HYPERATTN_AUTOTUNE", "1") != "0" and not torch.cuda.is_current_stream_capturing()
     found = _remembered.get((index, dtype, head_dim))
     if found is None:
@@ -70,6 +68,10 @@ def chosen(device: torch.device, dtype: torch.dtype, head_dim: int) -> Choice:
     return found
 
 
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def architecture(index: int) -> int:
     """The entry of ARCHITECTURES that a GPU takes."""
     major, minor = torch.cuda.get_device_capability(index)
@@ -82,9 +84,6 @@ def describe() -> dict[str, str]:
         f"attend {str(dtype).removeprefix('torch.')} d={head_dim}": f"{choice.config} ({choice.origin})"
         for (_, dtype, head_dim), choice in _remembered.items()
     }
-
-
-_remembered: dict[tuple[int, torch.dtype, int], Choice] = {}
 
 
 def _milliseconds(device: torch.device, dtype: torch.dtype, head_dim: int, config: AttendConfig) -> float:

@@ -1,0 +1,154 @@
+"""Device functions that the kernels share: the table of levels, gathered rows, matrix products.
+
+They are inlined, so a shared prologue costs what the same lines in each kernel would (`make kernels`).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hyperattn_core.triton_backend.geometry import FIELDS
+from hyperattn_core.triton_backend.support import interpreted
+
+#: Arguments that change with the sizes of a call: Triton does not compile a kernel anew for some of their values.
+SIZES = [
+    "level", "num_levels", "begin", "end", "leaf_len", "heads", "kv_heads", "group", "query_rows", "key_rows",
+    "num_queries", "num_keys", "query_chunk", "key_chunk", "query_chunks", "key_chunks", "query_tiles", "key_tiles",
+    "query_tiles_per_chunk", "key_tiles_per_chunk", "tile_size", "tile_programs", "tiles_per_part",
+]  # fmt: skip
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+INTERPRETED = tl.constexpr(interpreted())
+# As constants, so that a kernel compiled for another table is not taken from Triton's cache.
+COLUMNS = tl.constexpr({name: index for index, name in enumerate(FIELDS)})
+NUM_COLUMNS = tl.constexpr(len(FIELDS))
+
+
+@triton.constexpr_function
+def column(name):
+    """The column of a field in the table of levels."""
+    return COLUMNS.value[name]
+
+
+@triton.jit
+def field(table, level, name: tl.constexpr):
+    """An entry of the table of levels, int64."""
+    return tl.load(table + level * NUM_COLUMNS + column(name))
+
+
+@triton.jit
+def size(table, level, name: tl.constexpr):
+    """An entry of the table of levels, int32: a size, not an offset."""
+    return field(table, level, name).to(tl.int32)
+
+
+@triton.jit
+def head_base(x, batch, head, stride_b, stride_h):
+    """The first row of one head."""
+    return x + batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
+
+
+@triton.jit
+def load_rows(base, position, step, valid, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows (len(position), BLOCK_D) gathered by position; zeros where not valid and past D."""
+    dims = tl.arange(0, BLOCK_D)
+    at = base + ((position * step)[:, None] + dims[None, :])
+    if BLOCK_D == D:
+        return tl.load(at, mask=valid[:, None], other=0.0)
+    return tl.load(at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
+
+
+@triton.jit
+def row_offsets(row, valid, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Offsets of rows (len(row), BLOCK_D) of a contiguous (..., D), and the mask of what is there."""
+    dims = tl.arange(0, BLOCK_D)
+    return row[:, None] * D + dims[None, :], valid[:, None] & (dims < D)[None, :]
+
+
+@triton.jit
+def add_product(a, b, acc):
+    """acc + a b, accumulated in float32; without tf32 where a and b are float32."""
+    if INTERPRETED:  # Triton's interpreter takes the bits of a bfloat16 for an integer here.
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def product(a, b):
+    """a b^T in float32."""
+    return add_product(a, tl.trans(b), tl.zeros((a.shape[0], b.shape[0]), tl.float32))
+
+
+@triton.jit
+def node_tiles(data, table, level, node_row):
+    """Pointers to the sorted queries of a node, and to the first query, query count and block of its tiles."""
+    tile_at = data + node_row.to(tl.int64) * size(table, level, "num_tiles")
+    query_at = data + field(table, level, "query_order") + node_row.to(tl.int64) * field(table, level, "query_len")
+    return (
+        query_at,
+        tile_at + field(table, level, "tile_first"),
+        tile_at + field(table, level, "tile_count"),
+        tile_at + field(table, level, "tile_block"),
+    )
+
+
+@triton.jit
+def tile_queries(tiles, tile, skipped, BLOCK_M: tl.constexpr):
+    """Positions of BLOCK_M queries of a tile after those skipped, and which of them there are."""
+    query_at, first_at, count_at, _ = tiles
+    slots = tl.arange(0, BLOCK_M)
+    taken = slots < tl.load(count_at + tile) - skipped
+    return tl.load(query_at + (tl.load(first_at + tile) + skipped) + slots, mask=taken, other=0), taken
+
+
+@triton.jit
+def load_grads(grad_out, lse, delta, first_row, position, taken, DV: tl.constexpr, BLOCK_DV: tl.constexpr):
+    """Rows of grad_out, lse to base 2 and delta of some queries; an lse of +inf where there is none: it weighs zero."""
+    g = load_rows(grad_out + first_row * DV, position, DV, taken, DV, BLOCK_DV)
+    row_lse = tl.load(lse + first_row + position, mask=taken, other=float("inf")) * LOG2_E
+    return g, row_lse, tl.load(delta + first_row + position, mask=taken, other=0.0)
+
+
+@triton.jit
+def key_sizes(table, level):
+    """Keys of a node, of a block, and samples. Apart from met_keys, as registers depend on where they are read."""
+    return size(table, level, "node_len"), size(table, level, "block_size"), size(table, level, "num_samples")
+
+
+@triton.jit
+def met_keys(data, weights, table, level, key_node_row, block, sizes, BLOCK_N: tl.constexpr):
+    """Keys that a tile meets, its block's and then the samples: the number of steps of BLOCK_N, and what step_keys and
+    step_weights read."""
+    node_len, block_size, num_samples = sizes
+    low = block * block_size
+    keys_here = tl.minimum(block_size, node_len - low)
+    block_steps = tl.cdiv(keys_here, BLOCK_N)
+    key_at = field(table, level, "key_order") + key_node_row * node_len + low
+    sampled_at = field(table, level, "sample_position") + key_node_row * num_samples
+    index_at = data + field(table, level, "sample_index") + key_node_row * num_samples
+    weight_at = weights + field(table, level, "weight")
+    meets = block_steps, keys_here, num_samples, key_at, sampled_at
+    samples = low, block_size, index_at, weight_at
+    return block_steps + tl.cdiv(num_samples, BLOCK_N), meets, samples
+
+
+@triton.jit
+def step_keys(data, meets, step, BLOCK_N: tl.constexpr):
+    """Positions of the keys of one step, which of them there are, their slots, and True if they are samples."""
+    block_steps, keys_here, num_samples, key_at, sampled_at = meets
+    sampled = step >= block_steps
+    slot = tl.where(sampled, step - block_steps, step) * BLOCK_N + tl.arange(0, BLOCK_N)
+    met = slot < tl.where(sampled, num_samples, keys_here)
+    return tl.load(data + tl.where(sampled, sampled_at, key_at) + slot, mask=met, other=0), met, slot, sampled
+
+
+@triton.jit
+def step_weights(samples, met, slot, sampled):
+    """log2(w) of the keys of one step: 0 for those of the block, -inf for those that are not there or met already."""
+    low, block_size, index_at, weight_at = samples
+    # A sampled key of the tile's own block is in the sum already.
+    index = tl.load(index_at + slot, mask=met & sampled, other=-1)
+    weight = tl.load(weight_at + slot, mask=met & sampled, other=0.0)
+    return tl.where(met & ~((index >= low) & (index < low + block_size)), weight, -float("inf"))
