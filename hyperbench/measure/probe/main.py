@@ -104,7 +104,7 @@ def kernels() -> dict[str, str] | None:
 
 
 def why_no_triton(cuda_available: bool) -> str | None:
-    """Why HyperAttention's Triton kernels cannot run here at the paper's shape and dtype, or None if they can."""
+    """The reason why HyperAttention's Triton kernels cannot run at the paper's shape and dtype; None if they can."""
     import torch
 
     from hyperattn_core import HyperAttentionParams
