@@ -1,1 +1,1 @@
-"""The writing wing: runs methods and writes to the store. The only place of hyperbench that imports torch."""
+"""Measurement: run methods and write records to the store. The only package of hyperbench that imports torch."""
