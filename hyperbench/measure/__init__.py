@@ -1,1 +1,1 @@
-"""Measurement: run methods and write records to the store. The only package of hyperbench that imports torch."""
+"""Measurement: runs methods and writes to the store. The only part of hyperbench that imports torch."""
