@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard
 
@@ -106,7 +107,7 @@ class FakeWorker:
         if self._send is not None:
             raise self._send
         assert len(self.tasks) < MOST_TASKS, "the same is asked for without end"
-        self.tasks.append(Task.from_json(task.to_json()))
+        self.tasks.append(Task.from_json(json.loads(json.dumps(task.to_json()))))
         self._messages = self._work(self.tasks[-1])
 
     def receive(self, timeout_s: float) -> Message:
