@@ -1,18 +1,22 @@
-"""The load of this machine's cores: time used by all processes and by our own. No torch."""
+"""The load of this machine's cores: time used by all processes and by our own, and their clock. No torch."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from hyperbench.stats.samples import median
 
 #: Other processes that use more than this part of the cores' time disturb.
 BUSY_SHARE = 0.1
 #: Shorter than this, the kernel's counts of used time (in hundredths of a second) say nothing.
 SHORTEST_S = 0.25
 _STAT = Path("/proc/stat")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,22 @@ def busy_seconds(stat: str, cpus: Iterable[int] | None = None, ticks_per_s: floa
             total += sum(numbers) - sum(numbers[3:5])
             seen = True
     return total / ticks if seen else None
+
+
+def read_cpu_mhz() -> float | None:
+    """The median clock of the cores in MHz; None where the system does not tell."""
+    try:
+        return cpu_mhz(_CPUINFO.read_text())
+    except OSError:
+        return None
+
+
+def cpu_mhz(cpuinfo: str) -> float | None:
+    """The median clock in the text of /proc/cpuinfo in MHz, if it tells."""
+    values = []
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "cpu MHz":
+            with suppress(ValueError):
+                values.append(float(value))
+    return median(values) if values else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard
 
@@ -18,7 +19,7 @@ from tests.helpers.made_runs import everything
 MOST_TASKS = 50
 #: The stages that every method is said to have.
 STAGES = ("first", "second", "third")
-#: What befalls a worker after it has said a message: an exception, "leave", "done", or nothing.
+#: The end that comes to a worker after it has said a message: an exception, "leave", "done", or nothing.
 Fate = Callable[[Message, Task], Exception | str | None]
 
 
@@ -63,7 +64,7 @@ class Journal:
 
 
 class Listener:
-    """Hears everything."""
+    """A listener that keeps everything."""
 
     def __init__(self) -> None:
         self.labels: list[str] = []
@@ -106,7 +107,7 @@ class FakeWorker:
         if self._send is not None:
             raise self._send
         assert len(self.tasks) < MOST_TASKS, "the same is asked for without end"
-        self.tasks.append(Task.from_json(task.to_json()))
+        self.tasks.append(Task.from_json(json.loads(json.dumps(task.to_json()))))
         self._messages = self._work(self.tasks[-1])
 
     def receive(self, timeout_s: float) -> Message:

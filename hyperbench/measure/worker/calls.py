@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.store.schema import Pass
+
+Result = TypeVar("Result")
 
 
 def timed_call(
@@ -27,20 +30,29 @@ def timed_call(
     Raises whatever the method raises, and IncorrectError if its output has no gradient.
     """
     if pass_ is Pass.FORWARD:
-
-        def forward() -> object:
-            with torch.no_grad():
-                return method(*inputs)
-
-        return forward
+        return without_gradient(lambda: method(*inputs))
     leaves = as_leaves(inputs)
-    if accumulate:
-        return _accumulating(method, pass_, leaves, grad_output)
+
+    def backward(out: Tensor, *, keep_graph: bool = False) -> object:
+        if accumulate:
+            return out.backward(grad_output, retain_graph=keep_graph)
+        return gradients(out, leaves, grad_output, keep_graph=keep_graph)
+
     if pass_ is Pass.FORWARD_BACKWARD:
-        return lambda: gradients(method(*leaves), leaves, grad_output)
+        return lambda: backward(method(*leaves))
     # One graph serves all samples: building it anew would cost a forward pass per sample.
     out = method(*leaves)
-    return lambda: torch.autograd.grad(out, leaves, grad_output, retain_graph=True)
+    return lambda: backward(out, keep_graph=True)
+
+
+def without_gradient(call: Callable[[], Result]) -> Callable[[], Result]:
+    """A call that is made without a graph."""
+
+    def run() -> Result:
+        with torch.no_grad():
+            return call()
+
+    return run
 
 
 def as_leaves(inputs: Inputs) -> Inputs:
@@ -83,15 +95,6 @@ def in_turn(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
         return calls[0]
     following = itertools.cycle(calls)
     return lambda: next(following)()
-
-
-def _accumulating(
-    method: Callable[[Tensor, Tensor, Tensor], Tensor], pass_: Pass, leaves: Inputs, grad_output: Tensor
-) -> Callable[[], object]:
-    if pass_ is Pass.FORWARD_BACKWARD:
-        return lambda: method(*leaves).backward(grad_output)
-    out = method(*leaves)
-    return lambda: out.backward(grad_output, retain_graph=True)
 
 
 def gradients(

@@ -65,13 +65,10 @@ class CudaClock:
 
     The device sleeps between that and the first event for as long as the launch of the call takes the host, so that
     all of the call is queued when it begins: its time is then that of the device, without the gaps of the launch.
-    The first time that a call is made there is no sleep, since its launch has not been seen yet; nor is there one
-    before a launch of more than 20 ms.
     The events see the current stream alone. Work of the call on another stream that the current one does not wait for
     shows in `left_ms`, on the clock of the host.
 
-    `cuda` is torch.cuda or stands for it; `allocate` makes a buffer of so many bytes on the device whose `zero_` writes
-    it; `now_s` is the host's clock. The buffer is twice the device's L2.
+    `cuda` is torch.cuda or stands for it; `allocate` makes a buffer of so many bytes whose `zero_` writes it.
     """
 
     def __init__(
@@ -128,7 +125,7 @@ class CudaClock:
         return float(start.elapsed_time(stop))
 
     def _sleep_for(self, call: Callable[[], object]) -> float:
-        """Milliseconds of sleep that hide the launch of a call."""
+        """Milliseconds of sleep that hide the launch of a call; none before one that is too long or not seen yet."""
         least_ms, last_ms = self._launches.get(call, (0.0, 0.0))
         if not least_ms or least_ms > _LONGEST_SLEEP_MS or self._cycles_per_ms <= 0:
             return 0.0

@@ -20,10 +20,10 @@ from hyperbench.measure.worker.errors.reference import make_reference
 from hyperbench.measure.worker.gate.gate import Gate, slow_after_s
 from hyperbench.measure.worker.memory import MemoryPeak
 from hyperbench.measure.worker.report import Emit, Report
+from hyperbench.measure.worker.stage_timing import StageMeasurement
 from hyperbench.measure.worker.subject import GroupInputs, Subject
 from hyperbench.measure.worker.timing.passes import TimedPass, prepare_pass, take_turns
-from hyperbench.measure.worker.timing.stage_timing import StageMeasurement
-from hyperbench.store.schema import ErrorRow, Pass, Status
+from hyperbench.store.schema import Pass, Status
 
 _BACKWARD = (Pass.BACKWARD, Pass.FORWARD_BACKWARD)
 
@@ -33,10 +33,7 @@ class _Poisoned(Exception):
 
 
 class GroupMeasurement:
-    """One task; `run` writes its records through `emit` as they are finished.
-
-    `poisoned` tells that an error left the device unusable in this process: `run` ended early, the rest is still to do.
-    """
+    """One task; `run` writes its records through `emit` as they are finished."""
 
     def __init__(
         self, task: Task, emit: Emit, clock: Clock, memory_peak: MemoryPeak, machine: Machine | None = None
@@ -51,7 +48,7 @@ class GroupMeasurement:
 
     @property
     def poisoned(self) -> bool:
-        """True if an error left the device unusable in this process."""
+        """True if an error left the device unusable in this process: `run` ended early, the rest is still to do."""
         return self._report.poisoned
 
     def run(self) -> None:
@@ -140,7 +137,11 @@ class GroupMeasurement:
             except Exception as error:  # of the measured code; the forward pass is sound and stays
                 subject.failed = dict.fromkeys(_BACKWARD, self._report.classify(error, subject))
                 if self.poisoned:
-                    self._write_backward(subject)
+                    # At once, so that no other worker tries it again.
+                    for pass_ in (p for p in _BACKWARD if p in subject.item.passes):
+                        self._report.write_timing(subject, pass_, *subject.failed[pass_])
+                    for seed in subject.item.seeds:
+                        self._report.write_errors(subject, seed, {})
                     return
         if given.reference is None:
             reason = self._no_reference or "no reference was made"
@@ -158,24 +159,8 @@ class GroupMeasurement:
                 if self.poisoned:
                     return
 
-    def _write_backward(self, subject: Subject) -> None:
-        """Write at once the rows that a failed backward pass leaves without a number, so that no worker tries again."""
-        for pass_ in _BACKWARD:
-            if pass_ in subject.item.passes:
-                self._report.failed_timing(subject, pass_, *subject.failed[pass_])
-        status, message = subject.failed[Pass.BACKWARD]
-        for seed in subject.item.seeds:
-            for metric in work_items.expected_metrics(subject.point, self._task.passes, self._task.error):
-                if metric in work_items.GRAD_METRICS:
-                    self._report.write(ErrorRow(subject.point, seed, metric, None, status, message))
-
     def _errors_of_seed(
-        self,
-        subject: Subject,
-        seed: int,
-        given: GroupInputs,
-        gate: Gate,
-        known: dict[str, float] | None,
+        self, subject: Subject, seed: int, given: GroupInputs, gate: Gate, known: dict[str, float] | None
     ) -> None:
         """Write the error rows of one seed of the draw; `known` are those of the check, if it ran under this seed."""
         inputs, reference = given.inputs, given.reference
@@ -197,13 +182,7 @@ class GroupMeasurement:
         if subject.causal_in_q is not None:
             # First, like lse_mean_abs: what only some points have is not missed when a run goes on.
             errors = {work_items.CAUSAL_IN_Q: float(subject.causal_in_q), **errors}
-        errors |= self._context
-        for metric, value in errors.items():
-            self._report.write(ErrorRow(subject.point, seed, metric, value))
-        for metric in work_items.expected_metrics(subject.point, self._task.passes, self._task.error):
-            if metric not in errors:
-                status, message = subject.failed[Pass.FORWARD_BACKWARD]
-                self._report.write(ErrorRow(subject.point, seed, metric, None, status, message))
+        self._report.write_errors(subject, seed, errors | self._context)
 
     def _time(self, pass_: Pass, subjects: list[Subject], given: GroupInputs, gate: Gate) -> None:
         """Time one pass of all subjects in turns and write a row for each.
@@ -214,7 +193,7 @@ class GroupMeasurement:
         protocol, copies = self._task.protocol, [given.inputs]
         for subject in subjects:
             if pass_ in subject.failed:
-                self._report.failed_timing(subject, pass_, *subject.failed[pass_])
+                self._report.write_timing(subject, pass_, *subject.failed[pass_])
                 continue
             self._report.begin(Work.PREPARE, subject.point, pass_)
             try:
@@ -224,7 +203,7 @@ class GroupMeasurement:
                 )  # fmt: skip
                 gate.check_inputs()
             except Exception as error:  # of the measured code
-                self._report.failed_timing(subject, pass_, *self._report.classify(error, subject))
+                self._report.write_timing(subject, pass_, *self._report.classify(error, subject))
                 self._leave_if_poisoned()
                 continue
             timed.append((subject, one))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hyperbench.flops import exact_flops
@@ -12,30 +13,28 @@ from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.failures import classify, poisons_device
 from hyperbench.measure.worker.subject import Subject
 from hyperbench.measure.worker.timing.passes import TimedCall
-from hyperbench.store.schema import Pass, Point, Record, Status, Timing
+from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Status, Timing
 
 Emit = Callable[[Message], object]
 
 
+@dataclass
 class Report:
-    """The records of one task, sent through `emit` as they are finished.
+    """The records of one task, sent through `emit` as they are finished."""
 
-    `poisoned` tells that an error that was classified left the device unusable in this process.
-    """
-
-    def __init__(self, task: Task, emit: Emit, machine: Machine) -> None:
-        self._task = task
-        self._emit = emit
-        self._machine = machine
-        self.poisoned = False
+    task: Task
+    emit: Emit
+    machine: Machine
+    #: An error that was classified left the device unusable in this process.
+    poisoned: bool = False
 
     def begin(self, work: Work, point: Point, pass_: Pass | None = None, stage: str = "") -> None:
         """Say that a unit of work begins: the end of the worker from now on is put down to it."""
-        self._emit(Message(Event.BEGIN, Unit(work, point.point_id, pass_, stage)))
+        self.emit(Message(Event.BEGIN, Unit(work, point.point_id, pass_, stage)))
 
     def write(self, record: Record) -> None:
         """Send a finished record."""
-        self._emit(Message(Event.RECORD, record=record))
+        self.emit(Message(Event.RECORD, record=record))
 
     def classify(self, error: Exception, subject: Subject) -> tuple[Status, str]:
         """The status and the message that an error of a subject's code stands for."""
@@ -45,10 +44,8 @@ class Report:
 
     def fail(self, item: work_items.WorkItem, status: Status, message: str) -> None:
         """Write a failed row for everything that is left to do of a point."""
-        task = self._task
-        for record in work_items.failed_records(
-            item, task.passes, task.error, task.protocol.name, task.round, work_items.Failure(status, message)
-        ):
+        task, failure = self.task, work_items.Failure(status, message)
+        for record in work_items.failed_records(item, task.passes, task.error, task.protocol.name, task.round, failure):
             self.write(record)
 
     def timing(
@@ -57,16 +54,17 @@ class Report:
         """Write the timing of a pass or of a stage of it, or how it failed."""
         failure = timed.failure()
         if failure is not None:
-            self.failed_timing(subject, pass_, *self.classify(failure, subject), stage, all_stages)
+            failed = self.classify(failure, subject)
+            self.write_timing(subject, pass_, *failed, stage=stage, all_stages=all_stages)
             return
         point, sampler = subject.point, timed.sampler
-        conditions = {**self._machine.fixed, **timed.facts, **timed.conditions.summary()}
+        conditions = {**self.machine.fixed, **timed.facts, **timed.conditions.summary()}
         of_pass: dict[str, Any] = {}
         if stage:
             judged, note = timed.judge(), ""
         else:
             executed_flops = subject.method.executed_flops(point, pass_, subject.item.exact)
-            judged = timed.judge(executed_flops, self._machine.peak_flops_per_s(point.dtype))
+            judged = timed.judge(executed_flops, self.machine.peak_flops_per_s(point.dtype))
             note = subject.method.note(point)
             of_pass = {
                 "peak_memory_bytes": subject.peaks.get(pass_),
@@ -77,14 +75,14 @@ class Report:
             }
             if (Pass.FORWARD if pass_ is Pass.FORWARD else Pass.BACKWARD) in subject.unlooked:
                 conditions["properties_at_point"] = "skipped"
-        self._write_timing(
+        self.write_timing(
             subject,
             pass_,
             judged.status,
+            "; ".join(filter(None, (note, sampler.note, *judged.notes))),
             stop_reason=sampler.stop_reason,
             samples_ms=tuple(sampler.samples_ms),
             warmup_ms=tuple(sampler.warmup_ms),
-            message="; ".join(filter(None, (note, sampler.note, *judged.notes))),
             host_ms=judged.host_ms,
             flags=judged.flags,
             conditions=conditions,
@@ -93,19 +91,21 @@ class Report:
             **of_pass,
         )
 
-    def failed_timing(
-        self,
-        subject: Subject,
-        pass_: Pass,
-        status: Status,
-        message: str,
-        stage: str = "",
-        all_stages: tuple[str, ...] = (),
-    ) -> None:
-        """Write that a pass, or a stage of it, could not be timed."""
-        self._write_timing(subject, pass_, status, message=message, stage=stage, all_stages=all_stages)
-
-    def _write_timing(self, subject: Subject, pass_: Pass, status: Status, **fields: Any) -> None:
-        point, task = subject.point, self._task
+    def write_timing(self, subject: Subject, pass_: Pass, status: Status, message: str, **fields: Any) -> None:
+        """Write a timing; without `samples_ms` it says that the pass, or the stage of it, could not be timed."""
+        point, protocol = subject.point, self.task.protocol.name
         name = subject.method.implementation(point.device, point)
-        self.write(Timing(point, pass_, task.protocol.name, task.round, status, implementation=name, **fields))
+        self.write(
+            Timing(point, pass_, protocol, self.task.round, status, message=message, implementation=name, **fields)
+        )
+
+    def write_errors(self, subject: Subject, seed: int, errors: Mapping[str, float]) -> None:
+        """Write the errors of one seed of the draw, and rows without a number for gradients that failed."""
+        for metric, value in errors.items():
+            self.write(ErrorRow(subject.point, seed, metric, value))
+        failed = subject.failed.get(Pass.FORWARD_BACKWARD)
+        if failed is None:
+            return
+        for metric in work_items.expected_metrics(subject.point, self.task.passes, self.task.error):
+            if metric in work_items.GRAD_METRICS and metric not in errors:
+                self.write(ErrorRow(subject.point, seed, metric, None, *failed))

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from hyperbench.flops import above_peak_note, peak_flops_per_s
-from hyperbench.measure.cpu_load import CpuTimes, busy_seconds, busy_warning, read_cpu_times
+from hyperbench.measure.cpu_load import CpuTimes, busy_seconds, busy_warning, cpu_mhz, read_cpu_times
 from hyperbench.measure.worker.conditions.conditions import Conditions, new_history
-from hyperbench.measure.worker.conditions.cpu_clock import cpu_mhz
 from hyperbench.measure.worker.conditions.gpu_sensors import GpuReading, NvmlGpu, find_gpu, throttle_reasons
 from hyperbench.measure.worker.conditions.machine import Machine, machine_for
 from hyperbench.store.schema import Flag

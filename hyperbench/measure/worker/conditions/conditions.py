@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any
 
-from hyperbench.measure.cpu_load import BUSY_SHARE, SHORTEST_S, CpuTimes, others_used_s, read_cpu_times
-from hyperbench.measure.worker.conditions.cpu_clock import read_cpu_mhz
+from hyperbench.measure.cpu_load import BUSY_SHARE, SHORTEST_S, CpuTimes, others_used_s, read_cpu_mhz, read_cpu_times
 from hyperbench.measure.worker.conditions.gpu_sensors import Gpu, GpuReading
 from hyperbench.store.schema import Flag
 
@@ -20,6 +19,12 @@ from hyperbench.store.schema import Flag
 _HISTORY = 200
 
 
+def new_history() -> deque[CpuTimes]:
+    """An empty list of the latest readings of the cores' times."""
+    return deque(maxlen=_HISTORY)
+
+
+@dataclass
 class Conditions:
     """Follow one pass of one point: `begin_turn` and `end_turn` around each of its turns, then `summary` and `flags`.
 
@@ -28,20 +33,14 @@ class Conditions:
     to tell what others used, it is told of the time from a moment before them to the end of the last one.
     """
 
-    def __init__(
-        self,
-        gpu: Gpu | None = None,
-        *,
-        cpus: int = 1,
-        cpu_times: Callable[[], CpuTimes] | None = None,
-        cpu_mhz: Callable[[], float | None] | None = None,
-        history: deque[CpuTimes] | None = None,
-    ) -> None:
-        self._gpu = gpu
-        self._cpus = max(1, cpus)
-        self._cpu_times = cpu_times or read_cpu_times
-        self._cpu_mhz = cpu_mhz or read_cpu_mhz
-        self._history = new_history() if history is None else history
+    gpu: Gpu | None = None
+    _: KW_ONLY
+    cpus: int = 1
+    cpu_times: Callable[[], CpuTimes] = read_cpu_times
+    cpu_mhz: Callable[[], float | None] = read_cpu_mhz
+    history: deque[CpuTimes] = field(default_factory=new_history)
+
+    def __post_init__(self) -> None:
         self._begun: CpuTimes | None = None
         self._around_s = self._around_others_s = 0.0
         self._elapsed_s = self._others_s = 0.0
@@ -55,8 +54,8 @@ class Conditions:
 
     def end_turn(self, samples: int = 0) -> None:
         """Read everything after samples were taken, `samples` with all turns before, while it is still to be seen."""
-        if self._gpu is not None:
-            self._readings.append(self._gpu.read())
+        if self.gpu is not None:
+            self._readings.append(self.gpu.read())
             self._samples.append(samples)
         times, begun = self._now(), self._begun
         self._begun = None
@@ -66,7 +65,7 @@ class Conditions:
             if self._elapsed_s < SHORTEST_S:
                 self._look_around(times)
         # On a machine of many cores this reading takes a while.
-        if not self._mhz and (mhz := self._cpu_mhz()) is not None:
+        if not self._mhz and (mhz := self.cpu_mhz()) is not None:
             self._mhz.append(mhz)
 
     @property
@@ -77,16 +76,16 @@ class Conditions:
             elapsed_s, others_s = self._around_s, self._around_others_s
         if elapsed_s < SHORTEST_S:
             return None
-        return min(1.0, max(0.0, others_s / (elapsed_s * self._cpus)))
+        return min(1.0, max(0.0, others_s / (elapsed_s * self.cpus)))
 
     def _now(self) -> CpuTimes:
-        times = self._cpu_times()
-        self._history.append(times)
+        times = self.cpu_times()
+        self.history.append(times)
         return times
 
     def _look_around(self, times: CpuTimes) -> None:
         """Note the use by others since the latest known moment that lies long enough before this one."""
-        for before in reversed(self._history):
+        for before in reversed(self.history):
             if times.now_s - before.now_s >= SHORTEST_S and (others_s := others_used_s(before, times)) is not None:
                 self._around_s, self._around_others_s = times.now_s - before.now_s, others_s
                 return
@@ -124,11 +123,6 @@ class Conditions:
                 ],
             }
         return {name: value for name, value in found.items() if value is not None}
-
-
-def new_history() -> deque[CpuTimes]:
-    """An empty list of the latest readings of the cores' times."""
-    return deque(maxlen=_HISTORY)
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

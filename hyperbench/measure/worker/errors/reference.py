@@ -65,11 +65,10 @@ def make_reference(
         rows = torch.randperm(num_keys, generator=generator, device="cpu")[:num_rows].sort().values
     rows = rows.to(q.device)
     cotangent = None if grad_output is None else grad_output.to(dtype)
-    heads = _each_head(q.shape[0], q.shape[1], group)
     out = q.new_empty(*q.shape[:2], len(rows), v.shape[3])
     lse = q.new_empty(*q.shape[:2], len(rows))
     dq = q.new_empty(*q.shape[:2], len(rows), q.shape[3])
-    for batch, head, kv_head in heads:
+    for batch, head, kv_head in _each_head(q, k):
         for part in _chunks(len(rows), num_keys):
             picked = rows[part]
             probs, lse[batch, head, part] = _softmax(q[batch, head, picked], k[batch, kv_head], picked, is_causal)
@@ -104,7 +103,7 @@ def _key_gradients(
     dk = k.new_zeros(*k.shape[:2], len(rows), k.shape[3])
     dv = v.new_zeros(*v.shape[:2], len(rows), v.shape[3])
     positions = torch.arange(num_queries, device=q.device)
-    for batch, head, kv_head in _each_head(q.shape[0], q.shape[1], q.shape[1] // k.shape[1]):
+    for batch, head, kv_head in _each_head(q, k):
         for part in _chunks(len(rows), num_queries):
             picked = rows[part]
             logits = k[batch, kv_head, picked] @ q[batch, head].T * scale
@@ -119,10 +118,9 @@ def _key_gradients(
 
 def _operator_scale(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, seed: int) -> Tensor:
     """|D^-1 A|_op |V|_op of every head, the first by block power iteration on one dense matrix at a time."""
-    group = q.shape[1] // k.shape[1]
-    norms = operator_norms(v).repeat_interleave(group, dim=1)
+    norms = operator_norms(v).repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     positions = torch.arange(q.shape[2], device=q.device)
-    for batch, head, kv_head in _each_head(q.shape[0], q.shape[1], group):
+    for batch, head, kv_head in _each_head(q, k):
         probs, _ = _softmax(q[batch, head], k[batch, kv_head], positions, is_causal)
         generator = torch.Generator(device="cpu").manual_seed(seed)
         drawn = torch.randn(k.shape[2], _POWER_BLOCK, generator=generator, device="cpu", dtype=torch.float32)
@@ -144,8 +142,10 @@ def _softmax(q: Tensor, k: Tensor, positions: Tensor, is_causal: bool) -> tuple[
     return logits.sub_(lse.unsqueeze(1)).exp_(), lse
 
 
-def _each_head(batch_size: int, num_heads: int, group: int) -> list[tuple[int, int, int]]:
-    return [(batch, head, head // group) for batch in range(batch_size) for head in range(num_heads)]
+def _each_head(q: Tensor, k: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Entry of the batch, head and kv head of every head of q."""
+    group = q.shape[1] // k.shape[1]
+    return ((batch, head, head // group) for batch in range(q.shape[0]) for head in range(q.shape[1]))
 
 
 def _chunks(num_rows: int, num_columns: int) -> Iterator[slice]:

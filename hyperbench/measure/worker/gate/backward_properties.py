@@ -16,7 +16,7 @@ from hyperbench.measure.worker.calls import as_leaves, gradients
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.gate.checks import check_count, copies, counted, if_it_takes_the_shape, once, replaced
-from hyperbench.measure.worker.gate.properties import probe_point
+from hyperbench.measure.worker.gate.properties import exact_answer, probe_point
 from hyperbench.store.schema import Point
 
 Grads = tuple[Tensor, Tensor, Tensor]
@@ -33,6 +33,23 @@ def examine_backward(method: Method, point: Point) -> None:
     """
     probe = probe_point(point)
     once((probe.point_id, method.target, "backward"), lambda: if_it_takes_the_shape(lambda: _examine(method, probe)))
+
+
+def examine_exact_gradients(method: Method, point: Point) -> None:
+    """Raise IncorrectError unless the gradients of an exact method are those of exact attention, at a short length.
+
+    Where those at the point's own length are not compared: above the limit of lengths, and in all rounds but the first.
+    """
+    probe = probe_point(point)
+
+    def examine() -> None:
+        inputs, grad_output = make_inputs(probe), make_grad_output(probe)
+        leaves = as_leaves(inputs)
+        raw = gradients(_call(method, probe, leaves), leaves, grad_output)
+        reference = exact_answer(probe, inputs, grad_output)
+        accuracy.check_exact(accuracy.grad_errors(accuracy.check_grads(raw, inputs), reference), probe.dtype)
+
+    if_it_takes_the_shape(examine)
 
 
 def check_answers(first: Grads, other: Grads, inputs: Inputs, ignores: frozenset[str]) -> None:
@@ -78,14 +95,14 @@ def other_grad_output(grad_output: Tensor) -> Tensor:
     return 0.5 * grad_output.flip(2)
 
 
+def _call(method: Method, probe: Point, leaves: Inputs) -> Tensor:
+    return method.function(*leaves, is_causal=probe.is_causal, **probe.hyper)
+
+
 def _examine(method: Method, probe: Point) -> None:
     inputs, grad_output = make_inputs(probe), make_grad_output(probe)
-
-    def call(leaves: Inputs) -> Tensor:
-        return method.function(*leaves, is_causal=probe.is_causal, **probe.hyper)
-
     leaves = as_leaves(inputs)
-    out = call(leaves)
+    out = _call(method, probe, leaves)
     kept = partial(gradients, out, leaves, grad_output, keep_graph=True)
     raw, first_count = counted(kept, below_autograd=True)
     first = copies(accuracy.check_grads(raw, inputs))
@@ -94,7 +111,7 @@ def _examine(method: Method, probe: Point) -> None:
     with replaced((grad_output,), (other,)):
         again = kept()
     new = as_leaves(inputs)
-    fresh = accuracy.check_grads(gradients(call(new), new, other), inputs)
+    fresh = accuracy.check_grads(gradients(_call(method, probe, new), new, other), inputs)
     check_answers(first, fresh, inputs, method.ignores)
     check_kept(again, fresh, inputs, method, probe.dtype)
     check_count(first_count, second_count, "a second backward pass on one graph", KeptGraphError)

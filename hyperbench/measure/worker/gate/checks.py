@@ -84,30 +84,26 @@ def difference(one: Tensor, other: Tensor, method: Method, dtype: str) -> float 
     return error if to_the_bit or not error <= accuracy.EXACT_TOLERANCES[dtype] else None
 
 
-class _Calls(TorchFunctionMode):
-    """Counter of the calls of PyTorch that are made from Python."""
-
+class _Counter:
     count = 0
 
-    def __torch_function__(
+    def _pass_on(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self.count += 1
         return func(*args, **(kwargs or {}))
 
 
-class Operations(TorchDispatchMode):
+class _Calls(_Counter, TorchFunctionMode):
+    """Counter of the calls of PyTorch that are made from Python."""
+
+    __torch_function__ = _Counter._pass_on
+
+
+class Operations(_Counter, TorchDispatchMode):
     """Counter of the operations below autograd, where a backward pass asks for them."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
+    __torch_dispatch__ = _Counter._pass_on
 
 
 def counted(call: Callable[[], Result], *, below_autograd: bool = False) -> tuple[Result, int | None]:

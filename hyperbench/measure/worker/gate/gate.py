@@ -9,32 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.measure.inputs import Inputs, make_grad_output, make_inputs
 from hyperbench.measure.messages import Work
-from hyperbench.measure.worker.calls import as_leaves, gradients
+from hyperbench.measure.worker.calls import as_leaves, gradients, without_gradient
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.failures import classify
-from hyperbench.measure.worker.gate.at_point import examine_at_point
+from hyperbench.measure.worker.fingerprints import bits_of, fingerprint_of
 from hyperbench.measure.worker.gate.backward_properties import (
     Grads,
     KeptGraphError,
     check_answers,
     check_kept,
     examine_backward,
+    examine_exact_gradients,
     other_grad_output,
 )
 from hyperbench.measure.worker.gate.checks import changed_in_place, replaced
-from hyperbench.measure.worker.gate.fingerprints import bits_of, fingerprint_of
-from hyperbench.measure.worker.gate.properties import examine, examine_exact_gradients, probe_point
+from hyperbench.measure.worker.gate.properties import examine, examine_at_point, probe_point
 from hyperbench.measure.worker.gate.result_check import ResultCheck
 from hyperbench.measure.worker.memory import MemoryPeak
 from hyperbench.measure.worker.subject import GroupInputs, Subject
@@ -60,6 +60,7 @@ def slow_after_s(protocol: ProtocolConfig) -> float:
     return min(_LONGEST_S, max(protocol.budget_s.values()))
 
 
+@dataclass
 class Gate:
     """The gate of one group, whose calls are measured by `memory_peak` and `clock`.
 
@@ -67,23 +68,14 @@ class Gate:
     `errors` (the answer that is compared, and its errors) or `check`, with its point and pass.
     """
 
-    def __init__(
-        self,
-        given: GroupInputs,
-        memory_peak: MemoryPeak,
-        clock: Clock,
-        slow_s: float = 1.0,
-        begin: Callable[[Work, Point, Pass], object] = lambda unit, point, pass_: None,
-    ) -> None:
-        self._point = given.point
-        self._inputs = given.inputs
-        self._grad_output = given.grad_output
-        self._reference = given.reference
-        self._memory_peak = memory_peak
-        self._clock = clock
-        self._slow_s = slow_s
-        self._begin = begin
-        self._names = ("q", "k", "v", "grad_output")
+    given: GroupInputs
+    memory_peak: MemoryPeak
+    clock: Clock
+    slow_s: float = 1.0
+    begin: Callable[[Work, Point, Pass], object] = lambda unit, point, pass_: None
+
+    def __post_init__(self) -> None:
+        self._inputs, self._grad_output = self.given.inputs, self.given.grad_output
         self._before = tuple(map(bits_of, (*self._inputs, self._grad_output)))
         self._holder: ResultCheck | None = None
 
@@ -94,22 +86,17 @@ class Gate:
         alone. Raises IncorrectError on a wrong answer.
         """
         self._say(subject, Pass.FORWARD, measures_errors=True)
-
-        def call() -> Tensor:
-            with torch.no_grad():
-                return subject.call(*self._inputs)
-
+        call = without_gradient(lambda: subject.call(*self._inputs))
         out, first = self._measured(call)
         subject.first_ms[Pass.FORWARD] = first.ms
         self.check_inputs()
         accuracy.check_output(out, self._inputs[0], self._inputs[2])
         out = out.detach()
-        exact = subject.item.exact
-        errors = accuracy.output_errors(out, self._reference) if self._reference else {}
-        if exact:
-            accuracy.check_exact(errors, subject.point.dtype)
-            if self._reference:
-                accuracy.check_rows(out, self._reference, subject.point.dtype)
+        exact, reference, dtype = subject.item.exact, self.given.reference, subject.point.dtype
+        errors = accuracy.output_errors(out, reference) if reference else {}
+        if exact and reference:
+            accuracy.check_exact(errors, dtype)
+            accuracy.check_rows(out, reference, dtype)
         subject.given[Pass.FORWARD] = fingerprint_of([out])
         self._say(subject, Pass.FORWARD)
         measured, looks = first, self._looks_here(subject)
@@ -119,7 +106,7 @@ class Gate:
             measured = self._measured(call)[1]
         self._note(subject, Pass.FORWARD, measured)
         subject.causal_in_q = examine(subject.method, subject.point, exact)
-        if base is not None and measured.ms <= self._slow_s * 1e3:
+        if base is not None and measured.ms <= self.slow_s * 1e3:
             with _as_far_as_memory_goes(subject, Pass.FORWARD):
                 examine_at_point(subject, self._inputs, base)
             self.check_inputs()
@@ -146,9 +133,9 @@ class Gate:
         self._note_both(subject, built, first)
         subject.given[Pass.BACKWARD] = subject.given[Pass.FORWARD_BACKWARD] = fingerprint_of(grads)
         errors: dict[str, float] = {}
-        exact = subject.item.exact
-        if self._reference is not None and self._reference.grads is not None:
-            errors = accuracy.grad_errors(grads, self._reference)
+        exact, reference = subject.item.exact, self.given.reference
+        if reference is not None and reference.grads is not None:
+            errors = accuracy.grad_errors(grads, reference)
             if exact:
                 accuracy.check_exact(errors, subject.point.dtype)
         self._say(subject, Pass.BACKWARD)
@@ -194,10 +181,10 @@ class Gate:
             check_kept(kept, fresh, self._inputs, subject.method, subject.point.dtype)
 
     def _measured(self, call: Callable[[], Result]) -> tuple[Result, _Call]:
-        level, start_s = self._memory_peak.reset(), self._clock.now_s()
+        level, start_s = self.memory_peak.reset(), self.clock.now_s()
         result = call()
-        high = self._memory_peak.high_bytes()
-        return result, _Call(level, high, (self._clock.now_s() - start_s) * 1e3)
+        high = self.memory_peak.high_bytes()
+        return result, _Call(level, high, (self.clock.now_s() - start_s) * 1e3)
 
     def _note(self, subject: Subject, pass_: Pass, measured: _Call) -> None:
         if measured.high is not None:
@@ -210,7 +197,7 @@ class Gate:
 
     def _has_time(self, first_ms: float) -> bool:
         """True if a call whose first one took so long may be made again; on a GPU the first may have compiled."""
-        slow_s = max(self._slow_s, _COMPILES_S) if self._point.device == "cuda" else self._slow_s
+        slow_s = max(self.slow_s, _COMPILES_S) if self.given.point.device == "cuda" else self.slow_s
         return first_ms <= slow_s * 1e3
 
     def _looks_here(self, subject: Subject) -> bool:
@@ -218,16 +205,16 @@ class Gate:
         return bool(subject.item.seeds) and probe_point(subject.point).seq_len < subject.point.seq_len
 
     def _say(self, subject: Subject, pass_: Pass, *, measures_errors: bool = False) -> None:
-        self._begin(Work.ERRORS if measures_errors and subject.item.seeds else Work.CHECK, subject.point, pass_)
+        self.begin(Work.ERRORS if measures_errors and subject.item.seeds else Work.CHECK, subject.point, pass_)
 
     def check_inputs(self) -> None:
         """Raise IncorrectError, naming them, if inputs have changed; they are then what they were again."""
         tensors = (*self._inputs, self._grad_output)
-        pairs = zip(self._names, tensors, self._before, strict=True)
+        pairs = zip(("q", "k", "v", "grad_output"), tensors, self._before, strict=True)
         changed = [name for name, x, before in pairs if bits_of(x) != before]
         if not changed:
             return
-        for x, y in zip(tensors, (*make_inputs(self._point), make_grad_output(self._point)), strict=True):
+        for x, y in zip(tensors, (*make_inputs(self.given.point), make_grad_output(self.given.point)), strict=True):
             # Not x itself: a kept graph of another method would take that for a change of what it has saved.
             x.data.copy_(y)
         raise IncorrectError(changed_in_place(changed))
@@ -242,7 +229,7 @@ class Gate:
         to_the_bit = pass_ is Pass.FORWARD and subject.point.device == "cpu" and subject.method.deterministic
         tolerance = None if to_the_bit else accuracy.EXACT_TOLERANCES[subject.point.dtype]
         before = None if adds_up and pass_ is not Pass.FORWARD else subject.given.get(pass_)
-        return ResultCheck(call, self._clock, self._inputs, before, tolerance, period)
+        return ResultCheck(call, self.clock, self._inputs, before, tolerance, period)
 
     def turn(self, result_check: ResultCheck | None) -> None:
         """Begin the turn of another result check, or of none; the one before must have left all as it was."""

@@ -1,7 +1,8 @@
 """Properties that any honest method has, whatever it approximates; they are checked on short inputs of their own.
 
 A length suffices at which the method does all that it does at longer ones: twice its largest parameter. A method that
-was examined once in a process is not examined again for its longer points.
+was examined once in a process is not examined again for its longer points. What a method does at long inputs alone is
+seen at the very point that is timed: by two calls, none in float64.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperbench.measure.inputs import Inputs, make_grad_output, make_inputs
+from hyperbench.measure.inputs import Inputs, make_inputs
 from hyperbench.measure.methods.method import Method
-from hyperbench.measure.worker.calls import as_leaves, gradients
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.errors.reference import Reference, make_reference
@@ -27,9 +27,10 @@ from hyperbench.measure.worker.gate.checks import (
     copies,
     counted,
     difference,
-    if_it_takes_the_shape,
     once,
+    replaced,
 )
+from hyperbench.measure.worker.subject import Subject
 from hyperbench.store.schema import Point
 
 _MIN_PROBE_LEN = 1024
@@ -50,21 +51,31 @@ def examine(method: Method, point: Point, exact: bool) -> bool | None:
     return once((short.point_id, method.target, exact), lambda: _first_answer(method, short, point, exact))
 
 
-def examine_exact_gradients(method: Method, point: Point) -> None:
-    """Raise IncorrectError unless the gradients of an exact method are those of exact attention, at a short length.
+def examine_at_point(subject: Subject, inputs: Inputs, base: Tensor) -> None:
+    """Change the inputs where they lie, behind one position, and look at what the method makes of it.
 
-    Where those at the point's own length are not compared: above the limit of lengths, and in all rounds but the first.
+    `base` is its output (B, H, N, Dv) on the inputs as they are; afterwards they are that again. Raises IncorrectError
+    if the output is not that of the same values elsewhere, if that of the last position takes no notice of other
+    values, or if, under a causal mask, one up to the position does.
     """
-    probe = probe_point(point)
-
-    def examine() -> None:
-        inputs, grad_output = make_inputs(probe), make_grad_output(probe)
-        leaves = as_leaves(inputs)
-        raw = gradients(method.function(*leaves, is_causal=probe.is_causal, **probe.hyper), leaves, grad_output)
-        reference = _exact_answer(probe, inputs, grad_output)
-        accuracy.check_exact(accuracy.grad_errors(accuracy.check_grads(raw, inputs), reference), probe.dtype)
-
-    if_it_takes_the_shape(examine)
+    method, point = subject.method, subject.point
+    # No round number of blocks for most of their sizes.
+    t = point.seq_len // 3
+    changed = _changed(inputs, t + 1 if point.is_causal else 0, point.is_causal and not subject.causal_in_q)
+    with torch.no_grad(), replaced(inputs, changed):
+        got = accuracy.check_output(subject.call(*inputs), inputs[0], inputs[2], finite=not point.is_causal).clone()
+        elsewhere = subject.call(*copies(inputs))
+    where = f"; so at seq_len={point.seq_len}, whatever it does at shorter ones"
+    moved = difference(elsewhere, got, method, point.dtype)
+    if moved is not None:
+        raise IncorrectError(f"{MEMOISED_IN_PLACE} (relative difference {moved:.3g}){where}")
+    last = got[:, :, -1], base[:, :, -1]
+    if "v" not in method.ignores and not torch.equal(inputs[2], changed[2]) and torch.equal(*last):
+        raise IncorrectError(
+            f"the output of the last position stays the same when the values of other positions change{where}"
+        )
+    if point.is_causal and _reaches(base, got, t, subject.item.exact or not method.deterministic, point.dtype):
+        raise IncorrectError(f"{NOT_CAUSAL} {t} change with the keys or the values after it{where}")
 
 
 def probe_point(point: Point) -> Point:
@@ -78,6 +89,36 @@ def probe_point(point: Point) -> Point:
     while seq_len % 2 == 0 and seq_len // 2 >= enough:
         seq_len //= 2
     return _gaussian(point, seq_len, min(point.batch, _MAX_PROBE_SIDE), min(point.kv_heads, _MAX_PROBE_SIDE))
+
+
+def exact_answer(probe: Point, inputs: Inputs, grad_output: Tensor | None) -> Reference:
+    """Exact attention at all positions, in float64."""
+    return make_reference(
+        inputs, grad_output, is_causal=probe.is_causal, num_rows=probe.seq_len, dtype=torch.float64,
+        operator_norm=False, seed=probe.seed,
+    )  # fmt: skip
+
+
+def _changed(inputs: Inputs, start: int, keep_queries: bool) -> Inputs:
+    """The inputs with others at all positions from `start` on but the last.
+
+    Keys are others, in another order of their sizes; values have the other sign.
+    """
+    q, k, v = copies(inputs)
+    part = slice(start, q.shape[2] - 1)
+    if not keep_queries:
+        q[:, :, part] = q[:, :, part].roll(1, 2)
+    k[:, :, part] = -k[:, :, part].roll(1, 2)
+    v[:, :, part] = -v[:, :, part]
+    return q, k, v
+
+
+def _reaches(base: Tensor, out: Tensor, t: int, rounds: bool, dtype: str) -> bool:
+    """True if an output up to position t is another than in `base`, by more than rounding where the method rounds."""
+    before, after = base[:, :, : t + 1], out[:, :, : t + 1]
+    if rounds:
+        return not accuracy.relative_frobenius(after, before) <= accuracy.EXACT_TOLERANCES[dtype]
+    return not torch.equal(after, before)
 
 
 def _gaussian(point: Point, seq_len: int, batch: int, kv_heads: int) -> Point:
@@ -111,7 +152,6 @@ class _Examination:
         self._is_compared = exact and is_compared
         self._inputs: Inputs = make_inputs(probe)
         self._others: Inputs = make_inputs(dataclasses.replace(probe, seed=probe.seed ^ 1))
-        self._tolerance = accuracy.EXACT_TOLERANCES[probe.dtype]
 
     def run(self) -> bool | None:
         """Look for every property; True if outputs depend on no later query, None without a mask or another position.
@@ -151,7 +191,7 @@ class _Examination:
         return base
 
     def _check_exact(self, base: Tensor) -> None:
-        reference = _exact_answer(self._probe, self._inputs, None)
+        reference = exact_answer(self._probe, self._inputs, None)
         accuracy.check_exact(accuracy.output_errors(base, reference), self._probe.dtype)
         accuracy.check_rows(base, reference, self._probe.dtype)
 
@@ -203,11 +243,8 @@ class _Examination:
 
     def _reaches(self, base: Tensor, t: int, q: Tensor, k: Tensor, v: Tensor) -> bool:
         """True if these inputs, changed after t alone, change an output up to t; that of an exact kernel may round."""
-        out = self._ask(q, k, v, finite=False)[:, :, : t + 1]
-        before = base[:, :, : t + 1]
-        if self._exact or not self._method.deterministic:
-            return not accuracy.relative_frobenius(out, before) <= self._tolerance
-        return not torch.equal(out, before)
+        out = self._ask(q, k, v, finite=False)
+        return _reaches(base, out, t, self._exact or not self._method.deterministic, self._probe.dtype)
 
     def _moved(self, one: Tensor, other: Tensor) -> float | None:
         return difference(one, other, self._method, self._probe.dtype)
@@ -237,10 +274,3 @@ class _Examination:
         if changed:
             raise IncorrectError(changed_in_place(changed))
         return accuracy.check_output(out, q, v, finite=finite).clone()
-
-
-def _exact_answer(probe: Point, inputs: Inputs, grad_output: Tensor | None) -> Reference:
-    return make_reference(
-        inputs, grad_output, is_causal=probe.is_causal, num_rows=probe.seq_len, dtype=torch.float64,
-        operator_norm=False, seed=probe.seed,
-    )  # fmt: skip

@@ -39,7 +39,6 @@ class Judged:
     flags: tuple[str, ...]
     notes: tuple[str, ...]
     host_ms: float | None
-    median_ms: float
 
 
 @dataclass(kw_only=True)
@@ -78,7 +77,6 @@ class TimedCall:
             tuple(str(flag) for flag in Flag if flag in flags),
             tuple(notes),
             host_ms,
-            median(samples),
         )
 
 

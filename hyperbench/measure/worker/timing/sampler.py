@@ -91,7 +91,8 @@ class Sampler:
                 return
             self._add(elapsed_ms)
             taken_ms += self._passed_ms
-            if taken_ms >= slice_s * 1e3 or (not self._is_spread and taken_ms >= self._short_turn_ms):
+            short_ms = self._spread_ms / self._protocol.slices
+            if taken_ms >= slice_s * 1e3 or (not self._is_spread and taken_ms >= short_ms):
                 return
 
     @property
@@ -111,10 +112,6 @@ class Sampler:
             return True
         since_first_ms = (self._clock.now_s() - self._began_s) * 1e3
         return max(self._spent_ms, since_first_ms) >= self._spread_ms * (1.0 - ROUNDING)
-
-    @property
-    def _short_turn_ms(self) -> float:
-        return self._spread_ms / self._protocol.slices
 
     def _timed(self, *, is_load: bool = False) -> float | None:
         start_s = self._clock.now_s()

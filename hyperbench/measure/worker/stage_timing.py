@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.messages import Work
-from hyperbench.measure.worker.calls import in_turn
+from hyperbench.measure.worker.calls import in_turn, without_gradient
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.errors import accuracy
@@ -24,6 +25,7 @@ from hyperbench.store.schema import ALL_STAGES, Pass, Status
 Stages = Mapping[str, Callable[[], object]]
 
 
+@dataclass
 class StageMeasurement:
     """The stages of a subject that are missing in one round; `report` takes each row as soon as it is finished.
 
@@ -33,16 +35,16 @@ class StageMeasurement:
     stage is flagged `above_peak`.
     """
 
-    def __init__(
-        self, subject: Subject, clock: Clock, protocol: ProtocolConfig, machine: Machine, report: Report
-    ) -> None:
-        self._subject = subject
-        self._clock = clock
-        self._protocol = protocol
-        self._machine = machine
-        self._report = report
-        self._budget_s = protocol.budget_s[Pass.FORWARD]
-        self._names: tuple[str, ...] = ()
+    subject: Subject
+    clock: Clock
+    protocol: ProtocolConfig
+    machine: Machine
+    report: Report
+    _names: tuple[str, ...] = field(default=(), init=False)
+
+    @property
+    def _budget_s(self) -> float:
+        return self.protocol.budget_s[Pass.FORWARD]
 
     def run(self, inputs: Inputs) -> None:
         """Run all stages once, hold their result against the method's, then time those that are missing in turns.
@@ -54,33 +56,33 @@ class StageMeasurement:
             with torch.no_grad():
                 sets = self._prepare(inputs)
         except Exception as error:  # of the measured code
-            self._fail_all(*self._report.classify(error, self._subject))
+            self._fail_all(*self.report.classify(error, self.subject))
             return
         names = self._missing()
         timed = [self._timed([stages[name] for stages in sets]) for name in names]
         take_turns(
             timed,
-            self._protocol,
+            self.protocol,
             self._budget_s,
             lambda index: self._begin(names[index]),
-            lambda index: self._report.timing(self._subject, Pass.FORWARD, timed[index], names[index], self._names),
+            lambda index: self.report.timing(self.subject, Pass.FORWARD, timed[index], names[index], self._names),
         )
 
     def _prepare(self, inputs: Inputs) -> list[Stages]:
         """The stages on each set of inputs, run once in order; the first of them checked."""
-        start_s = self._clock.now_s()
+        start_s = self.clock.now_s()
         stages, out = self._run_once(inputs)
-        check_stages(out, self._subject.call(*inputs), inputs, self._subject.point.dtype)
+        check_stages(out, self.subject.call(*inputs), inputs, self.subject.point.dtype)
         del out
-        took_ms = (self._clock.now_s() - start_s) * 1e3
-        kept_bytes = self._subject.peaks.get(Pass.FORWARD, 0)
-        copies = enough_copies([inputs], self._protocol, self._budget_s, took_ms, kept_bytes)
+        took_ms = (self.clock.now_s() - start_s) * 1e3
+        kept_bytes = self.subject.peaks.get(Pass.FORWARD, 0)
+        copies = enough_copies([inputs], self.protocol, self._budget_s, took_ms, kept_bytes)
         return [stages, *(self._run_once(copy)[0] for copy in copies[1:])]
 
     def _run_once(self, inputs: Inputs) -> tuple[Stages, object]:
         """The stages on these inputs, and what the last one gave."""
-        point = self._subject.point
-        stages = self._subject.method.stages(*inputs, is_causal=point.is_causal, **point.hyper)
+        point = self.subject.point
+        stages = self.subject.method.stages(*inputs, is_causal=point.is_causal, **point.hyper)
         self._names = self._names or tuple(stages)
         if tuple(stages) != self._names:
             raise ValueError(f"stages must be the same on all inputs of a shape: {list(self._names)}, {list(stages)}")
@@ -92,22 +94,22 @@ class StageMeasurement:
     def _timed(self, calls: list[Callable[[], object]]) -> TimedCall:
         """One stage on several sets of inputs in turn."""
         return TimedCall(
-            sampler=Sampler(_without_gradient(in_turn(calls)), self._clock, self._protocol, self._budget_s),
-            conditions=self._machine.conditions(),
+            sampler=Sampler(without_gradient(in_turn(calls)), self.clock, self.protocol, self._budget_s),
+            conditions=self.machine.conditions(),
             facts={"input_copies": len(calls)},
-            device=self._subject.point.device,
+            device=self.subject.point.device,
         )
 
     def _missing(self) -> list[str]:
-        return [name for name in self._names if name not in self._subject.item.timed_stages]
+        return [name for name in self._names if name not in self.subject.item.timed_stages]
 
     def _begin(self, name: str) -> None:
-        self._report.begin(Work.STAGES, self._subject.point, stage=name)
+        self.report.begin(Work.STAGES, self.subject.point, stage=name)
 
     def _fail_all(self, status: Status, message: str) -> None:
         """A row for each stage that was to be timed, or one for all where their names are not known."""
         for name in self._missing() or [ALL_STAGES]:
-            self._report.failed_timing(self._subject, Pass.FORWARD, status, message, name, self._names)
+            self.report.write_timing(self.subject, Pass.FORWARD, status, message, stage=name, all_stages=self._names)
 
 
 def check_stages(out: object, whole: Tensor, inputs: Inputs, dtype: str) -> None:
@@ -118,11 +120,3 @@ def check_stages(out: object, whole: Tensor, inputs: Inputs, dtype: str) -> None
         raise IncorrectError(
             f"the last stage must give the output of the method: they differ by {error:.3g}, above {tolerance:g}"
         )
-
-
-def _without_gradient(call: Callable[[], object]) -> Callable[[], object]:
-    def run() -> object:
-        with torch.no_grad():
-            return call()
-
-    return run
