@@ -100,8 +100,18 @@ def changes(there: Mapping[str, Any], here: Mapping[str, Any], keys: Iterable[st
         text = str(value)
         return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
 
-    differing = (key for key in keys if key in there and key in here and there[key] != here[key])
-    return [f"{key} ({short(there[key])} there, {short(here[key])} here)" for key in differing]
+    found = []
+    for key in keys:
+        if key not in there or key not in here or there[key] == here[key]:
+            continue
+        old, new, names = there[key], here[key], [key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            # Only what differs: two long dicts would look alike in a line.
+            names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+        else:
+            old, new = {key: old}, {key: new}
+        found += [f"{name} ({short(old.get(name, "unset"))} there, {short(new.get(name, "unset"))} here)" for name in names]
+    return found
 
 
 def shown(values: Mapping[str, Any]) -> dict[str, str]:

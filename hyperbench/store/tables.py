@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.stats.samples import Summary, summarise
-from hyperbench.store.schema import ALL_STAGES, PARAMETER_TYPES, ErrorRow, Record, Timing
+from hyperbench.store.schema import ALL_STAGES, PARAMETER_TYPES, ErrorRow, Point, Record, Timing
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -79,9 +79,24 @@ def build(records: Iterable[Record], run_id: str) -> dict[str, DataFrame]:
         else:
             errors[record.key] = record
     codes = {t.point.point_id: t.implementation for t in timings.values() if t.implementation}
+    inputs = _input_names({r.point.point_id: r.point for r in (*timings.values(), *errors.values())})
     return {
-        "timings": _frame("timings", ((t, _timing_cells(t, codes)) for t in timings.values()), run_id),
-        "errors": _frame("errors", ((e, _error_cells(e, codes)) for e in errors.values()), run_id),
+        "timings": _frame("timings", ((t, _timing_cells(t, codes)) for t in timings.values()), run_id, inputs),
+        "errors": _frame("errors", ((e, _error_cells(e, codes)) for e in errors.values()), run_id, inputs),
+    }
+
+
+def _input_names(points: Mapping[str, Point]) -> dict[str, str]:
+    """Point id -> name of its input, with the parameters in which inputs of that name differ in this run."""
+    values: dict[tuple[str, str], set[str]] = {}
+    for point in points.values():
+        for name, value in point.input_params.items():
+            values.setdefault((point.input, name), set()).add(str(value))
+    return {
+        key: " ".join(
+            [point.input, *(f"{n}={v}" for n, v in point.input_params.items() if len(values[point.input, n]) > 1)]
+        )
+        for key, point in points.items()
     }
 
 
@@ -100,7 +115,9 @@ def to_parquet(frame: DataFrame, path: Path) -> None:
     frame.astype(texts).to_parquet(path, index=False)
 
 
-def _frame(table: str, rows: Iterable[tuple[Record, dict[str, Any]]], run_id: str) -> DataFrame:
+def _frame(
+    table: str, rows: Iterable[tuple[Record, dict[str, Any]]], run_id: str, inputs: Mapping[str, str]
+) -> DataFrame:
     """A table of records: a cell is that of the row, else the record's, the point's or its parameter of that name."""
     import pandas as pd
 
@@ -110,6 +127,7 @@ def _frame(table: str, rows: Iterable[tuple[Record, dict[str, Any]]], run_id: st
         hyper = {name: point.hyper.get(name) for name in HYPER_COLUMNS}
         known = {**vars(point), **hyper, **vars(record), **cells}
         known.update(run_id=run_id, point_id=point.point_id, method=point.method, status=str(record.status))
+        known["input"] = inputs[point.point_id]
         for name, column in columns.items():
             column.append(known[name])
     kinds = {name: object if kind == "text" else kind for name, kind in TABLES[table].items()}

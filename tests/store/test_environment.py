@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hyperbench.store import provenance
-from hyperbench.store.environment import KEYS, checked, shown
+from hyperbench.store.environment import KEYS, changes, checked, shown
 from hyperbench.store.provenance import collect, cpu_label, cpu_model, relevant_env
 from tests.helpers.made_runs import facts
 
@@ -219,3 +219,13 @@ def test_reading_a_run_imports_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_change_of_environment_variables_names_those_that_differ() -> None:
+    there = {"env_vars": {"MALLOC_TOP_PAD_": "1", "OMP_PROC_BIND": "true"}, "threads": 2}
+    here = {"env_vars": {"MALLOC_TOP_PAD_": "1", "OMP_NUM_THREADS": "1"}, "threads": 1}
+    assert changes(there, here, ("threads", "env_vars")) == [
+        "threads (2 there, 1 here)",
+        "OMP_NUM_THREADS (unset there, 1 here)",
+        "OMP_PROC_BIND (true there, unset here)",
+    ]

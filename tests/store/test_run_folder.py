@@ -350,6 +350,13 @@ def test_the_tables_say_what_the_records_say(tmp_path: Path) -> None:
     assert error["implementation"] == stage["implementation"] == "some-kernel"
 
 
+def test_inputs_of_one_name_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    draws: list[dict[str, Any]] = [{"slope": 0.0, "std": 1.0}, {"slope": 2.0, "std": 1.0}]
+    records = [*(a_timing(a_point(input="ramp", input_params=draw)) for draw in draws), a_timing(a_point())]
+    run = load_run(make_run(tmp_path / "run", b"".join(map(line_of, records))))
+    assert list(run.timings["input"]) == ["ramp slope=0.0", "ramp slope=2.0", a_point().input]
+
+
 def test_a_stage_has_its_place_its_samples_and_its_rounds(tmp_path: Path) -> None:
     names = ("hash", "sort")
     rows = [
