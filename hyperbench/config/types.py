@@ -111,9 +111,7 @@ class DeviceConfig:
         for name in self.dtypes:
             check_name("device.dtypes", name, DTYPES)
         object.__setattr__(self, "dtypes", tuple(self.dtypes))
-        if self.threads is not None and (
-            isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1
-        ):
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise ConfigError(f"device.threads={self.threads} must be a positive integer or null")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,7 +13,7 @@ from hyperbench.store.record_json import from_json, to_json
 from hyperbench.store.schema import Record
 
 
-class Journal:
+class Journal(contextlib.AbstractContextManager["Journal"]):
     """The journal of a run, opened for appending; one process at a time may hold it.
 
     A torn last line, left by a process that was killed while writing, is cut before anything is appended.
@@ -57,9 +58,6 @@ class Journal:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> Journal:
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()

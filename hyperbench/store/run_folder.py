@@ -1,8 +1,7 @@
-"""A run's folder: its journal (the truth) and the tables made from it.
+"""A run's folder: config.yaml (resolved), environment.json, journal.jsonl (a line per finished measurement) and tables.
 
-A run's folder holds config.yaml (resolved), environment.json, journal.jsonl (a line per finished measurement) and the
-tables timings and errors as .csv, and as .parquet where pyarrow is installed. The tables can always be made
-again from the journal.
+The tables timings and errors are .csv, and .parquet where pyarrow is installed; they can always be made again from the
+journal.
 """
 
 from __future__ import annotations
