@@ -131,11 +131,6 @@ def lengths_text(lengths: Iterable[int]) -> str:
     return ", ".join(f"{int(n):,}" for n in sorted(lengths))
 
 
-def flag_meaning(flag: str) -> str:
-    """The meaning of a flag as the end of a line, ": ..."; "" for an unknown one."""
-    return f": {FLAG_MEANINGS[flag]}" if flag in FLAG_MEANINGS else ""
-
-
 def flags_in(cells: Iterable[Any]) -> list[str]:
     """Every flag in cells of the column `flags`, each once, in the order of its first row."""
     texts = [str(cell) for cell in cells if not is_null(cell)]

@@ -48,8 +48,7 @@ def add_speedup(timings: pd.DataFrame, baseline: str = "flash2") -> pd.DataFrame
     if len(twice):
         where = ", ".join(f"{key}={plain(twice.iloc[0][key])}" for key in ("seq_len", "is_causal", "pass"))
         raise ValueError(f"baseline {baseline!r} has several rows at {where}: it must be one configuration")
-    old = [c for c in timings.columns if c.startswith(("baseline_", "speedup"))]
-    rows = timings.drop(columns=old).reset_index(drop=True)
+    rows = timings.reset_index(drop=True)
     if base.empty:
         joined = rows.assign(**dict.fromkeys(names.values()))
     else:

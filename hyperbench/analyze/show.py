@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import counted, flag_meaning, flags_in, is_null, json_value, short
+from hyperbench.analyze.format import FLAG_MEANINGS, counted, flags_in, is_null, json_value, short
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.stage_table import missing_stages
 from hyperbench.analyze.text_table import FLAGGED, print_table, stage_tables, time_tables
@@ -95,7 +95,8 @@ def _flagged(view: View) -> list[str]:
             for flag in flags_in([row["flags"]]):
                 counts.setdefault(flag, Counter())[f"{what}{row['method']}"] += 1
     return [
-        f"{FLAGGED} {flag}: {', '.join(_numbered(found, 'row'))}{flag_meaning(flag)}" for flag, found in counts.items()
+        f"{FLAGGED} {flag}: {', '.join(_numbered(found, 'row'))}: {FLAG_MEANINGS[flag]}"
+        for flag, found in counts.items()
     ]
 
 

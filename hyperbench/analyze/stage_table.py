@@ -16,11 +16,11 @@ KNOWN = ("exact", "hash", "sort", "sample", "attend", "leaves", "merge")
 
 
 def stage_table(stages: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
-    """One row per point and stage, rounds combined, with `sum_ms`, `share`, `forward_ms`, `forward_low/high_ms` and
-    `forward_status`.
+    """One row per point and stage, rounds combined, with `sum_ms`, `share` and the columns `forward_...`.
 
     sum_ms is the sum of the medians of a point's stages and share a stage's part of it; both are null where a stage of
-    the point has no time. forward_ms is the median of the forward pass timed as a whole, null where there is none.
+    the point has no time. forward_ms is the median of the forward pass timed as a whole, null where there is none, and
+    forward_percent that in percent of the sum.
     """
     table = combine_rounds(stages)
     by_point = table.groupby("point_id", sort=False)
@@ -32,6 +32,7 @@ def stage_table(stages: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
     forward = timings[timings["pass"] == "forward"].drop_duplicates("point_id").set_index("point_id")
     for name, column in (("forward", "median_ms"), ("forward_low", "ci_low_ms"), ("forward_high", "ci_high_ms")):
         table[f"{name}_ms"] = table["point_id"].map(forward[column]).astype(float)
+    table["forward_percent"] = 100.0 * table["forward_ms"] / table["sum_ms"]
     table["forward_status"] = table["point_id"].map(forward["status"]).astype(object)
     return table
 
@@ -56,7 +57,5 @@ def missing_stages(table: pd.DataFrame) -> dict[str, list[str]]:
 
 def by_point(table: pd.DataFrame) -> dict[str, dict[str, Mapping[str, Any]]]:
     """point_id -> stage -> row."""
-    found: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for row in records(table):
-        found.setdefault(row["point_id"], {})[row["stage"]] = row
-    return found
+    points = table.groupby("point_id", sort=False)
+    return {str(point): {row["stage"]: row for row in records(part)} for point, part in points}

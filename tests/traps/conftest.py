@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,4 +15,6 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     """A function that runs `hyperbench WORDS...` in this process, in an empty folder (see commands.Call)."""
     from tests.helpers.commands import in_process
 
+    # Nothing crashes here so hard that what was written would be lost.
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
     return in_process(monkeypatch, capsys, tmp_path)

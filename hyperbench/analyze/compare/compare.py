@@ -79,15 +79,6 @@ class Comparison:
             line += f"; {alone} only in {name}" if alone else ""
         return line
 
-    def regressions(self, percent: float) -> list[Row]:
-        """Rows of which B is slower by more than `percent` (the interval's lower end), or lacks a timing that A has."""
-        limit = 1.0 + percent / 100.0
-        return [
-            row
-            for row in (*self.rows, *self.unmatched)
-            if row.lost_in_b or (row.judgement.verdict is Verdict.SLOWER and (row.judgement.low or 0.0) > limit)
-        ]
-
 
 def compare(
     path_a: Path,

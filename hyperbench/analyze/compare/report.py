@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from hyperbench.analyze.compare.compare import Comparison, Row
 from hyperbench.analyze.compare.compared_run import ComparedRun
 from hyperbench.analyze.format import (
+    FLAG_MEANINGS,
     PASS_LABELS,
     counted,
-    flag_meaning,
     is_null,
     json_value,
     machine_of,
@@ -22,7 +22,7 @@ from hyperbench.analyze.format import (
     significant,
 )
 from hyperbench.analyze.text_table import TextTable, print_table
-from hyperbench.stats.rounds import MIN_ROUNDS, Judgement, Reason
+from hyperbench.stats.rounds import MIN_ROUNDS, Judgement, Reason, Verdict
 from hyperbench.store.schema import Point
 
 if TYPE_CHECKING:
@@ -98,19 +98,19 @@ def failures_of(comparison: Comparison, percent: float) -> list[str]:
     slow call are few), and a comparison in which nothing could be judged: a check that cannot see a regression must not
     pass.
     """
-    dims = _dims(comparison)
+    dims, limit = _dims(comparison), 1.0 + percent / 100.0
     lines = []
-    for row in comparison.regressions(percent):
-        found, detail = row.judgement, "missing" if row.point_b is None else row.detail
-        slower = f"slower, {significant(found.ratio, 4)} ({_interval(found)})"
-        told = f"lost in B ({short(printable(detail))})" if row.lost_in_b else slower
+    for row in (*comparison.rows, *comparison.unmatched):
+        found = row.judgement
+        if row.lost_in_b:
+            told = f"lost in B ({'missing' if row.point_b is None else short(printable(row.detail))})"
+        elif found.verdict is Verdict.SLOWER and (found.low or 0.0) > limit:
+            told = f"slower, {significant(found.ratio, 4)} ({_interval(found)})"
+        elif found.reason not in _JUDGED and (found.ratio or 0.0) > limit:
+            told = f"{significant(found.ratio, 4)} times as long, and it cannot be judged ({found.reason})"
+        else:
+            continue
         lines.append(f"{_label(row, dims)}: {told}")
-    lines += [
-        f"{_label(row, dims)}: {significant(row.judgement.ratio, 4)} times as long, and it cannot be judged "
-        f"({row.judgement.reason})"
-        for row in unjudged(comparison)
-        if row.judgement.ratio is not None and row.judgement.ratio > 1.0 + percent / 100.0 and not row.lost_in_b
-    ]
     if not lines and all(row.judgement.low is None for row in comparison.rows):
         lines.append("no point could be judged, so a regression would not be seen")
     return lines
@@ -187,7 +187,7 @@ def _flagged(name: str, run: ComparedRun) -> list[str]:
     """A line for each flag of a run, with how many of its timings have it and what it means."""
     total = len(list(run.all_timings()))
     return [
-        f"flags of {name}: {printable(flag)} at {count} of {total} timings{flag_meaning(flag)}"
+        f"flags of {name}: {flag} at {count} of {total} timings: {FLAG_MEANINGS[flag]}"
         for flag, count in sorted(_flags(run).items())
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ def build(view: View) -> go.Figure:
     heights += [work_ratio(max(lengths), *key, is_causal=m) for key in limits for m in masks]
     x_axis, y_axis = style.seq_len_axis(lengths), style.log_axis(heights, suffix="×", pad=0.07)
     scale = errors.error_scale(view, (MAIN_ERROR,))
+    # One method needs no colour of its own: its passes have theirs.
     colors = style.method_colors(view.methods, view.baseline) if len(view.methods) > 1 else {}
     looks = {
         (m, MAIN_ERROR): (f"error of {m}", style.Look(colors.get(m, style.INK), width=2.2, symbol="diamond"))
@@ -50,12 +52,12 @@ def build(view: View) -> go.Figure:
     for col, is_causal in enumerate(masks, start=1):
         part = rows[rows["is_causal"] == is_causal]
         top, strip = sheet.panel(1, col, x_axis, y_axis), sheet.panel(2, col, x_axis, scale.axis)
-        _speedup_curves(top, part, view)
+        _speedup_curves(top, part, view, colors)
         traces.failures(top, part[part["speedup"].isna()], style.foot(y_axis))
         for point in stars:
             if point.is_causal == is_causal:
                 _star(top, point)
-        _limit_curves(top, limits, lengths, is_causal, view)
+        _limit_curves(top, limits, lengths, is_causal, colors)
         errors.ErrorPanel(strip, scale, view, "seq_len").draw(part.drop_duplicates("point_id"), looks)
         sheet.fig.add_hline(1.0, line={"color": style.INK, "width": 1}, row=1, col=col)
     compared = f"{style.listed(view.methods, 'methods')} over {short(view.baseline, 24)}"
@@ -72,11 +74,10 @@ def build(view: View) -> go.Figure:
     )
 
 
-def _speedup_curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
-    colors = style.method_colors(view.methods, view.baseline)
-    several = len(view.methods) > 1
+def _speedup_curves(panel: Panel, part: pd.DataFrame, view: View, colors: Mapping[str, str]) -> None:
+    several = bool(colors)
     for method, name, line in traces.lines_in(part, view.methods, "speedup"):
-        look = style.pass_look(name, colors[method] if several else style.PASS_COLOR[name])
+        look = style.pass_look(name, colors.get(method, style.PASS_COLOR[name]))
         hover = [_hover(row, view) for row in records(line)]
         lengths = [int(n) for n in line["seq_len"]]
         traces.curve(
@@ -116,8 +117,7 @@ def _limits(rows: pd.DataFrame) -> Limits:
     return found
 
 
-def _limit_curves(panel: Panel, limits: Limits, lengths: list[int], is_causal: bool, view: View) -> None:
-    colors = style.method_colors(view.methods, view.baseline)
+def _limit_curves(panel: Panel, limits: Limits, lengths: list[int], is_causal: bool, colors: Mapping[str, str]) -> None:
     low, high = min(lengths), max(lengths)
     xs = sorted({low, *(2**e for e in range(low.bit_length(), high.bit_length()) if 2**e < high), high})
     for key, methods in limits.items():

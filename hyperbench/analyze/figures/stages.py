@@ -37,9 +37,9 @@ def build(view: View) -> go.Figure:
     if len(lengths) < 2:
         raise DoesNotFitError(f"stages have one seq_len, {lengths[0]}: there is no area to draw")
     methods, masks = [str(m) for m in rows["method"].unique()], masks_in(rows)
-    shown = view.stages[view.stages["method"].isin(methods)]
+    shown = view.stages[view.stages["method"].isin(methods)].sort_values("seq_len", kind="stable")
     colors = _colors(stages_in(rows))
-    highest = max([100.0, *_percent(rows).dropna()])
+    highest = max([100.0, *rows["forward_percent"].dropna()])
     x_axis = style.seq_len_axis(shown["seq_len"])
     y_axis = {"range": [0.0, 1.08 * min(highest, MOST_PERCENT)], "ticksuffix": " %", "dtick": 20}
     sheet = Sheet(len(methods), [MASK_LABELS[m] for m in masks], spacing=(0.06, 0.035))
@@ -49,7 +49,9 @@ def build(view: View) -> go.Figure:
             part = shown[(shown["method"] == method) & (shown["is_causal"] == is_causal)]
             _areas(panel, part, colors)
             _whole_pass(panel, part)
-            traces.crosses(panel, _causes(part), 3.0, "seq_len")
+            places = dict(zip(part["point_id"], part["seq_len"], strict=True))
+            causes = {places[point]: lines for point, lines in missing_stages(part).items()}
+            traces.crosses(panel, causes, 3.0, "seq_len")
     heads = [f"{escape(short(method, 24))}<br>" if len(methods) > 1 else "" for method in methods]
     fig = sheet.finish(
         view,
@@ -81,11 +83,6 @@ def _colors(stages: list[str]) -> dict[str, str]:
     return {name: colors.get(name, style.BASELINE_COLOR) for name in stages}
 
 
-def _percent(rows: pd.DataFrame) -> pd.Series:
-    """The whole pass in percent of the sum of its stages."""
-    return 100.0 * rows["forward_ms"] / rows["sum_ms"]
-
-
 def _areas(panel: Panel, part: pd.DataFrame, colors: Mapping[str, str]) -> None:
     """A stack for each stretch of neighbouring lengths that have the same stages; that of one length is a bar."""
     for number, stretch in enumerate(_stretches(part)):
@@ -114,7 +111,7 @@ def _areas(panel: Panel, part: pd.DataFrame, colors: Mapping[str, str]) -> None:
 def _stretches(part: pd.DataFrame) -> list[list[Stages]]:
     """The points of a panel, by length, cut where the stages change and where a point lacks one."""
     found: list[list[Stages]] = [[]]
-    for stages in by_point(part.sort_values("seq_len", kind="stable")).values():
+    for stages in by_point(part).values():
         if is_null(next(iter(stages.values()))["sum_ms"]):
             found.append([])
         elif found[-1] and found[-1][-1].keys() != stages.keys():
@@ -125,14 +122,14 @@ def _stretches(part: pd.DataFrame) -> list[list[Stages]]:
 
 
 def _whole_pass(panel: Panel, part: pd.DataFrame) -> None:
-    line = part.drop_duplicates("point_id").sort_values("seq_len", kind="stable")
-    if not _percent(line).notna().any():
+    line = part.drop_duplicates("point_id")
+    if not line["forward_percent"].notna().any():
         return
     traces.curve(
         panel,
         traces.Points(
             [int(n) for n in line["seq_len"]],
-            list(_percent(line).clip(upper=MOST_PERCENT)),
+            list(line["forward_percent"].clip(upper=MOST_PERCENT)),
             list(100.0 * line["forward_low_ms"] / line["sum_ms"]),
             list(100.0 * line["forward_high_ms"] / line["sum_ms"]),
             hover=[
@@ -166,15 +163,8 @@ def _sums(row: Mapping[str, Any]) -> list[str]:
     total = f"sum of the stages {milliseconds(row['sum_ms'])}"
     if is_null(row["forward_ms"]):
         return [total, "forward pass: no time"]
-    part = 100.0 * float(row["forward_ms"]) / float(row["sum_ms"])
-    return [total, f"forward pass as a whole {milliseconds(row['forward_ms'])} ({part:.0f} % of the sum)"]
-
-
-def _causes(part: pd.DataFrame) -> dict[Any, list[str]]:
-    """Reasons why stages are not shown, by length."""
-    places = {row["point_id"]: row["seq_len"] for row in records(part)}
-    lost = missing_stages(part)
-    return {places[point]: lines for point, lines in sorted(lost.items(), key=lambda item: places[item[0]])}
+    whole = f"forward pass as a whole {milliseconds(row['forward_ms'])}"
+    return [total, f"{whole} ({row['forward_percent']:.0f} % of the sum)"]
 
 
 def _notes(view: View) -> list[str]:
@@ -192,10 +182,10 @@ def _notes(view: View) -> list[str]:
     if flagged:
         where = lengths_text(view.stages.loc[view.stages["flags"].notna(), "seq_len"].unique())
         notes.append(f"Flagged stages ({', '.join(flagged)}; see hover) at n = {where}.")
-    rows = view.stages.assign(percent=_percent(view.stages)).drop_duplicates("point_id")
+    rows = view.stages.drop_duplicates("point_id")
     cut = [
-        f"{row['percent']:.0f} % at n = {int(row['seq_len']):,} {MASK_LABELS[bool(row['is_causal'])]}"
-        for row in records(rows[rows["percent"] > MOST_PERCENT])
+        f"{row['forward_percent']:.0f} % at n = {int(row['seq_len']):,} {MASK_LABELS[bool(row['is_causal'])]}"
+        for row in records(rows[rows["forward_percent"] > MOST_PERCENT])
     ]
     if cut:
         notes.append(f"The line is cut at {MOST_PERCENT:.0f} %; it lies at {', '.join(cut)}.")

@@ -85,7 +85,11 @@ class ErrorPanel:
         xs = [place_of(v) for v in line[self.x]]
         shows = line[metric].map(self.scale.shows)
         floor, top = style.height_at(self.scale.axis, 0), style.height_at(self.scale.axis, 1)
-        hover = [_hover(row, self.x, self.view) for row in records(line)]
+        method = line["method"].iloc[0]
+        hover = [
+            "<br>".join([f"<b>{escape(method)}, {escape(at(self.x, row[self.x]))}</b>", *error_lines(row, self.view)])
+            for row in records(line)
+        ]
         values = Points(
             xs,
             list(line[metric].where(shows)),
@@ -93,8 +97,7 @@ class ErrorPanel:
             list(line[f"{metric}_high"].clip(upper=top).where(shows)),
             hover,
         )
-        group = f"error/{line['method'].iloc[0]}/{metric}"
-        curve(self.panel, values, look, name=style.legend_name(name), group=group)
+        curve(self.panel, values, look, name=style.legend_name(name), group=f"error/{method}/{metric}")
         exact = [i for i, v in enumerate(line[metric]) if not is_null(v) and v <= self.scale.exact_up_to]
         if metric == MAIN_ERROR and exact:
             marker = {"symbol": "triangle-down-open", "size": 9, "color": look.color, "line": {"width": 1.8}}
@@ -170,8 +173,3 @@ def error_notes(view: View) -> list[str]:
     lost = frame[frame["point_id"].isin(list(view.error_reasons))].drop_duplicates("point_id")
     reasons = lost["point_id"].map(view.error_reasons)
     return [*notes, *notes_by_reason(lost, reasons, "Draws of {} without an error")[:_MAX_NOTES]]
-
-
-def _hover(row: Mapping[str, Any], axis: str, view: View) -> str:
-    head = f"<b>{escape(row['method'])}, {escape(at(axis, row[axis]))}</b>"
-    return "<br>".join([head, *error_lines(row, view)])

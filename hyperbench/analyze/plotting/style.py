@@ -90,13 +90,8 @@ def seq_len_axis(lengths: Iterable[int]) -> dict[str, Any]:
     step = math.ceil((last - first + 1) / _MAX_TICKS)
     ticks = [2**e for e in reversed(range(last, first - 1, -step))]
     pad = 0.05 * max(high - low, 1.0) + 0.15
-    return {
-        "type": "log",
-        "tickvals": ticks,
-        "ticktext": [thousands(t) for t in ticks],
-        "range": [(low - pad) * math.log10(2), (high + pad) * math.log10(2)],
-        "minor": {"ticks": ""},
-    }
+    ends = [(low - pad) * math.log10(2), (high + pad) * math.log10(2)]
+    return _ticked(ends, ticks, [thousands(t) for t in ticks])
 
 
 def log_axis(
@@ -116,13 +111,12 @@ def log_axis(
     ticks = _ticks(low, high, steps)
     if sum(low <= math.log10(t) <= high for t in ticks) < _MIN_TICKS:
         ticks = _ticks(low, high, _FINE_STEPS)
-    return {
-        "type": "log",
-        "range": [low, high],
-        "tickvals": ticks,
-        "ticktext": [f"{t:,.10g}{suffix}" for t in ticks],
-        "minor": {"ticks": ""},
-    }
+    return _ticked([low, high], ticks, [f"{t:,.10g}{suffix}" for t in ticks])
+
+
+def _ticked(ends: list[float], ticks: Sequence[float], texts: Sequence[str]) -> dict[str, Any]:
+    """A logarithmic axis between these powers of ten."""
+    return {"type": "log", "range": ends, "tickvals": ticks, "ticktext": texts, "minor": {"ticks": ""}}
 
 
 def _ticks(low: float, high: float, steps: Iterable[float]) -> list[float]:

@@ -75,27 +75,18 @@ def write_figures(
     All images together may take `timeout_s` seconds (default: by their number). Raises ValueError where the folder
     cannot be written.
     """
-    paths: list[Path] = []
-    messages: list[str] = []
-    wanted = [(name, kind) for name in figures for kind in formats if kind != "html"]
-    pages = list(figures) if "html" in formats else []
+    images = [f"{name}.{kind}" for name in figures for kind in formats if kind != "html"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if wanted:
-            obstacle = image_obstacle()
-            if obstacle is None:
-                paths, obstacle = _write_images(figures, folder, wanted, timeout_s)
-            lost = [(name, kind) for name, kind in wanted if folder / f"{name}.{kind}" not in paths]
-            if lost:
-                listed = ", ".join(f"{name}.{kind}" for name, kind in lost)
-                messages.append(f"not written: {listed} (HTML instead); {obstacle}")
-                pages = list(dict.fromkeys([*pages, *(name for name, _ in lost)]))
-        for name in pages:
-            atomic_write_text(folder / f"{name}.html", html_page(figures[name]))
-            paths.append(folder / f"{name}.html")
+        paths, failure = _write_images(figures, folder, images, timeout_s) if images else ([], None)
+        lost = [image for image in images if folder / image not in paths]
+        for name in figures:
+            if "html" in formats or any(f"{name}.{kind}" in lost for kind in formats):
+                atomic_write_text(folder / f"{name}.html", html_page(figures[name]))
+                paths.append(folder / f"{name}.html")
     except OSError as error:
         raise ValueError(f"cannot write figures to {folder}: {error.strerror or error}") from None
-    return sorted(paths), messages
+    return sorted(paths), [f"not written: {', '.join(lost)} (HTML instead); {failure}"] if lost else []
 
 
 def html_page(fig: go.Figure) -> str:
@@ -127,39 +118,35 @@ def find_browser() -> str | None:
     named = os.environ.get("BROWSER_PATH")
     if named:
         return named if os.access(named, os.X_OK) else None
-    for name in _BROWSERS:
-        found = shutil.which(name)
-        if found:
-            return found
-    if importlib.util.find_spec("choreographer") is None:
-        return None
+    installed = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    if installed or importlib.util.find_spec("choreographer") is None:
+        return installed
     chromium = importlib.import_module("choreographer.browsers.chromium").Chromium
-    path: str | None = chromium.find_browser(skip_local=False)
-    return path
+    downloaded: str | None = chromium.find_browser(skip_local=False)
+    return downloaded
 
 
 def _write_images(
-    figures: Mapping[str, go.Figure], folder: Path, wanted: Sequence[tuple[str, str]], timeout_s: float | None
+    figures: Mapping[str, go.Figure], folder: Path, images: Sequence[str], timeout_s: float | None
 ) -> tuple[list[Path], str | None]:
     """Write the images in one process; returns those that are whole, and the failure as one line."""
-    limit = timeout_s if timeout_s is not None else START_TIMEOUT_S + IMAGE_TIMEOUT_S * len(wanted)
-    paths = []
+    if obstacle := image_obstacle():
+        return [], obstacle
+    limit = timeout_s if timeout_s is not None else START_TIMEOUT_S + IMAGE_TIMEOUT_S * len(images)
     with tempfile.TemporaryDirectory() as scratch:
-        for name, figure in figures.items():
-            Path(scratch, f"{name}.json").write_text(figure.to_json(), encoding="utf-8")
-        jobs = [
-            {"source": f"{scratch}/{n}.json", "target": f"{scratch}/{n}.{kind}", "kind": kind, "scale": IMAGE_SCALE}
-            for n, kind in wanted
-        ]
+        jobs = []
+        for image in images:
+            name, _, kind = image.rpartition(".")
+            source, target = Path(scratch, f"{name}.json"), Path(scratch, image)
+            source.write_text(figures[name].to_json(), encoding="utf-8")
+            jobs.append({"source": str(source), "target": str(target), "kind": kind, "scale": IMAGE_SCALE})
         Path(scratch, "jobs").write_text(json.dumps(jobs), encoding="utf-8")
         environment = {**os.environ, "BROWSER_PATH": find_browser() or ""}
         failure = run_limited([sys.executable, "-c", _EXPORT, f"{scratch}/jobs"], limit, environment)
-        for name, kind in wanted:
-            made = Path(scratch, f"{name}.{kind}")
-            if made.is_file():
-                atomic_write(folder / made.name, partial(shutil.copyfile, made))
-                paths.append(folder / made.name)
-    return paths, failure
+        made = [path for path in (Path(scratch, image) for image in images) if path.is_file()]
+        for path in made:
+            atomic_write(folder / path.name, partial(shutil.copyfile, path))
+    return [folder / path.name for path in made], failure
 
 
 def run_limited(command: Sequence[str], timeout_s: float, environment: Mapping[str, str]) -> str | None:

@@ -50,27 +50,23 @@ class Method:
         for parameter in keywords:
             if parameter.default is inspect.Parameter.empty and hyper.get(parameter.name) is None:
                 raise ValueError(f"{self.target} needs a value for its parameter {parameter.name!r}")
-        own = getattr(self.function, "check", None)
-        if own is not None:
-            own(hyper)
+        self._own("check", lambda hyper: None)(hyper)
 
     def implementation(self, device: str, point: Point | None = None) -> str:
         """The name of what runs, for the table; of what runs at a point, where one is given."""
-        at_point = getattr(self.function, "implementation_at", None)
-        if point is not None and at_point is not None:
-            return str(at_point(point))
-        own = getattr(self.function, "implementation", None)
-        return str(own(device)) if own is not None else f"{self.target}-{device}"
+        by_device = self._own("implementation", lambda device: f"{self.target}-{device}")
+        if point is None:
+            return str(by_device(device))
+        return str(self._own("implementation_at", lambda point: by_device(device))(point))
 
     def note(self, point: Point) -> str:
         """The method's own line on how it runs at a point, or nothing."""
-        own = getattr(self.function, "note", None)
-        return str(own(point)) if own is not None else ""
+        return str(self._own("note", lambda point: "")(point))
 
     def why_unsupported(self, device: str, dtype: str) -> str | None:
         """The reason why the method cannot run there, or None."""
-        own = getattr(self.function, "why_unsupported", None)
-        return own(device, dtype) if own is not None else None
+        reason: str | None = self._own("why_unsupported", lambda device, dtype: None)(device, dtype)
+        return reason
 
     def executed_flops(self, point: Point, pass_: Pass, exact: bool) -> float | None:
         """Operations executed at a point; None where the method does not say."""
@@ -115,6 +111,11 @@ class Method:
                     f"{self.target}.stages must name its calls, by other names than {ALL_STAGES!r}: {name!r}"
                 )
         return found
+
+    def _own(self, name: str, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+        """The method's own function of that name, or that of a method that has none."""
+        own: Callable[..., Any] = getattr(self.function, name, otherwise)
+        return own
 
     def _parameters(self) -> list[inspect.Parameter]:
         try:

@@ -94,11 +94,13 @@ def _accumulating(
     return lambda: out.backward(grad_output, retain_graph=True)
 
 
-def gradients(out: Tensor, leaves: Inputs, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+def gradients(
+    out: Tensor, leaves: Inputs, grad_output: Tensor, *, keep_graph: bool = False
+) -> tuple[Tensor | None, ...]:
     """The gradients of q, k and v; None where the output does not depend on one.
 
     Raises IncorrectError if it depends on none.
     """
     if not out.requires_grad:
         raise IncorrectError("the output has no gradient with respect to q, k and v")
-    return torch.autograd.grad(out, leaves, grad_output, allow_unused=True)
+    return torch.autograd.grad(out, leaves, grad_output, retain_graph=keep_graph, allow_unused=True)

@@ -60,6 +60,7 @@ class Report:
             self.failed_timing(subject, pass_, *self.classify(failure, subject), stage, all_stages)
             return
         point, sampler = subject.point, timed.sampler
+        conditions = {**self._machine.fixed, **timed.facts, **timed.conditions.summary()}
         of_pass: dict[str, Any] = {}
         if stage:
             judged, note = timed.judge(), ""
@@ -74,25 +75,22 @@ class Report:
                 "first_call_ms": subject.first_ms.get(pass_),
                 "memory_before_bytes": subject.levels.get(pass_),
             }
-        self.write(
-            Timing(
-                point=point,
-                pass_=pass_,
-                protocol=self._task.protocol.name,
-                round=self._task.round,
-                status=judged.status,
-                implementation=subject.method.implementation(point.device, point),
-                stop_reason=sampler.stop_reason,
-                samples_ms=tuple(sampler.samples_ms),
-                warmup_ms=tuple(sampler.warmup_ms),
-                message="; ".join(filter(None, (note, sampler.note, *judged.notes))),
-                host_ms=judged.host_ms,
-                flags=judged.flags,
-                conditions={**self._conditions(timed), **({} if stage else _looked(subject, pass_))},
-                stage=stage,
-                all_stages=all_stages,
-                **of_pass,
-            )
+            if (Pass.FORWARD if pass_ is Pass.FORWARD else Pass.BACKWARD) in subject.unlooked:
+                conditions["properties_at_point"] = "skipped"
+        self._write_timing(
+            subject,
+            pass_,
+            judged.status,
+            stop_reason=sampler.stop_reason,
+            samples_ms=tuple(sampler.samples_ms),
+            warmup_ms=tuple(sampler.warmup_ms),
+            message="; ".join(filter(None, (note, sampler.note, *judged.notes))),
+            host_ms=judged.host_ms,
+            flags=judged.flags,
+            conditions=conditions,
+            stage=stage,
+            all_stages=all_stages,
+            **of_pass,
         )
 
     def failed_timing(
@@ -105,26 +103,9 @@ class Report:
         all_stages: tuple[str, ...] = (),
     ) -> None:
         """Write that a pass, or a stage of it, could not be timed."""
+        self._write_timing(subject, pass_, status, message=message, stage=stage, all_stages=all_stages)
+
+    def _write_timing(self, subject: Subject, pass_: Pass, status: Status, **fields: Any) -> None:
         point, task = subject.point, self._task
-        self.write(
-            Timing(
-                point=point,
-                pass_=pass_,
-                protocol=task.protocol.name,
-                round=task.round,
-                status=status,
-                implementation=subject.method.implementation(point.device, point),
-                message=message,
-                stage=stage,
-                all_stages=all_stages,
-            )
-        )
-
-    def _conditions(self, timed: TimedCall) -> dict[str, Any]:
-        return {**self._machine.fixed, **timed.facts, **timed.conditions.summary()}
-
-
-def _looked(subject: Subject, pass_: Pass) -> dict[str, Any]:
-    """A note in the conditions if the properties at the point itself were to be looked for and were not."""
-    look = Pass.FORWARD if pass_ is Pass.FORWARD else Pass.BACKWARD
-    return {"properties_at_point": "skipped"} if look in subject.unlooked else {}
+        name = subject.method.implementation(point.device, point)
+        self.write(Timing(point, pass_, task.protocol.name, task.round, status, implementation=name, **fields))

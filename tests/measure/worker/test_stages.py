@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Iterable
 from typing import Any
 
@@ -67,6 +68,7 @@ class Measured:
         task = Task((item,), ("forward",), protocol, config.error, options.get("round_", 0), None)
         clock, machine = options.get("clock") or FakeClock(float), options.get("machine")
         self.measurement = GroupMeasurement(task, self.messages.append, clock, MemoryPeak(), machine)
+        gc.freeze()
         self.measurement.run()
         self.records = [m.record for m in self.messages if m.record is not None]
         self.rows = [r for r in self.records if isinstance(r, Timing) and r.stage]

@@ -6,38 +6,28 @@ ones alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from hyperbench.measure.inputs import Inputs
-from hyperbench.measure.methods.method import Method
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.gate.checks import MEMOISED_IN_PLACE, NOT_CAUSAL, copies, difference, replaced
-from hyperbench.store.schema import Point
+from hyperbench.measure.worker.subject import Subject
 
 
-def examine_at_point(
-    call: Callable[[Tensor, Tensor, Tensor], Tensor],
-    inputs: Inputs,
-    base: Tensor,
-    method: Method,
-    point: Point,
-    exact: bool,
-    causal_in_q: bool | None,
-) -> None:
+def examine_at_point(subject: Subject, inputs: Inputs, base: Tensor) -> None:
     """Change the inputs where they lie, behind one position, and look at what the method makes of it.
 
     `base` is its output (B, H, N, Dv) on the inputs as they are; afterwards they are that again. Raises IncorrectError
     if the output is not that of the same values elsewhere, if that of the last position takes no notice of other
     values, or if, under a causal mask, one up to the position does.
     """
-    changed = _changed(inputs, point.is_causal, point.is_causal and not causal_in_q)
+    method, point = subject.method, subject.point
+    changed = _changed(inputs, point.is_causal, point.is_causal and not subject.causal_in_q)
     with torch.no_grad(), replaced(inputs, changed):
-        got = accuracy.check_output(call(*inputs), inputs[0], inputs[2], finite=not point.is_causal).clone()
-        elsewhere = call(*(x.clone() for x in inputs))
+        got = accuracy.check_output(subject.call(*inputs), inputs[0], inputs[2], finite=not point.is_causal).clone()
+        elsewhere = subject.call(*copies(inputs))
     where = f"; so at seq_len={point.seq_len}, whatever it does at shorter ones"
     tolerance = accuracy.EXACT_TOLERANCES[point.dtype]
     moved = difference(elsewhere, got, method, point.dtype)
@@ -51,7 +41,7 @@ def examine_at_point(
     if point.is_causal:
         t = _position(point.seq_len)
         before, after = base[:, :, : t + 1], got[:, :, : t + 1]
-        rounds = exact or not method.deterministic
+        rounds = subject.item.exact or not method.deterministic
         stays = accuracy.relative_frobenius(after, before) <= tolerance if rounds else torch.equal(after, before)
         if not stays:
             raise IncorrectError(f"{NOT_CAUSAL} {t} change with the keys or the values after it{where}")

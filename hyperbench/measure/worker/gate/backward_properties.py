@@ -5,6 +5,8 @@ They are looked for on short inputs, and at the point itself where a call is qui
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from hyperbench.measure.methods.method import Method
 from hyperbench.measure.worker.calls import as_leaves, gradients
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
-from hyperbench.measure.worker.gate.checks import check_count, copies, counted, once, replaced
+from hyperbench.measure.worker.gate.checks import check_count, copies, counted, if_it_takes_the_shape, once, replaced
 from hyperbench.measure.worker.gate.properties import probe_point
 from hyperbench.store.schema import Point
 
@@ -30,7 +32,7 @@ def examine_backward(method: Method, point: Point) -> None:
     Raises KeptGraphError where it is wrong on a graph that has been run before and right on a new one.
     """
     probe = probe_point(point)
-    once((probe.point_id, method.target, "backward"), lambda: _examine(method, probe))
+    once((probe.point_id, method.target, "backward"), lambda: if_it_takes_the_shape(lambda: _examine(method, probe)))
 
 
 def check_answers(first: Grads, other: Grads, inputs: Inputs, ignores: frozenset[str]) -> None:
@@ -76,26 +78,7 @@ def other_grad_output(grad_output: Tensor) -> Tensor:
     return 0.5 * grad_output.flip(2)
 
 
-def kept_gradients(out: Tensor, leaves: Inputs, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of q, k and v from a graph that is kept; None where the output does not depend on one.
-
-    Raises IncorrectError if it depends on none.
-    """
-    if not out.requires_grad:
-        raise IncorrectError("the output has no gradient with respect to q, k and v")
-    return torch.autograd.grad(out, leaves, grad_output, retain_graph=True, allow_unused=True)
-
-
 def _examine(method: Method, probe: Point) -> None:
-    try:
-        _check(method, probe)
-    except IncorrectError:
-        raise
-    except Exception:  # it takes no such shape
-        return
-
-
-def _check(method: Method, probe: Point) -> None:
     inputs, grad_output = make_inputs(probe), make_grad_output(probe)
 
     def call(leaves: Inputs) -> Tensor:
@@ -103,12 +86,13 @@ def _check(method: Method, probe: Point) -> None:
 
     leaves = as_leaves(inputs)
     out = call(leaves)
-    raw, first_count = counted(lambda: kept_gradients(out, leaves, grad_output), below_autograd=True)
+    kept = partial(gradients, out, leaves, grad_output, keep_graph=True)
+    raw, first_count = counted(kept, below_autograd=True)
     first = copies(accuracy.check_grads(raw, inputs))
-    _, second_count = counted(lambda: kept_gradients(out, leaves, grad_output), below_autograd=True)
+    _, second_count = counted(kept, below_autograd=True)
     other = other_grad_output(grad_output)
     with replaced((grad_output,), (other,)):
-        again = kept_gradients(out, leaves, grad_output)
+        again = kept()
     new = as_leaves(inputs)
     fresh = accuracy.check_grads(gradients(call(new), new, other), inputs)
     check_answers(first, fresh, inputs, method.ignores)

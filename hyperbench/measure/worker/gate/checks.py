@@ -38,6 +38,16 @@ def once(key: Hashable, examine: Callable[[], Result]) -> Result:
     return found
 
 
+def if_it_takes_the_shape(examine: Callable[[], object]) -> None:
+    """Examine, unless the method raises anything but a refusal: it then takes no such shape."""
+    try:
+        examine()
+    except IncorrectError:
+        raise
+    except Exception:
+        return
+
+
 def changed_in_place(names: list[str]) -> str:
     """The refusal of a method after whose call these inputs hold other values."""
     return f"the method changed {', '.join(names)} in place; it must leave its inputs as they are"

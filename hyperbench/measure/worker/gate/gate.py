@@ -30,7 +30,6 @@ from hyperbench.measure.worker.gate.backward_properties import (
     check_answers,
     check_kept,
     examine_backward,
-    kept_gradients,
     other_grad_output,
 )
 from hyperbench.measure.worker.gate.checks import changed_in_place, replaced
@@ -122,9 +121,7 @@ class Gate:
         subject.causal_in_q = examine(subject.method, subject.point, exact)
         if base is not None and measured.ms <= self._slow_s * 1e3:
             with _as_far_as_memory_goes(subject, Pass.FORWARD):
-                examine_at_point(
-                    subject.call, self._inputs, base, subject.method, subject.point, exact, subject.causal_in_q
-                )
+                examine_at_point(subject, self._inputs, base)
             self.check_inputs()
         elif looks:
             subject.unlooked.add(Pass.FORWARD)
@@ -141,8 +138,7 @@ class Gate:
         out, built = self._measured(lambda: subject.call(*leaves))
         # A backward pass takes two to three times its forward pass; the graph is kept for another one.
         again = self._has_time(_FORWARD_PARTS * built.ms)
-        ask = kept_gradients if again else gradients
-        raw, first = self._measured(partial(ask, out, leaves, self._grad_output))
+        raw, first = self._measured(partial(gradients, out, leaves, self._grad_output, keep_graph=again))
         subject.first_ms[Pass.BACKWARD] = first.ms
         subject.first_ms[Pass.FORWARD_BACKWARD] = built.ms + first.ms
         self.check_inputs()
