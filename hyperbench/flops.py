@@ -36,11 +36,8 @@ def hyper_flops(point: Point, pass_: Pass) -> float:
 
     Raises KeyError if one of the sizes is not among the parameters.
     """
-    block_size, sample_size, min_seq_len = (int(point.hyper[n]) for n in ("block_size", "sample_size", "min_seq_len"))
-    pairs = hyper_pairs(
-        point.seq_len, block_size, sample_size, min_seq_len, is_causal=point.is_causal,
-        sampling=str(point.hyper.get("sampling")),
-    )  # fmt: skip
+    sizes = (int(point.hyper[name]) for name in ("block_size", "sample_size", "min_seq_len"))
+    pairs = hyper_pairs(point.seq_len, *sizes, is_causal=point.is_causal, sampling=str(point.hyper.get("sampling")))
     return _flops(point, pairs, pass_)
 
 

@@ -59,15 +59,10 @@ class Bar(Quiet):
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=10),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            auto_refresh=False,
-        )
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=10), TaskProgressColumn(),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
+            console=console, auto_refresh=False,
+        )  # fmt: skip
         narrowest, widest = _LABEL_CHARS
         self._label_chars = max(narrowest, min(widest, console.width - _BAR_CHARS))
         self._task = self._progress.add_task("starting", start=False, visible=False)

@@ -226,17 +226,10 @@ def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> Point:
     check_name("dtype", data["dtype"], device.dtypes)
     try:
         return Point(
-            method=method,
-            target=str(node["_target_"]),
-            device=device.name,
-            dtype=data["dtype"],
-            is_causal=data["is_causal"],
-            input=str(data["input"]["name"]),
-            seed=data["seed"],
-            hyper=hyper,
-            input_params={k: v for k, v in data["input"].items() if k not in ("name", "description")},
-            **shape,
-        )
+            method=method, target=str(node["_target_"]), device=device.name, dtype=data["dtype"],
+            is_causal=data["is_causal"], input=str(data["input"]["name"]), seed=data["seed"], hyper=hyper,
+            input_params={k: v for k, v in data["input"].items() if k not in ("name", "description")}, **shape,
+        )  # fmt: skip
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -55,10 +55,9 @@ def build(records: Iterable[Record], run_id: str) -> dict[str, DataFrame]:
         else:
             errors[record.key] = record
     codes = {t.point.point_id: t.implementation for t in timings.values() if t.implementation}
-    return {
-        "timings": _frame("timings", ((t, _timing_cells(t, codes)) for t in timings.values()), run_id),
-        "errors": _frame("errors", ((e, _error_cells(e, codes)) for e in errors.values()), run_id),
-    }
+    timed = ((t, _timing_cells(t, codes)) for t in timings.values())
+    told = ((e, {"implementation": codes.get(e.point.point_id), "input_seed": e.point.seed}) for e in errors.values())
+    return {"timings": _frame("timings", timed, run_id), "errors": _frame("errors", told, run_id)}
 
 
 def can_write_parquet() -> bool:
@@ -98,15 +97,8 @@ def _timing_cells(timing: Timing, codes: dict[str, str]) -> dict[str, Any]:
     code = timing.implementation or (codes.get(timing.point.point_id) if timing.stage else None)
     return {
         **statistics,
-        "n_samples": len(timing.samples_ms),
-        "implementation": code or None,
-        "pass": str(timing.pass_),
+        "n_samples": len(timing.samples_ms), "implementation": code or None, "pass": str(timing.pass_),
         "position": timing.all_stages.index(timing.stage) if timing.stage in timing.all_stages else None,
-        "num_stages": len(timing.all_stages) or None,
+        "num_stages": len(timing.all_stages) or None, "flags": ",".join(timing.flags) or None,
         "stop_reason": str(timing.stop_reason) if timing.stop_reason else None,
-        "flags": ",".join(timing.flags) or None,
-    }
-
-
-def _error_cells(error: ErrorRow, codes: dict[str, str]) -> dict[str, Any]:
-    return {"implementation": codes.get(error.point.point_id), "input_seed": error.point.seed}
+    }  # fmt: skip

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from hyperbench.cli import main
 from hyperbench.commands import doctor
-from hyperbench.measure.runner import session
+from hyperbench.measure.runner import prepare
 
 #: Three calls a point, and no time to warm up.
 QUICK = (
@@ -40,7 +41,7 @@ class Answer:
 
 
 Call = Callable[..., Answer]
-_ask_probe = session.ask_probe
+_ask_probe = prepare.ask_probe
 _answers: dict[str, dict[str, Any]] = {}
 
 
@@ -55,7 +56,7 @@ def ask_once(request: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
 
 def share_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands in this process ask a probe once for requests that are alike."""
-    monkeypatch.setattr(session, "ask_probe", ask_once)
+    monkeypatch.setattr(prepare, "prepare", partial(prepare.prepare, ask=ask_once))
     monkeypatch.setattr(doctor, "ask_probe", ask_once)
 
 
