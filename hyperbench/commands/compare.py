@@ -14,7 +14,7 @@ def compare(
     run_a: Path,
     run_b: Path | None,
     methods: str | None,
-    regression: str | None,
+    fail_on: str | None,
     threshold: str | None,
     *,
     as_json: bool,
@@ -23,7 +23,7 @@ def compare(
 
     Raises ValueError on an option that is not allowed, an unreadable folder, or a method that is not there.
     """
-    limit = _percent("--fail-on-regression", regression)
+    limit = _percent("--fail-on-regression", fail_on)
     least = _percent("--threshold", threshold)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     comparison = compare_runs(run_a, run_b, names, None if least is None else least / 100.0)
