@@ -1,4 +1,4 @@
-"""Grounds of the gate: fingerprints that see every bit, inputs that are restored, and lengths that are long enough."""
+"""Grounds of the gate: fingerprints that see every bit, restored inputs, and lengths that are long enough."""
 
 from __future__ import annotations
 
