@@ -58,10 +58,8 @@ def hyper_pairs(
 
     Raises ValueError on a length or size below 1 (m: below 0).
     """
-    for name, value, low in (
-        ("seq_len", seq_len, 1), ("block_size", block_size, 1), ("sample_size", sample_size, 0),
-        ("min_seq_len", min_seq_len, 1),
-    ):  # fmt: skip
+    lows = {"seq_len": 1, "block_size": 1, "sample_size": 0, "min_seq_len": 1}
+    for (name, low), value in zip(lows.items(), (seq_len, block_size, sample_size, min_seq_len), strict=True):
         if value < low:
             raise ValueError(f"{name} must be at least {low}, got {value}")
     every_key_once = block_size >= seq_len or (sampling == "stratified" and sample_size >= seq_len)
