@@ -31,7 +31,10 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         except OSError:
             os.close(self._fd)
             raise StoreError(f"another process is writing to {path}; wait for it, or choose another out=DIR") from None
-        self._cut_torn_line()
+        data = path.read_bytes() if os.fstat(self._fd).st_size else b""
+        if data and not data.endswith(b"\n"):
+            os.ftruncate(self._fd, data.rfind(b"\n") + 1)
+            os.fsync(self._fd)
         fsync_folder(path.parent)
 
     def append(self, record: Record) -> None:
@@ -61,12 +64,6 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-    def _cut_torn_line(self) -> None:
-        data = self.path.read_bytes() if os.fstat(self._fd).st_size else b""
-        if data and not data.endswith(b"\n"):
-            os.ftruncate(self._fd, data.rfind(b"\n") + 1)
-            os.fsync(self._fd)
 
 
 def read_journal(path: Path) -> list[Record]:
