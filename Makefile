@@ -28,7 +28,7 @@ help:
 	@echo "make test            run the tests (under ten minutes on two cores), but for those marked slow"
 	@echo "make gpu             test and measure on the NVIDIA GPU of this machine; GPU_BUDGET=8m is a short one, DRY_RUN=1 a look"
 	@echo "make kernels         registers, spills and shared memory of every GPU kernel; needs no GPU"
-	@echo "make lint            ruff, mypy and import-linter"
+	@echo "make lint            ruff, mypy, import-linter and the check of sizes"
 	@echo "make format          let ruff format the code"
 	@echo "make setup           only make the virtual environment .venv"
 	@echo "make clean           remove .venv and what was built; results stay"
@@ -50,6 +50,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.check_sizes
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

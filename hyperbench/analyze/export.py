@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from hyperbench.analyze.format import printable
-from hyperbench.analyze.joins import add_speedup, check_baseline
+from hyperbench.analyze.joins import add_speedup
 from hyperbench.analyze.text_table import FLAGGED, TextTable, stage_tables, time_tables
 from hyperbench.analyze.view import View, causality_notes, make_view, provenance
 from hyperbench.config.catalog import nearest
 from hyperbench.store.files import atomic_write, atomic_write_text
-from hyperbench.store.run_folder import Run, load_run
+from hyperbench.store.run_folder import load_run
 from hyperbench.store.tables import can_write_parquet, to_parquet
 
 FORMATS = ("csv", "parquet", "latex", "markdown")
@@ -42,21 +42,16 @@ def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "f
     view = make_view(run, baseline)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if fmt in ("csv", "parquet"):
-            return _write_tables(run, folder, fmt, baseline)
-        path = folder / ("summary.tex" if fmt == "latex" else "summary.md")
-        atomic_write_text(path, latex(view) if fmt == "latex" else markdown(view))
+        if fmt in ("latex", "markdown"):
+            path = folder / ("summary.tex" if fmt == "latex" else "summary.md")
+            atomic_write_text(path, latex(view) if fmt == "latex" else markdown(view))
+            return [path]
+        frames = {"timings": add_speedup(run.timings, baseline), "errors": run.errors}
+        for name, frame in frames.items():
+            write = partial(frame.to_csv, index=False) if fmt == "csv" else partial(to_parquet, frame)
+            atomic_write(folder / f"{name}.{fmt}", write)
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from None
-    return [path]
-
-
-def _write_tables(run: Run, folder: Path, fmt: str, baseline: str) -> list[Path]:
-    check_baseline(run.timings, baseline)
-    frames = {"timings": add_speedup(run.timings, baseline), "errors": run.errors}
-    for name, frame in frames.items():
-        write = partial(frame.to_csv, index=False) if fmt == "csv" else partial(to_parquet, frame)
-        atomic_write(folder / f"{name}.{fmt}", write)
     return [folder / f"{name}.{fmt}" for name in frames]
 
 

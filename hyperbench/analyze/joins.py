@@ -171,9 +171,8 @@ def check_single(frame: pd.DataFrame, shown_dims: Sequence[str]) -> None:
             raise DoesNotFitError(
                 f"{dim} varies ({listed}) and this figure does not show it; choose one: {dim}={plain(values[0])}"
             )
-    keys = [dim for dim in DIMENSIONS if dim in frame.columns]
     points = frame.drop_duplicates(["point_id", "pass", "protocol"])
-    twice = points[points.duplicated(keys)]
+    twice = points[points.duplicated(list(DIMENSIONS))]
     if len(twice):
         row = twice.iloc[0]
         raise DoesNotFitError(

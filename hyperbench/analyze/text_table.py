@@ -6,15 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import (
-    MASK_LABELS,
-    PASS_LABELS,
-    is_null,
-    milliseconds,
-    plain,
-    ratio,
-    significant,
-)
+from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, is_null, milliseconds, plain, ratio, significant
 from hyperbench.analyze.joins import HYPER_DIMS, masks_in, records, varying
 from hyperbench.analyze.stage_table import by_point, missing_stages, stages_in
 from hyperbench.analyze.view import AS_PAPER, MAIN_ERROR, View

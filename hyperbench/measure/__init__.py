@@ -1,1 +1,1 @@
-"""The writing wing: runs methods and writes to the store. The only place of hyperbench that imports torch."""
+"""Measurement: runs methods and writes to the store. The only part of hyperbench that imports torch."""

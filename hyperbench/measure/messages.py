@@ -12,8 +12,9 @@ from typing import Any
 
 from hyperbench.config.types import ErrorConfig, ProtocolConfig
 from hyperbench.measure.work_items import Failure, WorkItem
+from hyperbench.store.plain_data import decoded
 from hyperbench.store.record_json import from_json, to_json
-from hyperbench.store.schema import Pass, Point, Record
+from hyperbench.store.schema import Pass, Record
 
 
 class Event(StrEnum):
@@ -96,10 +97,8 @@ class Message:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Message:
         """The inverse of `to_json`."""
-        unit, record = data["unit"], data["record"]
-        if unit is not None:
-            pass_ = unit["pass_"]
-            unit = Unit(Work(unit["work"]), unit["point_id"], None if pass_ is None else Pass(pass_), unit["stage"])
+        record = data["record"]
+        unit = decoded(Unit | None, data["unit"])
         return cls(Event(data["event"]), unit, None if record is None else from_json(record))
 
 
@@ -127,26 +126,8 @@ class Task:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Task:
         """The inverse of `to_json`."""
-        typed = {
-            "items": tuple(map(_item, data["items"])),
-            "passes": tuple(data["passes"]),
-            "protocol": ProtocolConfig(**data["protocol"]),
-            "error": ErrorConfig(**data["error"]),
-            "without_backward": {
-                name: Failure.from_dict(failure) for name, failure in data["without_backward"].items()
-            },
-        }
-        return cls(**{**data, **typed})
-
-
-def _item(data: dict[str, Any]) -> WorkItem:
-    typed = {
-        "point": Point.from_dict(data["point"]),
-        "passes": tuple(map(Pass, data["passes"])),
-        "seeds": tuple(data["seeds"]),
-        "timed_stages": tuple(data["timed_stages"]),
-    }
-    return WorkItem(**{**data, **typed})
+        task: Task = decoded(cls, data)
+        return task
 
 
 def send(fd: int, message: Message | Task) -> None:

@@ -22,7 +22,7 @@ _CONTEXT_METRICS = ("mean_v_rel_fro", "zero_rel_fro")
 
 @dataclass(frozen=True)
 class WorkItem:
-    """What is left to do of a point in one round: passes to time, seeds whose error is to be measured, stages.
+    """The work left to do at a point in one round: passes to time, seeds whose error is to be measured, stages.
 
     `exact` is true if the method claims to be exact, `stages` if stages of the forward pass are to be timed, all but
     those in `timed_stages`.
@@ -57,12 +57,6 @@ class Failure:
     status: Status
     message: str
     cause: Cause | None = None
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Failure:
-        """The inverse of `dataclasses.asdict`, enumerations as their values."""
-        cause = data["cause"]
-        return cls(Status(data["status"]), data["message"], None if cause is None else Cause(cause))
 
 
 @dataclass(frozen=True)
@@ -150,7 +144,7 @@ class Progress:
 
 
 def remaining(point: Point, config: RunConfig, round_: int, progress: Progress) -> WorkItem:
-    """What is left to do of a point in a round; errors belong to the first round alone, stages to a forward pass."""
+    """The work item of a point in a round; errors belong to the first round alone, stages to a forward pass."""
     point_id, finished = point.point_id, progress.finished
     seeds: tuple[int, ...] = ()
     if round_ == 0:

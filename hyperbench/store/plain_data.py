@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import collections.abc as abc
 import dataclasses
 import math
 import types
 import typing
+from enum import StrEnum
 from typing import Any
 
 #: The largest integer that a column of the tables holds.
 MAX_INT = 2**63 - 1
 _SHOWN_CHARS = 60
 _MAX_LEVELS = 8
+_NON_FINITE = ("inf", "-inf", "nan")
 _HINTS: dict[type[Any], dict[str, Any]] = {}
 
 
@@ -34,6 +37,26 @@ def from_mapping(cls: type[Any], data: Any) -> Any:
         return cls(**data)
     except TypeError as error:
         raise ValueError(f"a {cls.__name__} record is malformed: {error}") from None
+
+
+def decoded(hint: Any, value: Any) -> Any:
+    """A value of JSON as its annotated type: mappings become records, lists tuples, texts enumerations or infinities.
+
+    What does not fit is left as it is, for the record to refuse. Raises ValueError on an unknown or missing key.
+    """
+    if isinstance(hint, types.UnionType):
+        return None if value is None else decoded(typing.get_args(hint)[0], value)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list):
+        return tuple(value) if args[0] in (int, float, str) else tuple(decoded(args[0], item) for item in value)
+    if origin is abc.Mapping:
+        return {name: decoded(args[1], item) for name, item in value.items()}
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        known = hints(hint)  # type: ignore[arg-type]
+        return from_mapping(hint, {name: decoded(known.get(name), item) for name, item in value.items()})  # type: ignore[arg-type]
+    if hint is float and isinstance(value, str) and value in _NON_FINITE:
+        return float(value)
+    return hint(value) if isinstance(hint, type) and issubclass(hint, StrEnum) else value
 
 
 def check_types(record: Any) -> None:
@@ -77,12 +100,6 @@ def is_plain(value: Any, levels: int = _MAX_LEVELS, *, only_finite: bool = False
     if isinstance(value, float) and only_finite:
         return math.isfinite(value)
     return value is None or isinstance(value, str | int | float)
-
-
-def options(hint: Any) -> tuple[type[Any], ...]:
-    """The plain types that an annotation allows."""
-    found = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return tuple(option for option in found if isinstance(option, type) and not typing.get_origin(option))
 
 
 def short(value: Any) -> str:

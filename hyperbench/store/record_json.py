@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from enum import StrEnum
 from typing import Any
 
-from hyperbench.store.plain_data import from_mapping, hints, options, short
-from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Status, Timing
+from hyperbench.store.plain_data import decoded, short
+from hyperbench.store.schema import ErrorRow, Pass, Record, Status, Timing
 
 _KINDS: dict[str, type[Any]] = {"timing": Timing, "error": ErrorRow}
 #: Kind of a stage in journals written before a stage became a timing.
 _OLD_STAGE = "stage"
-_NON_FINITE = ("inf", "-inf", "nan")
 
 
 def to_json(record: Record) -> dict[str, Any]:
@@ -36,20 +34,8 @@ def from_json(data: Any) -> Record:
         kind, fields = "timing", _from_old_stage(fields)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"unknown record kind {short(kind)}; allowed: {', '.join(_KINDS)}")
-    cls = _KINDS[kind]
-    known = hints(cls)
-    for name, value in fields.items():
-        hint = known.get(name)
-        if hint is Point:
-            fields[name] = Point.from_dict(value)
-        elif isinstance(value, list):
-            fields[name] = tuple(value)
-        elif isinstance(value, str) and float in options(hint) and value in _NON_FINITE:
-            fields[name] = float(value)
-        elif value is not None:
-            enum = next((option for option in options(hint) if issubclass(option, StrEnum)), None)
-            fields[name] = enum(value) if enum else value
-    return from_mapping(cls, fields)
+    record: Record = decoded(_KINDS[kind], fields)
+    return record
 
 
 def _from_old_stage(fields: dict[str, Any]) -> dict[str, Any]:

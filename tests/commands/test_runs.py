@@ -22,7 +22,7 @@ from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import Timing
 from tests.helpers.commands import QUICK, TINY, Answer, Call, process
 
-STAGED = (*TINY, "shape.seq_len=64", "method=[flash2,hyper]", "passes=[forward]", "stages=true")
+STAGED = (*TINY, "method=[flash2,hyper]", "passes=[forward]", "stages=true")
 STAGES = {False: ["hash", "sort", "sample", "attend"], True: ["hash", "sort", "sample", "attend", "leaves", "merge"]}
 PASSES = {"forward", "backward", "forward_backward"}
 METRICS = {"out_rel_fro", "out_max_abs", "out_row_rel_p50", "dq_rel_fro", "dk_rel_fro", "dv_rel_fro", "out_rel_op"}
@@ -122,11 +122,11 @@ def test_a_torn_journal_resumes_to_the_whole(measured: Path, tmp_path: Path, cal
 
 def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_path: Path, call: Call) -> None:
     dry = json.loads(call("run", *STAGED, "--dry-run", "--json").out)
-    assert dry["stages"] == len(dry["points"]) == 4
+    assert dry["stages"] == len(dry["points"]) == 8
     answer = call("run", *STAGED, "out=run", "--json")
     # A method that tells no stages is no failure.
     assert answer.code == 0, answer.err
-    assert json.loads(answer.out)["stages_now"] == {"ok": 10, "unsupported": 2}
+    assert json.loads(answer.out)["stages_now"] == {"ok": 20, "unsupported": 4}
     run = load_run(tmp_path / "run")
     for (_, is_causal), rows in run.stages[run.stages["method"] == "hyper"].groupby(["point_id", "is_causal"]):
         assert list(rows.sort_values("position")["stage"]) == STAGES[bool(is_causal)]
@@ -139,7 +139,7 @@ def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_p
     assert set(pd.read_parquet(tmp_path / "run" / "timings.parquet")["stage"]) == {"", *run.stages["stage"]}
     shown = call("show", "--run", "run")
     assert "stages of hyper, with causal masking" in shown.out
-    assert len(json.loads(call("show", "--run", "run", "--json").out)["stages"]) == 12
+    assert len(json.loads(call("show", "--run", "run", "--json").out)["stages"]) == 24
     (figure,) = json.loads(call("plot", "stages", "--run", "run", "--json").out)["paths"]
     assert (tmp_path / figure).stat().st_size > 1_000_000
     assert (
@@ -155,7 +155,7 @@ def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_p
     assert json.loads(again.out)["stages_now"] == Counter(record["status"] for record in lost), again.err
     assert json.loads(again.out)["measured_now"] == {}
     assert journal.read_bytes().startswith(b"".join(kept))
-    assert len(load_run(tmp_path / "run").stages) == 12
+    assert len(load_run(tmp_path / "run").stages) == 24
 
 
 def test_a_run_without_stages_has_no_figure_of_them_and_says_how_to_get_one(measured: Path, call: Call) -> None:

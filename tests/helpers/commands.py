@@ -41,7 +41,7 @@ class Answer:
 
 
 Call = Callable[..., Answer]
-_ask_probe = prepare.ask_probe
+
 _answers: dict[str, dict[str, Any]] = {}
 
 
@@ -50,7 +50,7 @@ def ask_once(request: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
     request = {**request, "measure_rate": request.get("measure_rate", False) and request.get("diagnose", False)}
     key = json.dumps([request, sorted(env.items())], sort_keys=True)
     if key not in _answers:
-        _answers[key] = _ask_probe(request, env)
+        _answers[key] = prepare.ask_probe(request, env)
     return deepcopy(_answers[key])
 
 

@@ -18,7 +18,7 @@ from tests.helpers.made_runs import everything
 MOST_TASKS = 50
 #: The stages that every method is said to have.
 STAGES = ("first", "second", "third")
-#: What befalls a worker after it has said a message: an exception, "leave", "done", or nothing.
+#: The end that comes to a worker after it has said a message: an exception, "leave", "done", or nothing.
 Fate = Callable[[Message, Task], Exception | str | None]
 
 
@@ -63,7 +63,7 @@ class Journal:
 
 
 class Listener:
-    """Hears everything."""
+    """A listener that keeps everything."""
 
     def __init__(self) -> None:
         self.labels: list[str] = []

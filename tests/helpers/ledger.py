@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Ledger(TorchDispatchMode):
-    """What the operations inside the context make: the largest tensor, and the most that was alive at once.
+    """Memory that the operations inside the context make: the largest tensor, and the most that was alive at once.
 
     Views of `known` tensors are not counted. With `collect`, neither are tensors that only wait for the collector of
     cycles: Triton's interpreter leaves some behind.
@@ -26,6 +26,18 @@ class Ledger(TorchDispatchMode):
         self.largest_numel = 0
         self.peak_bytes = 0
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __enter__(self) -> Ledger:
+        if self._collect:
+            # What is there already stays: collecting again and again then looks at what is new alone.
+            gc.collect()
+            gc.freeze()
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        if self._collect:
+            gc.unfreeze()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

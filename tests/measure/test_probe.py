@@ -15,7 +15,7 @@ HYPER = "hyperbench.measure.methods.hyper.hyper"
 
 
 def examined(target: str, *hypers: dict[str, Any]) -> dict[str, Any]:
-    """What the probe finds about a method."""
+    """The findings of the probe about a method."""
     answer: dict[str, Any] = {"methods": {}, "problems": []}
     probe._examine({"name": "mine", "target": target, "hypers": list(hypers)}, answer)
     return answer

@@ -26,7 +26,7 @@ EXACT = a_point(method="math", hyper={}, seq_len=64)
 def remaining(
     point: Point, round_: int = 0, done: Iterable[Record] = (), passes: tuple[str, ...] = PASSES, **changes: Any
 ) -> work_items.WorkItem:
-    """What is left of a point when some records are there."""
+    """The rest of a point when some records are there."""
     config = dataclasses.replace(tiny().config, passes=passes, error=ERROR, **changes)
     return work_items.remaining(point, config, round_, work_items.Progress(config.protocol, done))
 

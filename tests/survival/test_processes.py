@@ -69,6 +69,8 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, rest
 
 
+# tests/measure/runner/test_processes.py kills a real parent and a real worker as well, test_kills.py forks of both.
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found through /proc")
 def test_real_parents_and_workers_are_killed_and_every_point_is_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -28,7 +28,7 @@ def small_call(is_causal: bool) -> Call:
 class TestOperators:
     """Requirements of torch.compile on a custom operator."""
 
-    @both_masks
+    @pytest.mark.parametrize("is_causal", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_opcheck(self, is_causal: bool) -> None:
         call = small_call(is_causal)
         q, k, v = (x.requires_grad_() for x in call.inputs())

@@ -81,10 +81,7 @@ class Comparison:
 
 
 def compare(
-    path_a: Path,
-    path_b: Path | None = None,
-    methods: Sequence[str] | None = None,
-    threshold: float | None = None,
+    path_a: Path, path_b: Path | None = None, methods: Sequence[str] | None = None, threshold: float | None = None
 ) -> Comparison:
     """Compare two runs, or with `methods` (one for each side) two methods of one run or of two.
 

@@ -65,11 +65,7 @@ def build(view: View) -> go.Figure:
         view,
         title=f"Speedup of {compared}, and the error it costs",
         axes=("sequence length n", (f"speedup over {escape(short(view.baseline, 40))}", errors.AXIS_TITLE)),
-        notes=[
-            *_notes(rows, stars, limits),
-            *errors.error_notes(view),
-            *traces.gap_notes(rows, "speedup"),
-        ],
+        notes=[*_notes(rows, stars, limits), *errors.error_notes(view), *traces.gap_notes(rows, "speedup")],
         plot_height=600,
     )
 
@@ -166,7 +162,7 @@ def _notes(rows: pd.DataFrame, stars: list[PublishedPoint], limits: Limits) -> l
         group = [p for p in stars if p.device == device]
         values = " and ".join(f"{p.speedup:g}×" for p in group)
         where = group[0].claim.setting
-        setting = f"{device}, {where.get('heads')} heads, {where.get('dtype')}"
+        setting = f"{device}, {where['heads']} heads, {where['dtype']}"
         text = f"Stars: published, not measured here: the paper's {values} at n = {group[0].seq_len:,} ({setting})."
         notes.append(text + (f" This run ends at n = {longest:,}." if longest < group[0].seq_len else ""))
     bands = "Bands: 95 % intervals of both medians (least to most below 6 samples)."

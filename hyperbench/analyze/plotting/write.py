@@ -32,10 +32,13 @@ CLOSE_TIMEOUT_S = 5.0
 IMAGE_SCALE = 2
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 # One browser draws all images. Each appears under its name only when it is whole, so that what was finished before a
-# time-out counts. MathJax is left out: it would be fetched from the network, and no text here is mathematics.
+# time-out counts. A job in a shell's background ignores interrupts: this process must not, or its browser outlives it.
+# MathJax is left out: it would be fetched from the network, and no text here is mathematics.
 _EXPORT = """
-import asyncio, json, os, sys
+import asyncio, json, os, signal, sys
 import kaleido
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def export(jobs):
     async with kaleido.Kaleido(n=1, mathjax=False) as browser:

@@ -1,4 +1,4 @@
-"""How far the timer can be trusted here: resolution, noise floor of an A/A comparison, effect of the flush."""
+"""Trust in the timer of this machine: resolution, noise floor of an A/A comparison, effect of the flush."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def flush_ratio(flushed: Clock, warm: Clock, read: Callable[[], object], seconds
 
 
 def flush_times(clock: CudaClock) -> dict[str, float]:
-    """What the clock says of a call that does nothing, and of a flush as a call: `empty_ms` and `flush_ms`.
+    """Times by the clock of a call that does nothing and of a flush as a call: `empty_ms` and `flush_ms`.
 
     A flush that is timed with the call is part of both.
     """

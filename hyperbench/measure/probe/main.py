@@ -1,4 +1,4 @@
-"""A short child process that knows what only torch can tell: devices, versions, and whether methods can be imported.
+"""Probe: a short process that answers what only torch can tell: devices, versions, and whether methods can be imported.
 
 Reads one JSON request from stdin and answers with one JSON object on stdout; run as
 `python -m hyperbench.measure.probe.main`.
@@ -16,7 +16,7 @@ from typing import Any
 _RATE_SEQ_LEN = 2048
 _RATE_HEAD_DIM = 64
 _RATE_CALLS = 3
-#: Where PyTorch's report on its parallelism says what.
+#: Patterns of what PyTorch's report on its parallelism says.
 _PARALLEL = {
     "backend": r"parallel backend: (\S+)",
     "intraop": r"get_num_threads\(\) : (\d+)",
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def facts() -> dict[str, Any]:
-    """What torch says about itself and the devices."""
+    """Facts that torch tells of itself and the devices."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -80,7 +80,7 @@ def facts() -> dict[str, Any]:
 
 
 def thread_pools(info: str) -> dict[str, str]:
-    """What PyTorch's report on its parallelism says, in short: threads of each library, their versions, the backend."""
+    """PyTorch's report on its parallelism in short: threads of each library, their versions, the backend."""
     found = {name: re.search(pattern, info) for name, pattern in _PARALLEL.items()}
     return {name: match.group(1) for name, match in found.items() if match is not None}
 
@@ -104,7 +104,7 @@ def kernels() -> dict[str, str] | None:
 
 
 def why_no_triton(cuda_available: bool) -> str | None:
-    """Why HyperAttention's Triton kernels cannot run here at the paper's shape and dtype, or None if they can."""
+    """The reason why HyperAttention's Triton kernels cannot run at the paper's shape and dtype; None if they can."""
     import torch
 
     from hyperattn_core import HyperAttentionParams

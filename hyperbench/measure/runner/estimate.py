@@ -1,4 +1,4 @@
-"""What a run is likely to take, from its configuration and the rate of exact attention on this machine. No torch.
+"""Estimate of the time of a run, from its configuration and the rate of exact attention on this machine. No torch.
 
 It is meant to be within a factor of two of the truth; the constants were chosen so on two CPU cores.
 """
@@ -25,7 +25,7 @@ _APPROXIMATE_RATE = 0.5
 #: and of making an element of the inputs.
 _CHECK_S = 0.1
 _ELEMENT_S = 3e-9
-#: What the reference costs for each query-key pair, in operations that exact attention would do in the same time: its
+#: Cost of the reference for each query-key pair, in operations that exact attention would do in the same time: its
 #: rows (softmax and products) in float64, and the operator norm (some eighty products with one dense matrix).
 _ROW_PAIR_FLOPS = 4e3
 _NORM_PAIR_FLOPS = 2.2e4
@@ -38,7 +38,7 @@ _SHARED = 0.5
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast this machine is: the rate of exact attention, and the seconds until a worker process is ready."""
+    """Speed of this machine: the rate of exact attention, and the seconds until a worker process is ready."""
 
     flops_per_s: float = 1e11
     start_s: float = 3.0
@@ -63,7 +63,7 @@ def plan_s(
 
 
 def _likely(item: work_items.WorkItem, round_: int, config: RunConfig, speed: Speed) -> work_items.WorkItem:
-    """What is likely to be needed of an item in a round: passes that turn out slow get fewer rounds."""
+    """The likely part of an item in a round: passes that turn out slow get fewer rounds."""
     rounds_for = config.protocol.rounds_for
     passes = [p for p in item.passes if round_ < rounds_for(p, _call_s(item, p, speed.flops_per_s))]
     return replace(item, passes=tuple(passes))

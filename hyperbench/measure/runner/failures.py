@@ -1,4 +1,4 @@
-"""Failures of a run: which work items to blame for a dead worker, and which not to try again. No torch."""
+"""Failure policy: which work items are given up for a dead worker, and which are not tried again. No torch."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class FailurePolicy:
         self._killed.add((round_, unit))
         return is_first
 
-    def blamed(self, group: Group, items: Sequence[WorkItem], unit: Unit, message: str) -> Sequence[WorkItem]:
+    def given_up(self, group: Group, items: Sequence[WorkItem], unit: Unit, message: str) -> Sequence[WorkItem]:
         """Choose the work items that are given up; none where it is enough to do without a reference."""
         if unit.work is Work.REFERENCE and group.key not in self.no_reference:
             self.no_reference[group.key] = f"no reference: {message}"
             return ()
         if unit.work in (Work.START, Work.INPUTS, Work.REFERENCE):
             return items
-        blamed = _at(items, unit)
+        found = _at(items, unit)
         if unit.work in (Work.CHECK, Work.ERRORS) and unit.pass_ is Pass.BACKWARD:
             # The forward pass went through its check; the next worker is not asked for a backward one.
-            blamed = [item.backward for item in blamed if not item.backward.is_empty] or blamed
-        # A worker that dies with nothing left to blame would be started for ever.
-        return blamed or items
+            found = [item.backward for item in found if not item.backward.is_empty] or found
+        # A worker that dies with nothing to give up would be started for ever.
+        return found or items
 
     @staticmethod
     def silent(items: Sequence[WorkItem], unit: Unit) -> Sequence[WorkItem]:
@@ -79,7 +79,7 @@ class History:
                 self._refused[point_id, record.pass_] = failure
 
     def hopeless(self, items: Sequence[WorkItem]) -> list[tuple[WorkItem, Failure]]:
-        """What is not to be tried, with the failure that it gets; ask again when that is written.
+        """Work items not to be tried, with the failure that it gets; ask again when that is written.
 
         Passes that were wrong, hung or ended their worker in an earlier round, else what ran out of memory at a shorter
         point: all of the item, or, where the forward pass did not, its backward passes or its stages.

@@ -20,7 +20,7 @@ class AtOnce(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Hears SIGINT and SIGTERM while it is entered; `asked` tells whether one came, `on_first` is called when it does.
+    """SIGINT and SIGTERM heard while it is entered; `asked` is true once one came, `on_first` is called when it does.
 
     Nothing is raised at the first one, so that no line of the journal is torn by it. Raises AtOnce at the second.
     Where signals cannot be heard (in a thread) or are ignored nothing changes.

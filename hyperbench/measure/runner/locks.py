@@ -71,7 +71,7 @@ class DeviceLock:
 
 
 def busy_devices(folder: Path | None = None) -> str:
-    """Which devices are being measured by other processes, and by which; "" if none is.
+    """Devices that are being measured by other processes, and by which; "" if none is.
 
     Whoever is about to load a device that it does not know yet asks this first.
     """
@@ -94,7 +94,7 @@ def busy_devices(folder: Path | None = None) -> str:
 
 
 def device_key(device: str, facts: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> str:
-    """What tells a device from others of the machine: the GPU's own id where it is known, else which is visible."""
+    """A name that no other device of the machine has: the GPU's own id where it is known, else which is visible."""
     if device != "cuda":
         return device
     visible = env.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
@@ -102,7 +102,7 @@ def device_key(device: str, facts: Mapping[str, Any], env: Mapping[str, str] = o
 
 
 def lock_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """Where the locks of this machine lie: one place for all of its users."""
+    """The folder of this machine's locks: one place for all of its users."""
     return Path(env.get(FOLDER_VARIABLE) or _FOLDER)
 
 

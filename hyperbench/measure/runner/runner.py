@@ -135,14 +135,14 @@ class Runner:
         except WorkerTimeout:
             self._end_child()
             limit_s = config.protocol.timeout_s
-            self._give_up_blamed(group, Failure(Status.TIMEOUT, f"took longer than {limit_s:g} s", Cause.TIMEOUT))
+            self._give_up_for_end(group, Failure(Status.TIMEOUT, f"took longer than {limit_s:g} s", Cause.TIMEOUT))
         except WorkerGone as gone:
             self._end_child()
             if self._interrupts.asked:
                 return False
             if self._policy.may_be_no_fault(gone, self._round, self._unit):
                 return True
-            self._give_up_blamed(group, failure_of(gone))
+            self._give_up_for_end(group, failure_of(gone))
         return False
 
     def _hear(self, group: Group, message: Message) -> None:
@@ -153,9 +153,9 @@ class Runner:
             self.time.switch(part_of(message.unit.work))
             self._listener.begin(self._label(group, message.unit))
 
-    def _give_up_blamed(self, group: Group, failure: Failure) -> None:
+    def _give_up_for_end(self, group: Group, failure: Failure) -> None:
         unit = self._unit
-        for item in self._policy.blamed(group, self._items(group), unit, failure.message):
+        for item in self._policy.given_up(group, self._items(group), unit, failure.message):
             self._give_up(item, replace(failure, message=f"{unit.work}: {failure.message}"))
 
     def _give_up(self, item: WorkItem, failure: Failure) -> None:

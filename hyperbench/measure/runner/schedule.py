@@ -30,7 +30,7 @@ def order(count: int, round_: int, seed: str) -> tuple[int, ...]:
 def items_of(
     group: work_items.Group, round_: int, config: RunConfig, progress: work_items.Progress
 ) -> tuple[work_items.WorkItem, ...]:
-    """What is left to do of a group in a round, in the order of that round."""
+    """The work items of a group in a round, in the order of that round, as far as something is left to do."""
     points = group.points
     places = order(len(points), round_, f"{config.config_hash}:{group.key}")
     items = (work_items.remaining(points[place], config, round_, progress) for place in places)

@@ -20,9 +20,9 @@ from hyperbench.measure.worker.errors.reference import make_reference
 from hyperbench.measure.worker.gate.gate import Gate, slow_after_s
 from hyperbench.measure.worker.memory import MemoryPeak
 from hyperbench.measure.worker.report import Emit, Report
+from hyperbench.measure.worker.stage_timing import StageMeasurement
 from hyperbench.measure.worker.subject import GroupInputs, Subject
 from hyperbench.measure.worker.timing.passes import TimedPass, prepare_pass, take_turns
-from hyperbench.measure.worker.timing.stage_timing import StageMeasurement
 from hyperbench.store.schema import ErrorRow, Pass, Status
 
 _BACKWARD = (Pass.BACKWARD, Pass.FORWARD_BACKWARD)

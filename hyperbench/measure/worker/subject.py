@@ -11,7 +11,7 @@ from hyperbench.measure import work_items
 from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.worker.errors.reference import Reference
-from hyperbench.measure.worker.gate.fingerprints import Fingerprint
+from hyperbench.measure.worker.fingerprints import Fingerprint
 from hyperbench.store.schema import Pass, Point, Status
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,14 +104,22 @@ def test_a_failing_image_becomes_html_and_one_line_and_the_others_stay(tmp_path:
     assert "\n" not in message
 
 
-def test_a_hanging_exporter_is_ended_with_its_browser_and_html_takes_the_place(tmp_path: Path, exporter: Path) -> None:
+@pytest.mark.parametrize("interrupts", [signal.default_int_handler, signal.SIG_IGN], ids=["heeded", "ignored"])
+def test_a_hanging_exporter_is_ended_with_its_browser_and_html_takes_the_place(
+    tmp_path: Path, exporter: Path, interrupts: Any
+) -> None:
     limit_s = 0.3
-    while not exporter.exists() and limit_s < 60:
-        out = tmp_path / f"out{limit_s}"
-        paths, messages = write.write_figures(
-            {"a": figure("A"), "slow": figure("hang")}, out, ["png"], timeout_s=limit_s
-        )
-        limit_s *= 2
+    # What a shell starts in the background ignores interrupts, and so do its children.
+    before = signal.signal(signal.SIGINT, interrupts)
+    try:
+        while not exporter.exists() and limit_s < 60:
+            out = tmp_path / f"out{limit_s}"
+            paths, messages = write.write_figures(
+                {"a": figure("A"), "slow": figure("hang")}, out, ["png"], timeout_s=limit_s
+            )
+            limit_s *= 2
+    finally:
+        signal.signal(signal.SIGINT, before)
     (message,) = messages
     assert "did not finish within" in message
     assert "slow.png" in message

@@ -15,7 +15,7 @@ SPEED = Speed(1e11, 4.0)
 
 
 def by_point(run: Prepared, speed: Speed = SPEED, *done: Record) -> dict[str, float]:
-    """What all points of a run are likely to take when some records are there."""
+    """Seconds that all points of a run are likely to take when some records are there."""
     return plan_s(work_items.groups_of(run.points), work_items.Progress(run.config.protocol, done), run.config, speed)
 
 

@@ -25,7 +25,7 @@ from tests.helpers.made_runs import tiny
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-    """What would be said on the terminal; SIGINT is what Python makes of it, also under a runner that ignores it."""
+    """The texts that the terminal would get; SIGINT is what Python makes of it, also under a runner that ignores it."""
     said: list[bytes] = []
     write = os.write
 

@@ -34,7 +34,7 @@ def small() -> Prepared:
 
 
 def all_ok(site: Site, *but: tuple[str, int]) -> bool:
-    """Whether everything was timed, apart from some points."""
+    """True if everything was timed, apart from some points."""
     return all(found == {"ok"} for key, found in site.statuses().items() if key not in but)
 
 

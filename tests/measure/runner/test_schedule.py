@@ -59,7 +59,7 @@ def run() -> Prepared:
 
 
 def items(run: Prepared, which: int, round_: int, *done: Record) -> tuple[work_items.WorkItem, ...]:
-    """What is left of a group in a round when some records are there."""
+    """The rest of a group in a round when some records are there."""
     group = work_items.groups_of(run.points)[which]
     return items_of(group, round_, run.config, work_items.Progress(run.config.protocol, done))
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
+from hyperbench.measure.worker.fingerprints import bits_of, difference, fingerprint_of
 from hyperbench.measure.worker.gate import properties
-from hyperbench.measure.worker.gate.fingerprints import bits_of, difference, fingerprint_of
 from hyperbench.measure.worker.gate.gate import Gate
 from hyperbench.measure.worker.gate.result_check import ResultCheck
 from hyperbench.measure.worker.subject import GroupInputs

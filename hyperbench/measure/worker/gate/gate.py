@@ -23,6 +23,7 @@ from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.failures import classify
+from hyperbench.measure.worker.fingerprints import bits_of, fingerprint_of
 from hyperbench.measure.worker.gate.at_point import examine_at_point
 from hyperbench.measure.worker.gate.backward_properties import (
     Grads,
@@ -33,7 +34,6 @@ from hyperbench.measure.worker.gate.backward_properties import (
     other_grad_output,
 )
 from hyperbench.measure.worker.gate.checks import changed_in_place, replaced
-from hyperbench.measure.worker.gate.fingerprints import bits_of, fingerprint_of
 from hyperbench.measure.worker.gate.properties import examine, examine_exact_gradients, probe_point
 from hyperbench.measure.worker.gate.result_check import ResultCheck
 from hyperbench.measure.worker.memory import MemoryPeak

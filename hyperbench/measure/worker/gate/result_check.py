@@ -11,7 +11,7 @@ from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
-from hyperbench.measure.worker.gate.fingerprints import Fingerprint, difference
+from hyperbench.measure.worker.fingerprints import Fingerprint, difference
 
 #: Work that goes on for this part of the call after its end, and for so many milliseconds, is no delay of the host's.
 _LEFT_SHARE = 0.1
