@@ -68,7 +68,7 @@ def run(
       hyperbench run sweep=smoke
       hyperbench run sweep=seq_len is_causal=true out=results/runs/mine
       hyperbench run shape.seq_len=4096,8192 method.hyper.block_size=128,256
-      hyperbench run method=[flash2,hyper,uniform] input=gaussian,clustered_values
+      hyperbench run method=\\[flash2,hyper,uniform] input=gaussian,clustered_values
       hyperbench run sweep=fig4 --dry-run
 
     `hyperbench list keys` shows every key. A run that was killed goes on with the same command and --resume. Ctrl-C

@@ -252,7 +252,7 @@ def _logits_are_small(q: Tensor, keys_and_values: Tensor, scale: float) -> bool:
     """True if no logit's exponential nor its product with a value can overflow or vanish, by the rows' norms alone.
 
     There is no need then to look for each row's maximum. A value row whose length is finite, and so its square,
-    has room for 32 bits more; whatever is not a number is not small.
+    has space for 32 bits more; whatever is not a number is not small.
     """
     key, value = torch.linalg.vector_norm(keys_and_values, dim=2).amax(1).tolist()
     query = torch.linalg.vector_norm(q, dim=1).amax().item()

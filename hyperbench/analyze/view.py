@@ -134,7 +134,7 @@ def parameters(frame: pd.DataFrame, method: str, without: Sequence[str] = ()) ->
 
 
 def meanings(view: View, without: Sequence[str] = ()) -> list[str]:
-    """Notes on the methods, where a title has no room for them, on the letters of parameters, and on methods that are
+    """Notes on the methods, where a title has no space for them, on the letters of parameters, and on methods that are
     not causal in q.
 
     As far as they occur; parameters in `without` are on an axis. The texts are not escaped.

@@ -16,7 +16,7 @@ from rich.progress import (
 from hyperbench.stats.samples import median
 from hyperbench.store.schema import Record, Timing
 
-#: Room that a bar leaves for the bar itself, the percentage and two times.
+#: Space that a bar leaves for the bar itself, the percentage and two times.
 _BAR_CHARS = 44
 _LABEL_CHARS = (16, 60)
 

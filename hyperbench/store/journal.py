@@ -49,7 +49,7 @@ class Journal:
             os.ftruncate(self._fd, size)
             raise StoreError(
                 f"cannot write the journal {self.path}: {error.strerror}; it holds what was measured before, and"
-                " --resume goes on when there is room"
+                " --resume goes on when there is space"
             ) from None
 
     def close(self) -> None:

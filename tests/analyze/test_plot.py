@@ -15,7 +15,7 @@ from tests.helpers.figure_reading import Page
 from tests.helpers.synthetic_runs import MakeRun, failed, grid, sweep
 
 _ROOT = Path(__file__).resolve().parents[2]
-_ROOMS = ", ".join(
+_MODULES = ", ".join(
     f"hyperbench.analyze.{p.relative_to(_ROOT / 'hyperbench/analyze').with_suffix('').as_posix().replace('/', '.')}"
     for p in sorted((_ROOT / "hyperbench/analyze").rglob("*.py"))
     if p.stem != "__init__"
@@ -151,7 +151,7 @@ def test_reading_a_run_and_drawing_all_of_it_imports_no_torch(full_run: Path, tm
 import sys, io
 from pathlib import Path
 from rich.console import Console
-import {_ROOMS}
+import {_MODULES}
 from hyperbench.analyze.export import export_run
 from hyperbench.analyze.plot import plot_run
 from hyperbench.analyze.show import run_summary, show_run
@@ -167,7 +167,7 @@ print(sorted(m for m in sys.modules if m.startswith("hyperbench.measure")))
     assert python(code) == "[]\n[]"
 
 
-def test_importing_the_room_that_plots_is_light() -> None:
+def test_importing_the_modules_that_plot_is_light() -> None:
     heavy = ("pandas", "plotly", "numpy", "pyarrow", "torch", "kaleido", "yaml")
     code = f"import sys, hyperbench.analyze.plot; print([m for m in {heavy} if m in sys.modules])"
     assert python(code) == "[]"

@@ -46,12 +46,12 @@ def test_shares_are_parts_of_the_sum_and_add_up_to_one(parts: dict[str, float]) 
 
 
 def test_without_a_stage_there_is_no_sum_and_the_reason_is_told() -> None:
-    lost = stages(POINT, lost={"sort": "no room"})
+    lost = stages(POINT, lost={"sort": "no memory"})
     killed = [r for r in stages(CAUSAL) if r.stage in ("hash", "sort")]
     view = view_from(run_of(*lost, *killed, *stages(point("hyper", 8192, hyper=HYPER))))
     assert view.stages.dropna(subset="sum_ms")["seq_len"].unique().tolist() == [8192]
     assert missing_stages(view.stages) == {
-        POINT.point_id: ["stage sort: error: no room"],
+        POINT.point_id: ["stage sort: error: no memory"],
         CAUSAL.point_id: ["not all stages were timed"],
     }
     assert view.stages.loc[view.stages["sum_ms"].isna(), "share"].isna().all()
@@ -139,7 +139,7 @@ def test_a_table_has_a_row_per_length_and_every_stage_in_it() -> None:
 
 
 def test_a_table_names_what_has_no_time() -> None:
-    (table,) = stage_tables(view_from(run_of(*stages(POINT, lost={"sort": "no room"}))))
+    (table,) = stage_tables(view_from(run_of(*stages(POINT, lost={"sort": "no memory"}))))
     assert table.rows[0][2] == "not whole"
     assert table.columns[3:] == ("hash", "sample", "attend")
 
@@ -152,7 +152,7 @@ def test_an_input_that_varies_is_a_column_of_the_table() -> None:
 
 
 def test_the_stages_of_a_summary_are_strict_json(make_run: MakeRun) -> None:
-    run = make_run([*run_of(*stages(POINT, lost={"sort": "no room"})), *errors(POINT)])
+    run = make_run([*run_of(*stages(POINT, lost={"sort": "no memory"})), *errors(POINT)])
     rows = json.loads(json.dumps(run_summary(run), allow_nan=False))["stages"]
     assert [(row["stage"], row["status"], row["median_ms"] is None) for row in rows] == [
         ("hash", "ok", False), ("sort", "error", True), ("sample", "ok", False), ("attend", "ok", False),

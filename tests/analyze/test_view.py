@@ -110,7 +110,7 @@ def test_a_run_of_failures_says_which() -> None:
 @pytest.mark.parametrize(
     ("value", "status", "message", "told"),
     [
-        (None, Status.OOM, "no room", "oom: no room"),
+        (None, Status.OOM, "no memory", "oom: no memory"),
         (None, Status.TIMEOUT, "", "timeout"),
         (math.nan, Status.OK, "", "not a number"),
     ],
@@ -186,16 +186,16 @@ def test_letters_are_explained_where_they_occur() -> None:
 
 def test_a_reason_is_given_for_every_row_that_is_not_in_order_and_for_no_other() -> None:
     base, p, alone = point("flash2", 1024), point("hyper", 1024, hyper=HYPER), point("hyper", 2048, hyper=HYPER)
-    records: list[Record] = [failed(base, Pass.FORWARD, Status.OOM, "no room")]
+    records: list[Record] = [failed(base, Pass.FORWARD, Status.OOM, "no memory")]
     records += [timing(base, Pass.BACKWARD, 9.0), *errors(p)]
     records += [timing(p, x, hyper_ms(p, x)) for x in PASSES[:2]]
     records += [timing(p, PASSES[2], 1.0, status=Status.THROTTLED), timing(alone, Pass.FORWARD, 1.0)]
     records += [failed(alone, Pass.BACKWARD, Status.ERROR, "")]
     told = {(r["method"], r["seq_len"], r["pass"]): reason(r) for r in view_from(records).timings.to_dict("records")}
     assert told == {
-        ("flash2", 1024, "forward"): "oom: no room",
+        ("flash2", 1024, "forward"): "oom: no memory",
         ("flash2", 1024, "backward"): "",
-        ("hyper", 1024, "forward"): "baseline oom: no room",
+        ("hyper", 1024, "forward"): "baseline oom: no memory",
         ("hyper", 1024, "backward"): "",
         ("hyper", 1024, "forward_backward"): "throttled; baseline missing",
         ("hyper", 2048, "forward"): "baseline missing",

@@ -13,9 +13,9 @@ from hyperbench.commands.progress import Bar, Lines, Quiet, describe, duration, 
 from hyperbench.store.schema import ErrorRow, Pass, Record, Status, Timing
 from tests.helpers.made_records import a_point, a_stage, a_timing, timings
 
-FAILED = a_timing(status=Status.OOM, samples_ms=(), stop_reason=None, message="no [bold]room[/bold]")
+FAILED = a_timing(status=Status.OOM, samples_ms=(), stop_reason=None, message="no [bold]memory[/bold]")
 STAGE = a_stage(a_point(), "hash", 1.0, 2.0, all_stages=("hash", "sort"))
-LOST_STAGE = a_stage(a_point(), "sort", all_stages=("hash", "sort"), status=Status.OOM, message="no room")
+LOST_STAGE = a_stage(a_point(), "sort", all_stages=("hash", "sort"), status=Status.OOM, message="no memory")
 RECORDS: list[Record] = [a_timing(), FAILED, ErrorRow(a_point(), 0, "out_rel_fro", 0.5), STAGE, LOST_STAGE]
 
 
@@ -38,7 +38,7 @@ def test_a_pipe_gets_a_line_for_every_timing_and_stage() -> None:
     timed = [describe(record) for record in (a_timing(), FAILED, STAGE, LOST_STAGE)]
     assert lines == ["estimated time: 2 min", *timed]
     assert "stage hash: 1.5 ms, 2 samples" in timed[2]
-    assert "stage sort: oom: no room" in timed[3]
+    assert "stage sort: oom: no memory" in timed[3]
 
 
 def test_a_terminal_gets_a_bar_and_the_failures() -> None:
@@ -75,7 +75,7 @@ def test_a_description_says_the_median_or_the_reason() -> None:
     assert describe(a_timing(pass_=Pass.BACKWARD)) == (
         "hyper gaussian n=1,024 heads=4 non-causal backward: 1.5 ms, 3 samples"
     )
-    assert describe(FAILED) == "hyper gaussian n=1,024 heads=4 non-causal forward: oom: no [bold]room[/bold]"
+    assert describe(FAILED) == "hyper gaussian n=1,024 heads=4 non-causal forward: oom: no [bold]memory[/bold]"
 
 
 @pytest.mark.parametrize(

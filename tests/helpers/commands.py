@@ -41,7 +41,6 @@ class Answer:
 
 
 Call = Callable[..., Answer]
-
 _answers: dict[str, dict[str, Any]] = {}
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from hyperbench.measure.worker.memory import read_status_bytes
 
-_ROOM_BYTES = 2**26
+_SPARE_BYTES = 2**26
 _WANTED_BYTES = 2**31
 
 
@@ -25,7 +25,7 @@ def wants_memory(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
     """Asks for more memory than the process is allowed from here on."""
     if q.shape[2] >= 128:
         before = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (read_status_bytes("VmSize") + _ROOM_BYTES, before[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (read_status_bytes("VmSize") + _SPARE_BYTES, before[1]))
         try:
             torch.empty(_WANTED_BYTES, dtype=torch.uint8).fill_(1)
         finally:

@@ -1,4 +1,4 @@
-"""The hinge: what was written is read again, what was torn is dropped, what is damaged is refused in one line."""
+"""Run folders: what was written is read again, what was torn is dropped, what is damaged is refused in one line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ WHOLE_OR_NULL = {
 NUMBERS = {"value", "exact_equivalent_flops", "executed_flops"}
 SOME: list[Record] = [
     a_timing(),
-    a_timing(a_point(hyper={}), status=Status.OOM, samples_ms=(), stop_reason=None, message='no "room", sorry'),
+    a_timing(a_point(hyper={}), status=Status.OOM, samples_ms=(), stop_reason=None, message='no "memory", sorry'),
     ErrorRow(a_point(), 3, "out_rel_fro", float("inf")),
     # As journals of the first version of the schema have it.
     a_stage(a_point(), "hash", 0.25),
@@ -202,14 +202,14 @@ def test_a_failed_append_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatc
 
     def fills_up(fd: int, data: memoryview) -> int:
         if len(data) < 100:
-            raise OSError(errno.ENOSPC, "no space left on device")
+            raise OSError(errno.ENOSPC, "no memory left on device")
         return write(fd, data[:-50])
 
     with Journal(path) as journal:
         journal.append(SOME[0])
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", fills_up)
-            with pytest.raises(StoreError, match=r"cannot write .*no space left"):
+            with pytest.raises(StoreError, match=r"cannot write .*no memory left"):
                 journal.append(SOME[2])
         assert read_journal(path) == [SOME[0]]
         assert path.read_bytes().endswith(b"\n")
@@ -340,7 +340,7 @@ def test_the_tables_say_what_the_records_say(tmp_path: Path) -> None:
     assert (row["block_size"], row["sampling"], row["pairing"]) == (256, "stratified", None)
     assert (row["stage"], pd.isna(row["position"]), pd.isna(row["num_stages"])) == ("", True, True)
     assert (row["pass"], row["status"], row["stop_reason"]) == ("forward", "ok", "precision")
-    assert (failed["status"], failed["n_samples"], failed["message"]) == ("oom", 0, 'no "room", sorry')
+    assert (failed["status"], failed["n_samples"], failed["message"]) == ("oom", 0, 'no "memory", sorry')
     assert pd.isna(failed["median_ms"])
     assert pd.isna(failed["block_size"])
     error, stage = run.errors.to_dict("records")[0], run.stages.to_dict("records")[0]
@@ -355,14 +355,14 @@ def test_a_stage_has_its_place_its_samples_and_its_rounds(tmp_path: Path) -> Non
     rows = [
         a_stage(a_point(), "sort", 1.0, 2.0, 4.0, all_stages=names, stop_reason=StopReason.BUDGET),
         a_stage(a_point(), "sort", 3.0, all_stages=names, round=1),
-        a_stage(a_point(), "hash", all_stages=names, status=Status.OOM, message="no room"),
+        a_stage(a_point(), "hash", all_stages=names, status=Status.OOM, message="no memory"),
     ]
     run = load_run(make_run(tmp_path / "run", b"".join(map(line_of, rows))))
     sort, again, hashed = run.stages.to_dict("records")
     assert (sort["position"], sort["num_stages"], sort["round"], again["round"]) == (1, 2, 0, 1)
     assert (sort["n_samples"], sort["median_ms"], sort["ci_low_ms"], sort["ci_high_ms"]) == (3, 2.0, 1.0, 4.0)
     assert (sort["protocol"], sort["stop_reason"]) == ("strict", "budget")
-    assert (hashed["status"], hashed["message"]) == ("oom", "no room")
+    assert (hashed["status"], hashed["message"]) == ("oom", "no memory")
     assert pd.isna(hashed["median_ms"])
 
 

@@ -67,6 +67,7 @@ def test_nor_in_other_dtypes_and_head_sizes(arguments: tuple[str, ...]) -> None:
     check_resources(kernels(*arguments))
 
 
+@pytest.mark.slow
 def test_tensor_cores(usual: list[dict[str, Any]]) -> None:
     """wgmma on sm_90; mma.sync fed by cp.async on sm_80."""
     for row in usual:
@@ -85,12 +86,14 @@ def test_float32_stays_off_tensor_cores() -> None:
 
 
 def test_the_printed_table() -> None:
+    """Of one architecture and head size: nothing spills, and products of matrices use tensor cores."""
     code, text = table("--arch", "90", "--head-dim", "64")
     lines = text.splitlines()
     assert code == 0
     assert lines[0].startswith("Triton ")
     assert {line.split()[1] for line in lines[2:]} == KERNELS
     assert {line.split()[0] for line in lines[2:]} == {"sm_90"}
+    assert PRODUCTS <= {line.split()[1] for line in lines[2:] if line.endswith("wgmma")}
 
 
 @pytest.mark.parametrize("arguments", [("--arch", "75"), ("--dtype", "fp64"), ("--head-dim", "0")])

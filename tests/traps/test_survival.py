@@ -93,15 +93,15 @@ def test_a_full_disk_is_one_line_and_the_journal_ends_with_a_whole_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / run_folder.JOURNAL
-    room = 50
+    space_left = 50
     write = os.write
 
     def fills(fd: int, data: Any) -> int:
-        nonlocal room
-        if room == 0:
+        nonlocal space_left
+        if space_left == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        done = write(fd, bytes(data)[:room])
-        room -= done
+        done = write(fd, bytes(data)[:space_left])
+        space_left -= done
         return done
 
     with Journal(path) as journal:
@@ -110,7 +110,7 @@ def test_a_full_disk_is_one_line_and_the_journal_ends_with_a_whole_record(
         with pytest.raises(StoreError) as refused:
             journal.append(a_timing(round=1))
     assert Quote("cannot write the journal ...: No space left on device; it holds what was measured before, and "
-                 "--resume goes on when there is room").stands_in(str(refused.value))  # fmt: skip
+                 "--resume goes on when there is space").stands_in(str(refused.value))  # fmt: skip
     assert read_journal(path) == [a_timing(round=0)]
 
 

@@ -34,11 +34,11 @@ def build(view: View) -> go.Figure:
     x_axis = style.seq_len_axis(int(n) for n in rows["seq_len"].unique())
     y_axis = style.log_axis([*rows["ci_low_ms"].dropna(), *rows["ci_high_ms"].dropna()], pad=0.1)
     low, high = y_axis["range"]
-    # Head room for the legends inside the panels; the larger part suffices, since curves rise to the right.
+    # Space for the legends inside the panels; the larger part suffices, since curves rise to the right.
     entries = rows["method"].nunique() + int(rows["median_ms"].isna().any())
     panel_px = _PANEL_PX + _LEGEND_ROW_PX * max(0, entries - 3)
-    room = 0.8 * (_LEGEND_ROW_PX * entries + 12) / panel_px
-    y_axis["range"] = [low, high + room / (1 - room) * (high - low)]
+    space = 0.8 * (_LEGEND_ROW_PX * entries + 12) / panel_px
+    y_axis["range"] = [low, high + space / (1 - space) * (high - low)]
     sheet = Sheet(len(masks), [PASS_LABELS[p] for p in passes], spacing=(0.05, 0.02), legend_in_panels=True)
     for i, is_causal in enumerate(masks, start=1):
         for j, name in enumerate(passes, start=1):

@@ -56,7 +56,7 @@ def error_scale(view: View, metrics: Iterable[str]) -> ErrorScale:
     shown = [v for v in every if math.isfinite(v) and v > exact]
     axis = style.log_axis(shown, pad=0.1, dense_decades=2.5)
     if len(shown) < len(every) or (MAIN_ERROR in rows and rows[MAIN_ERROR].isna().any()):
-        # Room for the marks at the foot.
+        # Space for the marks at the foot.
         low, high = axis["range"]
         axis["range"] = [low - 0.2 * (high - low), high]
     return ErrorScale(axis, exact)

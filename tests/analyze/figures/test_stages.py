@@ -142,7 +142,7 @@ def test_where_the_stages_change_a_new_stack_begins() -> None:
 @given(st.sets(st.sampled_from(LENGTHS)))
 def test_a_length_is_in_a_stack_or_crossed_out_with_its_reason(lost: set[int]) -> None:
     kept = tuple(n for n in LENGTHS if n not in lost)
-    records = [*of_lengths(kept), *of_lengths(tuple(sorted(lost)), lost={"sort": "no room"})]
+    records = [*of_lengths(kept), *of_lengths(tuple(sorted(lost)), lost={"sort": "no memory"})]
     if len(kept) < 2:
         with pytest.raises(DoesNotFitError):
             build(view_from(records))
@@ -152,7 +152,7 @@ def test_a_length_is_in_a_stack_or_crossed_out_with_its_reason(lost: set[int]) -
     marked = crosses(made, 1, 1)
     assert stacked == set(kept)
     assert set(marked) == lost
-    assert all("stage sort: error: no room" in text for text in marked.values())
+    assert all("stage sort: error: no memory" in text for text in marked.values())
     assert ("No stages: hyper at n = " in footer(made)) == bool(lost)
     # No area runs across a length that is missing.
     for trace in areas(made, 1, 1):
@@ -210,7 +210,7 @@ def test_stages_without_a_forward_pass_are_drawn_and_say_so() -> None:
     ("records", "told"),
     [
         (grid(lengths=(1024, 2048)), "this run holds no stages; `hyperbench run sweep=stages`"),
-        (of_lengths((1024, 2048), lost={"sort": "no room"}), "stages .stage sort: error: no room"),
+        (of_lengths((1024, 2048), lost={"sort": "no memory"}), "stages .stage sort: error: no memory"),
         (of_lengths((1024,)), "one seq_len, 1024"),
         (grid(lengths=(1024, 2048), change=lambda t: failed(t.point, t.pass_), staged=True), "status: oom"),
     ],

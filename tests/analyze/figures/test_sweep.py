@@ -96,7 +96,7 @@ def test_an_approximate_method_without_the_parameter_keeps_its_error() -> None:
 @given(st.sets(st.integers(0, 11)))
 def test_every_row_is_on_a_curve_or_a_cross(lost: set[int]) -> None:
     timed = [r for r in sweep("block_size", (64, 128, 256)) if isinstance(r, Timing)]
-    kept = [failed(r.point, r.pass_, Status.OOM, "no room") if i in lost else r for i, r in enumerate(timed)]
+    kept = [failed(r.point, r.pass_, Status.OOM, "no memory") if i in lost else r for i, r in enumerate(timed)]
     view = view_from(kept)
     if len(lost) == len(timed):
         with pytest.raises(DoesNotFitError):
@@ -105,7 +105,7 @@ def test_every_row_is_on_a_curve_or_a_cross(lost: set[int]) -> None:
     fig = build(view)
     for r in kept:
         name = PASS_LABELS[r.pass_]
-        wanted = f"{r.point.method} {name}: oom: no room"
+        wanted = f"{r.point.method} {name}: oom: no memory"
         # What has no block size stands at every one of them.
         for place in (r.point.hyper["block_size"],) if r.point.hyper else (64, 128, 256):
             curve_name = f"{r.point.method}, {name}"

@@ -26,7 +26,7 @@ def error_view(values_: dict[int, list[float | None]], dtype: str = "float32", t
         base, p = point("flash2", n, dtype=dtype), point("hyper", n, dtype=dtype, hyper=HYPER)
         records += [timing(base, x, exact_ms(base, x)) for x in PASSES] + [timing(p, x, hyper_ms(p, x)) for x in PASSES]
         for seed, value in enumerate(draws):
-            status, message = (Status.OK, "") if value is not None else (Status.OOM, "no room")
+            status, message = (Status.OK, "") if value is not None else (Status.OOM, "no memory")
             records.append(ErrorRow(point=p, seed=seed, metric=MAIN_ERROR, value=value, status=status, message=message))
         if trivial:
             records.append(ErrorRow(point=p, seed=0, metric="zero_rel_fro", value=1.0))
@@ -116,16 +116,16 @@ def test_a_draw_without_an_error_is_told_though_others_have_one() -> None:
     view = error_view({1024: [0.3, None, 0.2], 2048: [0.4, 0.4, 0.4]})
     fig = builder("fig4")(view)
     curve = next(t for t in panel(fig, 2, 1) if t.name == "error of hyper")
-    assert "a draw without error: oom: no room" in curve.hovertext[0]
+    assert "a draw without error: oom: no memory" in curve.hovertext[0]
     assert "a draw without error" not in curve.hovertext[1]
-    assert "Draws of hyper without an error at n = 1,024 (oom: no room)." in footer(fig)
+    assert "Draws of hyper without an error at n = 1,024 (oom: no memory)." in footer(fig)
 
 
 def test_a_missing_error_is_a_cross_with_its_reason_and_a_gap_in_the_curve() -> None:
     heights, _, missing = strip(error_view({1024: [0.2], 2048: [None], 4096: [0.4], 8192: [math.inf]}))
     assert [heights[n] is None for n in (1024, 2048, 4096, 8192)] == [False, True, False, True]
     assert set(missing) == {2048, 8192}
-    assert "oom: no room" in missing[2048]
+    assert "oom: no memory" in missing[2048]
     assert "inf" in missing[8192]
 
 

@@ -65,7 +65,7 @@ def test_passes_stand_in_one_order() -> None:
     assert passes_in(["backward", "forward", "backward"]) == ["forward", "backward"]
 
 
-def test_names_are_listed_while_there_is_room() -> None:
+def test_names_are_listed_while_there_is_space() -> None:
     assert style.listed(["hyper", "uniform"], "methods") == "hyper, uniform"
     assert style.listed(["a long name of a method"] * 4, "methods") == "4 methods"
 
@@ -81,7 +81,7 @@ def test_a_name_in_a_legend_is_narrow_low_and_begins_as_it_is(text: str) -> None
 
 
 @pytest.mark.parametrize("name", ["fig4", "times", "sweep"])
-def test_a_very_long_name_of_a_method_leaves_room_for_the_curves(name: str) -> None:
+def test_a_very_long_name_of_a_method_leaves_space_for_the_curves(name: str) -> None:
     method = "a_method_of_a_very_long_name_" * 10
     records = sweep("block_size", (64, 128), methods=(method,)) if name == "sweep" else grid(methods=("flash2", method))
     fig = builder(name)(view_from(records))

@@ -327,7 +327,7 @@ def test_failed_points_are_measured_again_only_on_demand(run: Prepared) -> None:
 def test_an_oom_of_an_earlier_run_is_remembered(run: Prepared) -> None:
     oom = next(p for p in run.points if (p.method, p.seq_len) == ("math", 64))
     site = Site(run)
-    site.journal.records = [Timing(oom, Pass.FORWARD, "quick", 0, Status.OOM, message="no room")]
+    site.journal.records = [Timing(oom, Pass.FORWARD, "quick", 0, Status.OOM, message="no memory")]
     site.run()
     assert site.statuses()["math", 128] == site.statuses()["math", 256] == {"skipped_after_oom"}
     assert site.statuses()["math", 64] == {"oom", "ok"}

@@ -93,9 +93,9 @@ def test_memory_that_runs_out_in_one_part_skips_that_part_of_longer_points(part:
     point = next(p for p in run.points if (p.method, p.seq_len) == ("math", 64))
     name = run.config.protocol.name
     row = {
-        "stages": a_stage(point, "first", all_stages=("first",), protocol=name, status=Status.OOM, message="no room"),
-        "backward": Timing(point, Pass.BACKWARD, name, 0, Status.OOM, message="no room"),
-        "forward": Timing(point, Pass.FORWARD, name, 0, Status.OOM, message="no room"),
+        "stages": a_stage(point, "first", all_stages=("first",), protocol=name, status=Status.OOM, message="no memory"),
+        "backward": Timing(point, Pass.BACKWARD, name, 0, Status.OOM, message="no memory"),
+        "forward": Timing(point, Pass.FORWARD, name, 0, Status.OOM, message="no memory"),
     }[part]
     site = Site(run)
     site.journal.records = [row]

@@ -249,7 +249,7 @@ def test_the_stages_of_hyper_take_its_parameters_and_its_draw() -> None:
 @given(st.lists(st.sampled_from(STAGES)), st.booleans())
 def test_stages_are_finished_when_each_has_a_record(names: list[str], failed: bool) -> None:
     done = [
-        a_stage(POINT, name, all_stages=STAGES, status=Status.OOM, message="no room")
+        a_stage(POINT, name, all_stages=STAGES, status=Status.OOM, message="no memory")
         if failed
         else a_stage(POINT, name, 1.0, all_stages=STAGES)
         for name in names
