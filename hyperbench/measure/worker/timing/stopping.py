@@ -1,7 +1,4 @@
-"""Stopping rules of sampling: objects that are told each time and say whether it is enough.
-
-They know nothing of calls, clocks or turns.
-"""
+"""Stopping rules of sampling: told of each time, they say if it is enough; they know nothing of calls or clocks."""
 
 from __future__ import annotations
 
