@@ -16,16 +16,10 @@ if TYPE_CHECKING:
 
 #: Parameters of methods that have a column of their own; null for a method that lacks them.
 HYPER_COLUMNS = {name: "Int64" if kind is int else "text" for name, kind in PARAMETER_TYPES.items()}
-_SHAPE = dict.fromkeys(("batch", "heads", "kv_heads", "seq_len", "head_dim"), "int64")
 _POINT_HEAD = {
-    "run_id": "text",
-    "point_id": "text",
-    "method": "text",
-    "implementation": "text",
-    "device": "text",
-    "dtype": "text",
+    **dict.fromkeys(("run_id", "point_id", "method", "implementation", "device", "dtype"), "text"),
     "is_causal": "bool",
-    **_SHAPE,
+    **dict.fromkeys(("batch", "heads", "kv_heads", "seq_len", "head_dim"), "int64"),
     **HYPER_COLUMNS,
     "input": "text",
 }
@@ -35,36 +29,18 @@ _STATISTICS = {field.name: "float64" for field in dataclasses.fields(Summary) if
 TABLES: dict[str, dict[str, str]] = {
     "timings": {
         **_POINT_HEAD,
-        "seed": "int64",
-        "pass": "text",
-        "stage": "text",
-        "position": "Int64",
-        "num_stages": "Int64",
-        "protocol": "text",
-        "round": "int64",
-        "status": "text",
-        "stop_reason": "text",
-        "n_samples": "int64",
+        "seed": "int64", "pass": "text", "stage": "text", "position": "Int64", "num_stages": "Int64",
+        "protocol": "text", "round": "int64", "status": "text", "stop_reason": "text", "n_samples": "int64",
         **_STATISTICS,
-        "first_call_ms": "float64",
-        "host_ms": "float64",
-        "memory_before_bytes": "Int64",
-        "peak_memory_bytes": "Int64",
-        "exact_equivalent_flops": "float64",
-        "executed_flops": "float64",
-        "flags": "text",
-        "message": "text",
+        "first_call_ms": "float64", "host_ms": "float64", "memory_before_bytes": "Int64", "peak_memory_bytes": "Int64",
+        "exact_equivalent_flops": "float64", "executed_flops": "float64", "flags": "text", "message": "text",
     },
     "errors": {
         **_POINT_HEAD,
-        "input_seed": "int64",
-        "seed": "int64",
-        "metric": "text",
-        "value": "float64",
-        "status": "text",
+        "input_seed": "int64", "seed": "int64", "metric": "text", "value": "float64", "status": "text",
         "message": "text",
     },
-}
+}  # fmt: skip
 
 
 def build(records: Iterable[Record], run_id: str) -> dict[str, DataFrame]:
@@ -79,11 +55,21 @@ def build(records: Iterable[Record], run_id: str) -> dict[str, DataFrame]:
         else:
             errors[record.key] = record
     codes = {t.point.point_id: t.implementation for t in timings.values() if t.implementation}
-    inputs = _input_names({r.point.point_id: r.point for r in (*timings.values(), *errors.values())})
-    return {
-        "timings": _frame("timings", ((t, _timing_cells(t, codes)) for t in timings.values()), run_id, inputs),
-        "errors": _frame("errors", ((e, _error_cells(e, codes)) for e in errors.values()), run_id, inputs),
-    }
+    kept: list[Record] = [*timings.values(), *errors.values()]
+    inputs = _input_names({record.point.point_id: record.point for record in kept})
+    timed = ((t, {**_timing_cells(t, codes), "input": inputs[t.point.point_id]}) for t in timings.values())
+    told = (
+        (
+            e,
+            {
+                "implementation": codes.get(e.point.point_id),
+                "input_seed": e.point.seed,
+                "input": inputs[e.point.point_id],
+            },
+        )
+        for e in errors.values()
+    )
+    return {"timings": _frame("timings", timed, run_id), "errors": _frame("errors", told, run_id)}
 
 
 def _input_names(points: Mapping[str, Point]) -> dict[str, str]:
@@ -115,9 +101,7 @@ def to_parquet(frame: DataFrame, path: Path) -> None:
     frame.astype(texts).to_parquet(path, index=False)
 
 
-def _frame(
-    table: str, rows: Iterable[tuple[Record, dict[str, Any]]], run_id: str, inputs: Mapping[str, str]
-) -> DataFrame:
+def _frame(table: str, rows: Iterable[tuple[Record, dict[str, Any]]], run_id: str) -> DataFrame:
     """A table of records: a cell is that of the row, else the record's, the point's or its parameter of that name."""
     import pandas as pd
 
@@ -127,7 +111,6 @@ def _frame(
         hyper = {name: point.hyper.get(name) for name in HYPER_COLUMNS}
         known = {**vars(point), **hyper, **vars(record), **cells}
         known.update(run_id=run_id, point_id=point.point_id, method=point.method, status=str(record.status))
-        known["input"] = inputs[point.point_id]
         for name, column in columns.items():
             column.append(known[name])
     kinds = {name: object if kind == "text" else kind for name, kind in TABLES[table].items()}
@@ -140,15 +123,8 @@ def _timing_cells(timing: Timing, codes: dict[str, str]) -> dict[str, Any]:
     code = timing.implementation or (codes.get(timing.point.point_id) if timing.stage else None)
     return {
         **statistics,
-        "n_samples": len(timing.samples_ms),
-        "implementation": code or None,
-        "pass": str(timing.pass_),
+        "n_samples": len(timing.samples_ms), "implementation": code or None, "pass": str(timing.pass_),
         "position": timing.all_stages.index(timing.stage) if timing.stage in timing.all_stages else None,
-        "num_stages": len(timing.all_stages) or None,
+        "num_stages": len(timing.all_stages) or None, "flags": ",".join(timing.flags) or None,
         "stop_reason": str(timing.stop_reason) if timing.stop_reason else None,
-        "flags": ",".join(timing.flags) or None,
-    }
-
-
-def _error_cells(error: ErrorRow, codes: dict[str, str]) -> dict[str, Any]:
-    return {"implementation": codes.get(error.point.point_id), "input_seed": error.point.seed}
+    }  # fmt: skip

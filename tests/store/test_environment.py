@@ -226,6 +226,5 @@ def test_a_change_of_environment_variables_names_those_that_differ() -> None:
     here = {"env_vars": {"MALLOC_TOP_PAD_": "1", "OMP_NUM_THREADS": "1"}, "threads": 1}
     assert changes(there, here, ("threads", "env_vars")) == [
         "threads (2 there, 1 here)",
-        "OMP_NUM_THREADS (unset there, 1 here)",
-        "OMP_PROC_BIND (true there, unset here)",
+        "env_vars (OMP_NUM_THREADS=unset OMP_PROC_BIND=true there, OMP_NUM_THREADS=1 OMP_PROC_BIND=unset here)",
     ]

@@ -74,12 +74,12 @@ class CudaClock:
     def __init__(
         self,
         cuda: Any = torch.cuda,
-        allocate: Callable[[int], Any] | None = None,
+        allocate: Callable[[int], Any] = lambda size: torch.empty(size, dtype=torch.int8, device="cuda"),
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._cuda = cuda
         self._now_s = now_s
-        self._buffer = (allocate or _device_bytes)(2 * l2_bytes(cuda))
+        self._buffer = allocate(2 * l2_bytes(cuda))
         self._cycles_per_ms = self._measure_cycles()
         # By call: the least time of its launch without a sleep before it, and that of the latest, in milliseconds.
         self._launches: MutableMapping[Callable[[], object], tuple[float, float]] = WeakKeyDictionary()
@@ -162,7 +162,3 @@ def l2_bytes(cuda: Any = torch.cuda) -> int:
 def clock_for(device: str) -> Clock:
     """The clock of a device."""
     return CudaClock() if device == "cuda" else CpuClock()
-
-
-def _device_bytes(size: int) -> torch.Tensor:
-    return torch.empty(size, dtype=torch.int8, device="cuda")

@@ -73,8 +73,7 @@ class GroupMeasurement:
                 if self.poisoned:
                     raise
             _release()
-        slow_s = slow_after_s(self._task.protocol)
-        gate = Gate(given, self._memory_peak, self._clock, slow_s, self._report.begin)
+        gate = Gate(given, self._memory_peak, self._clock, slow_after_s(self._task.protocol), self._report.begin)
         passing = []
         for subject in subjects:
             self._report.begin(Work.CHECK, subject.point)
@@ -204,7 +203,8 @@ class GroupMeasurement:
                 gate.check_inputs()
             except Exception as error:  # of the measured code
                 self._report.write_timing(subject, pass_, *self._report.classify(error, subject))
-                self._leave_if_poisoned()
+                if self.poisoned:
+                    raise _Poisoned from None
                 continue
             timed.append((subject, one))
 
@@ -215,15 +215,11 @@ class GroupMeasurement:
         def on_done(index: int) -> None:
             gate.turn(None)
             # At once: a kill while a slower method is still being timed must not lose what is finished.
-            subject, one = timed[index]
-            self._report.timing(subject, pass_, one)
-            self._leave_if_poisoned()
+            self._report.timing(timed[index][0], pass_, timed[index][1])
+            if self.poisoned:
+                raise _Poisoned
 
         take_turns([one for _, one in timed], protocol, protocol.budget_s[pass_], on_turn, on_done)
-
-    def _leave_if_poisoned(self) -> None:
-        if self.poisoned:
-            raise _Poisoned
 
 
 def _release() -> None:

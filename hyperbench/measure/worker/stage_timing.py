@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ Stages = Mapping[str, Callable[[], object]]
 
 @dataclass
 class StageMeasurement:
-    """The stages of a subject that are missing in one round; `report` takes each row as soon as it is finished.
+    """The stages of a subject that are missing in one round.
 
     A stage works on the results of those before it, so that its inputs are used in turn by having all stages several
     times, each time on other values of q, k and v: as many as a pass has copies, fewer where they take much memory or
@@ -40,17 +40,13 @@ class StageMeasurement:
     protocol: ProtocolConfig
     machine: Machine
     report: Report
-    _names: tuple[str, ...] = field(default=(), init=False)
 
-    @property
-    def _budget_s(self) -> float:
-        return self.protocol.budget_s[Pass.FORWARD]
+    def __post_init__(self) -> None:
+        self._budget_s = self.protocol.budget_s[Pass.FORWARD]
+        self._names: tuple[str, ...] = ()
 
     def run(self, inputs: Inputs) -> None:
-        """Run all stages once, hold their result against the method's, then time those that are missing in turns.
-
-        Whatever the measured code raises becomes rows.
-        """
+        """Run all stages once, then time those that are missing; whatever the measured code raises becomes rows."""
         self._begin("")
         try:
             with torch.no_grad():

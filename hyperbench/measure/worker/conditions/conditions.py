@@ -44,9 +44,9 @@ class Conditions:
         self._begun: CpuTimes | None = None
         self._around_s = self._around_others_s = 0.0
         self._elapsed_s = self._others_s = 0.0
-        self._readings: list[GpuReading] = []
-        self._samples: list[int] = []
-        self._mhz: list[float] = []
+        # Each with the number of samples that were taken before it.
+        self._readings: list[tuple[int, GpuReading]] = []
+        self._mhz: float | None = None
 
     def begin_turn(self) -> None:
         """Read what is needed before samples are taken."""
@@ -55,8 +55,7 @@ class Conditions:
     def end_turn(self, samples: int = 0) -> None:
         """Read everything after samples were taken, `samples` with all turns before, while it is still to be seen."""
         if self.gpu is not None:
-            self._readings.append(self.gpu.read())
-            self._samples.append(samples)
+            self._readings.append((samples, self.gpu.read()))
         times, begun = self._now(), self._begun
         self._begun = None
         if begun is not None and (others_s := others_used_s(begun, times)) is not None:
@@ -65,8 +64,8 @@ class Conditions:
             if self._elapsed_s < SHORTEST_S:
                 self._look_around(times)
         # On a machine of many cores this reading takes a while.
-        if not self._mhz and (mhz := self.cpu_mhz()) is not None:
-            self._mhz.append(mhz)
+        if self._mhz is None:
+            self._mhz = self.cpu_mhz()
 
     @property
     def others_share(self) -> float | None:
@@ -93,7 +92,7 @@ class Conditions:
     @property
     def throttle_reasons(self) -> tuple[str, ...]:
         """Reasons for which the clocks of the GPU were held down at any moment, each once."""
-        return tuple(dict.fromkeys(name for reading in self._readings for name in reading.throttle_reasons))
+        return tuple(dict.fromkeys(name for _, reading in self._readings for name in reading.throttle_reasons))
 
     def flags(self) -> list[Flag]:
         """Flags for which the conditions alone are the reason."""
@@ -103,13 +102,11 @@ class Conditions:
 
     def summary(self) -> dict[str, Any]:
         """Plain data for the record; what is not known is left out."""
-        found: dict[str, Any] = {"others_share": _rounded(self.others_share, 3)}
-        if self._mhz:
-            found |= {"cpu_mhz": _rounded(self._mhz[0], 0)}
+        found: dict[str, Any] = {"others_share": _rounded(self.others_share, 3), "cpu_mhz": _rounded(self._mhz, 0)}
         if self._readings:
-            clocks = [r.sm_clock_mhz for r in self._readings if r.sm_clock_mhz is not None]
-            powers = [r.power_w for r in self._readings if r.power_w is not None]
-            degrees = [r.temperature_c for r in self._readings if r.temperature_c is not None]
+            clocks = [r.sm_clock_mhz for _, r in self._readings if r.sm_clock_mhz is not None]
+            powers = [r.power_w for _, r in self._readings if r.power_w is not None]
+            degrees = [r.temperature_c for _, r in self._readings if r.temperature_c is not None]
             found |= {
                 "sm_clock_mhz_first": clocks[0] if clocks else None,
                 "sm_clock_mhz_last": clocks[-1] if clocks else None,
@@ -119,7 +116,7 @@ class Conditions:
                 "throttle_reasons": list(self.throttle_reasons),
                 "gpu_readings": [
                     {"samples": samples, **asdict(reading), "throttle_reasons": list(reading.throttle_reasons)}
-                    for samples, reading in zip(self._samples, self._readings, strict=True)
+                    for samples, reading in self._readings
                 ],
             }
         return {name: value for name, value in found.items() if value is not None}

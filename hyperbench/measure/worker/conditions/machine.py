@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from hyperbench.flops import peak_flops_per_s
 from hyperbench.measure.cpu_load import CpuTimes, read_cpu_times
 from hyperbench.measure.worker.conditions.conditions import Conditions, new_history
@@ -47,8 +49,6 @@ def machine_for(device: str, threads: int) -> Machine:
         fixed["load_average"] = round(os.getloadavg()[0], 2)
     gpu, gpu_name = None, None
     if device == "cuda":
-        import torch
-
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         uuid = getattr(properties, "uuid", None)
         gpu, gpu_name = find_gpu(None if uuid is None else str(uuid)), properties.name

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
-from hyperbench.measure.inputs import Inputs, make_grad_output, make_inputs
+from hyperbench.measure.inputs import make_grad_output, make_inputs
 from hyperbench.measure.messages import Work
 from hyperbench.measure.worker.calls import as_leaves, gradients, without_gradient
 from hyperbench.measure.worker.clock import Clock
@@ -143,8 +143,12 @@ class Gate:
             kept = None
             if self._looks_here(subject):
                 if again:
-                    with _as_far_as_memory_goes(subject, Pass.BACKWARD):
-                        kept = self._under_another(out, leaves)
+                    # The other grad_output lies where that of before lay.
+                    with (
+                        _as_far_as_memory_goes(subject, Pass.BACKWARD),
+                        replaced((self._grad_output,), (other_grad_output(self._grad_output),)),
+                    ):
+                        kept = gradients(out, leaves, self._grad_output)
                 else:
                     subject.unlooked.add(Pass.BACKWARD)
             del out
@@ -157,11 +161,6 @@ class Gate:
         if not errors and exact:
             examine_exact_gradients(subject.method, subject.point)
         return errors
-
-    def _under_another(self, out: Tensor, leaves: Inputs) -> tuple[Tensor | None, ...]:
-        """The gradients of a kept graph under another grad_output, which lies where that of before lay."""
-        with replaced((self._grad_output,), (other_grad_output(self._grad_output),)):
-            return gradients(out, leaves, self._grad_output)
 
     def _run_again(self, subject: Subject, grads: Grads, kept: tuple[Tensor | None, ...] | None) -> None:
         """Measure the memory of both passes on a new graph; hold `kept`, where there is such, against what it gives.

@@ -8,7 +8,6 @@ seen at the very point that is timed: by two calls, none in float64.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -154,13 +153,12 @@ class _Examination:
         self._others: Inputs = make_inputs(dataclasses.replace(probe, seed=probe.seed ^ 1))
 
     def run(self) -> bool | None:
-        """Look for every property; True if outputs depend on no later query, None without a mask or another position.
-
-        Raises IncorrectError on the first that is missing.
-        """
+        """The answer of `examine`, None also where there is no other position."""
         base = self._check_memory()
         if self._is_compared:
-            self._check_exact(base)
+            reference = exact_answer(self._probe, self._inputs, None)
+            accuracy.check_exact(accuracy.output_errors(base, reference), self._probe.dtype)
+            accuracy.check_rows(base, reference, self._probe.dtype)
         if self._probe.seq_len < 2:
             # A single key has all the weight, whatever it and the query are.
             return None
@@ -189,11 +187,6 @@ class _Examination:
             raise IncorrectError(f"{MEMOISED_IN_PLACE} (relative difference {moved:.3g})")
         check_count(first, second, "a second call on the same values", IncorrectError)
         return base
-
-    def _check_exact(self, base: Tensor) -> None:
-        reference = exact_answer(self._probe, self._inputs, None)
-        accuracy.check_exact(accuracy.output_errors(base, reference), self._probe.dtype)
-        accuracy.check_rows(base, reference, self._probe.dtype)
 
     def _check_dependence(self, base: Tensor) -> None:
         """Another q, k or v gives another output, and what the last query gets depends on other positions than its."""
@@ -251,26 +244,21 @@ class _Examination:
 
     def _counted(self, inputs: Inputs) -> tuple[Tensor, int | None]:
         """The method's output, and the number of calls of PyTorch behind it; None where they cannot be seen."""
-        counts: list[int | None] = []
-
-        def call(*tensors: Tensor) -> Any:
-            out, count = counted(lambda: self._call(*tensors))
-            counts.append(count)
-            return out
-
-        return self._ask(*inputs, call=call), counts[0]
+        before = copies(inputs)
+        out, count = counted(lambda: self._call(*inputs))
+        return self._checked(out, inputs, before), count
 
     def _call(self, *tensors: Tensor) -> Any:
         with torch.no_grad():
             return self._method.function(*tensors, is_causal=self._probe.is_causal, **self._probe.hyper)
 
-    def _ask(
-        self, q: Tensor, k: Tensor, v: Tensor, *, finite: bool = True, call: Callable[..., Any] | None = None
-    ) -> Tensor:
-        """The method's output on these inputs, in storage of its own."""
+    def _ask(self, q: Tensor, k: Tensor, v: Tensor, *, finite: bool = True) -> Tensor:
         before = copies((q, k, v))
-        out = (call or self._call)(q, k, v)
-        changed = [n for n, x, y in zip("qkv", (q, k, v), before, strict=True) if not torch.equal(x, y)]
+        return self._checked(self._call(q, k, v), (q, k, v), before, finite=finite)
+
+    def _checked(self, out: object, inputs: Inputs, before: Inputs, *, finite: bool = True) -> Tensor:
+        """The output of a call, in storage of its own, after which the inputs are what they were before."""
+        changed = [n for n, x, y in zip("qkv", inputs, before, strict=True) if not torch.equal(x, y)]
         if changed:
             raise IncorrectError(changed_in_place(changed))
-        return accuracy.check_output(out, q, v, finite=finite).clone()
+        return accuracy.check_output(out, inputs[0], inputs[2], finite=finite).clone()

@@ -1,7 +1,4 @@
-"""From a call to a timing: prepared on copies of its inputs, sampled in turns, judged by samples and conditions.
-
-A pass of a method is timed so, and a stage of its forward pass.
-"""
+"""From a call to a timing: prepared on copies of its inputs, sampled in turns, judged by samples and conditions."""
 
 from __future__ import annotations
 

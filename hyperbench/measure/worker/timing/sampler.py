@@ -161,9 +161,8 @@ def interleave(
             on_done(index)
 
     def sample(index: int) -> None:
-        sampler = samplers[index]
-        if not sampler.done:
-            turn(index, lambda: sampler.take(slice_s))
+        if not samplers[index].done:
+            turn(index, lambda: samplers[index].take(slice_s))
 
     for index, sampler in enumerate(samplers):
         turn(index, sampler.warm_up)
