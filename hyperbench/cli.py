@@ -165,10 +165,7 @@ def compare(
     """
     from hyperbench.commands import compare as command
 
-    code = command.compare(
-        run_a, run_b, methods=methods, fail_on_regression=fail_on_regression, threshold=threshold, as_json=as_json
-    )
-    raise typer.Exit(code)
+    raise typer.Exit(command.compare(run_a, run_b, methods, fail_on_regression, threshold, as_json=as_json))
 
 
 @app.command("list")

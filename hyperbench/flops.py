@@ -17,22 +17,11 @@ _TERA = 1e12
 #: Dense matrix products, in TFLOP/s, from the makers' data sheets: part of the GPU's name, bfloat16 and float16,
 #: float32 (with TF32 where there is such a unit). The first match counts: special names of a family come first.
 _PEAKS: tuple[tuple[str, float, float], ...] = (
-    ("B200", 2250.0, 1125.0),
-    ("GH200", 990.0, 495.0),
-    ("H200", 990.0, 495.0),
-    ("H100 PCIe", 757.0, 379.0),
-    ("H100 NVL", 836.0, 418.0),
-    ("H100", 990.0, 495.0),
-    ("A100", 312.0, 156.0),
-    ("A10G", 125.0, 70.0),
-    ("A10", 125.0, 62.5),
-    ("L40S", 363.0, 183.0),
-    ("L4", 121.0, 60.0),
-    ("RTX 4090", 331.0, 83.0),
-    ("RTX 3090", 143.0, 71.5),
-    ("V100", 125.0, 15.7),
-    ("T4", 65.0, 8.2),
-)
+    ("B200", 2250.0, 1125.0), ("GH200", 990.0, 495.0), ("H200", 990.0, 495.0), ("H100 PCIe", 757.0, 379.0),
+    ("H100 NVL", 836.0, 418.0), ("H100", 990.0, 495.0), ("A100", 312.0, 156.0), ("A10G", 125.0, 70.0),
+    ("A10", 125.0, 62.5), ("L40S", 363.0, 183.0), ("L4", 121.0, 60.0), ("RTX 4090", 331.0, 83.0),
+    ("RTX 3090", 143.0, 71.5), ("V100", 125.0, 15.7), ("T4", 65.0, 8.2),
+)  # fmt: skip
 #: The most that a clock may gain over the data sheet.
 _MARGIN = 1.1
 
@@ -47,11 +36,8 @@ def hyper_flops(point: Point, pass_: Pass) -> float:
 
     Raises KeyError if one of the sizes is not among the parameters.
     """
-    block_size, sample_size, min_seq_len = (int(point.hyper[n]) for n in ("block_size", "sample_size", "min_seq_len"))
-    pairs = hyper_pairs(
-        point.seq_len, block_size, sample_size, min_seq_len, is_causal=point.is_causal,
-        sampling=str(point.hyper.get("sampling")),
-    )  # fmt: skip
+    sizes = (int(point.hyper[name]) for name in ("block_size", "sample_size", "min_seq_len"))
+    pairs = hyper_pairs(point.seq_len, *sizes, is_causal=point.is_causal, sampling=str(point.hyper.get("sampling")))
     return _flops(point, pairs, pass_)
 
 
@@ -60,6 +46,7 @@ def exact_pairs(seq_len: int, *, is_causal: bool) -> float:
     return seq_len * seq_len / (2 if is_causal else 1)
 
 
+@lru_cache(maxsize=4096)
 def hyper_pairs(
     seq_len: int, block_size: int, sample_size: int, min_seq_len: int, *, is_causal: bool, sampling: str = "stratified"
 ) -> float:
@@ -71,13 +58,23 @@ def hyper_pairs(
 
     Raises ValueError on a length or size below 1 (m: below 0).
     """
-    for name, value, low in (
-        ("seq_len", seq_len, 1), ("block_size", block_size, 1), ("sample_size", sample_size, 0),
-        ("min_seq_len", min_seq_len, 1),
-    ):  # fmt: skip
+    lows = {"seq_len": 1, "block_size": 1, "sample_size": 0, "min_seq_len": 1}
+    for (name, low), value in zip(lows.items(), (seq_len, block_size, sample_size, min_seq_len), strict=True):
         if value < low:
             raise ValueError(f"{name} must be at least {low}, got {value}")
-    return _hyper_pairs(seq_len, block_size, sample_size, min_seq_len, is_causal, sampling)
+    every_key_once = block_size >= seq_len or (sampling == "stratified" and sample_size >= seq_len)
+    if seq_len <= min_seq_len or (not is_causal and every_key_once):
+        return exact_pairs(seq_len, is_causal=is_causal)
+    if not is_causal:
+        return float(seq_len * _keys_met(seq_len, block_size, sample_size, sampling))
+    full, rest = divmod(seq_len, min_seq_len)
+    pairs = (full * min_seq_len**2 + rest**2) / 2
+    node_len = min_seq_len
+    while node_len < seq_len:
+        queries = sum(min(node_len, seq_len - start) for start in range(node_len, seq_len, 2 * node_len))
+        pairs += queries * _keys_met(node_len, block_size, sample_size, sampling)
+        node_len *= 2
+    return pairs
 
 
 def work_ratio(
@@ -112,25 +109,6 @@ def above_peak_note(flops: float | None, median_ms: float, peak: float | None) -
 
 def _flops(point: Point, pairs: float, pass_: Pass) -> float:
     return _FLOPS_PER_PAIR * point.batch * point.heads * point.head_dim * pairs * PASS_FACTORS[pass_]
-
-
-@lru_cache(maxsize=4096)
-def _hyper_pairs(
-    seq_len: int, block_size: int, sample_size: int, min_seq_len: int, is_causal: bool, sampling: str
-) -> float:
-    every_key_once = block_size >= seq_len or (sampling == "stratified" and sample_size >= seq_len)
-    if seq_len <= min_seq_len or (not is_causal and every_key_once):
-        return exact_pairs(seq_len, is_causal=is_causal)
-    if not is_causal:
-        return float(seq_len * _keys_met(seq_len, block_size, sample_size, sampling))
-    full, rest = divmod(seq_len, min_seq_len)
-    pairs = (full * min_seq_len**2 + rest**2) / 2
-    node_len = min_seq_len
-    while node_len < seq_len:
-        queries = sum(min(node_len, seq_len - start) for start in range(node_len, seq_len, 2 * node_len))
-        pairs += queries * _keys_met(node_len, block_size, sample_size, sampling)
-        node_len *= 2
-    return pairs
 
 
 def _keys_met(num_keys: int, block_size: int, sample_size: int, sampling: str) -> int:

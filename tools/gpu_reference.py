@@ -50,8 +50,8 @@ _DONE, _FAILED, _USAGE, _INTERRUPTED = 0, 1, 2, 130
 _SPENT = "the budget is spent"
 #: Baseline, is_causal and the speedup meant to be reached on an H100 at n = 131,072, 12 heads, head_dim 64, bfloat16.
 _TARGETS = (
-    ("flash2", False, "120x, on the way to 230x"), ("flash2", True, "20x, on the way to 37x"), ("cudnn", False, "90x"),
-    ("cudnn", True, "15x"),
+    ("flash2", False, "120x, on the way to 230x"), ("flash2", True, "20x, on the way to 37x"),
+    ("cudnn", False, "90x"), ("cudnn", True, "15x"),
 )  # fmt: skip
 
 
@@ -102,9 +102,9 @@ def _reference(args: argparse.Namespace, machine: Machine) -> int:
         if budget_s is not None:
             end_s = _TESTS_SHARE * budget_s if name == "tests" else budget_s - _MARGIN_S
             left_s = end_s - (time.monotonic() - begun_s)
-        if left_s is not None and left_s <= 0:
-            ended[name] = f"not begun: {_SPENT}"
-            continue
+            if left_s <= 0:
+                ended[name] = f"not begun: {_SPENT}"
+                continue
         print(f"\n== {name}", flush=True)
         code = run_until(command, left_s)
         if code == _NO_TESTS and name == "tests" and args.device == "cpu":
@@ -193,15 +193,15 @@ def run_until(command: Sequence[str], limit_s: float | None) -> int | None:
 
 def _draw(runs: Sequence[Path]) -> None:
     """Draw the figures of runs; without plotly the commands that draw them elsewhere are printed."""
-    words = [["plot", "--run", str(run), "--format", "png,html"] for run in runs]
+    lines = [["hyperbench", "plot", "--run", str(run), "--format", "png,html"] for run in runs]
     try:
         importlib.import_module("plotly")
     except ImportError:
         print("\nfigures are left for later, on any machine with plotly and kaleido:")
-        print("\n".join(f"  hyperbench {shlex.join(line)}" for line in words))
+        print("\n".join(f"  {shlex.join(line)}" for line in lines))
     else:
-        for line in words:
-            run_until([sys.executable, "-m", "hyperbench", *line], None)
+        for line in lines:
+            run_until([sys.executable, "-m", *line], None)
 
 
 def target_lines(run: Path, seq_len: int = 131072) -> list[str]:

@@ -13,17 +13,17 @@ from hyperbench.commands.output import print_json, stdout
 def compare(
     run_a: Path,
     run_b: Path | None,
-    *,
     methods: str | None,
-    fail_on_regression: str | None,
+    fail_on: str | None,
     threshold: str | None,
+    *,
     as_json: bool,
 ) -> int:
     """Print the comparison; 1 if a check for regressions was asked for and does not hold.
 
     Raises ValueError on an option that is not allowed, an unreadable folder, or a method that is not there.
     """
-    limit = _percent("--fail-on-regression", fail_on_regression)
+    limit = _percent("--fail-on-regression", fail_on)
     least = _percent("--threshold", threshold)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     comparison = compare_runs(run_a, run_b, names, None if least is None else least / 100.0)

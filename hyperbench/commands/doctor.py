@@ -42,11 +42,8 @@ def examine() -> dict[str, Any]:
     busy = busy_devices()
     request = {
         "methods": [{"name": name, "target": data["_target_"], "hypers": []} for name, data in methods.items()],
-        "inputs": [],
-        "measure_rate": not busy,
-        "diagnose": not busy,
-        "triton": True,
-    }
+        "inputs": [], "measure_rate": not busy, "diagnose": not busy, "triton": True,
+    }  # fmt: skip
     device_files, begun = catalog.entries("device"), read_cpu_times()
     facts = ask_probe(request, {k: str(v) for k, v in device_files["cpu"]["env"].items()})
     device = "cuda" if facts["cuda_available"] else "cpu"
@@ -68,16 +65,11 @@ def examine() -> dict[str, Any]:
     }
     return {
         "ok": not facts["problems"] and all(runnable[name][device] is None for name in ("flash2", "hyper")),
-        "device": device,
-        "environment": {k: v for k, v in found.items() if v is not None},
-        "methods": runnable,
+        "device": device, "environment": {k: v for k, v in found.items() if v is not None}, "methods": runnable,
         "triton_backend": {"runs": facts["triton_backend"] is None, "reason": facts["triton_backend"]},
-        "problems": facts["problems"],
-        "attention_flops_per_s": facts.get("flops_per_s"),
-        "timer": facts.get("timer"),
-        "noise": {**measured, "processes": noise_floor.PROCESSES} if measured else None,
-        "busy": busy,
-    }
+        "problems": facts["problems"], "attention_flops_per_s": facts.get("flops_per_s"), "timer": facts.get("timer"),
+        "noise": {**measured, "processes": noise_floor.PROCESSES} if measured else None, "busy": busy,
+    }  # fmt: skip
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:

@@ -72,14 +72,4 @@ def _keys() -> list[dict[str, str]]:
 
 def _texts(data: dict[str, Any]) -> dict[str, str]:
     leaves = catalog.leaves(data)
-    return {key: _yaml_text(value) for key, value in leaves.items() if key.rpartition(".")[2] not in _NO_KEYS}
-
-
-def _yaml_text(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(_yaml_text(v) for v in value)}]"
-    return str(value)
+    return {key: catalog.yaml_text(value) for key, value in leaves.items() if key.rpartition(".")[2] not in _NO_KEYS}

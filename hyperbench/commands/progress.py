@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hyperbench.stats.samples import median
 from hyperbench.store.schema import Record, Timing
@@ -67,18 +59,13 @@ class Bar(Quiet):
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=10),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            auto_refresh=False,
-        )
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=10), TaskProgressColumn(),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
+            console=console, auto_refresh=False,
+        )  # fmt: skip
         narrowest, widest = _LABEL_CHARS
         self._label_chars = max(narrowest, min(widest, console.width - _BAR_CHARS))
-        self._task: TaskID | None = None
+        self._task = self._progress.add_task("starting", start=False, visible=False)
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -89,19 +76,16 @@ class Bar(Quiet):
 
     def start(self, total_s: float) -> None:
         """Make a bar as long as the run is likely to take."""
-        self._task = self._progress.add_task("starting", total=total_s)
-        self._progress.refresh()
+        self._progress.start_task(self._task)
+        self._progress.update(self._task, total=total_s, visible=True, refresh=True)
 
     def begin(self, label: str) -> None:
         """Name the work that begins."""
-        if self._task is not None:
-            self._progress.update(self._task, description=label[: self._label_chars], refresh=True)
+        self._progress.update(self._task, description=label[: self._label_chars], refresh=True)
 
     def finished(self, cost_s: float) -> None:
         """Move the bar."""
-        if self._task is not None:
-            self._progress.advance(self._task, cost_s)
-            self._progress.refresh()
+        self._progress.update(self._task, advance=cost_s, refresh=True)
 
     def row(self, record: Record) -> None:
         """Print a time that could not be taken."""

@@ -102,16 +102,11 @@ def dry_run_data(prepared: Prepared) -> dict[str, Any]:
     ]
     config = prepared.config
     return {
-        "sweep": config.sweep,
-        "device": config.device.name,
-        "device_reason": config.device.reason,
-        "protocol": config.protocol.name,
-        "passes": list(config.passes),
-        "stages": len(prepared.points) if config.stages else 0,
-        "axes": config.axes,
-        "estimate_s": round(sum(estimates), 3),
-        "points": points,
-    }
+        "sweep": config.sweep, "device": config.device.name, "device_reason": config.device.reason,
+        "protocol": config.protocol.name, "passes": list(config.passes),
+        "stages": len(prepared.points) if config.stages else 0, "axes": config.axes,
+        "estimate_s": round(sum(estimates), 3), "points": points,
+    }  # fmt: skip
 
 
 def print_dry_run(prepared: Prepared, console: Console) -> None:

@@ -54,6 +54,15 @@ def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def yaml_text(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(yaml_text, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """A hint that ends an error message: the nearest allowed name, or nothing if none is near."""
     close = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.6)

@@ -10,19 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.config import catalog
+from hyperbench.config import catalog, types
 from hyperbench.config.catalog import ConfigError, check_name, nearest
 from hyperbench.config.overrides import Overrides, apply, parse
-from hyperbench.config.types import (
-    DeviceConfig,
-    ErrorConfig,
-    ProtocolConfig,
-    check_bool,
-    check_shape,
-    passes_of,
-    stages_of,
-    typed,
-)
+from hyperbench.config.types import DeviceConfig, ErrorConfig, ProtocolConfig
 from hyperbench.store.schema import Point
 
 if TYPE_CHECKING:
@@ -88,15 +79,15 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
     of_device = resolved["device"]
     env = {str(key): str(value) for key, value in of_device["env"].items()}
     device_config = DeviceConfig(device, of_device["dtypes"], of_device["threads"], env, reason)
-    protocol = typed(ProtocolConfig, resolved["protocol"], "protocol")
-    passes = passes_of(resolved["passes"], protocol)
+    protocol = types.typed(ProtocolConfig, resolved["protocol"], "protocol")
+    passes = types.passes_of(resolved["passes"], protocol)
     return RunConfig(
         sweep=_sweep_name(resolved["sweep"]["name"]),
         device=device_config,
         protocol=protocol,
-        error=typed(ErrorConfig, resolved["error"], "error"),
+        error=types.typed(ErrorConfig, resolved["error"], "error"),
         passes=passes,
-        stages=stages_of(resolved["stages"], passes),
+        stages=types.stages_of(resolved["stages"], passes),
         points=_expand(base, {key: values for key, values in axes.items() if key != "input"}, device_config),
         exact_methods=_exact_methods(resolved["method"]),
         axes=axes,
@@ -231,21 +222,14 @@ def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> Point:
         )
     shape = {key: data["shape"][key] for key in _SHAPE_KEYS}
     hyper = {str(key): value for key, value in node.items() if key not in _METHOD_KEYS}
-    check_shape(shape, data["is_causal"], data["seed"], method, hyper)
+    types.check_shape(shape, data["is_causal"], data["seed"], method, hyper)
     check_name("dtype", data["dtype"], device.dtypes)
     try:
         return Point(
-            method=method,
-            target=str(node["_target_"]),
-            device=device.name,
-            dtype=data["dtype"],
-            is_causal=data["is_causal"],
-            input=str(data["input"]["name"]),
-            seed=data["seed"],
-            hyper=hyper,
-            input_params={k: v for k, v in data["input"].items() if k not in ("name", "description")},
-            **shape,
-        )
+            method=method, target=str(node["_target_"]), device=device.name, dtype=data["dtype"],
+            is_causal=data["is_causal"], input=str(data["input"]["name"]), seed=data["seed"], hyper=hyper,
+            input_params={k: v for k, v in data["input"].items() if k not in ("name", "description")}, **shape,
+        )  # fmt: skip
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -253,7 +237,7 @@ def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> Point:
 def _exact_methods(methods: dict[str, Any]) -> frozenset[str]:
     """The methods that claim to be exact. Raises ConfigError unless `exact` is true or false, or not given."""
     for name, node in methods.items():
-        check_bool(f"method.{name}.exact", node.get("exact", False))
+        types.check_bool(f"method.{name}.exact", node.get("exact", False))
     return frozenset(name for name, node in methods.items() if node.get("exact", False))
 
 

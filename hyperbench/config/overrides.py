@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.config import catalog
-from hyperbench.config.catalog import ConfigError, check_name, nearest
+from hyperbench.config.catalog import ConfigError, check_name, nearest, yaml_text
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -81,7 +81,7 @@ def parse(words: Sequence[str]) -> Overrides:
         if key in catalog.GROUPS:
             if action:
                 raise ConfigError(f"{word!r}: choose a {key} by {key}=NAME")
-            groups[key] = [_text(value) for value in _flatten(values)]
+            groups[key] = [yaml_text(value) for value in _flatten(values)]
             if not groups[key]:
                 raise ConfigError(f"{word!r} names no {key}; allowed: {', '.join(catalog.names(key))}")
             for name in groups[key]:
@@ -116,7 +116,7 @@ def apply(settings: Sequence[Setting], cfg: DictConfig) -> None:
                 continue
             there = OmegaConf.select(cfg, key, throw_on_missing=False)
             if setting.action == "+" and there is not None and not isinstance(value, dict | list):
-                raise ConfigError(f"{setting.word!r}: {key} has a value already; set it by {key}={_text(value)}")
+                raise ConfigError(f"{setting.word!r}: {key} has a value already; set it by {key}={yaml_text(value)}")
             OmegaConf.update(cfg, key, value, merge=True, force_add=bool(setting.action))
         except OmegaConfBaseException as error:
             raise ConfigError(f"{setting.word!r}: {' '.join(str(error).split())}") from None
@@ -144,7 +144,7 @@ def _check_mappings(before: Any, after: Any, prefix: str = "") -> None:
         if isinstance(value, dict) and name in after:
             if not isinstance(after[name], dict):
                 raise ConfigError(
-                    f"{prefix}{name}={_text(after[name])} must be a mapping; set its keys"
+                    f"{prefix}{name}={yaml_text(after[name])} must be a mapping; set its keys"
                     f" ({', '.join(f'{prefix}{name}.{key}' for key in value) or 'none'}) one by one"
                 )
             _check_mappings(value, after[name], f"{prefix}{name}.")
@@ -181,11 +181,3 @@ def _plain(value: Any) -> Any:
 
 def _flatten(values: list[Any]) -> list[Any]:
     return [item for value in values for item in (_flatten(value) if isinstance(value, list) else [value])]
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)

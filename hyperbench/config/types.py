@@ -10,6 +10,7 @@ from hyperbench.config.catalog import ConfigError, check_name
 from hyperbench.store.schema import MAX_INT, PARAMETER_TYPES, Pass
 
 _ENDLESS = 1e300
+_PASS_NAMES = ", ".join(Pass)
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 T = TypeVar("T")
 
@@ -52,9 +53,9 @@ class ProtocolConfig:
             elif field.type == "float":
                 check_number(key, value, positive=field.name in ("target_half_width", "timeout_s"))
         if not isinstance(self.budget_s, dict):
-            raise ConfigError(f"protocol.budget_s={self.budget_s} must give seconds for each of {_pass_names()}")
+            raise ConfigError(f"protocol.budget_s={self.budget_s} must give seconds for each of {_PASS_NAMES}")
         for key, value in self.budget_s.items():
-            check_name("protocol.budget_s key", key, list(Pass))
+            check_name("protocol.budget_s key", key, Pass)
             check_number(f"protocol.budget_s.{key}", value)
         if self.max_samples < self.min_samples:
             raise ConfigError(
@@ -111,9 +112,7 @@ class DeviceConfig:
         for name in self.dtypes:
             check_name("device.dtypes", name, DTYPES)
         object.__setattr__(self, "dtypes", tuple(self.dtypes))
-        if self.threads is not None and (
-            isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1
-        ):
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise ConfigError(f"device.threads={self.threads} must be a positive integer or null")
 
 
@@ -134,9 +133,9 @@ def passes_of(value: Any, protocol: ProtocolConfig) -> tuple[str, ...]:
     """The passes to time, in the order of the schema. Raises ConfigError on an unknown pass or one without a budget."""
     chosen = [value] if isinstance(value, str) else value
     if not isinstance(chosen, list) or not chosen:
-        raise ConfigError(f"passes={value} must name at least one of {_pass_names()}")
+        raise ConfigError(f"passes={value} must name at least one of {_PASS_NAMES}")
     for name in chosen:
-        check_name("passes", name, [str(p) for p in Pass])
+        check_name("passes", name, Pass)
         if name not in protocol.budget_s:
             raise ConfigError(f"protocol.budget_s has no budget for {name}; set +protocol.budget_s.{name}=SECONDS")
     return tuple(str(p) for p in Pass if str(p) in chosen)
@@ -191,7 +190,3 @@ def check_number(key: str, value: Any, *, positive: bool = True) -> None:
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _ENDLESS
     if not good or (positive and value == 0):
         raise ConfigError(f"{key}={value} must be a {'positive' if positive else 'non-negative'} number")
-
-
-def _pass_names() -> str:
-    return ", ".join(str(p) for p in Pass)

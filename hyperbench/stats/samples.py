@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 CONFIDENCE = 0.95
-#: With fewer samples no pair of order statistics reaches 95 %; the interval is then (min, max) and covers less.
-MIN_SAMPLES_FOR_INTERVAL = 6
 
 
 @dataclass(frozen=True)
@@ -24,12 +22,6 @@ class Summary:
     p80_ms: float
     min_ms: float
     mad_ms: float
-
-    @property
-    def relative_half_width(self) -> float:
-        """Half the width of the interval, relative to the median; 0 where the median is 0."""
-        width = self.ci_high_ms - self.ci_low_ms
-        return 0.5 * width / self.median_ms if self.median_ms > 0 else 0.0
 
 
 def median(values: Sequence[float]) -> float:
@@ -93,12 +85,7 @@ def summarise(samples_ms: Sequence[float]) -> Summary:
     """All statistics of a list of samples. Raises ValueError if there is none."""
     low, high = median_interval(samples_ms)
     return Summary(
-        n_samples=len(samples_ms),
-        median_ms=median(samples_ms),
-        ci_low_ms=low,
-        ci_high_ms=high,
-        p20_ms=percentile(samples_ms, 20.0),
-        p80_ms=percentile(samples_ms, 80.0),
-        min_ms=float(min(samples_ms)),
-        mad_ms=mad(samples_ms),
-    )
+        n_samples=len(samples_ms), median_ms=median(samples_ms), ci_low_ms=low, ci_high_ms=high,
+        p20_ms=percentile(samples_ms, 20.0), p80_ms=percentile(samples_ms, 80.0),
+        min_ms=float(min(samples_ms)), mad_ms=mad(samples_ms),
+    )  # fmt: skip

@@ -6,6 +6,7 @@ Both tests ask for an effect that matters as well as for significance: with many
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -48,10 +49,7 @@ def trend_p_value(samples: Sequence[float]) -> float:
     score = sum(
         (later > earlier) - (later < earlier) for i, earlier in enumerate(samples) for later in samples[i + 1 :]
     )
-    counts: dict[float, int] = {}
-    for sample in samples:
-        counts[sample] = counts.get(sample, 0) + 1
-    variance = (_pairs(n) - sum(_pairs(count) for count in counts.values())) / 18.0
+    variance = (_pairs(n) - sum(map(_pairs, Counter(samples).values()))) / 18.0
     if score == 0 or variance <= 0:
         return 1.0
     z = (abs(score) - 1) / math.sqrt(variance)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_GIB = 2.0**30
-
 
 @dataclass(frozen=True)
 class Key:
@@ -19,58 +17,25 @@ class Key:
     show: Callable[[Any], str] = str
 
 
-def _filled(value: str) -> bool:
-    return bool(value.strip())
-
-
-def _positive(value: float) -> bool:
-    return value > 0
-
-
-def _gib(value: int) -> str:
-    return f"{value / _GIB:.1f} GiB"
-
-
-def _pairs(value: Mapping[str, object]) -> str:
-    return " ".join(f"{name}={text}" for name, text in value.items())
-
-
+_TEXT = Key(str, lambda value: bool(value.strip()))
+_COUNT = Key(int, lambda value: value > 0)
+_BYTES = Key(int, lambda value: value > 0, lambda value: f"{value / 2**30:.1f} GiB")
+_PAIRS = Key(dict, show=lambda value: " ".join(f"{name}={text}" for name, text in value.items()))
 #: Every key there is; a value may be null where the machine does not tell.
 KEYS: dict[str, Key] = {
-    "machine": Key(str, _filled),
-    "cpu_model": Key(str, _filled),
-    "cpu_count": Key(int, _positive),
-    "affinity": Key(str, _filled),
-    "threads": Key(int, _positive),
-    "parallel": Key(dict, show=_pairs),
-    "memory_total_bytes": Key(int, _positive, _gib),
-    "gpu_name": Key(str, _filled),
-    "gpu_count": Key(int, lambda value: value >= 0),
-    "gpu_memory_bytes": Key(int, _positive, _gib),
-    "driver": Key(str, _filled),
-    "cuda": Key(str, _filled),
-    "cudnn": Key(str, _filled),
-    "torch": Key(str, _filled),
-    "triton": Key(str, _filled),
-    "kernels": Key(dict, show=_pairs),
-    "flash_attn": Key(str, _filled),
-    "python": Key(str, _filled),
-    "os": Key(str, _filled),
-    "hyperbench": Key(str, _filled),
+    "machine": _TEXT, "cpu_model": _TEXT, "cpu_count": _COUNT, "affinity": _TEXT, "threads": _COUNT, "parallel": _PAIRS,
+    "memory_total_bytes": _BYTES,
+    "gpu_name": _TEXT, "gpu_count": Key(int, lambda value: value >= 0), "gpu_memory_bytes": _BYTES,
+    "driver": _TEXT, "cuda": _TEXT, "cudnn": _TEXT, "torch": _TEXT, "triton": _TEXT, "kernels": _PAIRS,
+    "flash_attn": _TEXT, "python": _TEXT, "os": _TEXT, "hyperbench": _TEXT,
     "commit": Key(str, lambda value: all(c in "0123456789abcdef" for c in value)),
-    "dirty": Key(bool),
-    "code": Key(str, _filled),
-    "env_vars": Key(dict, show=_pairs),
+    "dirty": Key(bool), "code": _TEXT, "env_vars": _PAIRS,
     "aa_floor": Key(float, lambda value: 0 <= value < math.inf, lambda value: f"{value:.2%}"),
     "timer_resolution_ns": Key(int, lambda value: value >= 0, lambda value: f"{value:,} ns"),
-    "flush_ratio": Key(float, _positive, lambda value: f"{value:.2f}"),
-    "device": Key(str, _filled),
-    "device_reason": Key(str),
-    "config_hash": Key(str, _filled),
-    "run_id": Key(str, _filled),
-    "started": Key(str, _filled),
-    "schema_version": Key(int, _positive),
-}
+    "flush_ratio": Key(float, lambda value: value > 0, lambda value: f"{value:.2f}"),
+    "device": _TEXT, "device_reason": Key(str),
+    "config_hash": _TEXT, "run_id": _TEXT, "started": _TEXT, "schema_version": _COUNT,
+}  # fmt: skip
 
 #: Keys that must agree for a run to be resumed: numbers of two machines, libraries or states of the code never stand in
 #: one table. The commit is not among them: `code` says whether what is measured has changed.

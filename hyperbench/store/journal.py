@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,7 +13,7 @@ from hyperbench.store.record_json import from_json, to_json
 from hyperbench.store.schema import Record
 
 
-class Journal:
+class Journal(contextlib.AbstractContextManager["Journal"]):
     """The journal of a run, opened for appending; one process at a time may hold it.
 
     A torn last line, left by a process that was killed while writing, is cut before anything is appended.
@@ -30,7 +31,10 @@ class Journal:
         except OSError:
             os.close(self._fd)
             raise StoreError(f"another process is writing to {path}; wait for it, or choose another out=DIR") from None
-        self._cut_torn_line()
+        data = path.read_bytes() if os.fstat(self._fd).st_size else b""
+        if data and not data.endswith(b"\n"):
+            os.ftruncate(self._fd, data.rfind(b"\n") + 1)
+            os.fsync(self._fd)
         fsync_folder(path.parent)
 
     def append(self, record: Record) -> None:
@@ -58,17 +62,8 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> Journal:
-        return self
-
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-    def _cut_torn_line(self) -> None:
-        data = self.path.read_bytes() if os.fstat(self._fd).st_size else b""
-        if data and not data.endswith(b"\n"):
-            os.ftruncate(self._fd, data.rfind(b"\n") + 1)
-            os.fsync(self._fd)
 
 
 def read_journal(path: Path) -> list[Record]:

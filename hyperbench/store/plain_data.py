@@ -87,22 +87,19 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def is_plain(value: Any, levels: int = _MAX_LEVELS) -> bool:
-    """True if JSON gives the value back as it is, and it is nested at most so many levels."""
-    if isinstance(value, dict):
-        return levels > 0 and all(isinstance(k, str) and is_plain(v, levels - 1) for k, v in value.items())
-    if isinstance(value, list):
-        return levels > 0 and all(is_plain(item, levels - 1) for item in value)
+def is_plain(value: Any, levels: int = _MAX_LEVELS, *, only_finite: bool = False) -> bool:
+    """True if JSON gives the value back as it is, and it is nested at most so many levels.
+
+    `only_finite`: and it holds no infinity and no NaN at any level.
+    """
+    if isinstance(value, dict | list):
+        if levels <= 0 or (isinstance(value, dict) and not all(isinstance(key, str) for key in value)):
+            return False
+        items = value.values() if isinstance(value, dict) else value
+        return all(is_plain(item, levels - 1, only_finite=only_finite) for item in items)
+    if isinstance(value, float) and only_finite:
+        return math.isfinite(value)
     return value is None or isinstance(value, str | int | float)
-
-
-def is_finite(value: Any) -> bool:
-    """True if plain data holds no infinity and no NaN at any level."""
-    if isinstance(value, dict):
-        return all(is_finite(item) for item in value.values())
-    if isinstance(value, list):
-        return all(is_finite(item) for item in value)
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def short(value: Any) -> str:

@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -147,7 +146,7 @@ def _machine() -> dict[str, Any]:
 def _repository(folder: Path) -> dict[str, Any]:
     # Only a checkout of this project itself counts, not a repository that an installed copy happens to lie in.
     root = folder.parent
-    if not (root / ".git").exists() or shutil.which("git") is None:
+    if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
     commit = _output(["git", "-C", str(root), "rev-parse", "HEAD"])
     status = _output(["git", "-C", str(root), "status", "--porcelain"])
@@ -155,8 +154,6 @@ def _repository(folder: Path) -> dict[str, Any]:
 
 
 def _driver() -> str | None:
-    if shutil.which("nvidia-smi") is None:
-        return None
     text = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
     return text.splitlines()[0].strip() if text else None
 

@@ -1,8 +1,7 @@
-"""A run's folder: its journal (the truth) and the tables made from it.
+"""A run's folder: config.yaml (resolved), environment.json, journal.jsonl (a line per finished measurement) and tables.
 
-A run's folder holds config.yaml (resolved), environment.json, journal.jsonl (a line per finished measurement) and the
-tables timings and errors as .csv, and as .parquet where pyarrow is installed. The tables can always be made
-again from the journal.
+The tables timings and errors are .csv, and .parquet where pyarrow is installed; they can always be made again from the
+journal.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.store import environment
+from hyperbench.store import environment, tables
 from hyperbench.store.files import StoreError, atomic_write, read_mapping
 from hyperbench.store.journal import read_journal
 from hyperbench.store.schema import Record
@@ -60,8 +59,6 @@ def write_tables(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
     `records` are those of the journal, where they are at hand. Raises StoreError if the disk does not take them.
     """
     run = load_run(run_dir, records)
-    from hyperbench.store import tables
-
     with_parquet = tables.can_write_parquet()
     try:
         for name in tables.TABLES:
@@ -87,11 +84,8 @@ def load_run(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
     """
     path = check_run_folder(run_dir)
     config, found = read_config(path), read_environment(path)
-    from hyperbench.store import tables
-
-    frames = tables.build(
-        read_journal(path / JOURNAL) if records is None else records, str(found.get("run_id") or path.resolve().name)
-    )
+    run_id = str(found.get("run_id") or path.resolve().name)
+    frames = tables.build(read_journal(path / JOURNAL) if records is None else records, run_id)
     return Run(path, config, found, frames["timings"], frames["errors"])
 
 

@@ -15,18 +15,13 @@ from enum import StrEnum
 from typing import Any
 
 from hyperbench.store.plain_data import MAX_INT as MAX_INT
-from hyperbench.store.plain_data import check_types, fits, from_mapping, is_finite, is_plain, short
+from hyperbench.store.plain_data import check_types, fits, from_mapping, is_plain, short
 
 SCHEMA_VERSION = 1
 #: Parameters of methods that have a column of their own in the tables, and their types there.
 PARAMETER_TYPES: dict[str, type[Any]] = {
-    "block_size": int,
-    "sample_size": int,
-    "num_projections": int,
-    "min_seq_len": int,
-    "sampling": str,
-    "pairing": str,
-}
+    "block_size": int, "sample_size": int, "num_projections": int, "min_seq_len": int, "sampling": str, "pairing": str,
+}  # fmt: skip
 #: In the place of a stage's name: all stages of a point, where none could be told apart.
 ALL_STAGES = "all"
 
@@ -134,7 +129,7 @@ class Point:
     @property
     def point_id(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of the resolved configuration."""
-        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def as_dict(self) -> dict[str, Any]:
@@ -205,7 +200,7 @@ class Timing:
                 raise ValueError(f"flags={short(flag)} is unknown; allowed: {', '.join(Flag)}")
         if self.flags and not self.samples_ms:
             raise ValueError("flags are of samples, and a timing without samples has none")
-        if not (is_plain(self.conditions) and is_finite(self.conditions)):
+        if not is_plain(self.conditions, only_finite=True):
             raise ValueError("conditions of a timing must be plain data, finite and not nested deeply")
         if self.all_stages and self.stage not in (*self.all_stages, ALL_STAGES):
             raise ValueError(f"stage={short(self.stage)} must be one of {short(self.all_stages)}")

@@ -16,16 +16,10 @@ if TYPE_CHECKING:
 
 #: Parameters of methods that have a column of their own; null for a method that lacks them.
 HYPER_COLUMNS = {name: "Int64" if kind is int else "text" for name, kind in PARAMETER_TYPES.items()}
-_SHAPE = dict.fromkeys(("batch", "heads", "kv_heads", "seq_len", "head_dim"), "int64")
 _POINT_HEAD = {
-    "run_id": "text",
-    "point_id": "text",
-    "method": "text",
-    "implementation": "text",
-    "device": "text",
-    "dtype": "text",
+    **dict.fromkeys(("run_id", "point_id", "method", "implementation", "device", "dtype"), "text"),
     "is_causal": "bool",
-    **_SHAPE,
+    **dict.fromkeys(("batch", "heads", "kv_heads", "seq_len", "head_dim"), "int64"),
     **HYPER_COLUMNS,
     "input": "text",
 }
@@ -35,36 +29,18 @@ _STATISTICS = {field.name: "float64" for field in dataclasses.fields(Summary) if
 TABLES: dict[str, dict[str, str]] = {
     "timings": {
         **_POINT_HEAD,
-        "seed": "int64",
-        "pass": "text",
-        "stage": "text",
-        "position": "Int64",
-        "num_stages": "Int64",
-        "protocol": "text",
-        "round": "int64",
-        "status": "text",
-        "stop_reason": "text",
-        "n_samples": "int64",
+        "seed": "int64", "pass": "text", "stage": "text", "position": "Int64", "num_stages": "Int64",
+        "protocol": "text", "round": "int64", "status": "text", "stop_reason": "text", "n_samples": "int64",
         **_STATISTICS,
-        "first_call_ms": "float64",
-        "host_ms": "float64",
-        "memory_before_bytes": "Int64",
-        "peak_memory_bytes": "Int64",
-        "exact_equivalent_flops": "float64",
-        "executed_flops": "float64",
-        "flags": "text",
-        "message": "text",
+        "first_call_ms": "float64", "host_ms": "float64", "memory_before_bytes": "Int64", "peak_memory_bytes": "Int64",
+        "exact_equivalent_flops": "float64", "executed_flops": "float64", "flags": "text", "message": "text",
     },
     "errors": {
         **_POINT_HEAD,
-        "input_seed": "int64",
-        "seed": "int64",
-        "metric": "text",
-        "value": "float64",
-        "status": "text",
+        "input_seed": "int64", "seed": "int64", "metric": "text", "value": "float64", "status": "text",
         "message": "text",
     },
-}
+}  # fmt: skip
 
 
 def build(records: Iterable[Record], run_id: str) -> dict[str, DataFrame]:
@@ -79,10 +55,9 @@ def build(records: Iterable[Record], run_id: str) -> dict[str, DataFrame]:
         else:
             errors[record.key] = record
     codes = {t.point.point_id: t.implementation for t in timings.values() if t.implementation}
-    return {
-        "timings": _frame("timings", ((t, _timing_cells(t, codes)) for t in timings.values()), run_id),
-        "errors": _frame("errors", ((e, _error_cells(e, codes)) for e in errors.values()), run_id),
-    }
+    timed = ((t, _timing_cells(t, codes)) for t in timings.values())
+    told = ((e, {"implementation": codes.get(e.point.point_id), "input_seed": e.point.seed}) for e in errors.values())
+    return {"timings": _frame("timings", timed, run_id), "errors": _frame("errors", told, run_id)}
 
 
 def can_write_parquet() -> bool:
@@ -122,15 +97,8 @@ def _timing_cells(timing: Timing, codes: dict[str, str]) -> dict[str, Any]:
     code = timing.implementation or (codes.get(timing.point.point_id) if timing.stage else None)
     return {
         **statistics,
-        "n_samples": len(timing.samples_ms),
-        "implementation": code or None,
-        "pass": str(timing.pass_),
+        "n_samples": len(timing.samples_ms), "implementation": code or None, "pass": str(timing.pass_),
         "position": timing.all_stages.index(timing.stage) if timing.stage in timing.all_stages else None,
-        "num_stages": len(timing.all_stages) or None,
+        "num_stages": len(timing.all_stages) or None, "flags": ",".join(timing.flags) or None,
         "stop_reason": str(timing.stop_reason) if timing.stop_reason else None,
-        "flags": ",".join(timing.flags) or None,
-    }
-
-
-def _error_cells(error: ErrorRow, codes: dict[str, str]) -> dict[str, Any]:
-    return {"implementation": codes.get(error.point.point_id), "input_seed": error.point.seed}
+    }  # fmt: skip

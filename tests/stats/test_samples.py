@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperbench.stats.samples import (
-    MIN_SAMPLES_FOR_INTERVAL,
     mad,
     median,
     median_interval,
@@ -22,6 +21,8 @@ from hyperbench.stats.samples import (
 )
 
 TRIALS = 2000
+#: With fewer samples no pair of order statistics reaches 95 %; the interval is then (min, max) and covers less.
+MIN_SAMPLES_FOR_INTERVAL = 6
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 #: Distribution -> how it is drawn, and its true median.
 DISTRIBUTIONS: dict[str, tuple[Draw, float]] = {
@@ -115,7 +116,6 @@ def test_another_unit_changes_every_statistic_alike(values: list[float], power: 
     one, other = summarise(values), summarise([value * factor for value in values])
     for name in ("median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "p80_ms", "min_ms", "mad_ms"):
         assert getattr(other, name) == pytest.approx(getattr(one, name) * factor, rel=1e-9)
-    assert other.relative_half_width == pytest.approx(one.relative_half_width, rel=1e-9)
 
 
 @given(st.floats(0, 1e12), st.integers(1, 40))
@@ -123,7 +123,6 @@ def test_equal_samples_have_no_spread(value: float, count: int) -> None:
     found = summarise([value] * count)
     assert {found.median_ms, found.ci_low_ms, found.ci_high_ms, found.p20_ms, found.p80_ms, found.min_ms} == {value}
     assert found.mad_ms == 0
-    assert found.relative_half_width == 0
 
 
 @given(st.floats(0, 1e12))
@@ -136,7 +135,6 @@ def test_two_modes_make_a_wide_interval_around_the_median() -> None:
     found = summarise([1.0] * 10 + [9.0] * 10)
     assert (found.ci_low_ms, found.median_ms, found.ci_high_ms) == (1.0, 5.0, 9.0)
     assert (found.mad_ms, found.p20_ms, found.p80_ms) == (4.0, 1.0, 9.0)
-    assert found.relative_half_width == pytest.approx(0.8)
 
 
 @given(samples, st.floats(0, 100))

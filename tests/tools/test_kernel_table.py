@@ -93,7 +93,7 @@ def test_the_printed_table() -> None:
     assert lines[0].startswith("Triton ")
     assert {line.split()[1] for line in lines[2:]} == KERNELS
     assert {line.split()[0] for line in lines[2:]} == {"sm_90"}
-    assert PRODUCTS <= {line.split()[1] for line in lines[2:] if line.endswith("wgmma")}
+    assert {line.split()[1] for line in lines[2:] if "wgmma" in line} >= PRODUCTS
 
 
 @pytest.mark.parametrize("arguments", [("--arch", "75"), ("--dtype", "fp64"), ("--head-dim", "0")])

@@ -56,7 +56,7 @@ class Hyper:
 
     def check(self, hyper: dict[str, Any]) -> None:
         """Raise ValueError on a parameter out of its range."""
-        self._made({name: value for name, value in hyper.items() if name != "seed"})
+        self._made(hyper)
 
     def executed_flops(self, point: Point, pass_: Pass) -> float:
         """Operations executed at a point, from its configuration."""
@@ -76,12 +76,11 @@ class Hyper:
         return "" if name == "triton" or point.device != "cuda" else f"the {name} backend ran: {reason}"
 
     def _backend(self, point: Point) -> tuple[str, str]:
-        hyper = {name: value for name, value in point.hyper.items() if name != "seed"}
         dtype = getattr(torch, point.dtype)
-        return backend_for(point.device, dtype, point.head_dim, point.head_dim, self._made(hyper))
+        return backend_for(point.device, dtype, point.head_dim, point.head_dim, self._made(point.hyper))
 
     def _made(self, hyper: dict[str, Any]) -> HyperAttentionParams:
-        return dataclasses.replace(self._params, **hyper)
+        return dataclasses.replace(self._params, **{name: value for name, value in hyper.items() if name != "seed"})
 
 
 def _named(backend: str, device: str) -> str:

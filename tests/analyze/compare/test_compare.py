@@ -444,7 +444,7 @@ def test_the_data_is_strict_json_and_holds_every_row(tmp_path: Path, capsys: pyt
     b = write_run(tmp_path / "b", [*awkward("two"), *sweep("two", slowed={1024: 2.0})])
     found = compare(a, b)
     asked: dict[str, Any] = {"methods": None, "threshold": None, "as_json": True}
-    assert command.compare(a, b, fail_on_regression="5", **asked) == 1
+    assert command.compare(a, b, fail_on="5", **asked) == 1
     data = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert data["verdict"] == found.headline()
     assert data["counts"] == {"same": 8, "faster": 0, "slower": 4, "ambiguous": 1}

@@ -68,7 +68,7 @@ class StoppingRule:
         return self._ordered[middle] if odd else 0.5 * self._ordered[middle - 1] + 0.5 * self._ordered[middle]
 
     def _relative_half_width(self) -> float:
-        """Half the order-statistic interval of the median over the median, as `stats.Summary` has it."""
+        """Half the width of the order-statistic interval of the median, over the median."""
         rank = max(median_interval_rank(len(self._ordered)), 1)
         width, middle = self._ordered[-rank] - self._ordered[rank - 1], self._median()
         return 0.5 * width / middle if middle > 0 else 0.0
