@@ -22,7 +22,7 @@ from hyperbench.measure.worker.memory import MemoryPeak
 from hyperbench.measure.worker.report import Emit, Report
 from hyperbench.measure.worker.stage_timing import StageMeasurement
 from hyperbench.measure.worker.subject import GroupInputs, Subject
-from hyperbench.measure.worker.timing.passes import TimedPass, prepare_pass, take_turns
+from hyperbench.measure.worker.timing.passes import TimedCall, prepare_pass, take_turns
 from hyperbench.store.schema import Pass, Status
 
 _BACKWARD = (Pass.BACKWARD, Pass.FORWARD_BACKWARD)
@@ -188,7 +188,7 @@ class GroupMeasurement:
 
         Raises _Poisoned as soon as one leaves the device unusable: the rows of the others are still to be measured.
         """
-        timed: list[tuple[Subject, TimedPass]] = []
+        timed: list[tuple[Subject, TimedCall]] = []
         protocol, copies = self._task.protocol, [given.inputs]
         for subject in subjects:
             if pass_ in subject.failed:

@@ -47,7 +47,7 @@ class StageMeasurement:
 
     def run(self, inputs: Inputs) -> None:
         """Run all stages once, then time those that are missing; whatever the measured code raises becomes rows."""
-        self._begin("")
+        self.report.begin(Work.STAGES, self.subject.point)
         try:
             with torch.no_grad():
                 sets = self._prepare(inputs)
@@ -60,7 +60,7 @@ class StageMeasurement:
             timed,
             self.protocol,
             self._budget_s,
-            lambda index: self._begin(names[index]),
+            lambda index: self.report.begin(Work.STAGES, self.subject.point, stage=names[index]),
             lambda index: self.report.timing(self.subject, Pass.FORWARD, timed[index], names[index], self._names),
         )
 
@@ -98,9 +98,6 @@ class StageMeasurement:
 
     def _missing(self) -> list[str]:
         return [name for name in self._names if name not in self.subject.item.timed_stages]
-
-    def _begin(self, name: str) -> None:
-        self.report.begin(Work.STAGES, self.subject.point, stage=name)
 
     def _fail_all(self, status: Status, message: str) -> None:
         """A row for each stage that was to be timed, or one for all where their names are not known."""

@@ -17,7 +17,7 @@ from hyperbench.measure.worker.calls import in_turn, number_of_copies, rotated, 
 from hyperbench.measure.worker.conditions.conditions import Conditions
 from hyperbench.measure.worker.conditions.gpu_sensors import GpuReading
 from hyperbench.measure.worker.gate.result_check import ResultCheck
-from hyperbench.measure.worker.timing.passes import TimedPass, prepare_pass
+from hyperbench.measure.worker.timing.passes import TimedCall, prepare_pass
 from hyperbench.store.schema import Flag, Pass, Status
 from tests.helpers.fake_clock import FakeClock
 from tests.helpers.made_records import a_point
@@ -70,7 +70,7 @@ def unwatched(clock: FakeClock, call: Callable[[], object], period: int) -> Resu
 def prepared(
     pass_: Pass, clock: FakeClock, method: Any = None, *, forward_ms: float = 0.0, reasons: tuple[str, ...] = (),
     **protocol: Any,
-) -> TimedPass:  # fmt: skip
+) -> TimedCall:  # fmt: skip
     """A pass ready to be sampled."""
     changes = {"input_copies": 4, "input_copies_bytes": 1 << 20, "min_samples": 10, "max_samples": 40, **protocol}
     config = dataclasses.replace(tiny().config.protocol, **changes)
@@ -80,7 +80,7 @@ def prepared(
     )  # fmt: skip
 
 
-def sampled(timed: TimedPass) -> TimedPass:
+def sampled(timed: TimedCall) -> TimedCall:
     """The same, sampled to the end."""
     timed.sampler.take(1e9)
     return timed

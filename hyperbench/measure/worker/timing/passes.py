@@ -40,16 +40,29 @@ class Judged:
 
 @dataclass(kw_only=True)
 class TimedCall:
-    """A call under measurement, on a `device`, and its conditions, to which `facts` are added."""
+    """A call under measurement, on a `device`, and its conditions, to which `facts` are added.
+
+    A pass has the check of its results as well, and its captured calls, `graphs`, in graph mode.
+    """
 
     sampler: Sampler
     conditions: Conditions
     facts: dict[str, Any]
     device: str
+    result_check: ResultCheck | None = None
+    graphs: list[GraphedCall] = field(default_factory=list)
 
     def failure(self) -> Exception | None:
-        """The exception that the call raised, if any."""
-        return self.sampler.failure
+        """The reason for no timing: an exception of the call, another answer than before, or a graph's; else None."""
+        found = self.sampler.failure or (None if self.result_check is None else self.result_check.failure)
+        if found is not None:
+            return found
+        try:
+            for graph in self.graphs:
+                graph.check()
+        except Exception as error:  # of the measured code
+            return error.with_traceback(None)
+        return None
 
     def judge(self, executed_flops: float | None = None, peak_flops_per_s: float | None = None) -> Judged:
         """Flags, status and notes of the samples, held against the peak rate where it is known."""
@@ -69,32 +82,8 @@ class TimedCall:
         if note := above_peak_note(executed_flops, median(samples), peak_flops_per_s):
             flags.append(Flag.ABOVE_PEAK)
             notes.append(note)
-        return Judged(
-            Status.THROTTLED if reasons else Status.OK,
-            tuple(str(flag) for flag in Flag if flag in flags),
-            tuple(notes),
-            host_ms,
-        )
-
-
-@dataclass(kw_only=True)
-class TimedPass(TimedCall):
-    """A pass under measurement, and the check of its results; `graphs` are its captured calls in graph mode."""
-
-    result_check: ResultCheck
-    graphs: list[GraphedCall] = field(default_factory=list)
-
-    def failure(self) -> Exception | None:
-        """The reason for no timing: an exception of the call, another answer than before, or a graph's; else None."""
-        found = self.sampler.failure or self.result_check.failure
-        if found is not None:
-            return found
-        try:
-            for graph in self.graphs:
-                graph.check()
-        except Exception as error:  # of the measured code
-            return error.with_traceback(None)
-        return None
+        in_order = tuple(str(flag) for flag in Flag if flag in flags)
+        return Judged(Status.THROTTLED if reasons else Status.OK, in_order, tuple(notes), host_ms)
 
 
 def enough_copies(
@@ -146,7 +135,7 @@ def prepare_pass(
     protocol: ProtocolConfig,
     conditions: Conditions,
     result_check_of: Callable[[Callable[[], object], int], ResultCheck],
-) -> TimedPass:
+) -> TimedCall:
     """A pass of a subject, ready to be sampled on several copies of its inputs in turn.
 
     `copies` begins with the inputs themselves; missing copies are added to it, for the methods that come after as well.
@@ -170,7 +159,7 @@ def prepare_pass(
 
     calls = [call_on(inputs) for inputs in used]
     result_check = result_check_of(calls[0], len(calls))
-    return TimedPass(
+    return TimedCall(
         sampler=Sampler(in_turn([result_check.call, *calls[1:]]), result_check, protocol, budget_s),
         conditions=conditions,
         facts={"input_copies": len(calls), **({"cuda_graph": True} if graphs else {})},
