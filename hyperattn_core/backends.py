@@ -47,8 +47,7 @@ def chosen_backend(
         q: queries (B, H, Nq, D).
         value_dim: Dv; D where only a plan is made.
         params: the estimator's parameters where the call makes a plan; None where it was made before.
-        backend: as the caller gave it.
-        allowed: what the caller may give.
+        backend, allowed: the caller's choice, and those that there are.
         tile_size: queries per tile of the plan, where the caller has one or asks for one.
 
     Raises:

@@ -33,14 +33,8 @@ _setting_order = threading.Lock()
 class BackwardInputs:
     """Inputs of a backward pass; out and lse may be those of attention over more keys than k.
 
-    Attributes:
-        grad_out: (B, H, Nq, Dv).
-        grad_lse: (B, H, Nq), or None where only the output is differentiated.
-        q: queries (B, H, Nq, D).
-        k: keys (B, Hkv, Nk, D).
-        v: values (B, Hkv, Nk, Dv).
-        out: (B, H, Nq, Dv).
-        lse: (B, H, Nq).
+    q, k and v are those of the call, out and grad_out (B, H, Nq, Dv), lse and grad_lse (B, H, Nq); grad_lse is None
+    where only the output is differentiated.
     """
 
     grad_out: Tensor

@@ -16,13 +16,7 @@ _INDEX_LIMIT = 2**31
 
 @dataclass(frozen=True)
 class Packed:
-    """A plan as flat buffers.
-
-    Attributes:
-        data: int32, all indices.
-        weights: float32, the base-2 logarithms of the samples' weights.
-        settings: those it was made with.
-    """
+    """A plan as flat buffers: all indices in int32, the base-2 logarithms of the samples' weights in float32."""
 
     data: Tensor
     weights: Tensor
