@@ -20,7 +20,7 @@ class SummaryError(ValueError):
 def summarise(rows: Sequence[Row], seconds: Mapping[str, Sequence[float]], facts: Mapping[str, Any]) -> dict[str, Any]:
     """The last losses of each attention, a number per seed, and their gap to exact attention's of the same seed.
 
-    `facts` are what was found beside the losses: gradient_errors, share_met and exact_read_with_hyper.
+    `facts` are what was found apart from the losses: gradient_errors, share_met and exact_read_with_hyper.
     """
     first = {(row.attention, row.seed): row for row in reversed(rows)}
     last = {(row.attention, row.seed): row for row in rows}

@@ -1,3 +1,3 @@
-"""hyperbench: time and error of approximate attention beside exact attention."""
+"""hyperbench: time and error of approximate attention alongside exact attention."""
 
 __version__ = "0.1.0"

@@ -62,7 +62,7 @@ def run(
     retry_failed: Annotated[bool, typer.Option(help="With --resume: measure failed points again.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a sweep: times of every pass, and the error beside them.
+    """Measure a sweep: times of every pass, and the error alongside them.
 
     Examples:
       hyperbench run sweep=smoke

@@ -151,7 +151,7 @@ def parse_budget(text: str) -> float | None:
 
 
 def examine(device: str) -> Machine:
-    """Ask a process of its own about the machine, so that no CUDA context of ours stands beside the measurements."""
+    """Ask a process of its own about the machine, so that no CUDA context of ours stands alongside the measurements."""
     python = f"Python {sys.version.split()[0]}"
     if sys.version_info < (3, 11):  # noqa: UP036
         return Machine("", python, f"Python 3.11 or newer is needed, this is {python}")
@@ -205,7 +205,7 @@ def _draw(runs: Sequence[Path]) -> None:
 
 
 def target_lines(run: Path, seq_len: int = 131072) -> list[str]:
-    """Speedups of a run's forward pass beside their targets, one a line; "not measured" where there is none."""
+    """Speedups of a run's forward pass alongside their targets, one a line; "not measured" where there is none."""
     from hyperbench.analyze.joins import add_speedup
     from hyperbench.store.files import StoreError
     from hyperbench.store.run_folder import load_run

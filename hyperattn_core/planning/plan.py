@@ -57,7 +57,7 @@ class LevelPlan:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Everything one call of hyper_attention computes with, beside q, k and v.
+    """Everything one call of hyper_attention computes with, apart from q, k and v.
 
     Attributes:
         params: the parameters it was made with.

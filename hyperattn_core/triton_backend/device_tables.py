@@ -1,4 +1,4 @@
-"""Tables that kernels read beside a plan: made from the sizes of a geometry once and kept on the device."""
+"""Tables that kernels read alongside a plan: made from the sizes of a geometry once and kept on the device."""
 
 from __future__ import annotations
 

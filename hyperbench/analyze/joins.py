@@ -1,4 +1,4 @@
-"""Tables made when read: speedups against a named baseline, errors beside their points, and the refusal to mix."""
+"""Tables made when read: speedups against a named baseline, errors alongside their points, and the refusal to mix."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DoesNotFitError(ValueError):
 
 
 def add_speedup(timings: pd.DataFrame, baseline: str = "flash2") -> pd.DataFrame:
-    """The same rows with the baseline's columns and `speedup`, `speedup_low`, `speedup_high` beside them.
+    """The same rows with the baseline's columns and `speedup`, `speedup_low`, `speedup_high` alongside them.
 
     A row meets the baseline's row of its own shape, masking, pass, stage, input, protocol and round; the speedup is the
     ratio of the medians, its interval base_low / other_high to base_high / other_low. Without a timing on either

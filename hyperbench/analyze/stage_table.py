@@ -1,4 +1,4 @@
-"""Stages of forward passes: rounds combined, beside their sum and the pass as a whole."""
+"""Stages of forward passes: rounds combined, alongside their sum and the pass as a whole."""
 
 from __future__ import annotations
 

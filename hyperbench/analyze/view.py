@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from hyperbench.store.run_folder import Run
 
-#: The error metric that stands beside every time, and the trivial answers that put it in proportion.
+#: The error metric that stands alongside every time, and the trivial answers that put it in proportion.
 MAIN_ERROR = "out_rel_fro"
 TRIVIAL_ERRORS = {"mean_v_rel_fro": "answering mean(v)", "zero_rel_fro": "answering zero"}
 #: The label of numbers of protocol=paper, under the title of a figure and in that of a table.
@@ -42,7 +42,7 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class View:
-    """A run to be shown: `timings` has a row per point and pass with speedup and error columns beside the stored ones.
+    """A run to be shown: `timings` has a row per point and pass with speedup and error columns added.
 
     `stages` has a row per stage of a forward pass, as `stage_table` makes them.
     `descriptions` are those of methods, `exact_methods` those known to be exact, `error_reasons` why a point (by its

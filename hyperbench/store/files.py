@@ -26,7 +26,7 @@ def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside path, then move it there: a reader sees the old file or the new one."""
+    """Let `write` fill a temporary file next to path, then move it there: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)

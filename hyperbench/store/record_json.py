@@ -39,7 +39,7 @@ def from_json(data: Any) -> Record:
 
 
 def _from_old_stage(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a timing from those of an old record of a stage, which had a median beside or without samples."""
+    """The fields of a timing from those of an old record of a stage, which had a median with or without samples."""
     median_ms = fields.pop("median_ms", None)
     if not fields.get("stage"):
         raise ValueError("a record of a stage needs its name")

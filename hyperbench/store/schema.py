@@ -151,7 +151,7 @@ class Timing:
     the whole pass. The stage ALL_STAGES stands for all that have no record of their own: nothing could be told of them.
 
     `first_call_ms` is the wall time of the first such call in the process (compilation, tuning, page faults), never a
-    sample. `host_ms` is the median time after which a call gave the host back, on a device that works beside it.
+    sample. `host_ms` is the median time after which a call gave the host back, on a device that works alongside it.
     `peak_memory_bytes` is above `memory_before_bytes`, what was in use before the call. `flags` say what a reader
     must know before trusting it; `conditions` hold load, clocks, power, temperature and so on during the samples.
     """

@@ -159,7 +159,7 @@ def _hover(row: Mapping[str, Any]) -> str:
 
 
 def _sums(row: Mapping[str, Any]) -> list[str]:
-    """The sum of the stages beside the pass as a whole."""
+    """The sum of the stages alongside the pass as a whole."""
     total = f"sum of the stages {milliseconds(row['sum_ms'])}"
     if is_null(row["forward_ms"]):
         return [total, "forward pass: no time"]

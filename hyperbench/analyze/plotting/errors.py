@@ -1,4 +1,4 @@
-"""The panel of errors below the times: the cost of approximation, on a logarithmic axis beside trivial answers.
+"""The panel of errors below the times: the cost of approximation, on a logarithmic axis alongside trivial answers.
 
 An error is read as a factor: so many times that of answering zero. The axis is therefore logarithmic. An answer that
 is exact to the rounding of its type has no place on it and is marked at the foot, as is one whose error is unknown.

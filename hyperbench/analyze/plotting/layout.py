@@ -135,7 +135,7 @@ def finish(
 ) -> go.Figure:
     """Give a figure its title, the lines of its subtitle and a footer of notes and provenance below the axes.
 
-    Every text is escaped here. `plot_height` is the least height of the axes in px; a long legend beside them makes
+    Every text is escaped here. `plot_height` is the least height of the axes in px; a long legend next to them makes
     them higher, and the footer takes what it needs.
     """
     under = [line for text in subtitle if text for line in _wrap(text, "subtitle")]
@@ -182,7 +182,7 @@ def finish(
 
 
 def _legend_height(fig: go.Figure) -> int:
-    """The height in px of the legend beside the axes; legends inside panels have numbers in their names."""
+    """The height in px of the legend next to the axes; legends inside panels have numbers in their names."""
     entries = [t for t in fig.data if t.showlegend and t.legend in (None, "legend")]
     return _LEGEND_ROW_PX * sum(1 + (t.name or "").count("<br>") for t in entries) + 16
 

@@ -21,8 +21,8 @@ Part = tuple[str, str]
 #: Parts of a call that count no operations, and the rate of approximate attention relative to exact attention's.
 _OVERHEAD_S = 2e-3
 _APPROXIMATE_RATE = 0.5
-#: Seconds of a check beside its calls (measuring memory, comparing, a part of examining the method on short inputs),
-#: and of making an element of the inputs.
+#: Seconds of a check apart from its calls (measuring memory, comparing, a part of examining the method on short
+#: inputs), and of making an element of the inputs.
 _CHECK_S = 0.1
 _ELEMENT_S = 3e-9
 #: Cost of the reference for each query-key pair, in operations that exact attention would do in the same time: its
