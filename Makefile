@@ -66,7 +66,7 @@ reproduce-fig4: $(INSTALLED)
 gpu: export GPU_BUDGET := $(GPU_BUDGET)
 gpu: export OUT := $(OUT)
 gpu:
-	@$(GPU_PYTHON) -m tools.gpu_reference $(if $(call is_on,DRY_RUN),--dry-run) \
+	@"$(GPU_PYTHON)" -m tools.gpu_reference $(if $(call is_on,DRY_RUN),--dry-run) \
 	  $(if $(call is_on,KEEP_GOING),--keep-going) $(if $(call is_on,FRESH),--fresh) --out "$$OUT" $(ARGS)
 
 # ARGS="--candidates --head-dim 64 128" prints more.

@@ -36,7 +36,7 @@ class Conditions:
     gpu: Gpu | None = None
     _: KW_ONLY
     cpus: int = 1
-    cpu_times: Callable[[], CpuTimes] = read_cpu_times
+    cpu_times: Callable[[], CpuTimes] = field(default_factory=lambda: read_cpu_times)
     cpu_mhz: Callable[[], float | None] = read_cpu_mhz
     history: deque[CpuTimes] = field(default_factory=new_history)
 
