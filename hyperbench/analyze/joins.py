@@ -24,7 +24,7 @@ _TAKEN = (
 #: Columns of several rounds as one row.
 _OVER_ROUNDS = {
     "median_ms": "median", "p20_ms": "median", "min_ms": "min", "ci_low_ms": "min", "ci_high_ms": "max",
-    "n_samples": "sum", "peak_memory_bytes": "max",
+    "n_samples": "sum", "peak_memory_bytes": "max", "resident_peak_bytes": "max",
 }  # fmt: skip
 
 

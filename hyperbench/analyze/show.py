@@ -21,8 +21,8 @@ _KEYS = (
     "point_id", "method", "implementation", "device", "dtype", "is_causal", "batch", "heads", "kv_heads", "seq_len",
     "head_dim", "block_size", "sample_size", "num_projections", "min_seq_len", "sampling", "pairing", "input", "seed",
     "pass", "protocol", "status", "n_samples", "median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "first_call_ms",
-    "host_ms", "memory_before_bytes", "peak_memory_bytes", "flags", "baseline_median_ms", "baseline_status",
-    "speedup", "speedup_low", "speedup_high", "message",
+    "host_ms", "memory_before_bytes", "peak_memory_bytes", "resident_peak_bytes", "flags", "baseline_median_ms",
+    "baseline_status", "speedup", "speedup_low", "speedup_high", "message",
 )  # fmt: skip
 _STAGE_KEYS = (
     "point_id", "method", "is_causal", "seq_len", "stage", "status", "n_samples", "median_ms", "ci_low_ms",

@@ -152,8 +152,9 @@ class Timing:
 
     `first_call_ms` is the wall time of the first such call in the process (compilation, tuning, page faults), never a
     sample. `host_ms` is the median time after which a call gave the host back, on a device that works alongside it.
-    `peak_memory_bytes` is above `memory_before_bytes`, what was in use before the call. `flags` say what a reader
-    must know before trusting it; `conditions` hold load, clocks, power, temperature and so on during the samples.
+    `peak_memory_bytes` is the most that PyTorch's allocator held above what it held before the call; on a CPU the
+    resident set of the process rose by `resident_peak_bytes` meanwhile. `memory_before_bytes` was in use before.
+    `flags` say what a reader must know before trusting it; `conditions` hold load, clocks, power and so on.
     """
 
     point: Point
@@ -177,6 +178,7 @@ class Timing:
     stage: str = ""
     all_stages: tuple[str, ...] = ()
     cause: Cause | None = None
+    resident_peak_bytes: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -192,7 +194,7 @@ class Timing:
         for name in ("first_call_ms", "host_ms"):
             if not 0.0 <= (getattr(self, name) or 0.0) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be a non-negative number")
-        for name in ("round", "peak_memory_bytes", "memory_before_bytes"):
+        for name in ("round", "peak_memory_bytes", "memory_before_bytes", "resident_peak_bytes"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be negative")
         for flag in self.flags:

@@ -33,7 +33,8 @@ TABLES: dict[str, dict[str, str]] = {
         "protocol": "text", "round": "int64", "status": "text", "stop_reason": "text", "n_samples": "int64",
         **_STATISTICS,
         "first_call_ms": "float64", "host_ms": "float64", "memory_before_bytes": "Int64", "peak_memory_bytes": "Int64",
-        "exact_equivalent_flops": "float64", "executed_flops": "float64", "flags": "text", "message": "text",
+        "resident_peak_bytes": "Int64", "exact_equivalent_flops": "float64", "executed_flops": "float64",
+        "flags": "text", "message": "text",
     },
     "errors": {
         **_POINT_HEAD,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hyperbench.measure import work_items
 from hyperbench.measure.messages import Message, Task
 from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.group import GroupMeasurement
+from hyperbench.measure.worker.memory import CallCost
 from hyperbench.store.schema import ErrorRow, Status, Timing
 from tests.helpers.fake_clock import FakeClock
 from tests.helpers.made_records import a_point
@@ -22,15 +24,25 @@ HYPER = {"block_size": 8, "sample_size": 8, "num_projections": 3, "min_seq_len":
 
 
 class MemoryPeak:
-    """Each peak is a hundred bytes above what was there."""
+    """Each peak is a hundred bytes above what was there, and the resident set rises by two hundred."""
 
-    def reset(self) -> int:
-        """What is there."""
-        return 1000
+    peak_bytes: int | None = 100
+    resident_peak_bytes: int | None = 200
 
-    def high_bytes(self) -> int | None:
-        """The peak."""
-        return 1100
+    def measure(
+        self, calls: Iterable[Callable[[], Any]], now_s: Callable[[], float]
+    ) -> tuple[list[Any], list[CallCost]]:
+        """Make the calls."""
+        results, costs = [], []
+        for call in calls:
+            start_s = now_s()
+            results.append(call())
+            costs.append(self.cost_of((now_s() - start_s) * 1e3))
+        return results, [*costs, dataclasses.replace(costs[-1], ms=sum(cost.ms for cost in costs))]
+
+    def cost_of(self, ms: float) -> CallCost:
+        """What the next call takes."""
+        return CallCost(ms, 1000, self.peak_bytes, self.resident_peak_bytes)
 
 
 def item(

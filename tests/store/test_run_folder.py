@@ -35,8 +35,8 @@ DOCUMENTED = {
     "timings": [
         *POINT_COLUMNS, "seed", "pass", "stage", "position", "num_stages", "protocol", "round", "status", "stop_reason",
         "n_samples", "median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "p80_ms", "min_ms", "mad_ms", "first_call_ms",
-        "host_ms", "memory_before_bytes", "peak_memory_bytes", "exact_equivalent_flops", "executed_flops", "flags",
-        "message",
+        "host_ms", "memory_before_bytes", "peak_memory_bytes", "resident_peak_bytes", "exact_equivalent_flops",
+        "executed_flops", "flags", "message",
     ],
     "errors": [*POINT_COLUMNS, "input_seed", "seed", "metric", "value", "status", "message"],
 }  # fmt: skip
@@ -48,6 +48,7 @@ WHOLE_OR_NULL = {
     "min_seq_len",
     "memory_before_bytes",
     "peak_memory_bytes",
+    "resident_peak_bytes",
     "position",
     "num_stages",
 }

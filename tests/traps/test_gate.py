@@ -9,6 +9,7 @@ import pytest
 from hyperbench.measure.methods import method
 from hyperbench.measure.work_items import Failure
 from hyperbench.measure.worker.gate import properties
+from hyperbench.measure.worker.memory import CallCost
 from hyperbench.store.schema import Status, Timing
 from tests.helpers.fake_clock import FakeClock
 from tests.helpers.gate_faults import HONEST
@@ -142,10 +143,11 @@ class CountingPeak(MemoryPeak):
     def __init__(self) -> None:
         self.calls = 0
 
-    def high_bytes(self) -> int | None:
-        """The peak."""
+    def cost_of(self, ms: float) -> CallCost:
+        """What the next call takes."""
         self.calls += 1
-        return 1000 + (1000 if self.calls in (1, 3, 4) else 100)
+        self.peak_bytes = 1000 if self.calls in (1, 3, 4) else 100
+        return super().cost_of(ms)
 
 
 def measured_with(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> Measured:

@@ -71,6 +71,8 @@ def main(read_fd: int, write_fd: int) -> None:
         send(write_fd, message)
         stop.check()
 
+    # The profiler, which tells what the allocator does, prints several lines at each use otherwise.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 

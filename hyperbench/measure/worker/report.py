@@ -67,12 +67,16 @@ class Report:
             judged = timed.judge(executed_flops, self.machine.peak_flops_per_s(point.dtype))
             note = subject.method.note(point)
             of_pass = {
-                "peak_memory_bytes": subject.peaks.get(pass_),
                 "exact_equivalent_flops": exact_flops(point, pass_),
                 "executed_flops": executed_flops,
                 "first_call_ms": subject.first_ms.get(pass_),
-                "memory_before_bytes": subject.levels.get(pass_),
             }
+            if cost := subject.costs.get(pass_):
+                of_pass |= {
+                    "peak_memory_bytes": cost.peak_bytes,
+                    "memory_before_bytes": cost.before_bytes,
+                    "resident_peak_bytes": cost.resident_peak_bytes,
+                }
             if (Pass.FORWARD if pass_ is Pass.FORWARD else Pass.BACKWARD) in subject.unlooked:
                 conditions["properties_at_point"] = "skipped"
         self.write_timing(

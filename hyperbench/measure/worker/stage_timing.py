@@ -71,7 +71,7 @@ class StageMeasurement:
         check_stages(out, self.subject.call(*inputs), inputs, self.subject.point.dtype)
         del out
         took_ms = (self.clock.now_s() - start_s) * 1e3
-        kept_bytes = self.subject.peaks.get(Pass.FORWARD, 0)
+        kept_bytes = self.subject.peak_bytes(Pass.FORWARD)
         copies = enough_copies([inputs], self.protocol, self._budget_s, took_ms, kept_bytes)
         return [stages, *(self._run_once(copy)[0] for copy in copies[1:])]
 

@@ -12,6 +12,7 @@ from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.worker.errors.reference import Reference
 from hyperbench.measure.worker.fingerprints import Fingerprint
+from hyperbench.measure.worker.memory import CallCost
 from hyperbench.store.schema import Pass, Point, Status
 
 
@@ -33,21 +34,24 @@ class GroupInputs:
 class Subject:
     """The method of a work item under measurement, with what its check found.
 
-    That is the peak memory of each above the bytes that were in use before (`levels`), how many milliseconds its first
-    call in this process took, which passes failed, and why. `given` is what each pass gave before it was timed,
+    That is what a call of each pass took (`costs`), how many milliseconds its first call in this process took, which
+    passes failed, and why. `given` is what each pass gave before it was timed,
     `causal_in_q` is true if later queries leave earlier outputs alone (None without a causal mask). `unlooked` are the
     passes whose properties were to be looked for at the point itself and were not, for want of time or memory.
     """
 
     item: work_items.WorkItem
     method: registry.Method
-    peaks: dict[Pass, int] = field(default_factory=dict)
-    levels: dict[Pass, int] = field(default_factory=dict)
+    costs: dict[Pass, CallCost] = field(default_factory=dict)
     first_ms: dict[Pass, float] = field(default_factory=dict)
     failed: dict[Pass, tuple[Status, str]] = field(default_factory=dict)
     given: dict[Pass, Fingerprint] = field(default_factory=dict)
     causal_in_q: bool | None = None
     unlooked: set[Pass] = field(default_factory=set)
+
+    def peak_bytes(self, pass_: Pass) -> int:
+        """Peak memory of a pass; 0 where it is not known."""
+        return (self.costs[pass_].peak_bytes or 0) if pass_ in self.costs else 0
 
     @property
     def point(self) -> Point:

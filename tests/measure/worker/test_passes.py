@@ -59,7 +59,7 @@ def conditions(*reasons: str) -> Conditions:
 
 def a_subject(method: Any, forward_ms: float = 0.0) -> Any:
     """A subject as far as its preparation goes."""
-    return SimpleNamespace(call=method, point=a_point(), first_ms={Pass.FORWARD: forward_ms}, peaks={})
+    return SimpleNamespace(call=method, point=a_point(), first_ms={Pass.FORWARD: forward_ms}, peak_bytes=lambda p: 0)
 
 
 def unwatched(clock: FakeClock, call: Callable[[], object], period: int) -> ResultCheck:

@@ -27,6 +27,7 @@ from tests.helpers.fake_clock import FakeClock
 from tests.helpers.fake_worker import STAGES, FakeWorker, Site, dies, hangs
 from tests.helpers.made_records import a_point, a_stage
 from tests.helpers.made_runs import HYPER_DEFAULTS, prepared, tiny
+from tests.helpers.measured_group import MemoryPeak
 
 HYPER = "hyperbench.measure.methods.hyper.hyper"
 SMALL = {**HYPER_DEFAULTS, "block_size": 8, "sample_size": 8, "num_projections": 3, "min_seq_len": 16}
@@ -41,16 +42,11 @@ def remaining(round_: int = 0, done: Iterable[Record] = (), stages: bool = True)
     return work_items.remaining(POINT, config, round_, work_items.Progress(config.protocol, done))
 
 
-class MemoryPeak:
+class UnknownPeak(MemoryPeak):
     """Tells no memory."""
 
-    def reset(self) -> int:
-        """Nothing is there."""
-        return 0
-
-    def high_bytes(self) -> int | None:
-        """Unknown."""
-        return None
+    peak_bytes = None
+    resident_peak_bytes = None
 
 
 class Measured:
@@ -67,7 +63,7 @@ class Measured:
         protocol = dataclasses.replace(config.protocol, **options.get("protocol", {}))
         task = Task((item,), ("forward",), protocol, config.error, options.get("round_", 0), None)
         clock, machine = options.get("clock") or FakeClock(float), options.get("machine")
-        self.measurement = GroupMeasurement(task, self.messages.append, clock, MemoryPeak(), machine)
+        self.measurement = GroupMeasurement(task, self.messages.append, clock, UnknownPeak(), machine)
         gc.freeze()
         self.measurement.run()
         self.records = [m.record for m in self.messages if m.record is not None]

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
 from hyperbench.config.types import ProtocolConfig
-from hyperbench.measure.inputs import make_grad_output, make_inputs
+from hyperbench.measure.inputs import Inputs, make_grad_output, make_inputs
 from hyperbench.measure.messages import Work
 from hyperbench.measure.worker.calls import as_leaves, gradients, without_gradient
 from hyperbench.measure.worker.clock import Clock
@@ -36,7 +35,7 @@ from hyperbench.measure.worker.gate.backward_properties import (
 from hyperbench.measure.worker.gate.checks import changed_in_place, replaced
 from hyperbench.measure.worker.gate.properties import examine, examine_at_point, probe_point
 from hyperbench.measure.worker.gate.result_check import ResultCheck
-from hyperbench.measure.worker.memory import MemoryPeak
+from hyperbench.measure.worker.memory import CallCost, MemoryPeak
 from hyperbench.measure.worker.subject import GroupInputs, Subject
 from hyperbench.store.schema import Pass, Point, Status
 
@@ -47,12 +46,6 @@ _LONGEST_S = 5.0
 _COMPILES_S = 60.0
 #: A forward and a backward pass, in forward passes.
 _FORWARD_PARTS = 4.0
-
-
-class _Call(NamedTuple):
-    level: int
-    high: int | None
-    ms: float
 
 
 def slow_after_s(protocol: ProtocolConfig) -> float:
@@ -104,7 +97,7 @@ class Gate:
         del out
         if self._has_time(first.ms):
             measured = self._measured(call)[1]
-        self._note(subject, Pass.FORWARD, measured)
+        subject.costs[Pass.FORWARD] = measured
         subject.causal_in_q = examine(subject.method, subject.point, exact)
         if base is not None and measured.ms <= self.slow_s * 1e3:
             with _as_far_as_memory_goes(subject, Pass.FORWARD):
@@ -122,15 +115,11 @@ class Gate:
         """
         self._say(subject, Pass.BACKWARD, measures_errors=True)
         leaves = as_leaves(self._inputs)
-        out, built = self._measured(lambda: subject.call(*leaves))
-        # A backward pass takes two to three times its forward pass; the graph is kept for another one.
-        again = self._has_time(_FORWARD_PARTS * built.ms)
-        raw, first = self._measured(partial(gradients, out, leaves, self._grad_output, keep_graph=again))
-        subject.first_ms[Pass.BACKWARD] = first.ms
-        subject.first_ms[Pass.FORWARD_BACKWARD] = built.ms + first.ms
+        out, raw, again = self._both_passes(subject, leaves, self._grad_output, may_keep=True)
+        for pass_ in (Pass.BACKWARD, Pass.FORWARD_BACKWARD):
+            subject.first_ms[pass_] = subject.costs[pass_].ms
         self.check_inputs()
         grads = accuracy.check_grads(raw, self._inputs)
-        self._note_both(subject, built, first)
         subject.given[Pass.BACKWARD] = subject.given[Pass.FORWARD_BACKWARD] = fingerprint_of(grads)
         errors: dict[str, float] = {}
         exact, reference = subject.item.exact, self.given.reference
@@ -168,31 +157,38 @@ class Gate:
         `grads` are those under the grad_output of the point.
         """
         grad_output = self._grad_output if kept is None else other_grad_output(self._grad_output)
-        leaves = as_leaves(self._inputs)
-        out, built = self._measured(partial(subject.call, *leaves))
-        raw, last = self._measured(partial(gradients, out, leaves, grad_output))
-        del out
-        self._note_both(subject, built, last)
+        raw = self._both_passes(subject, as_leaves(self._inputs), grad_output)[1]
         self.check_inputs()
         if kept is not None:
             fresh = accuracy.check_grads(raw, self._inputs)
             check_answers(grads, fresh, self._inputs, subject.method.ignores)
             check_kept(kept, fresh, self._inputs, subject.method, subject.point.dtype)
 
-    def _measured(self, call: Callable[[], Result]) -> tuple[Result, _Call]:
-        level, start_s = self.memory_peak.reset(), self.clock.now_s()
-        result = call()
-        high = self.memory_peak.high_bytes()
-        return result, _Call(level, high, (self.clock.now_s() - start_s) * 1e3)
+    def _measured(self, call: Callable[[], Result]) -> tuple[Result, CallCost]:
+        results, costs = self.memory_peak.measure([call], self.clock.now_s)
+        return results[0], costs[0]
 
-    def _note(self, subject: Subject, pass_: Pass, measured: _Call) -> None:
-        if measured.high is not None:
-            subject.levels[pass_], subject.peaks[pass_] = measured.level, max(0, measured.high - measured.level)
+    def _both_passes(
+        self, subject: Subject, leaves: Inputs, grad_output: Tensor, *, may_keep: bool = False
+    ) -> tuple[Tensor, tuple[Tensor | None, ...], bool]:
+        """The output, the gradients, and whether the graph was kept for another backward pass, for which there is time.
 
-    def _note_both(self, subject: Subject, built: _Call, last: _Call) -> None:
-        self._note(subject, Pass.BACKWARD, last)
-        if built.high is not None and last.high is not None:
-            self._note(subject, Pass.FORWARD_BACKWARD, _Call(built.level, max(built.high, last.high), 0.0))
+        The costs of both passes and of going back are noted.
+        """
+        made: list[Tensor] = []
+        keeps = False
+
+        def calls() -> Iterator[Callable[[], object]]:
+            nonlocal keeps
+            start_s = self.clock.now_s()
+            yield lambda: made.append(subject.call(*leaves))
+            # A backward pass takes two to three times its forward pass.
+            keeps = may_keep and self._has_time(_FORWARD_PARTS * (self.clock.now_s() - start_s) * 1e3)
+            yield lambda: gradients(made[0], leaves, grad_output, keep_graph=keeps)
+
+        (_, raw), (_, last, both) = self.memory_peak.measure(calls(), self.clock.now_s)
+        subject.costs |= {Pass.BACKWARD: last, Pass.FORWARD_BACKWARD: both}
+        return made[0], raw, keeps
 
     def _has_time(self, first_ms: float) -> bool:
         """True if a call whose first one took so long may be made again; on a GPU the first may have compiled."""

@@ -144,7 +144,7 @@ def prepare_pass(
     """
     budget_s = protocol.budget_s[pass_]
     forward_ms = subject.first_ms.get(Pass.FORWARD, 0.0)
-    graph_bytes = subject.peaks.get(Pass.FORWARD_BACKWARD, 0) if pass_ is Pass.BACKWARD else None
+    graph_bytes = subject.peak_bytes(Pass.FORWARD_BACKWARD) if pass_ is Pass.BACKWARD else None
     used = enough_copies(copies, protocol, budget_s, forward_ms, graph_bytes)
     graphs: list[GraphedCall] = []
 
