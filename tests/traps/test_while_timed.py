@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from torch import Tensor
 
 from hyperbench.measure.methods import method
+from hyperbench.measure.worker.timing import other_layers
+from tests.helpers import odd_methods
 from tests.helpers.fake_clock import FakeClock
 from tests.helpers.measured_group import PASSES, Measured, all_of, item, odd
 from tests.helpers.quoted import Quote
@@ -57,6 +60,38 @@ def test_a_graph_that_is_used_up_is_not_timed_as_if_it_were_new() -> None:
     assert Quote(
         "a second backward pass on one graph, under another grad_output, gives another gradient of q than a new graph"
     ).stands_in(found.timings("spends_its_graph")["backward"].message)
+
+
+class Machine:
+    """A machine whose caches hold what was used last: a call right after one of its own takes a fifth of the time."""
+
+    def __init__(self) -> None:
+        self.now_ms = 0.0
+        self.holds: object = None
+
+    def use(self, who: object) -> None:
+        """Take the time of a call."""
+        self.now_ms += 1.0 if self.holds is who else 5.0
+        self.holds = who
+
+
+@pytest.mark.parametrize(("as_paper", "sample_ms"), [(False, 5.0), (True, 1.0)])
+def test_what_is_quick_right_after_itself_alone_is_not_timed_there(
+    as_paper: bool, sample_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine()
+    monkeypatch.setattr(other_layers.OtherLayers, "__call__", lambda self: machine.use("the other layers of a model"))
+
+    def method(*inputs: Tensor, is_causal: bool) -> Tensor:
+        machine.use(method)
+        return odd_methods.exact(*inputs, is_causal=is_causal)
+
+    monkeypatch.setattr(odd_methods, "takes_anything", method)
+    clock = FakeClock(reads_s=lambda: machine.now_ms / 1e3)
+    protocol = {"as_paper": as_paper, "warmup_max_s": 0.1, "budget_s": dict.fromkeys(PASSES, 0.1)}
+    found = Measured(odd("takes_anything"), passes=("forward",), clock=clock, protocol=protocol)
+    samples = found.timings("takes_anything")["forward"].samples_ms
+    assert samples == pytest.approx([sample_ms] * len(samples))
 
 
 def test_each_pass_is_timed_directly_and_none_is_a_sum() -> None:

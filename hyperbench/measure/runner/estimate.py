@@ -14,7 +14,7 @@ from hyperbench.config.types import ProtocolConfig
 from hyperbench.flops import exact_flops, hyper_flops
 from hyperbench.measure import work_items
 from hyperbench.measure.runner.schedule import items_of
-from hyperbench.store.schema import Pass
+from hyperbench.store.schema import Pass, Point
 
 #: (point id, part of its work)
 Part = tuple[str, str]
@@ -30,6 +30,9 @@ _ELEMENT_S = 3e-9
 _ROW_PAIR_FLOPS = 4e3
 _NORM_PAIR_FLOPS = 2.2e4
 _REFERENCE_S = 0.05
+#: Work of other layers before each sample on a CPU (see worker/timing/other_layers): seconds for an entry of the hidden
+#: state, and entries at most.
+_BETWEEN_S, _BETWEEN_ELEMENTS = 2e-8, 2**18
 #: Stages of a method as far as the estimate of time goes; how many there are, only the method knows.
 _TYPICAL_STAGES = 5
 #: The part of the time over which samples are spread that one of several calls in turns fills itself.
@@ -110,12 +113,14 @@ def estimate_s(item: work_items.WorkItem, config: RunConfig, flops_per_s: float)
     call_s = {pass_: _call_s(item, pass_, flops_per_s) for pass_ in Pass}
     both = call_s[Pass.FORWARD_BACKWARD] if any(p != Pass.FORWARD for p in config.passes) else call_s[Pass.FORWARD]
     parts = {"check": _CHECK_S + call_s[Pass.FORWARD] + both * max(1, len(item.seeds))}
+    between_s = _between_s(item.point, protocol)
     for pass_ in item.passes:
-        fitting = min(protocol.max_samples, protocol.budget_s[pass_] / call_s[pass_])
+        fitting = min(protocol.max_samples, protocol.budget_s[pass_] / (call_s[pass_] + between_s))
         # Steady calls reach their precision well before the budget.
         samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
         # Samples are spread over some time, which the methods share.
-        steady_s = max(samples * call_s[pass_], min(protocol.budget_s[pass_], _SHARED * protocol.min_spread_s))
+        least_s = min(protocol.budget_s[pass_], _SHARED * protocol.min_spread_s)
+        steady_s = max(samples * (call_s[pass_] + between_s), least_s)
         parts[str(pass_)] = protocol.budget_s[pass_] if protocol.fixed_time else steady_s
         if pass_ is Pass.BACKWARD:  # its graph is made once
             parts[str(pass_)] += call_s[Pass.FORWARD]
@@ -127,7 +132,7 @@ def estimate_s(item: work_items.WorkItem, config: RunConfig, flops_per_s: float)
         samples = max(protocol.slow_min_samples, min(fitting, 2.0 * protocol.min_samples))
         calls = samples + protocol.warmup_min_calls + 2
         least_s = protocol.warmup_min_s + min(protocol.budget_s[Pass.FORWARD], _SHARED * protocol.min_spread_s)
-        parts["stages"] = calls * forward_s + _TYPICAL_STAGES * least_s
+        parts["stages"] = calls * (forward_s + _TYPICAL_STAGES * between_s) + _TYPICAL_STAGES * least_s
     return parts
 
 
@@ -135,6 +140,12 @@ def _warmup_s(call_s: float, protocol: ProtocolConfig) -> float:
     if call_s < protocol.skip_warmup_above_s:
         return protocol.warmup_min_calls * call_s + protocol.warmup_min_s
     return call_s if call_s < max(protocol.skip_warmup_above_s, protocol.keep_first_above_s) else 0.0
+
+
+def _between_s(p: Point, protocol: ProtocolConfig) -> float:
+    if p.device == "cuda" or protocol.as_paper:
+        return 0.0
+    return _BETWEEN_S * min(p.batch * p.heads * p.seq_len * p.head_dim, _BETWEEN_ELEMENTS)
 
 
 def _call_s(item: work_items.WorkItem, pass_: Pass, flops_per_s: float) -> float:

@@ -18,6 +18,7 @@ from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.report import Report
 from hyperbench.measure.worker.subject import Subject
+from hyperbench.measure.worker.timing.other_layers import other_layers
 from hyperbench.measure.worker.timing.passes import TimedCall, enough_copies, take_turns
 from hyperbench.measure.worker.timing.sampler import Sampler
 from hyperbench.store.schema import ALL_STAGES, Pass, Status
@@ -89,11 +90,13 @@ class StageMeasurement:
 
     def _timed(self, calls: list[Callable[[], object]]) -> TimedCall:
         """One stage on several sets of inputs in turn."""
+        point = self.subject.point
+        between = other_layers(point, self.protocol)
         return TimedCall(
-            sampler=Sampler(without_gradient(in_turn(calls)), self.clock, self.protocol, self._budget_s),
+            sampler=Sampler(without_gradient(in_turn(calls)), self.clock, self.protocol, self._budget_s, between),
             conditions=self.machine.conditions(),
             facts={"input_copies": len(calls)},
-            device=self.subject.point.device,
+            device=point.device,
         )
 
     def _missing(self) -> list[str]:

@@ -405,6 +405,35 @@ def test_the_time_of_the_host_is_kept_beside_each_sample_where_the_clock_tells()
     assert measured(forever(1.0)).host_ms == []
 
 
+def test_something_else_comes_before_each_call_and_is_paid_from_the_budget() -> None:
+    clock, order = standing(), list[str]()
+
+    def call() -> float:
+        order.append("call")
+        return 1.0
+
+    def between() -> None:
+        order.append("between")
+        clock.now_ms += 9.0
+
+    config = dataclasses.replace(PROTOCOL, target_half_width=1e-12, min_samples=100, max_samples=500)
+    found = Sampler(call, clock, config, 0.6, between)
+    interleave([found], 0.01)
+    assert order == ["between", "call"] * (len(order) // 2)
+    assert set(found.samples_ms) == {1.0}
+    assert len(found.samples_ms) == 60
+
+
+def test_nothing_comes_before_calls_that_are_load_alone() -> None:
+    clock, others = standing(), list[float]()
+    options = {"fixed_time": True, "max_samples": 20, "warmup_min_s": 0.1, "warmup_max_s": 0.1}
+    config = dataclasses.replace(PROTOCOL, **options)
+    found = Sampler(lambda: 1.0, clock, config, 0.5, lambda: others.append(clock.now_ms))
+    interleave([found], 0.1, in_turns=False)
+    assert len(others) == clock.loads.count(False) < 25
+    assert len(clock.loads) > 500
+
+
 class TestTheStoppingRule:
     """By itself, without a call, a clock or turns."""
 

@@ -17,6 +17,7 @@ from hyperbench.measure.worker.conditions.conditions import Conditions
 from hyperbench.measure.worker.gate.result_check import ResultCheck
 from hyperbench.measure.worker.subject import Subject
 from hyperbench.measure.worker.timing.cuda_graphs import GraphedCall
+from hyperbench.measure.worker.timing.other_layers import other_layers
 from hyperbench.measure.worker.timing.sampler import Sampler, interleave
 from hyperbench.stats.samples import median
 from hyperbench.stats.shape import has_drift, has_two_modes
@@ -160,7 +161,13 @@ def prepare_pass(
     calls = [call_on(inputs) for inputs in used]
     result_check = result_check_of(calls[0], len(calls))
     return TimedCall(
-        sampler=Sampler(in_turn([result_check.call, *calls[1:]]), result_check, protocol, budget_s),
+        sampler=Sampler(
+            in_turn([result_check.call, *calls[1:]]),
+            result_check,
+            protocol,
+            budget_s,
+            other_layers(subject.point, protocol),
+        ),
         conditions=conditions,
         facts={"input_copies": len(calls), **({"cuda_graph": True} if graphs else {})},
         device=subject.point.device,

@@ -30,12 +30,21 @@ class Sampler:
     Time is counted as it passes, whatever the clock does around a call included. With `protocol.fixed_time` calls go on
     until the budget is spent; else precision ends them, but not before they are spread over `protocol.min_spread_s`. Of
     a great many calls only max_samples, evenly spread over that time, are kept: the others are the load under which
-    those were taken, and with a fixed time the clock is told so.
+    those were taken, and with a fixed time the clock is told so. `between` is called before each call, untimed, so that
+    none is timed right after itself; before one that is load alone it is not.
     """
 
-    def __init__(self, call: Callable[[], object], clock: _Clock, protocol: ProtocolConfig, budget_s: float) -> None:
+    def __init__(
+        self,
+        call: Callable[[], object],
+        clock: _Clock,
+        protocol: ProtocolConfig,
+        budget_s: float,
+        between: Callable[[], object] | None = None,
+    ) -> None:
         self._call = call
         self._clock = clock
+        self._between = between
         self._protocol = protocol
         self._spread_ms = (budget_s if protocol.fixed_time else protocol.min_spread_s) * 1e3
         self._began_s = 0.0
@@ -116,6 +125,8 @@ class Sampler:
     def _timed(self, *, is_load: bool = False) -> float | None:
         start_s = self._clock.now_s()
         try:
+            if self._between is not None and not is_load:
+                self._between()
             elapsed_ms = self._clock.time_ms(self._call, is_load=is_load)
         except Exception as error:  # whatever the measured code raises becomes a row of the table
             self.failure = error.with_traceback(None)
