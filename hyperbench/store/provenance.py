@@ -159,8 +159,10 @@ def _driver() -> str | None:
 
 
 def _output(command: list[str]) -> str | None:
+    # Variables such as GIT_DIR, which git sets for its hooks, would have git tell of another repository.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_LIMIT_S, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_LIMIT_S, check=True, env=env)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
