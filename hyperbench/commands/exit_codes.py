@@ -1,6 +1,7 @@
 """Exit codes: whatever a user can cause ends in one line on stderr and one of them.
 
-0: done. 1: some points failed, or a check did not hold. 2: bad usage or configuration. 130: interrupted.
+0: done. 1: some points failed, a check did not hold, or something could not be written. 2: bad usage or configuration.
+130: interrupted. A reader that leaves (`| head`) changes none of them: see `streams`.
 With HYPERBENCH_TRACEBACK=1 errors keep their traceback.
 """
 
@@ -13,6 +14,9 @@ from typing import Any, NoReturn
 
 import typer
 
+from hyperbench.analyze.format import printable
+from hyperbench.store.files import DiskError
+
 INTERRUPTED = 130
 _TRACEBACK_VARIABLE = "HYPERBENCH_TRACEBACK"
 #: The base of the command-line parser's own errors, wherever Typer keeps its parser.
@@ -24,23 +28,20 @@ def leave_with(program: Callable[[], Any]) -> NoReturn:
     if os.environ.get(_TRACEBACK_VARIABLE):
         sys.exit(program())
     try:
-        sys.exit(program())
+        code = program()
+        sys.stdout.flush()
+        sys.exit(code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", INTERRUPTED)
     except _CommandLineError as error:
         _fail(error.format_message(), 2)  # type: ignore[attr-defined]
-    except BrokenPipeError:
-        # The reader of our output has left (`| head`); Python must not try to flush what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except ValueError as error:
-        _fail(str(error), 2)
+        _fail(str(error), 1 if isinstance(error, DiskError) else 2)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         _fail(f"{name}{error.strerror or error}", 1)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    text = " ".join(message.split())
-    print(f"hyperbench: {text}", file=sys.stderr)
+    print(f"hyperbench: {printable(message)}", file=sys.stderr)
     sys.exit(code)

@@ -12,6 +12,10 @@ class StoreError(ValueError):
     """A run's folder that cannot be read or written; the message is one line for the user."""
 
 
+class DiskError(StoreError):
+    """A disk that does not take what was measured: no fault of the command line, and no fault of the run."""
+
+
 def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     """The mapping that a text file holds. Raises StoreError if the file is missing, damaged or holds something else."""
     try:

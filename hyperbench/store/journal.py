@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-from hyperbench.store.files import StoreError, fsync_folder
+from hyperbench.store.files import DiskError, StoreError, fsync_folder
 from hyperbench.store.record_json import from_json, to_json
 from hyperbench.store.schema import Record
 
@@ -40,7 +40,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
     def append(self, record: Record) -> None:
         """Write one record as one line and wait until the disk has it.
 
-        Raises StoreError if that fails; the journal is then as it was.
+        Raises DiskError if that fails; the journal is then as it was.
         """
         line = json.dumps(to_json(record), separators=(",", ":")) + "\n"
         view = memoryview(line.encode())
@@ -51,7 +51,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
             os.fsync(self._fd)
         except OSError as error:
             os.ftruncate(self._fd, size)
-            raise StoreError(
+            raise DiskError(
                 f"cannot write the journal {self.path}: {error.strerror}; it holds what was measured before, and"
                 " --resume goes on when there is space"
             ) from None
