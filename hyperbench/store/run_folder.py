@@ -67,7 +67,7 @@ def write_tables(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
                 atomic_write(run.path / f"{name}.parquet", partial(tables.to_parquet, frame))
             else:
                 (run.path / f"{name}.parquet").unlink(missing_ok=True)
-            atomic_write(run.path / f"{name}.csv", partial(frame.to_csv, index=False))
+            atomic_write(run.path / f"{name}.csv", partial(tables.to_csv, frame))
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise DiskError(
