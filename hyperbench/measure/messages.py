@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from hyperbench.child.code import Code
 from hyperbench.config.types import ErrorConfig, ProtocolConfig
 from hyperbench.measure.work_items import Failure, WorkItem
 from hyperbench.store.plain_data import decoded
@@ -80,11 +81,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class Message:
-    """An event of a worker, with the unit that begins or the record that is finished."""
+    """An event of a worker, with the unit that begins, the finished record, or the code that a ready worker runs."""
 
     event: Event
     unit: Unit | None = None
     record: Record | None = None
+    code: Code | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The message as plain data."""
@@ -92,14 +94,15 @@ class Message:
             "event": self.event,
             "unit": self.unit and dataclasses.asdict(self.unit),
             "record": self.record and to_json(self.record),
+            "code": self.code and dataclasses.asdict(self.code),
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Message:
         """The inverse of `to_json`."""
         record = data["record"]
-        unit = decoded(Unit | None, data["unit"])
-        return cls(Event(data["event"]), unit, None if record is None else from_json(record))
+        unit, code = decoded(Unit | None, data["unit"]), decoded(Code | None, data["code"])
+        return cls(Event(data["event"]), unit, None if record is None else from_json(record), code)
 
 
 @dataclass(frozen=True)

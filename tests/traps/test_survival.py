@@ -5,19 +5,22 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hyperbench.child.code import Code
 from hyperbench.measure.runner.open_run import open_folder
+from hyperbench.measure.runner.runner import MeasureError
 from hyperbench.store import run_folder
 from hyperbench.store.files import StoreError
 from hyperbench.store.journal import Journal, read_journal
 from hyperbench.store.record_json import to_json
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import Status, Timing
-from tests.helpers.fake_worker import Fate, Site, dies, hangs
+from tests.helpers.fake_worker import FakeWorker, Fate, Site, dies, hangs
 from tests.helpers.made_records import a_timing
 from tests.helpers.made_runs import tiny
 from tests.helpers.quoted import Quote
@@ -57,6 +60,15 @@ def test_a_worker_that_hangs_is_ended_and_the_row_says_after_how_long() -> None:
     found = end_of_a_worker(hangs(unit="time", method="hyper", seq_len=64))
     assert set(found) == {"ok", "timeout"}
     assert found["timeout"] == {f"time: took longer than {limit_s:g} s"}
+
+
+def test_code_that_was_changed_while_a_run_goes_on_is_not_measured() -> None:
+    run, files = tiny("shape.seq_len=64", "method=[math]"), {"hyperbench": "/a", "hyperattn_core": "/b"}
+    run = replace(run, facts={**run.facts, "code": "0123456789ab", "files": files})
+    with pytest.raises(MeasureError) as refused:
+        Site(run, make=lambda: FakeWorker(code=Code("ba9876543210", files))).run()
+    assert Quote("a worker process runs other code than this run was begun with: "
+                 "the code has changed since the run began").stands_in(str(refused.value))  # fmt: skip
 
 
 LINES = [json.dumps(to_json(a_timing(round=r))).encode() + b"\n" for r in range(3)]

@@ -13,13 +13,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hyperbench.child import command
 from hyperbench.store.files import atomic_write, atomic_write_text
 
 if TYPE_CHECKING:
@@ -144,8 +144,8 @@ def _write_images(
             source.write_text(figures[name].to_json(), encoding="utf-8")
             jobs.append({"source": str(source), "target": str(target), "kind": kind, "scale": IMAGE_SCALE})
         Path(scratch, "jobs").write_text(json.dumps(jobs), encoding="utf-8")
-        environment = {**os.environ, "BROWSER_PATH": find_browser() or ""}
-        failure = run_limited([sys.executable, "-c", _EXPORT, f"{scratch}/jobs"], limit, environment)
+        environment = command.environment({"BROWSER_PATH": find_browser() or ""})
+        failure = run_limited(command.python("-c", _EXPORT, f"{scratch}/jobs"), limit, environment)
         made = [path for path in (Path(scratch, image) for image in images) if path.is_file()]
         for path in made:
             atomic_write(folder / path.name, partial(shutil.copyfile, path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from hyperbench.child.code import difference
 from hyperbench.measure.messages import NEXT, Message, State, Task, Unit, Work
 from hyperbench.measure.runner.estimate import group_s, plan_s
 from hyperbench.measure.runner.failures import FailurePolicy, History, failure_of
@@ -44,7 +45,7 @@ class Runner:
         history: Iterable[Record] = (),
         retry_failed: bool = False,
     ) -> None:
-        self._config, self._speed = run.config, run.speed
+        self._config, self._speed, self._code = run.config, run.speed, run.code
         self._groups = groups_of(run.points)
         self._points = {point.point_id: point for point in run.points}
         self._journal = journal
@@ -192,7 +193,8 @@ class Runner:
             # Whoever asked before the child was known here has not reached it.
             self._end_if_asked()
             try:
-                assert NEXT[State.STARTING, child.receive(_START_LIMIT_S).event] is State.READY
+                message = child.receive(_START_LIMIT_S)
+                assert NEXT[State.STARTING, message.event] is State.READY
             except (WorkerGone, WorkerTimeout) as error:
                 self._end_if_asked()
                 if isinstance(error, WorkerGone) and self._policy.may_be_no_fault(error, self._round, _START):
@@ -202,6 +204,11 @@ class Runner:
                 raise MeasureError(
                     f"a worker process did not start: {reason}; see worker.log in the run's folder"
                 ) from None
+            if self._code is not None and message.code is not None and (why := difference(message.code, self._code)):
+                raise MeasureError(
+                    f"a worker process runs other code than this run was begun with: {why}; "
+                    "choose another out=DIR to measure that code"
+                )
             self._started()
             self._end_if_asked()
         return self._child

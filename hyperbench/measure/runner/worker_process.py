@@ -7,12 +7,13 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from hyperbench.child import command
 from hyperbench.measure import messages
 
 _READ_BYTES = 1 << 16
@@ -56,13 +57,14 @@ class Child(Protocol):
 
 
 class WorkerProcess:
-    """A worker in a session of its own, so that Ctrl-C reaches the parent alone."""
+    """A worker in a session of its own, so that Ctrl-C reaches the parent alone; `targets` are what it may measure."""
 
-    def __init__(self, env: dict[str, str], log: Path) -> None:
+    def __init__(self, env: dict[str, str], log: Path, targets: Sequence[str] = ()) -> None:
         task_read, self._task_write = os.pipe()
         self._message_read, message_write = os.pipe()
         self._oom_kills = oom_kills()
-        self._process = self._launch(task_read, message_write, {**os.environ, **env}, log)
+        self._targets = targets
+        self._process = self._launch(task_read, message_write, command.environment(env), log)
         os.close(task_read)
         os.close(message_write)
         self._lines = messages.Lines()
@@ -73,7 +75,7 @@ class WorkerProcess:
         """Start the process that reads tasks from one descriptor and writes messages to the other."""
         with log.open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "hyperbench.measure.worker.main", str(read_fd), str(write_fd)],
+                command.module("hyperbench.measure.worker.main", str(read_fd), str(write_fd), *self._targets),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

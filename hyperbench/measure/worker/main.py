@@ -1,22 +1,20 @@
 """Main function of the child process: take tasks from one pipe, measure them, write each finished record to another.
 
-Started as `python -m hyperbench.measure.worker.main READ_FD WRITE_FD`; its stdout and stderr belong to the measured
-code. It ends when the parent closes its pipe, and the kernel ends it when the parent dies. After SIGINT it ends with
-the current sample, and says so.
+Started by hyperbench/child/start.py with READ_FD WRITE_FD [TARGET ...], the functions that it may have to measure; its
+stdout and stderr belong to the measured code. It ends when the parent closes its pipe. After SIGINT it ends with the
+current sample, and says so.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1
 _READ_BYTES = 1 << 16
 _SETTLE_SEQ_LEN = 512
 
@@ -58,13 +56,10 @@ class StoppableClock:
         return getattr(self._clock, name)
 
 
-def main(read_fd: int, write_fd: int) -> None:
+def main(read_fd: int, write_fd: int, targets: Sequence[str] = ()) -> None:
     """Serve tasks until the pipe is closed."""
     stop = StopSignal()
-    parent = os.getppid()
-    _die_with_parent()
-    if os.getppid() != parent:
-        return  # the parent died before the kernel was told
+    from hyperbench.child.code import admit_current_folder, running_code
     from hyperbench.measure.messages import Event, Lines, Message, Task, send
 
     def emit(message: Message) -> None:
@@ -88,7 +83,8 @@ def main(read_fd: int, write_fd: int) -> None:
     # The collector runs before each measuring of memory; it need not look at every library each time.
     gc.collect()
     gc.freeze()
-    send(write_fd, Message(Event.READY))
+    admit_current_folder(targets)
+    send(write_fd, Message(Event.READY, code=running_code(targets)))
     lines = Lines()
     while data := os.read(read_fd, _READ_BYTES):
         for message in lines.feed(data):
@@ -110,10 +106,5 @@ def main(read_fd: int, write_fd: int) -> None:
             send(write_fd, Message(Event.DONE))
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
