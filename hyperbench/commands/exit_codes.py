@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import typer
 
 from hyperbench.analyze.format import printable
-from hyperbench.store.files import DiskError
+from hyperbench.store.files import DamageWarning, DiskError
 
 INTERRUPTED = 130
 _TRACEBACK_VARIABLE = "HYPERBENCH_TRACEBACK"
@@ -27,6 +28,7 @@ def leave_with(program: Callable[[], Any]) -> NoReturn:
     """Run the program and leave with what it returns as the exit code, or with the line and the code of its error."""
     if os.environ.get(_TRACEBACK_VARIABLE):
         sys.exit(program())
+    warnings.showwarning = _showing(warnings.showwarning)
     try:
         code = program()
         sys.stdout.flush()
@@ -40,6 +42,18 @@ def leave_with(program: Callable[[], Any]) -> NoReturn:
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         _fail(f"{name}{error.strerror or error}", 1)
+
+
+def _showing(usual: Callable[..., None]) -> Callable[..., None]:
+    """A way to show warnings: those of damaged files in one line for the user, others as usual."""
+
+    def show(message: Warning | str, *others: Any) -> None:
+        if isinstance(message, DamageWarning):
+            print(f"warning: {printable(message)}", file=sys.stderr)
+        else:
+            usual(message, *others)
+
+    return show
 
 
 def _fail(message: str, code: int) -> NoReturn:

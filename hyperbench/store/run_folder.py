@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hyperbench.store import environment, tables
 from hyperbench.store.files import DiskError, StoreError, atomic_write, read_mapping
 from hyperbench.store.journal import read_journal
+from hyperbench.store.journal_lines import refuse_newer
 from hyperbench.store.schema import Record
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
         environment.checked({name: value for name, value in found.items() if name in environment.KEYS})
     except ValueError as error:
         raise StoreError(f"{path} is damaged: {error}") from None
+    refuse_newer(found.get("schema_version") or 0, str(path))
     return found
 
 

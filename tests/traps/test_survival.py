@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,9 @@ from hyperbench.child.code import Code
 from hyperbench.measure.runner.open_run import open_folder
 from hyperbench.measure.runner.runner import MeasureError
 from hyperbench.store import run_folder
-from hyperbench.store.files import StoreError
+from hyperbench.store.files import DamageWarning, StoreError
 from hyperbench.store.journal import Journal, read_journal
+from hyperbench.store.journal_lines import line_of
 from hyperbench.store.record_json import to_json
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import Status, Timing
@@ -71,7 +71,7 @@ def test_code_that_was_changed_while_a_run_goes_on_is_not_measured() -> None:
                  "the code has changed since the run began").stands_in(str(refused.value))  # fmt: skip
 
 
-LINES = [json.dumps(to_json(a_timing(round=r))).encode() + b"\n" for r in range(3)]
+LINES = [line_of(to_json(a_timing(round=r))) for r in range(3)]
 
 
 def a_run(folder: Path, journal: bytes) -> Path:
@@ -85,20 +85,36 @@ def a_run(folder: Path, journal: bytes) -> Path:
 
 def test_a_torn_last_line_costs_that_line(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "run", b"".join(LINES)[:-20])
-    assert list(load_run(folder).timings["round"]) == [0, 1]
-    with Journal(folder / run_folder.JOURNAL) as journal:
+    with pytest.warns(DamageWarning, match="line 3: damaged record: its end is missing"):
+        assert list(load_run(folder).timings["round"]) == [0, 1]
+    with pytest.warns(DamageWarning), Journal(folder / run_folder.JOURNAL) as journal:
         journal.append(a_timing(round=7))
     assert list(load_run(folder).timings["round"]) == [0, 1, 7]
 
 
 @pytest.mark.parametrize(
-    "damage", [b"\n", LINES[1][:-20] + b"\n", LINES[1].replace(b'"round": 1', b'"round": "1"'), b"\0" * 64 + b"\n"]
+    "damage", [b"\n", LINES[1][:-20] + b"\n", LINES[1].replace(b'"round":1', b'"round":2'), b"\0" * 64 + b"\n"]
 )
-def test_any_other_damage_is_refused_with_its_line_and_left_as_it_is(damage: bytes, tmp_path: Path) -> None:
+def test_any_other_damage_costs_its_line_and_is_told(damage: bytes, tmp_path: Path) -> None:
     folder = a_run(tmp_path / "run", LINES[0] + damage + LINES[2])
-    with pytest.raises(StoreError, match=r"journal\.jsonl, line 2: damaged record: "):
+    with pytest.warns(DamageWarning) as read:
+        assert list(load_run(folder).timings["round"]) == [0, 2]
+    said = Quote("journal.jsonl is damaged; what is left out: line 2: damaged record: ...; --resume measures it again")
+    assert said.stands_in(str(read[0].message))
+    with pytest.warns(DamageWarning) as written, Journal(folder / run_folder.JOURNAL):
+        pass
+    said = Quote("a damaged line of ... moved to journal.jsonl.damaged; what is missing now is measured again")
+    assert said.stands_in(str(written[0].message))
+    assert (folder / run_folder.JOURNAL).read_bytes() == LINES[0] + LINES[2]
+    assert (folder / "journal.jsonl.damaged").read_bytes() == damage
+
+
+def test_a_journal_of_a_newer_hyperbench_is_refused_as_newer(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", LINES[0] + line_of({**to_json(a_timing()), "colour": "blue"}))
+    with pytest.raises(StoreError) as refused:
         load_run(folder)
-    assert (folder / run_folder.JOURNAL).read_bytes() == LINES[0] + damage + LINES[2]
+    said = Quote("journal.jsonl, line 2: made by a newer hyperbench: ...; update hyperbench")
+    assert said.stands_in(str(refused.value))
 
 
 def test_a_full_disk_is_one_line_and_the_journal_ends_with_a_whole_record(

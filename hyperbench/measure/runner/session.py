@@ -15,7 +15,7 @@ from hyperbench.measure.runner.runner import Runner
 from hyperbench.measure.runner.worker_process import Child, WorkerProcess
 from hyperbench.store import run_folder
 from hyperbench.store.files import StoreError
-from hyperbench.store.journal import Journal, read_journal
+from hyperbench.store.journal import Journal
 
 _LOG = "worker.log"
 
@@ -40,9 +40,8 @@ def measure(
         return start_worker(prepared.config.device.env, folder / _LOG)
 
     with Journal(folder / run_folder.JOURNAL) as journal:
-        history = read_journal(folder / run_folder.JOURNAL)
         sweep_up(folder)
-        runner = Runner(prepared, journal, worker, listener, history=history, retry_failed=retry_failed)
+        runner = Runner(prepared, journal, worker, listener, history=journal.records, retry_failed=retry_failed)
         start(runner.remaining_s())
         try:
             outcome = runner.run()
