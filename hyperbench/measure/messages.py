@@ -17,6 +17,12 @@ from hyperbench.store.plain_data import decoded
 from hyperbench.store.record_json import from_json, to_json
 from hyperbench.store.schema import Pass, Record
 
+#: No message is longer; the longest holds all samples of a pass.
+MAX_LINE_BYTES = 1 << 25
+_SHOWN_BYTES = 60
+#: The exit code of a worker that can no longer write to its parent, or read from it.
+LOST_PIPE = 79
+
 
 class Event(StrEnum):
     """Kinds of messages that a worker sends."""
@@ -99,10 +105,13 @@ class Message:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Message:
-        """The inverse of `to_json`."""
-        record = data["record"]
-        unit, code = decoded(Unit | None, data["unit"]), decoded(Code | None, data["code"])
-        return cls(Event(data["event"]), unit, None if record is None else from_json(record), code)
+        """The inverse of `to_json`. Raises NoMessageError on anything else."""
+        try:
+            record = data["record"]
+            unit, code = decoded(Unit | None, data["unit"]), decoded(Code | None, data["code"])
+            return cls(Event(data["event"]), unit, None if record is None else from_json(record), code)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise NoMessageError(data) from None
 
 
 @dataclass(frozen=True)
@@ -140,14 +149,30 @@ def send(fd: int, message: Message | Task) -> None:
         view = view[os.write(fd, view) :]
 
 
+class NoMessageError(ValueError):
+    """Something in the pipe that is no message; the text shows its beginning, in ASCII."""
+
+    def __init__(self, found: object) -> None:
+        data = found if isinstance(found, bytes | bytearray) else json.dumps(found).encode()
+        super().__init__(ascii(data[:_SHOWN_BYTES].decode(errors="replace")))
+
+
 class Lines:
     """Bytes of a pipe cut into lines of JSON; a torn last one, left by a process that was killed, never comes out."""
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """The lines that are complete with these bytes."""
-        *complete, self._buffer = (self._buffer + data).split(b"\n")
-        for line in complete:
-            yield json.loads(line)
+        """The lines that are complete with these bytes. Raises NoMessageError on one that is no JSON, or too long."""
+        first, *others = data.split(b"\n")
+        self._buffer += first
+        if len(self._buffer) > MAX_LINE_BYTES:
+            raise NoMessageError(self._buffer)
+        for part in others:
+            line, self._buffer = self._buffer, bytearray(part)
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                raise NoMessageError(line) from None
+            yield found

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from hyperbench.child.code import Code
+from hyperbench.measure.runner import worker_process
 from hyperbench.measure.runner.open_run import open_folder
 from hyperbench.measure.runner.runner import MeasureError
+from hyperbench.measure.runner.worker_process import WorkerGone
 from hyperbench.store import run_folder
 from hyperbench.store.files import DamageWarning, StoreError
 from hyperbench.store.journal import Journal, read_journal
@@ -24,6 +26,7 @@ from tests.helpers.fake_worker import FakeWorker, Fate, Site, dies, hangs
 from tests.helpers.made_records import a_timing
 from tests.helpers.made_runs import tiny
 from tests.helpers.quoted import Quote
+from tests.helpers.scripted_worker import Scripted
 
 SIGKILL, SIGSEGV = -9, -11
 
@@ -60,6 +63,38 @@ def test_a_worker_that_hangs_is_ended_and_the_row_says_after_how_long() -> None:
     found = end_of_a_worker(hangs(unit="time", method="hyper", seq_len=64))
     assert set(found) == {"ok", "timeout"}
     assert found["timeout"] == {f"time: took longer than {limit_s:g} s"}
+
+
+@pytest.mark.parametrize(
+    ("script", "quote"),
+    [
+        ("os.close(write_fd); os._exit(0) if os.fork() else time.sleep(600)",
+         Quote("the worker process ended with exit code 0")),
+        ("os.closerange(3, 256); time.sleep(600)",
+         Quote("the measured code closed the pipe between the worker process and its parent")),
+        ("say('progress: 50%\\n'); time.sleep(600)",
+         Quote("the measured code wrote to the pipe between the worker process and its parent: 'progress: 50%")),
+    ],
+)  # fmt: skip
+def test_a_worker_whose_pipe_is_misused_is_ended_with_all_that_it_started(
+    script: str, quote: Quote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scripted, "script", f"say(READY); {script}")
+    monkeypatch.setattr(worker_process, "_GRACE_S", 0.5)
+    worker = Scripted({}, tmp_path / "log")
+    worker.receive(60.0)
+    with pytest.raises(WorkerGone) as gone:
+        worker.receive(60.0)
+    worker.end()
+    assert quote.stands_in(str(gone.value))
+
+
+def test_a_log_that_a_method_fills_is_cut(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    log.write_bytes(b"progress\n" * 2_000_000)
+    worker_process.bound_log(log)
+    assert log.stat().st_size < worker_process.LOG_LIMIT_BYTES
+    assert Quote("[output left out: the log keeps its beginning and its end]").stands_in(log.read_text())
 
 
 def test_code_that_was_changed_while_a_run_goes_on_is_not_measured() -> None:

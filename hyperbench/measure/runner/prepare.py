@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hyperbench.child import command
+from hyperbench.child import command, limited
 from hyperbench.child.code import Code, other_files, package_files
 from hyperbench.config.catalog import ConfigError
 from hyperbench.config.compose import RunConfig, load
@@ -65,18 +64,14 @@ class Prepared:
 
 def ask_probe(request: dict[str, Any], env: Mapping[str, str]) -> Facts:
     """Put a question to a probe, a short process that imports torch. Raises ConfigError if torch does not import."""
-    try:
-        done = subprocess.run(
-            command.module("hyperbench.measure.probe.main"),
-            input=json.dumps(request), capture_output=True, text=True, timeout=_PROBE_LIMIT_S,
-            env=command.environment(env), check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise ConfigError(f"PyTorch did not answer within {_PROBE_LIMIT_S:g} s") from None
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    words, text = command.module("hyperbench.measure.probe.main"), json.dumps(request)
+    done = limited.run(words, command.environment(env), _PROBE_LIMIT_S, text=text)
+    if done.code is None:
+        raise ConfigError(f"PyTorch did not answer within {_PROBE_LIMIT_S:g} s")
+    if done.code != 0:
+        last = (done.err.strip().splitlines() or ["no message"])[-1]
         raise ConfigError(f"PyTorch does not start here: {last}")
-    answer: Facts = json.loads(done.stdout)
+    answer: Facts = json.loads(done.out)
     if others := other_files(answer["files"], package_files()):
         raise ConfigError(f"processes started from here run other code than this one: {others}")
     return answer

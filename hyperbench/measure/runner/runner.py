@@ -5,14 +5,15 @@ A crash, a timeout or exhausted memory becomes rows, a new worker takes the rest
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from hyperbench.child.code import difference
-from hyperbench.measure.messages import NEXT, Message, State, Task, Unit, Work
+from hyperbench.measure.messages import NEXT, Event, Message, State, Task, Unit, Work
 from hyperbench.measure.runner.estimate import group_s, plan_s
 from hyperbench.measure.runner.failures import FailurePolicy, History, failure_of
-from hyperbench.measure.runner.interrupts import AtOnce, Interrupts
+from hyperbench.measure.runner.interrupts import ASKING, AtOnce, Interrupts
 from hyperbench.measure.runner.outcome import Listener, Outcome, TimeBreakdown, part_of
 from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.schedule import items_of
@@ -22,6 +23,8 @@ from hyperbench.store.journal import Journal
 from hyperbench.store.schema import Cause, ErrorRow, Record, Status, Timing
 
 _START_LIMIT_S = 300.0
+#: A signal that ended the worker reaches this process within so many seconds, if it was sent to both.
+_SIGNAL_S = 1.0
 _START = Unit(Work.START)
 
 
@@ -128,6 +131,10 @@ class Runner:
             child.send(task)
             while state is State.MEASURING:
                 message = child.receive(config.protocol.timeout_s)
+                if (state, message.event) not in NEXT:
+                    raise WorkerGone(
+                        -signal.SIGKILL, reason=f"it sent {str(message.event)!r} out of turn, and was ended"
+                    )
                 state = NEXT[state, message.event]
                 self._hear(group, message)
             self.time.switch("workers")
@@ -139,9 +146,9 @@ class Runner:
             self._give_up_for_end(group, Failure(Status.TIMEOUT, f"took longer than {limit_s:g} s", Cause.TIMEOUT))
         except WorkerGone as gone:
             self._end_child()
-            if self._interrupts.asked:
+            if self._is_asked(gone):
                 return False
-            if self._policy.may_be_no_fault(gone, self._round, self._unit):
+            if self._policy.may_be_no_fault(gone, self._round, self._unit, group.key):
                 return True
             self._give_up_for_end(group, failure_of(gone))
         return False
@@ -194,8 +201,11 @@ class Runner:
             self._end_if_asked()
             try:
                 message = child.receive(_START_LIMIT_S)
-                assert NEXT[State.STARTING, message.event] is State.READY
+                if message.event is not Event.READY:
+                    raise WorkerGone(-signal.SIGKILL, reason=f"it sent {str(message.event)!r} before it was ready")
             except (WorkerGone, WorkerTimeout) as error:
+                if isinstance(error, WorkerGone):
+                    self._is_asked(error)
                 self._end_if_asked()
                 if isinstance(error, WorkerGone) and self._policy.may_be_no_fault(error, self._round, _START):
                     self._end_child()
@@ -227,6 +237,10 @@ class Runner:
     def _interrupt_child(self) -> None:
         if self._child is not None:
             self._child.interrupt()
+
+    def _is_asked(self, gone: WorkerGone) -> bool:
+        """True if the run is to end: a signal to all of its processes may reach the worker first."""
+        return self._interrupts.asked_within(_SIGNAL_S if -gone.returncode in ASKING else 0.0)
 
     def _end_if_asked(self) -> None:
         if self._interrupts.asked:

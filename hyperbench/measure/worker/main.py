@@ -2,7 +2,7 @@
 
 Started by hyperbench/child/start.py with READ_FD WRITE_FD [TARGET ...], the functions that it may have to measure; its
 stdout and stderr belong to the measured code. It ends when the parent closes its pipe. After SIGINT it ends with the
-current sample, and says so.
+current sample, and says so; SIGTERM and SIGHUP are for its parent, which ends it if it is to end.
 """
 
 from __future__ import annotations
@@ -58,13 +58,29 @@ class StoppableClock:
 
 def main(read_fd: int, write_fd: int, targets: Sequence[str] = ()) -> None:
     """Serve tasks until the pipe is closed."""
-    stop = StopSignal()
+    stop, own = StopSignal(), os.getpid()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _do_nothing)
     from hyperbench.child.code import admit_current_folder, running_code
-    from hyperbench.measure.messages import Event, Lines, Message, Task, send
+    from hyperbench.measure.messages import LOST_PIPE, Event, Lines, Message, Task, send
+
+    def say(message: Message) -> None:
+        if os.getpid() != own:
+            os._exit(1)  # a fork of the measured code that has come back from it
+        try:
+            send(write_fd, message)
+        except OSError:
+            os._exit(LOST_PIPE)
 
     def emit(message: Message) -> None:
-        send(write_fd, message)
+        say(message)
         stop.check()
+
+    def read() -> bytes:
+        try:
+            return os.read(read_fd, _READ_BYTES)
+        except OSError:
+            os._exit(LOST_PIPE)
 
     import torch
     from torch.nn.functional import scaled_dot_product_attention
@@ -84,9 +100,9 @@ def main(read_fd: int, write_fd: int, targets: Sequence[str] = ()) -> None:
     gc.collect()
     gc.freeze()
     admit_current_folder(targets)
-    send(write_fd, Message(Event.READY, code=running_code(targets)))
+    say(Message(Event.READY, code=running_code(targets)))
     lines = Lines()
-    while data := os.read(read_fd, _READ_BYTES):
+    while data := read():
         for message in lines.feed(data):
             task = Task.from_json(message)
             if task.threads is not None:
@@ -98,12 +114,17 @@ def main(read_fd: int, write_fd: int, targets: Sequence[str] = ()) -> None:
             try:
                 measurement.run()
             except Stop:
-                send(write_fd, Message(Event.STOPPED))
+                say(Message(Event.STOPPED))
                 return
             if measurement.poisoned:
-                send(write_fd, Message(Event.LEAVE))
+                say(Message(Event.LEAVE))
                 return
-            send(write_fd, Message(Event.DONE))
+            say(Message(Event.DONE))
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    # A handler, for what is ignored stays ignored in every program that the measured code starts.
+    return None
 
 
 if __name__ == "__main__":
