@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from hyperbench import __version__
-from hyperbench.commands import exit_codes, listing
+from hyperbench.commands import exit_codes, listing, streams
 
 app = typer.Typer(
     name="hyperbench",
@@ -33,7 +33,7 @@ OutDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folde
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"hyperbench {__version__}")
+        print(f"hyperbench {__version__}")
         raise typer.Exit
 
 
@@ -189,4 +189,5 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Run the command line; whatever a user can cause ends in one line on stderr and an exit code (see exit_codes)."""
+    streams.make_safe()
     exit_codes.leave_with(lambda: app(standalone_mode=False))

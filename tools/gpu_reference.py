@@ -157,7 +157,7 @@ def examine(device: str) -> Machine:
         return Machine("", python, f"Python 3.11 or newer is needed, this is {python}")
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         return Machine("", python, f"{sys.executable} has no {', '.join(missing)}")
-    asked = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)
+    asked = subprocess.run([sys.executable, "-P", "-c", _ASK_TORCH], capture_output=True, text=True, check=False)
     if asked.returncode:
         last = (asked.stderr.strip().splitlines() or ["no message"])[-1]
         return Machine("", python, f"PyTorch does not start here: {last}")

@@ -13,7 +13,7 @@ from hyperbench.analyze.view import View, causality_notes, make_view, provenance
 from hyperbench.config.catalog import nearest
 from hyperbench.store.files import atomic_write, atomic_write_text
 from hyperbench.store.run_folder import load_run
-from hyperbench.store.tables import can_write_parquet, to_parquet
+from hyperbench.store.tables import can_write_parquet, to_csv, to_parquet
 
 FORMATS = ("csv", "parquet", "latex", "markdown")
 _LATEX = {
@@ -48,8 +48,7 @@ def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "f
             return [path]
         frames = {"timings": add_speedup(run.timings, baseline), "errors": run.errors}
         for name, frame in frames.items():
-            write = partial(frame.to_csv, index=False) if fmt == "csv" else partial(to_parquet, frame)
-            atomic_write(folder / f"{name}.{fmt}", write)
+            atomic_write(folder / f"{name}.{fmt}", partial(to_csv if fmt == "csv" else to_parquet, frame))
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from None
     return [folder / f"{name}.{fmt}" for name in frames]

@@ -65,8 +65,15 @@ def status_text(status: Any, message: Any) -> str:
 
 
 def printable(value: object) -> str:
-    """A value as text without characters that a terminal would act on."""
-    return "".join(c for c in " ".join(str(value).split()) if c.isprintable())
+    """A value as text on one line, without characters that a terminal would act on."""
+    return letters(" ".join(str(value).split()))
+
+
+def letters(text: str) -> str:
+    """A text without characters that a terminal would act on, but for its line breaks; other white space is a space."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else " " * c.isspace() for c in text)
 
 
 def significant(value: Any, digits: int = 3) -> str:

@@ -1,6 +1,7 @@
 """Exit codes: whatever a user can cause ends in one line on stderr and one of them.
 
-0: done. 1: some points failed, or a check did not hold. 2: bad usage or configuration. 130: interrupted.
+0: done. 1: some points failed, a check did not hold, or something could not be written. 2: bad usage or configuration.
+130: interrupted. A reader that leaves (`| head`) changes none of them: see `streams`.
 With HYPERBENCH_TRACEBACK=1 errors keep their traceback.
 """
 
@@ -8,10 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import typer
+
+from hyperbench.analyze.format import printable
+from hyperbench.store.files import DamageWarning, DiskError
 
 INTERRUPTED = 130
 _TRACEBACK_VARIABLE = "HYPERBENCH_TRACEBACK"
@@ -23,24 +28,34 @@ def leave_with(program: Callable[[], Any]) -> NoReturn:
     """Run the program and leave with what it returns as the exit code, or with the line and the code of its error."""
     if os.environ.get(_TRACEBACK_VARIABLE):
         sys.exit(program())
+    warnings.showwarning = _showing(warnings.showwarning)
     try:
-        sys.exit(program())
+        code = program()
+        sys.stdout.flush()
+        sys.exit(code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", INTERRUPTED)
     except _CommandLineError as error:
         _fail(error.format_message(), 2)  # type: ignore[attr-defined]
-    except BrokenPipeError:
-        # The reader of our output has left (`| head`); Python must not try to flush what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except ValueError as error:
-        _fail(str(error), 2)
+        _fail(str(error), 1 if isinstance(error, DiskError) else 2)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         _fail(f"{name}{error.strerror or error}", 1)
 
 
+def _showing(usual: Callable[..., None]) -> Callable[..., None]:
+    """A way to show warnings: those of damaged files in one line for the user, others as usual."""
+
+    def show(message: Warning | str, *others: Any) -> None:
+        if isinstance(message, DamageWarning):
+            print(f"warning: {printable(message)}", file=sys.stderr)
+        else:
+            usual(message, *others)
+
+    return show
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    text = " ".join(message.split())
-    print(f"hyperbench: {text}", file=sys.stderr)
+    print(f"hyperbench: {printable(message)}", file=sys.stderr)
     sys.exit(code)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import typer
-
 from hyperbench.analyze.export import export_run
-from hyperbench.commands.output import chosen_run, print_json
+from hyperbench.commands.output import chosen_run, print_json, print_lines
 
 
 def export(run_dir: Path | None, kind: str, out: Path | None, baseline: str, *, as_json: bool) -> int:
@@ -16,5 +14,5 @@ def export(run_dir: Path | None, kind: str, out: Path | None, baseline: str, *, 
     if as_json:
         print_json({"paths": paths})
     else:
-        typer.echo("\n".join(paths))
+        print_lines(paths)
     return 0

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
+from hyperbench.analyze.format import letters
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,14 +18,27 @@ _PIPE_WIDTH = 200
 
 def stdout() -> Console:
     """The terminal as it is; a wide page for pipes and files, so that tables are not folded there."""
-    from rich.console import Console
+    from hyperbench.commands.console import SafeConsole
 
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    return SafeConsole(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+def stderr() -> Console:
+    """The console of notes and progress."""
+    from hyperbench.commands.console import SafeConsole
+
+    return SafeConsole(stderr=True)
+
+
+def print_lines(lines: Iterable[object]) -> None:
+    """Print lines as they are, however long, without characters that a terminal would act on."""
+    for line in lines:
+        print(letters(str(line)))
 
 
 def print_json(data: Any) -> None:
     """Print one JSON value."""
-    typer.echo(json.dumps(data, indent=2, default=str))
+    print(json.dumps(data, indent=2, default=str))
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]], console: Console) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from hyperbench.analyze.plot import plot_run
-from hyperbench.commands.output import chosen_run, print_json
+from hyperbench.commands.output import chosen_run, print_json, print_lines
 
 
 def plot(
@@ -25,8 +25,7 @@ def plot(
     if as_json:
         print_json({"paths": [str(path) for path in paths], "messages": messages})
     else:
-        for line in [*messages, *map(str, paths)]:
-            typer.echo(line)
+        print_lines([*messages, *paths])
     if open_in_browser:
         for page in (path for path in paths if path.suffix == ".html"):
             typer.launch(str(page))

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from hyperbench.analyze.show import print_run
 from hyperbench.commands import exit_codes, progress
-from hyperbench.commands.output import print_json, stdout
+from hyperbench.commands.output import print_json, stderr, stdout
 from hyperbench.commands.progress import duration
 from hyperbench.measure.cpu_load import busy_warning, read_cpu_times
 from hyperbench.measure.runner import open_run, prepare, session
@@ -49,7 +49,7 @@ def run(words: list[str], options: Options) -> int:
     """
     begun = read_cpu_times()
     prepared = prepare.prepare(words)
-    console, notes = stdout(), Console(stderr=True)
+    console, notes = stdout(), stderr()
     if options.dry_run:
         if options.as_json:
             print_json(dry_run_data(prepared))
@@ -66,7 +66,7 @@ def run(words: list[str], options: Options) -> int:
         folder = open_run.open_folder(prepared, out, resume=options.resume, fresh=options.fresh)
         busy = busy_warning(begun, read_cpu_times(), available_cpus())
         if busy and not options.as_json:
-            notes.print(f"warning: {busy}", highlight=False, soft_wrap=True)
+            notes.print(f"warning: {busy}", highlight=False, markup=False, soft_wrap=True)
         with progress.listener(notes, quiet=options.as_json) as shown:
             outcome = session.measure(prepared, folder, shown, retry_failed=options.retry_failed, start=shown.start)
     if options.as_json:
@@ -89,7 +89,7 @@ def print_grid(prepared: Prepared, console: Console) -> None:
     console.print(
         f"sweep {config.sweep} on {config.device.name} ({config.device.reason}): {len(points)} points,"
         f" seq_len {span}, heads {heads}, {dtypes}, protocol {config.protocol.name}",
-        highlight=False, soft_wrap=True,
+        highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
 
 
@@ -146,7 +146,11 @@ def has_failures(run: Run) -> bool:
 
 def print_outcome(run: Run, outcome: Outcome, console: Console) -> None:
     """Print the run's tables, and what to do next."""
-    print_run(run, console)
+    try:
+        print_run(run, console)
+    except ValueError as error:
+        # What was measured is no less finished for it.
+        console.print(f"the tables cannot be printed: {error}", highlight=False, markup=False, soft_wrap=True)
     if not can_write_parquet():
         console.print("the tables are .csv alone: .parquet needs pyarrow, which is not installed here", soft_wrap=True)
     if outcome.time:

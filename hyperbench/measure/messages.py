@@ -10,11 +10,18 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from hyperbench.child.code import Code
 from hyperbench.config.types import ErrorConfig, ProtocolConfig
 from hyperbench.measure.work_items import Failure, WorkItem
 from hyperbench.store.plain_data import decoded
 from hyperbench.store.record_json import from_json, to_json
 from hyperbench.store.schema import Pass, Record
+
+#: No message is longer; the longest holds all samples of a pass.
+MAX_LINE_BYTES = 1 << 25
+_SHOWN_BYTES = 60
+#: The exit code of a worker that can no longer write to its parent, or read from it.
+LOST_PIPE = 79
 
 
 class Event(StrEnum):
@@ -80,11 +87,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class Message:
-    """An event of a worker, with the unit that begins or the record that is finished."""
+    """An event of a worker, with the unit that begins, the finished record, or the code that a ready worker runs."""
 
     event: Event
     unit: Unit | None = None
     record: Record | None = None
+    code: Code | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The message as plain data."""
@@ -92,14 +100,18 @@ class Message:
             "event": self.event,
             "unit": self.unit and dataclasses.asdict(self.unit),
             "record": self.record and to_json(self.record),
+            "code": self.code and dataclasses.asdict(self.code),
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Message:
-        """The inverse of `to_json`."""
-        record = data["record"]
-        unit = decoded(Unit | None, data["unit"])
-        return cls(Event(data["event"]), unit, None if record is None else from_json(record))
+        """The inverse of `to_json`. Raises NoMessageError on anything else."""
+        try:
+            record = data["record"]
+            unit, code = decoded(Unit | None, data["unit"]), decoded(Code | None, data["code"])
+            return cls(Event(data["event"]), unit, None if record is None else from_json(record), code)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise NoMessageError(data) from None
 
 
 @dataclass(frozen=True)
@@ -137,14 +149,30 @@ def send(fd: int, message: Message | Task) -> None:
         view = view[os.write(fd, view) :]
 
 
+class NoMessageError(ValueError):
+    """Something in the pipe that is no message; the text shows its beginning, in ASCII."""
+
+    def __init__(self, found: object) -> None:
+        data = found if isinstance(found, bytes | bytearray) else json.dumps(found).encode()
+        super().__init__(ascii(data[:_SHOWN_BYTES].decode(errors="replace")))
+
+
 class Lines:
     """Bytes of a pipe cut into lines of JSON; a torn last one, left by a process that was killed, never comes out."""
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """The lines that are complete with these bytes."""
-        *complete, self._buffer = (self._buffer + data).split(b"\n")
-        for line in complete:
-            yield json.loads(line)
+        """The lines that are complete with these bytes. Raises NoMessageError on one that is no JSON, or too long."""
+        first, *others = data.split(b"\n")
+        self._buffer += first
+        if len(self._buffer) > MAX_LINE_BYTES:
+            raise NoMessageError(self._buffer)
+        for part in others:
+            line, self._buffer = self._buffer, bytearray(part)
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                raise NoMessageError(line) from None
+            yield found

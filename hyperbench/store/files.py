@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,14 @@ from typing import Any
 
 class StoreError(ValueError):
     """A run's folder that cannot be read or written; the message is one line for the user."""
+
+
+class DiskError(StoreError):
+    """A disk that does not take what was measured: no fault of the command line, and no fault of the run."""
+
+
+class DamageWarning(UserWarning):
+    """A file of a run that is damaged, and is read but for what is damaged of it; one line for the user."""
 
 
 def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
@@ -23,6 +33,18 @@ def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise StoreError(f"{path} is damaged: it holds no mapping")
     return data
+
+
+def open_regular(path: Path, flags: int) -> int:
+    """Open a regular file; a new one may be read by all. Raises OSError on a link, a pipe, a folder and the like.
+
+    Neither waits for the other end of a pipe nor follows a link.
+    """
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return fd
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,60 +1,63 @@
-"""The journal of a run: one line of JSON per finished measurement, appended and flushed to the disk one by one."""
+"""The journal of a run: a header, then one line of JSON per finished measurement, each flushed to the disk.
+
+A damaged line costs that line: it is left out with a warning, and set aside in another file before anything is written.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
-import json
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
-from hyperbench.store.files import StoreError, fsync_folder
+from hyperbench.store.files import DamageWarning, DiskError, StoreError, atomic_write, fsync_folder, open_regular
+from hyperbench.store.journal_lines import JournalLines, Line, header_of, line_of
 from hyperbench.store.record_json import from_json, to_json
 from hyperbench.store.schema import Record
 
+#: Beside a journal: the lines of it that were damaged, as they were found.
+DAMAGED_SUFFIX = ".damaged"
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
 
 class Journal(contextlib.AbstractContextManager["Journal"]):
-    """The journal of a run, opened for appending; one process at a time may hold it.
+    """The journal of a run, locked for one process; entering it reads it, and it can then be appended to.
 
-    A torn last line, left by a process that was killed while writing, is cut before anything is appended.
-    Raises StoreError if another process holds the journal or the file cannot be written.
+    `records` are all that it holds. Damaged lines, and a torn last one that a process left which was killed while
+    writing, are set aside in a file beside it. Raises StoreError if another process holds the journal, if the file
+    system has no locks, or if the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError as error:
-            raise StoreError(f"cannot write the journal {path}: {error.strerror}") from None
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._fd)
-            raise StoreError(f"another process is writing to {path}; wait for it, or choose another out=DIR") from None
-        data = path.read_bytes() if os.fstat(self._fd).st_size else b""
-        if data and not data.endswith(b"\n"):
-            os.ftruncate(self._fd, data.rfind(b"\n") + 1)
-            os.fsync(self._fd)
+        self.records: list[Record] = []
+        self._fd = _locked(path)
+        self._size = os.fstat(self._fd).st_size
         fsync_folder(path.parent)
+
+    def __enter__(self) -> Journal:
+        try:
+            if self._size:
+                self._recover(_read(self.path))
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def begin(self, run_id: str) -> None:
+        """Write the header, before any record. Raises DiskError if that fails."""
+        self._write(header_of(run_id))
 
     def append(self, record: Record) -> None:
         """Write one record as one line and wait until the disk has it.
 
-        Raises StoreError if that fails; the journal is then as it was.
+        Raises DiskError if that fails; the journal is then as it was.
         """
-        line = json.dumps(to_json(record), separators=(",", ":")) + "\n"
-        view = memoryview(line.encode())
-        size = os.fstat(self._fd).st_size
-        try:
-            while view:
-                view = view[os.write(self._fd, view) :]
-            os.fsync(self._fd)
-        except OSError as error:
-            os.ftruncate(self._fd, size)
-            raise StoreError(
-                f"cannot write the journal {self.path}: {error.strerror}; it holds what was measured before, and"
-                " --resume goes on when there is space"
-            ) from None
+        self._write(line_of(to_json(record)))
+        self.records.append(record)
 
     def close(self) -> None:
         """Give the journal back; closing twice is harmless."""
@@ -65,20 +68,118 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def _write(self, line: bytes) -> None:
+        view = memoryview(line)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+            os.fsync(self._fd)
+        except OSError as error:
+            os.ftruncate(self._fd, self._size)
+            raise DiskError(
+                f"cannot write the journal {self.path}: {error.strerror}; it holds what was measured before, and"
+                " --resume goes on when there is space"
+            ) from None
+        self._size += len(line)
+
+    def _recover(self, data: bytes) -> None:
+        """Read the records, and leave a journal of whole lines alone."""
+        texts: list[bytes] = []
+        self.records, lines = _contents(data, self.path, texts.append)
+        whole = b"".join(text + b"\n" for text in (lines.header, *texts) if text)
+        if whole == data + b"\n":
+            self._write(b"\n")
+        elif whole != data:
+            self._replace(whole, lines.damaged)
+
+    def _replace(self, whole: bytes, damaged: list[Line]) -> None:
+        """Make these lines the journal, once the damaged ones are in the file beside it."""
+        aside = self.path.with_name(self.path.name + DAMAGED_SUFFIX)
+        new_fd = -1
+
+        def write(temporary: Path) -> None:
+            nonlocal new_fd
+            temporary.write_bytes(whole)
+            new_fd = _locked(temporary)
+
+        try:
+            if damaged:
+                with open(open_regular(aside, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "wb") as file:
+                    file.writelines(line.text + b"\n" for line in damaged)
+                    file.flush()
+                    os.fsync(file.fileno())
+            atomic_write(self.path, write)
+        except OSError as error:
+            raise StoreError(f"cannot repair the journal {self.path}: {error.strerror}") from None
+        os.close(self._fd)
+        self._fd, self._size = new_fd, len(whole)
+        if not damaged:
+            return
+        found = "a damaged line" if len(damaged) == 1 else f"{len(damaged)} damaged lines"
+        _warn(f"{found} of {self.path} moved to {aside.name}; what is missing now is measured again")
+
 
 def read_journal(path: Path) -> list[Record]:
-    """Every record of a journal, in the order of writing; a torn last line is cut.
+    """Every record of a journal, in the order of writing.
 
-    Raises StoreError, naming file and line, on a missing file or on any other damage.
+    Warns of damaged lines, which are left out. Raises StoreError on a missing file and on one of a newer version.
     """
+    records, lines = _contents(_read(path), path)
+    if lines.damaged:
+        _warn(f"{lines.warning}; --resume measures it again")
+    return records
+
+
+def _contents(data: bytes, path: Path, keep: Callable[[bytes], object] = len) -> tuple[list[Record], JournalLines]:
+    """The records of a journal, and the lines that were read; `keep` takes the text of each record."""
+    records: list[Record] = []
+    lines = JournalLines(data, str(path))
+    for line in lines:
+        try:
+            records.append(from_json(line.data))
+        except (ValueError, RecursionError) as error:
+            lines.refuse(line, error)
+        else:
+            keep(line.text)
+    return records, lines
+
+
+def _warn(text: str) -> None:
+    warnings.warn(DamageWarning(text), stacklevel=3)
+
+
+def _read(path: Path) -> bytes:
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise StoreError(f"cannot read the journal {path}: {error.strerror}") from None
-    records: list[Record] = []
-    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+
+
+def _locked(path: Path) -> int:
+    """The journal's file, opened for appending and locked. Raises StoreError if that cannot be."""
+    while True:
         try:
-            records.append(from_json(json.loads(line)))
-        except (ValueError, RecursionError) as error:
-            raise StoreError(f"{path}, line {number}: damaged record: {' '.join(str(error).split())}") from None
-    return records
+            fd = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        except OSError as error:
+            raise StoreError(f"cannot write the journal {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(fd, path):
+                return fd
+            os.close(fd)  # its owner has put another file in its place, and left
+        except OSError as error:
+            os.close(fd)
+            if error.errno in _NO_LOCKS:
+                raise StoreError(
+                    f"the file system of {path.parent} has no locks ({error.strerror}), so that nothing would keep a"
+                    " second run out; choose out=DIR on another one"
+                ) from None
+            raise StoreError(f"another process is writing to {path}; wait for it, or choose another out=DIR") from None
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """True if a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False

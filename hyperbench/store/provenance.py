@@ -18,6 +18,8 @@ from hyperbench.store.environment import KEYS, checked
 
 _COMMAND_LIMIT_S = 10.0
 _PACKAGE = Path(__file__).resolve().parents[1]
+#: The packages of this project.
+OWN_PACKAGES = ("hyperbench", "hyperattn_core")
 #: Parts of hyperbench that make no numbers: what reads them, and the command line.
 _NOT_MEASURING = ("analyze", "commands", "cli.py", "__main__.py")
 #: Environment variables that change what is measured.
@@ -96,10 +98,10 @@ def _module_file(target: str) -> Path | None:
     None too where no file of that name lies on the path: a module that an import hook finds is not seen.
     """
     parts = target.split(".")
-    if parts[0] in ("hyperbench", "hyperattn_core"):
+    if parts[0] in OWN_PACKAGES:
         return None
     for length in range(len(parts) - 1, 0, -1):
-        for folder in dict.fromkeys([os.getcwd(), *sys.path]):
+        for folder in dict.fromkeys([*sys.path, os.getcwd()]):
             place = Path(folder or ".", *parts[:length])
             for file in (place.with_suffix(".py"), place / "__init__.py"):
                 if file.is_file():
@@ -159,8 +161,10 @@ def _driver() -> str | None:
 
 
 def _output(command: list[str]) -> str | None:
+    # Variables such as GIT_DIR, which git sets for its hooks, would have git tell of another repository.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_LIMIT_S, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_LIMIT_S, check=True, env=env)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

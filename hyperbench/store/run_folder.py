@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.store import environment, tables
-from hyperbench.store.files import StoreError, atomic_write, read_mapping
+from hyperbench.store.files import DiskError, StoreError, atomic_write, read_mapping
 from hyperbench.store.journal import read_journal
+from hyperbench.store.journal_lines import refuse_newer
 from hyperbench.store.schema import Record
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def write_tables(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
     """Make timings and errors from the journal, as .parquet and .csv, and return the run they were made of.
 
     Without pyarrow there is no .parquet; one that is there from before goes, as it would be behind the journal.
-    `records` are those of the journal, where they are at hand. Raises StoreError if the disk does not take them.
+    `records` are those of the journal, where they are at hand. Raises DiskError if the disk does not take them.
     """
     run = load_run(run_dir, records)
     with_parquet = tables.can_write_parquet()
@@ -67,10 +68,10 @@ def write_tables(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
                 atomic_write(run.path / f"{name}.parquet", partial(tables.to_parquet, frame))
             else:
                 (run.path / f"{name}.parquet").unlink(missing_ok=True)
-            atomic_write(run.path / f"{name}.csv", partial(frame.to_csv, index=False))
+            atomic_write(run.path / f"{name}.csv", partial(tables.to_csv, frame))
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        raise StoreError(
+        raise DiskError(
             f"cannot write the tables of {run.path}: {reason}; the journal holds everything that was measured, and"
             " --resume makes the tables of it"
         ) from None
@@ -117,6 +118,7 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
         environment.checked({name: value for name, value in found.items() if name in environment.KEYS})
     except ValueError as error:
         raise StoreError(f"{path} is damaged: {error}") from None
+    refuse_newer(found.get("schema_version") or 0, str(path))
     return found
 
 

@@ -17,7 +17,8 @@ from typing import Any
 from hyperbench.store.plain_data import MAX_INT as MAX_INT
 from hyperbench.store.plain_data import check_types, fits, from_mapping, is_plain, short
 
-SCHEMA_VERSION = 1
+#: 2: lines of a journal carry a checksum, and a header names the run.
+SCHEMA_VERSION = 2
 #: Parameters of methods that have a column of their own in the tables, and their types there.
 PARAMETER_TYPES: dict[str, type[Any]] = {
     "block_size": int, "sample_size": int, "num_projections": int, "min_seq_len": int, "sampling": str, "pairing": str,

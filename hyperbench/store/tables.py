@@ -24,6 +24,8 @@ _POINT_HEAD = {
     "input": "text",
 }
 _STATISTICS = {field.name: "float64" for field in dataclasses.fields(Summary) if field.name != "n_samples"}
+#: First characters of a cell that a spreadsheet takes for a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
 
 #: Column name -> type, for each table. The types are pandas' own; "text" is an object column of str or None.
 TABLES: dict[str, dict[str, str]] = {
@@ -100,6 +102,25 @@ def to_parquet(frame: DataFrame, path: Path) -> None:
     """Write a table with explicit text columns, so that one that is empty or all null keeps its type."""
     texts = {name: "string" for name in frame.columns if frame[name].dtype == object}
     frame.astype(texts).to_parquet(path, index=False)
+
+
+def to_csv(frame: DataFrame, path: Path) -> None:
+    """Write a table; a text that a spreadsheet would run as a formula begins with ' there, and line breaks are all \\n.
+
+    Numbers stay as they are.
+    """
+    from pandas.api.types import is_numeric_dtype
+
+    texts = {name: frame[name].map(_csv_cell) for name in frame.columns if not is_numeric_dtype(frame[name])}
+    frame.assign(**texts).to_csv(path, index=False)
+
+
+def _csv_cell(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    # A carriage return would end the row: Python's writer does not put it in quotes.
+    text = cell.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _frame(table: str, rows: Iterable[tuple[Record, dict[str, Any]]], run_id: str) -> DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import html
 import re
@@ -17,9 +18,9 @@ from hypothesis import strategies as st
 from hyperbench.analyze.export import FORMATS, export_run, latex, latex_escape, markdown, markdown_escape
 from hyperbench.analyze.joins import add_speedup
 from hyperbench.analyze.text_table import stage_tables, time_tables
-from hyperbench.store.run_folder import load_run
+from hyperbench.store.run_folder import load_run, write_tables
 from hyperbench.store.schema import Pass, Timing
-from tests.helpers.synthetic_runs import HOSTILE, HYPER, MakeRun, failed, grid, point, stages, sweep, view_from
+from tests.helpers.synthetic_runs import HOSTILE, HYPER, MakeRun, errors, failed, grid, point, stages, sweep, view_from
 
 # LaTeX's ten special characters, and what turns into another letter or an argument without being one of them.
 specials = st.text(st.sampled_from("\\{}$&#^_~%<>|\"[]-'`ab µ±×·"), max_size=30)
@@ -191,3 +192,20 @@ def test_a_run_without_a_measurement_is_refused_before_anything_is_written(make_
     with pytest.raises(ValueError, match="nothing to export"):
         export_run(run, "csv", None)
     assert not (run / "export").exists()
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "＝"])
+def test_no_text_of_a_csv_is_a_formula_and_numbers_stay_numbers(make_run: MakeRun, tmp_path: Path, start: str) -> None:
+    formula = f"{start}cmd|' /C calc'!A0"
+    p = dataclasses.replace(point("hyper", 64, hyper=HYPER), input=formula)
+    folder = make_run([failed(p, Pass.FORWARD, message=formula), *errors(point("hyper", 64), scale=-1.0)])
+    write_tables(folder)
+    exported = export_run(folder, "csv", tmp_path / "out")
+    for path in (*exported, *(folder / f"{name}.csv" for name in ("timings", "errors"))):
+        with path.open(newline="", encoding="utf-8") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        dangerous = [cell for cell in cells if cell[:1] in ("=", "+", "-", "@", "\t", "\r", "＝")]
+        assert all(float(cell) < 0 for cell in dangerous)
+        assert ("'" + formula.replace("\r", "\n") in cells) == (path.stem == "timings")
+    assert (pd.read_csv(folder / "errors.csv")["value"] < 0).any()
+    assert formula in set(pd.read_parquet(folder / "timings.parquet")["input"])

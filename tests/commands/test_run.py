@@ -113,3 +113,12 @@ def test_the_end_of_a_run_says_what_to_do_next(tmp_path: Path) -> None:
         command.print_outcome(run_of(folder, *written), Outcome(interrupted=True), console)
         assert f"hyperbench plot --run '{folder}'" in text.getvalue()
         assert "--resume" in text.getvalue()
+
+
+def test_a_run_that_no_table_can_show_is_measured_all_the_same(tmp_path: Path) -> None:
+    """Two points of the baseline that differ only in a parameter which no table has."""
+    twice = [a_timing(a_point(method="flash2", hyper={"mine": i})) for i in (1, 2)]
+    run, (console, text) = run_of(tmp_path, *twice), a_console()
+    command.print_outcome(run, Outcome(), console)
+    assert "the tables cannot be printed: baseline 'flash2' has several rows" in text.getvalue()
+    assert "next: hyperbench plot" in text.getvalue()

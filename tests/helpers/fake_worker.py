@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard
 
+from hyperbench.child.code import Code
 from hyperbench.measure import work_items
 from hyperbench.measure.messages import Event, Message, Task, Unit, Work
 from hyperbench.measure.runner.outcome import Outcome
@@ -92,10 +93,17 @@ class Listener:
 class FakeWorker:
     """Answers a task with good records for all of it, unless its fate comes first."""
 
-    def __init__(self, fate: Fate = lives, start: Exception | None = None, send: Exception | None = None) -> None:
+    def __init__(
+        self,
+        fate: Fate = lives,
+        start: Exception | None = None,
+        send: Exception | None = None,
+        code: Code | None = None,
+    ) -> None:
         self._fate = fate
         self._start = start
         self._send = send
+        self._code = code
         self._messages: Iterator[Message] | None = None
         self.tasks: list[Task] = []
         self.ended = False
@@ -116,7 +124,7 @@ class FakeWorker:
         if self._messages is None:
             if self._start is not None:
                 raise self._start
-            return Message(Event.READY)
+            return Message(Event.READY, code=self._code)
         return next(self._messages)
 
     def interrupt(self) -> None:

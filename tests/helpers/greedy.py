@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import stat
 import threading
 
 import torch
@@ -47,3 +48,39 @@ def hangs(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
         os.write(os.open(os.environ["HANGS_AT"], os.O_WRONLY), b"x")
         threading.Event().wait()
     return exact(q, k, v, is_causal=is_causal)
+
+
+def closes_descriptors(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
+    """Closes all that it did not open."""
+    if q.shape[2] == 128:
+        os.closerange(3, 256)
+        threading.Event().wait(600)
+    return exact(q, k, v, is_causal=is_causal)
+
+
+def writes_to_descriptors(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
+    """Writes a line to every pipe that it finds open."""
+    if q.shape[2] == 128:
+        for fd in range(3, 64):
+            if stat.S_ISFIFO(_mode(fd)):
+                try:
+                    os.write(fd, b"progress\n")
+                except OSError:
+                    continue  # it is for reading
+    return exact(q, k, v, is_causal=is_causal)
+
+
+def leaves_a_helper(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
+    """Ends, and leaves a process behind that holds all descriptors."""
+    if q.shape[2] == 128:
+        if os.fork() == 0:
+            threading.Event().wait(600)
+        os._exit(7)
+    return exact(q, k, v, is_causal=is_causal)
+
+
+def _mode(fd: int) -> int:
+    try:
+        return os.fstat(fd).st_mode
+    except OSError:
+        return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,27 @@ def test_a_copy_that_lies_in_another_repository_has_no_commit(tmp_path: Path) ->
     package = tmp_path / "site-packages" / "hyperbench"
     package.mkdir(parents=True)
     assert provenance._repository(package) == {"commit": None, "dirty": None}
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_variables_of_git_do_not_decide_whose_commit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = ["-c", "user.name=n", "-c", "user.email=a@b.c", "commit", "--quiet", "--allow-empty", "--message=m"]
+    for name in ("ours", "foreign"):
+        (tmp_path / name).mkdir()
+        for words in (["init", "--quiet"], [*commit, f"--author={name} <a@b.c>"]):
+            assert provenance._output(["git", "-C", str(tmp_path / name), *words]) is not None
+    package = tmp_path / "ours" / "hyperbench"
+    told = provenance._repository(package)
+    assert told["commit"] != provenance._repository(tmp_path / "foreign" / "hyperbench")["commit"]
+    assert told["dirty"] is False
+    foreign = str(tmp_path / "foreign")
+    for name, value in {
+        "GIT_DIR": f"{foreign}/.git", "GIT_WORK_TREE": foreign, "GIT_INDEX_FILE": f"{foreign}/.git/other",
+        "GIT_OBJECT_DIRECTORY": f"{foreign}/.git/objects", "GIT_CEILING_DIRECTORIES": str(tmp_path),
+        "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.worktree", "GIT_CONFIG_VALUE_0": foreign,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    assert provenance._repository(package) == told
 
 
 def test_a_tool_that_fails_tells_nothing() -> None:

@@ -116,6 +116,24 @@ def test_memory_that_runs_out_and_a_crash_are_rows_and_the_sweep_goes_on(tmp_pat
     assert "SIGABRT" in rows.loc[("aborts", 128), "message"]
 
 
+@pytest.mark.slow
+def test_pipes_that_methods_misuse_and_helpers_they_leave_are_rows_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    names = ("closes_descriptors", "writes_to_descriptors", "leaves_a_helper")
+    words = [f"+method.{name}._target_=tests.helpers.greedy.{name}" for name in names]
+    code, said = ended(
+        started(folder, "method=[math]", *words, "passes=[forward]", "shape.seq_len=128,192", "error.seeds=[0]")
+    )
+    assert code == 1, said
+    assert "Traceback" not in said
+    rows = load_run(folder).timings.set_index(["method", "seq_len"])
+    assert set(rows["status"].drop([(name, 128) for name in names])) == {"ok"}
+    told = rows.loc[[(name, 128) for name in names]]
+    assert set(told["status"]) == {"error"}
+    assert [next(w for w in ("closed the pipe", "wrote to the pipe", "exit code 7") if w in message)
+            for message in told["message"]] == ["closed the pipe", "wrote to the pipe", "exit code 7"]  # fmt: skip
+
+
 def test_a_second_ctrl_c_ends_a_run_whose_sample_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
     with hanging(folder, monkeypatch, *SHORT) as run:
@@ -150,7 +168,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     for size in (6_000, 20_000):
         with files_end_at(size), pytest.raises(SystemExit) as left:
             cli.main()
-        assert left.value.code == 2
+        assert left.value.code == 1
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "cannot write the journal run/journal.jsonl" in line
         assert "--resume" in line
@@ -180,7 +198,7 @@ def test_tables_that_do_not_fit_are_one_line_and_are_made_later(
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     with files_end_at(1_000), pytest.raises(SystemExit) as left:
         cli.main()
-    assert left.value.code == 2
+    assert left.value.code == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "cannot write the tables of run" in line
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before

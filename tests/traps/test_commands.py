@@ -168,7 +168,7 @@ def test_a_disk_that_is_full_when_the_tables_are_due_costs_no_measurement(
     with monkeypatch.context() as patch:
         patch.setattr(run_folder, "atomic_write", full)
         answer = run()
-    assert answer.code == 2
+    assert answer.code == 1
     assert answer.err.splitlines()[-1].startswith("hyperbench: cannot write")
     assert Quote("cannot write the tables of run: No space left on device; the journal holds everything that was "
                  "measured, and --resume makes the tables of it").stands_in(answer.err)  # fmt: skip

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hyperbench.child.code import Code
+from hyperbench.measure.runner import worker_process
 from hyperbench.measure.runner.open_run import open_folder
+from hyperbench.measure.runner.runner import MeasureError
+from hyperbench.measure.runner.worker_process import WorkerGone
 from hyperbench.store import run_folder
-from hyperbench.store.files import StoreError
+from hyperbench.store.files import DamageWarning, StoreError
 from hyperbench.store.journal import Journal, read_journal
+from hyperbench.store.journal_lines import line_of
 from hyperbench.store.record_json import to_json
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import Status, Timing
-from tests.helpers.fake_worker import Fate, Site, dies, hangs
+from tests.helpers.fake_worker import FakeWorker, Fate, Site, dies, hangs
 from tests.helpers.made_records import a_timing
 from tests.helpers.made_runs import tiny
 from tests.helpers.quoted import Quote
+from tests.helpers.scripted_worker import Scripted
 
 SIGKILL, SIGSEGV = -9, -11
 
@@ -59,7 +65,48 @@ def test_a_worker_that_hangs_is_ended_and_the_row_says_after_how_long() -> None:
     assert found["timeout"] == {f"time: took longer than {limit_s:g} s"}
 
 
-LINES = [json.dumps(to_json(a_timing(round=r))).encode() + b"\n" for r in range(3)]
+@pytest.mark.parametrize(
+    ("script", "quote"),
+    [
+        ("os.close(write_fd); os._exit(0) if os.fork() else time.sleep(600)",
+         Quote("the worker process ended with exit code 0")),
+        ("os.closerange(3, 256); time.sleep(600)",
+         Quote("the measured code closed the pipe between the worker process and its parent")),
+        ("say('progress: 50%\\n'); time.sleep(600)",
+         Quote("the measured code wrote to the pipe between the worker process and its parent: 'progress: 50%")),
+    ],
+)  # fmt: skip
+def test_a_worker_whose_pipe_is_misused_is_ended_with_all_that_it_started(
+    script: str, quote: Quote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scripted, "script", f"say(READY); {script}")
+    monkeypatch.setattr(worker_process, "_GRACE_S", 0.5)
+    worker = Scripted({}, tmp_path / "log")
+    worker.receive(60.0)
+    with pytest.raises(WorkerGone) as gone:
+        worker.receive(60.0)
+    worker.end()
+    assert quote.stands_in(str(gone.value))
+
+
+def test_a_log_that_a_method_fills_is_cut(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    log.write_bytes(b"progress\n" * 2_000_000)
+    worker_process.bound_log(log)
+    assert log.stat().st_size < worker_process.LOG_LIMIT_BYTES
+    assert Quote("[output left out: the log keeps its beginning and its end]").stands_in(log.read_text())
+
+
+def test_code_that_was_changed_while_a_run_goes_on_is_not_measured() -> None:
+    run, files = tiny("shape.seq_len=64", "method=[math]"), {"hyperbench": "/a", "hyperattn_core": "/b"}
+    run = replace(run, facts={**run.facts, "code": "0123456789ab", "files": files})
+    with pytest.raises(MeasureError) as refused:
+        Site(run, make=lambda: FakeWorker(code=Code("ba9876543210", files))).run()
+    assert Quote("a worker process runs other code than this run was begun with: "
+                 "the code has changed since the run began").stands_in(str(refused.value))  # fmt: skip
+
+
+LINES = [line_of(to_json(a_timing(round=r))) for r in range(3)]
 
 
 def a_run(folder: Path, journal: bytes) -> Path:
@@ -73,20 +120,36 @@ def a_run(folder: Path, journal: bytes) -> Path:
 
 def test_a_torn_last_line_costs_that_line(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "run", b"".join(LINES)[:-20])
-    assert list(load_run(folder).timings["round"]) == [0, 1]
-    with Journal(folder / run_folder.JOURNAL) as journal:
+    with pytest.warns(DamageWarning, match="line 3: damaged record: its end is missing"):
+        assert list(load_run(folder).timings["round"]) == [0, 1]
+    with pytest.warns(DamageWarning), Journal(folder / run_folder.JOURNAL) as journal:
         journal.append(a_timing(round=7))
     assert list(load_run(folder).timings["round"]) == [0, 1, 7]
 
 
 @pytest.mark.parametrize(
-    "damage", [b"\n", LINES[1][:-20] + b"\n", LINES[1].replace(b'"round": 1', b'"round": "1"'), b"\0" * 64 + b"\n"]
+    "damage", [b"\n", LINES[1][:-20] + b"\n", LINES[1].replace(b'"round":1', b'"round":2'), b"\0" * 64 + b"\n"]
 )
-def test_any_other_damage_is_refused_with_its_line_and_left_as_it_is(damage: bytes, tmp_path: Path) -> None:
+def test_any_other_damage_costs_its_line_and_is_told(damage: bytes, tmp_path: Path) -> None:
     folder = a_run(tmp_path / "run", LINES[0] + damage + LINES[2])
-    with pytest.raises(StoreError, match=r"journal\.jsonl, line 2: damaged record: "):
+    with pytest.warns(DamageWarning) as read:
+        assert list(load_run(folder).timings["round"]) == [0, 2]
+    said = Quote("journal.jsonl is damaged; what is left out: line 2: damaged record: ...; --resume measures it again")
+    assert said.stands_in(str(read[0].message))
+    with pytest.warns(DamageWarning) as written, Journal(folder / run_folder.JOURNAL):
+        pass
+    said = Quote("a damaged line of ... moved to journal.jsonl.damaged; what is missing now is measured again")
+    assert said.stands_in(str(written[0].message))
+    assert (folder / run_folder.JOURNAL).read_bytes() == LINES[0] + LINES[2]
+    assert (folder / "journal.jsonl.damaged").read_bytes() == damage
+
+
+def test_a_journal_of_a_newer_hyperbench_is_refused_as_newer(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", LINES[0] + line_of({**to_json(a_timing()), "colour": "blue"}))
+    with pytest.raises(StoreError) as refused:
         load_run(folder)
-    assert (folder / run_folder.JOURNAL).read_bytes() == LINES[0] + damage + LINES[2]
+    said = Quote("journal.jsonl, line 2: made by a newer hyperbench: ...; update hyperbench")
+    assert said.stands_in(str(refused.value))
 
 
 def test_a_full_disk_is_one_line_and_the_journal_ends_with_a_whole_record(

@@ -5,21 +5,18 @@ kaleido drives a browser, which may hang; it therefore runs in a process of its 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hyperbench.child import command, limited
 from hyperbench.store.files import atomic_write, atomic_write_text
 
 if TYPE_CHECKING:
@@ -144,8 +141,8 @@ def _write_images(
             source.write_text(figures[name].to_json(), encoding="utf-8")
             jobs.append({"source": str(source), "target": str(target), "kind": kind, "scale": IMAGE_SCALE})
         Path(scratch, "jobs").write_text(json.dumps(jobs), encoding="utf-8")
-        environment = {**os.environ, "BROWSER_PATH": find_browser() or ""}
-        failure = run_limited([sys.executable, "-c", _EXPORT, f"{scratch}/jobs"], limit, environment)
+        environment = command.environment({"BROWSER_PATH": find_browser() or ""})
+        failure = run_limited(command.python("-c", _EXPORT, f"{scratch}/jobs"), limit, environment)
         made = [path for path in (Path(scratch, image) for image in images) if path.is_file()]
         for path in made:
             atomic_write(folder / path.name, partial(shutil.copyfile, path))
@@ -154,28 +151,10 @@ def _write_images(
 
 def run_limited(command: Sequence[str], timeout_s: float, environment: Mapping[str, str]) -> str | None:
     """Run a command in a process group of its own for at most `timeout_s`; returns its failure as one line, or None."""
-    with tempfile.TemporaryFile() as stderr:
-        process = subprocess.Popen(
-            list(command),
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=True,
-        )
-        try:
-            code = process.wait(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=CLOSE_TIMEOUT_S)
-            return f"the exporter did not finish within {timeout_s:g} s"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if code == 0:
-            return None
-        stderr.seek(0)
-        lines = [line.strip() for line in stderr.read().decode(errors="replace").splitlines() if line.strip()]
-    return f"the exporter failed: {lines[-1] if lines else f'exit code {code}'}"
+    done = limited.run(command, environment, timeout_s, close_s=CLOSE_TIMEOUT_S)
+    if done.code is None:
+        return f"the exporter did not finish within {timeout_s:g} s"
+    if done.code == 0:
+        return None
+    lines = [line.strip() for line in done.err.splitlines() if line.strip()]
+    return f"the exporter failed: {lines[-1] if lines else f'exit code {done.code}'}"

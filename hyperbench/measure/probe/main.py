@@ -1,7 +1,6 @@
 """Probe: a short process that answers what only torch can tell: devices, versions, and whether methods can be imported.
 
-Reads one JSON request from stdin and answers with one JSON object on stdout; run as
-`python -m hyperbench.measure.probe.main`.
+Reads one JSON request from stdin and answers with one JSON object on stdout; started by hyperbench/child/start.py.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ import re
 import sys
 import time
 from typing import Any
+
+from hyperbench.child.code import admit_current_folder, running_code
 
 _RATE_SEQ_LEN = 2048
 _RATE_HEAD_DIM = 64
@@ -34,8 +35,11 @@ def main() -> None:
     answer_fd = os.dup(1)
     os.dup2(2, 1)
     request = json.load(sys.stdin)
+    targets = [item["target"] for item in request["methods"]]
+    admit_current_folder(targets)
+    code = running_code(targets)
     start_s = time.perf_counter()
-    answer = {**facts(), "methods": {}, "problems": []}
+    answer = {**facts(), "methods": {}, "problems": [], "code": code.fingerprint, "files": code.files}
     answer["start_s"] = time.perf_counter() - start_s
     for item in request["methods"]:
         _examine(item, answer)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Sequence
 
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.measure.messages import Unit, Work
-from hyperbench.measure.runner.worker_process import SIGKILL, WorkerGone
+from hyperbench.measure.runner.interrupts import ASKING
+from hyperbench.measure.runner.worker_process import WorkerGone
 from hyperbench.measure.work_items import GRAD_METRICS, Failure, Group, Progress, WorkItem, expects_skip
 from hyperbench.store.schema import Cause, ErrorRow, Pass, Point, Record, Status, Timing
+
+#: Signals that others send to a process to end it; a process that fails by itself gets others.
+KILLING = (signal.SIGKILL, *ASKING)
 
 
 class FailurePolicy:
@@ -16,14 +21,18 @@ class FailurePolicy:
 
     def __init__(self) -> None:
         self.no_reference: dict[str, str] = {}
-        self._killed: set[tuple[int, Unit]] = set()
+        self._killed: set[tuple[int, Unit, str]] = set()
 
-    def may_be_no_fault(self, gone: WorkerGone, round_: int, unit: Unit) -> bool:
-        """True if a worker was killed at this for the first time, and not by the kernel: it is then tried once more."""
-        if gone.returncode != SIGKILL or gone.out_of_memory:
+    def may_be_no_fault(self, gone: WorkerGone, round_: int, unit: Unit, key: str = "") -> bool:
+        """True if a worker was killed at this for the first time, and not by the kernel: it is then tried once more.
+
+        So too if it ended before it had said anything of the task of a group (`key`): what it did before may be why.
+        """
+        was_killed = -gone.returncode in KILLING and not gone.out_of_memory and not gone.reason
+        if not was_killed and not (unit.work is Work.START and key):
             return False
-        is_first = (round_, unit) not in self._killed
-        self._killed.add((round_, unit))
+        is_first = (round_, unit, key) not in self._killed
+        self._killed.add((round_, unit, key))
         return is_first
 
     def given_up(self, group: Group, items: Sequence[WorkItem], unit: Unit, message: str) -> Sequence[WorkItem]:
@@ -48,7 +57,7 @@ class FailurePolicy:
 
 def failure_of(gone: WorkerGone) -> Failure:
     """The failure of what a worker was doing when it ended; one that was killed most likely took too much memory."""
-    if gone.returncode == SIGKILL:
+    if gone.returncode == -signal.SIGKILL and not gone.reason:
         return Failure(Status.OOM, str(gone), Cause.KILL)
     return Failure(Status.ERROR, str(gone), Cause.CRASH)
 

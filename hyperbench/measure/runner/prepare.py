@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hyperbench.child import command, limited
+from hyperbench.child.code import Code, other_files, package_files
 from hyperbench.config.catalog import ConfigError
 from hyperbench.config.compose import RunConfig, load
 from hyperbench.measure import work_items
@@ -51,6 +50,11 @@ class Prepared:
             1.5 * float(self.facts.get("start_s", Speed.start_s)),
         )
 
+    @property
+    def code(self) -> Code | None:
+        """The code that the probe ran and workers must run; None where no probe was asked."""
+        return Code(self.facts["code"], self.facts["files"]) if "files" in self.facts else None
+
     def estimates_s(self) -> list[float]:
         """Seconds that each point is likely to take, all rounds together, with its share of starting the workers."""
         groups = work_items.groups_of(self.points)
@@ -60,18 +64,16 @@ class Prepared:
 
 def ask_probe(request: dict[str, Any], env: Mapping[str, str]) -> Facts:
     """Put a question to a probe, a short process that imports torch. Raises ConfigError if torch does not import."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "hyperbench.measure.probe.main"],
-            input=json.dumps(request), capture_output=True, text=True, timeout=_PROBE_LIMIT_S,
-            env={**os.environ, **env}, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise ConfigError(f"PyTorch did not answer within {_PROBE_LIMIT_S:g} s") from None
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    words, text = command.module("hyperbench.measure.probe.main"), json.dumps(request)
+    done = limited.run(words, command.environment(env), _PROBE_LIMIT_S, text=text)
+    if done.code is None:
+        raise ConfigError(f"PyTorch did not answer within {_PROBE_LIMIT_S:g} s")
+    if done.code != 0:
+        last = (done.err.strip().splitlines() or ["no message"])[-1]
         raise ConfigError(f"PyTorch does not start here: {last}")
-    answer: Facts = json.loads(done.stdout)
+    answer: Facts = json.loads(done.out)
+    if others := other_files(answer["files"], package_files()):
+        raise ConfigError(f"processes started from here run other code than this one: {others}")
     return answer
 
 

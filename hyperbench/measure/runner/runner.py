@@ -5,13 +5,15 @@ A crash, a timeout or exhausted memory becomes rows, a new worker takes the rest
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from hyperbench.measure.messages import NEXT, Message, State, Task, Unit, Work
+from hyperbench.child.code import difference
+from hyperbench.measure.messages import NEXT, Event, Message, State, Task, Unit, Work
 from hyperbench.measure.runner.estimate import group_s, plan_s
 from hyperbench.measure.runner.failures import FailurePolicy, History, failure_of
-from hyperbench.measure.runner.interrupts import AtOnce, Interrupts
+from hyperbench.measure.runner.interrupts import ASKING, AtOnce, Interrupts
 from hyperbench.measure.runner.outcome import Listener, Outcome, TimeBreakdown, part_of
 from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.schedule import items_of
@@ -21,6 +23,8 @@ from hyperbench.store.journal import Journal
 from hyperbench.store.schema import Cause, ErrorRow, Record, Status, Timing
 
 _START_LIMIT_S = 300.0
+#: A signal that ended the worker reaches this process within so many seconds, if it was sent to both.
+_SIGNAL_S = 1.0
 _START = Unit(Work.START)
 
 
@@ -44,7 +48,7 @@ class Runner:
         history: Iterable[Record] = (),
         retry_failed: bool = False,
     ) -> None:
-        self._config, self._speed = run.config, run.speed
+        self._config, self._speed, self._code = run.config, run.speed, run.code
         self._groups = groups_of(run.points)
         self._points = {point.point_id: point for point in run.points}
         self._journal = journal
@@ -127,6 +131,10 @@ class Runner:
             child.send(task)
             while state is State.MEASURING:
                 message = child.receive(config.protocol.timeout_s)
+                if (state, message.event) not in NEXT:
+                    raise WorkerGone(
+                        -signal.SIGKILL, reason=f"it sent {str(message.event)!r} out of turn, and was ended"
+                    )
                 state = NEXT[state, message.event]
                 self._hear(group, message)
             self.time.switch("workers")
@@ -138,9 +146,9 @@ class Runner:
             self._give_up_for_end(group, Failure(Status.TIMEOUT, f"took longer than {limit_s:g} s", Cause.TIMEOUT))
         except WorkerGone as gone:
             self._end_child()
-            if self._interrupts.asked:
+            if self._is_asked(gone):
                 return False
-            if self._policy.may_be_no_fault(gone, self._round, self._unit):
+            if self._policy.may_be_no_fault(gone, self._round, self._unit, group.key):
                 return True
             self._give_up_for_end(group, failure_of(gone))
         return False
@@ -192,8 +200,12 @@ class Runner:
             # Whoever asked before the child was known here has not reached it.
             self._end_if_asked()
             try:
-                assert NEXT[State.STARTING, child.receive(_START_LIMIT_S).event] is State.READY
+                message = child.receive(_START_LIMIT_S)
+                if message.event is not Event.READY:
+                    raise WorkerGone(-signal.SIGKILL, reason=f"it sent {str(message.event)!r} before it was ready")
             except (WorkerGone, WorkerTimeout) as error:
+                if isinstance(error, WorkerGone):
+                    self._is_asked(error)
                 self._end_if_asked()
                 if isinstance(error, WorkerGone) and self._policy.may_be_no_fault(error, self._round, _START):
                     self._end_child()
@@ -202,6 +214,11 @@ class Runner:
                 raise MeasureError(
                     f"a worker process did not start: {reason}; see worker.log in the run's folder"
                 ) from None
+            if self._code is not None and message.code is not None and (why := difference(message.code, self._code)):
+                raise MeasureError(
+                    f"a worker process runs other code than this run was begun with: {why}; "
+                    "choose another out=DIR to measure that code"
+                )
             self._started()
             self._end_if_asked()
         return self._child
@@ -220,6 +237,10 @@ class Runner:
     def _interrupt_child(self) -> None:
         if self._child is not None:
             self._child.interrupt()
+
+    def _is_asked(self, gone: WorkerGone) -> bool:
+        """True if the run is to end: a signal to all of its processes may reach the worker first."""
+        return self._interrupts.asked_within(_SIGNAL_S if -gone.returncode in ASKING else 0.0)
 
     def _end_if_asked(self) -> None:
         if self._interrupts.asked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from hyperbench.measure.runner.interrupts import AtOnce
@@ -14,7 +15,7 @@ from hyperbench.measure.runner.runner import Runner
 from hyperbench.measure.runner.worker_process import Child, WorkerProcess
 from hyperbench.store import run_folder
 from hyperbench.store.files import StoreError
-from hyperbench.store.journal import Journal, read_journal
+from hyperbench.store.journal import Journal
 
 _LOG = "worker.log"
 
@@ -26,21 +27,21 @@ def measure(
     *,
     retry_failed: bool = False,
     start: Callable[[float], object] = float,
-    spawn: Callable[[dict[str, str], Path], Child] = WorkerProcess,
+    spawn: Callable[[dict[str, str], Path], Child] | None = None,
 ) -> Outcome:
     """Measure what the folder's journal lacks, then write the tables. Raises StoreError or MeasureError.
 
     `start` is called, before the first point, with the seconds that the whole is likely to take. `spawn` starts a
-    worker process under some environment variables; its output goes to the file.
+    worker process under some environment variables, one of its own for a test; its output goes to the file.
     """
+    start_worker = spawn or partial(WorkerProcess, targets=prepared.config.targets)
 
     def worker() -> Child:
-        return spawn(prepared.config.device.env, folder / _LOG)
+        return start_worker(prepared.config.device.env, folder / _LOG)
 
     with Journal(folder / run_folder.JOURNAL) as journal:
-        history = read_journal(folder / run_folder.JOURNAL)
         sweep_up(folder)
-        runner = Runner(prepared, journal, worker, listener, history=history, retry_failed=retry_failed)
+        runner = Runner(prepared, journal, worker, listener, history=journal.records, retry_failed=retry_failed)
         start(runner.remaining_s())
         try:
             outcome = runner.run()

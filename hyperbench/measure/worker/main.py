@@ -1,22 +1,20 @@
 """Main function of the child process: take tasks from one pipe, measure them, write each finished record to another.
 
-Started as `python -m hyperbench.measure.worker.main READ_FD WRITE_FD`; its stdout and stderr belong to the measured
-code. It ends when the parent closes its pipe, and the kernel ends it when the parent dies. After SIGINT it ends with
-the current sample, and says so.
+Started by hyperbench/child/start.py with READ_FD WRITE_FD [TARGET ...], the functions that it may have to measure; its
+stdout and stderr belong to the measured code. It ends when the parent closes its pipe. After SIGINT it ends with the
+current sample, and says so; SIGTERM and SIGHUP are for its parent, which ends it if it is to end.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1
 _READ_BYTES = 1 << 16
 _SETTLE_SEQ_LEN = 512
 
@@ -58,18 +56,31 @@ class StoppableClock:
         return getattr(self._clock, name)
 
 
-def main(read_fd: int, write_fd: int) -> None:
+def main(read_fd: int, write_fd: int, targets: Sequence[str] = ()) -> None:
     """Serve tasks until the pipe is closed."""
-    stop = StopSignal()
-    parent = os.getppid()
-    _die_with_parent()
-    if os.getppid() != parent:
-        return  # the parent died before the kernel was told
-    from hyperbench.measure.messages import Event, Lines, Message, Task, send
+    stop, own = StopSignal(), os.getpid()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _do_nothing)
+    from hyperbench.child.code import admit_current_folder, running_code
+    from hyperbench.measure.messages import LOST_PIPE, Event, Lines, Message, Task, send
+
+    def say(message: Message) -> None:
+        if os.getpid() != own:
+            os._exit(1)  # a fork of the measured code that has come back from it
+        try:
+            send(write_fd, message)
+        except OSError:
+            os._exit(LOST_PIPE)
 
     def emit(message: Message) -> None:
-        send(write_fd, message)
+        say(message)
         stop.check()
+
+    def read() -> bytes:
+        try:
+            return os.read(read_fd, _READ_BYTES)
+        except OSError:
+            os._exit(LOST_PIPE)
 
     # The profiler, which tells what the allocator does, prints several lines at each use otherwise.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
@@ -90,9 +101,10 @@ def main(read_fd: int, write_fd: int) -> None:
     # The collector runs before each measuring of memory; it need not look at every library each time.
     gc.collect()
     gc.freeze()
-    send(write_fd, Message(Event.READY))
+    admit_current_folder(targets)
+    say(Message(Event.READY, code=running_code(targets)))
     lines = Lines()
-    while data := os.read(read_fd, _READ_BYTES):
+    while data := read():
         for message in lines.feed(data):
             task = Task.from_json(message)
             if task.threads is not None:
@@ -104,18 +116,18 @@ def main(read_fd: int, write_fd: int) -> None:
             try:
                 measurement.run()
             except Stop:
-                send(write_fd, Message(Event.STOPPED))
+                say(Message(Event.STOPPED))
                 return
             if measurement.poisoned:
-                send(write_fd, Message(Event.LEAVE))
+                say(Message(Event.LEAVE))
                 return
-            send(write_fd, Message(Event.DONE))
+            say(Message(Event.DONE))
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    # A handler, for what is ignored stays ignored in every program that the measured code starts.
+    return None
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -52,15 +53,25 @@ def test_the_first_is_heard_and_the_second_raises() -> None:
     assert heard == [1, 2]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_sigterm_is_heard_as_ctrl_c_is_and_both_are_given_back(number: signal.Signals) -> None:
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_sighup_are_heard_as_ctrl_c_is_and_all_are_given_back(number: signal.Signals) -> None:
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with Interrupts(lambda: None, lambda text: None) as interrupts:
         signal.raise_signal(number)
         assert interrupts.asked
         with pytest.raises(AtOnce):
             signal.raise_signal(signal.SIGTERM)
     assert {n: signal.getsignal(n) for n in before} == before
+
+
+def test_a_terminal_that_is_gone_does_not_stop_the_run_from_ending_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(fd: int, data: bytes) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "write", gone)
+    with Interrupts(lambda: None) as interrupts:
+        signal.raise_signal(signal.SIGHUP)
+        assert interrupts.asked_within(0.0)
 
 
 def test_ctrl_c_before_the_worker_is_known_reaches_it_all_the_same() -> None:

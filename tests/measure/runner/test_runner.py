@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyperbench.measure.messages import Task
+from hyperbench.measure.messages import Task, Work
 from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.runner import MeasureError
 from hyperbench.measure.runner.worker_process import WorkerGone, WorkerTimeout
@@ -218,12 +221,63 @@ def test_times_are_taken_without_a_reference(run: Prepared, returncode: int) -> 
 
 @pytest.mark.parametrize("unit", ["inputs", "start"])
 def test_a_crash_before_any_method_ran_fails_the_whole_group(run: Prepared, unit: str) -> None:
-    workers = iter([FakeWorker(send=WorkerGone(1)), FakeWorker()])
+    workers = iter([FakeWorker(send=WorkerGone(1)), FakeWorker(send=WorkerGone(1)), FakeWorker()])
     site = Site(run, dies(1, unit="inputs", seq_len=64)) if unit == "inputs" else Site(run, make=lambda: next(workers))
     site.run()
     assert set(site.keys) == site.expected
     assert site.statuses()["math", 64] == site.statuses()["hyper", 64] == {"error"}
     assert all_ok(site, ("math", 64), ("hyper", 64))
+
+
+def test_a_worker_that_ends_before_it_begins_a_task_is_replaced_once_and_nobody_is_blamed(run: Prepared) -> None:
+    workers = iter([FakeWorker(send=WorkerGone(1)), FakeWorker()])
+    site = Site(run, make=lambda: next(workers))
+    site.run()
+    assert set(site.keys) == site.expected
+    assert {str(record.status) for record in site.journal.records} == {"ok"}
+
+
+@pytest.mark.parametrize("returncode", [-15, -1, -2, -9])
+def test_a_worker_ended_by_a_signal_of_others_is_tried_once_more(run: Prepared, returncode: int) -> None:
+    fate = dies(returncode, unit="time", method="math", seq_len=64)
+    site = Site(run, fate, lives)
+    site.run()
+    assert {str(record.status) for record in site.journal.records} == {"ok"}
+    site = Site(run, fate)
+    site.run()
+    assert site.statuses()["math", 64] == {"oom" if returncode == -9 else "error"}
+
+
+def test_a_signal_that_reaches_the_worker_before_the_run_is_no_row(run: Prepared) -> None:
+    class Terminated(FakeWorker):
+        """A batch system ends all processes; the run hears of it a moment after the worker."""
+
+        def receive(self, timeout_s: float) -> Message:
+            """The first messages of a task, then the end."""
+            message = super().receive(timeout_s)
+            if message.unit is not None and message.unit.work is Work.TIME:
+                threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                raise WorkerGone(-signal.SIGTERM)
+            return message
+
+    site = Site(run, make=Terminated)
+    assert site.run().interrupted
+    assert len(site.workers) == 1
+    assert {str(record.status) for record in site.journal.records} <= {"ok"}
+
+
+@pytest.mark.parametrize("event", ["ready", "no such"])
+def test_a_message_out_of_turn_is_a_row_of_what_was_measured(run: Prepared, event: str) -> None:
+    if event == "ready":
+        site = Site(run, befalls("ready", unit="time", method="math", seq_len=64))
+    else:
+        site = Site(run, befalls(WorkerGone(-9, reason="garbage"), unit="time", method="math", seq_len=64))
+    site.run()
+    assert set(site.keys) == site.expected
+    assert site.statuses()["math", 64] == {"error"}
+    assert site.statuses()["hyper", 64] == {"ok"}
+    (message,) = {r.message for r in site.journal.records if isinstance(r, Timing) and r.status is Status.ERROR}
+    assert message == ("time: it sent 'ready' out of turn, and was ended" if event == "ready" else "time: garbage")
 
 
 @pytest.mark.parametrize("ending", ["done", "leave"])

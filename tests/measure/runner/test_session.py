@@ -19,7 +19,7 @@ from hyperbench.measure.runner.outcome import Outcome
 from hyperbench.measure.runner.prepare import Prepared, prepare
 from hyperbench.measure.runner.session import measure
 from hyperbench.store import journal, run_folder
-from hyperbench.store.files import StoreError
+from hyperbench.store.files import DamageWarning, StoreError
 from hyperbench.store.journal import Journal, read_journal
 from hyperbench.store.record_json import to_json
 from hyperbench.store.run_folder import load_run
@@ -342,14 +342,19 @@ def read_journal_of(data: bytes) -> list[Any]:
     return read_journal(path)
 
 
-def test_a_damaged_journal_is_not_written_to() -> None:
+def test_what_a_damaged_line_was_is_measured_again() -> None:
     run = tiny()
     folder = opened(run, Path("run"))
-    (folder / run_folder.JOURNAL).write_bytes(b"{}\n")
-    before = contents(folder)
-    with pytest.raises(StoreError, match="line 1"):
-        measured(run, folder)
-    assert contents(folder) == before
+    measured(run, folder)
+    before = read_journal(folder / run_folder.JOURNAL)
+    lines = (folder / run_folder.JOURNAL).read_bytes().splitlines(keepends=True)
+    damaged = lines[3].replace(b"1", b"2", 1)
+    (folder / run_folder.JOURNAL).write_bytes(b"".join([*lines[:3], damaged, *lines[4:]]))
+    with pytest.warns(DamageWarning, match="measured again"):
+        outcome = measured(run, opened(run, folder, resume=True))
+    assert len(outcome.records) == len(before)
+    assert set(map(repr, outcome.records)) == set(map(repr, before))
+    assert (folder / "journal.jsonl.damaged").read_bytes() == damaged
 
 
 def test_two_processes_never_measure_into_one_folder() -> None:
