@@ -216,7 +216,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """One metric of the approximation error of a point's output against exact attention, for one seed."""
+    """One metric of the approximation error of a point's output against exact attention, for one seed.
+
+    Where `value` is estimated from a part of the rows, the true one lies between `low` and `high` (95 %).
+    """
 
     point: Point
     seed: int
@@ -225,6 +228,8 @@ class ErrorRow:
     status: Status = Status.OK
     message: str = ""
     cause: Cause | None = None
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -232,6 +237,12 @@ class ErrorRow:
             raise ValueError(f"an error row of status {self.status} cannot have value={self.value}")
         if self.status.has_timing and self.cause is not None:
             raise ValueError(f"an error row of status {self.status} cannot have cause={self.cause}")
+
+        low, value, high = self.low, self.value, self.high
+        if (low, high) == (None, None):
+            return
+        if low is None or value is None or high is None or not low <= value <= high:
+            raise ValueError(f"low={self.low} and high={self.high} of an error row must be around value={self.value}")
 
     @property
     def key(self) -> tuple[str, int, str]:

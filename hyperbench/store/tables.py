@@ -40,8 +40,8 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "errors": {
         **_POINT_HEAD,
-        "input_seed": "int64", "seed": "int64", "metric": "text", "value": "float64", "status": "text",
-        "message": "text",
+        "input_seed": "int64", "seed": "int64", "metric": "text", "value": "float64", "low": "float64",
+        "high": "float64", "status": "text", "message": "text",
     },
 }  # fmt: skip
 

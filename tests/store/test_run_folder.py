@@ -35,7 +35,7 @@ DOCUMENTED = {
         "host_ms", "memory_before_bytes", "peak_memory_bytes", "resident_peak_bytes", "exact_equivalent_flops",
         "executed_flops", "flags", "message",
     ],
-    "errors": [*POINT_COLUMNS, "input_seed", "seed", "metric", "value", "status", "message"],
+    "errors": [*POINT_COLUMNS, "input_seed", "seed", "metric", "value", "low", "high", "status", "message"],
 }  # fmt: skip
 WHOLE = {"batch", "heads", "kv_heads", "seq_len", "head_dim", "seed", "input_seed", "round", "n_samples"}
 WHOLE_OR_NULL = {
@@ -49,7 +49,7 @@ WHOLE_OR_NULL = {
     "position",
     "num_stages",
 }
-NUMBERS = {"value", "exact_equivalent_flops", "executed_flops"}
+NUMBERS = {"value", "low", "high", "exact_equivalent_flops", "executed_flops"}
 SOME: list[Record] = [
     a_timing(),
     a_timing(a_point(hyper={}), status=Status.OOM, samples_ms=(), stop_reason=None, message='no "memory", sorry'),

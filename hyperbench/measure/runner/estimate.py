@@ -95,13 +95,17 @@ def common_s(items: Sequence[work_items.WorkItem], config: RunConfig, flops_per_
     grads = work_items.wants_grads(p, config.passes, error)
     norm = p.seq_len <= error.operator_norm_max_seq_len
     in_float64 = p.dtype == "float64" or p.seq_len <= error.float64_max_seq_len
-    rows, slowness = min(p.seq_len, error.rows), 1.0 if in_float64 else 0.5
-    flops = p.batch * p.heads * p.seq_len * rows * slowness * _ROW_PAIR_FLOPS * (1.0 if grads else 0.5)
+    slowness = 1.0 if in_float64 else 0.5
+    whole = grads or norm or p.seq_len <= error.rows
+    if whole and not in_float64:
+        flops = exact_flops(p, Pass.FORWARD_BACKWARD if grads else Pass.FORWARD)
+    else:
+        # Drawn rows are others for each seed.
+        draws = 1 if whole else max(1, *(len(item.seeds) for item in items))
+        rows = p.seq_len if whole else draws * error.rows
+        flops = p.batch * p.heads * p.seq_len * rows * slowness * _ROW_PAIR_FLOPS * (1.0 if grads else 0.5)
     if norm:
         flops += p.batch * p.heads * p.seq_len**2 * slowness * _NORM_PAIR_FLOPS
-    if p.seq_len > rows and (grads or norm):
-        whole = exact_flops(p, Pass.FORWARD)
-        flops += 2.0 * slowness * whole
     return _REFERENCE_S + inputs_s + flops / flops_per_s
 
 

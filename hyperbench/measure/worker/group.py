@@ -16,7 +16,8 @@ from hyperbench.measure.worker.calls import as_leaves, gradients
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.errors import accuracy
-from hyperbench.measure.worker.errors.reference import make_reference
+from hyperbench.measure.worker.errors.reference import Reference, make_reference
+from hyperbench.measure.worker.errors.rows import Estimate
 from hyperbench.measure.worker.gate.gate import Gate, slow_after_s
 from hyperbench.measure.worker.memory import MemoryPeak
 from hyperbench.measure.worker.report import Emit, Report
@@ -44,7 +45,9 @@ class GroupMeasurement:
         self._machine = machine or Machine()
         self._report = Report(task, emit, self._machine)
         self._no_reference = task.no_reference
-        self._context: dict[str, float] = {}
+        # By the seed with which rows were drawn.
+        self._references: dict[int, Reference] = {}
+        self._context: dict[int, dict[str, Estimate]] = {}
 
     @property
     def poisoned(self) -> bool:
@@ -67,7 +70,7 @@ class GroupMeasurement:
         if any(s.item.seeds for s in subjects) and not self._no_reference:
             self._report.begin(Work.REFERENCE, point)
             try:
-                given = self._with_reference(given)
+                given = dataclasses.replace(given, reference=self._make_reference(given, point.seed))
             except Exception as error:  # times can be taken without it
                 self._no_reference = f"no reference: {self._report.classify(error, subjects[0])[1]}"
                 if self.poisoned:
@@ -107,7 +110,8 @@ class GroupMeasurement:
         self._report.fail(item, Status.UNSUPPORTED, reason)
         return None
 
-    def _with_reference(self, given: GroupInputs) -> GroupInputs:
+    def _make_reference(self, given: GroupInputs, seed: int) -> Reference:
+        """The reference; where it is of a part of the rows, these are drawn with the seed."""
         point, error = given.point, self._task.error
         in_float64 = point.dtype == "float64" or point.seq_len <= error.float64_max_seq_len
         reference = make_reference(
@@ -117,10 +121,18 @@ class GroupMeasurement:
             num_rows=error.rows,
             dtype=torch.float64 if in_float64 else torch.float32,
             operator_norm=point.seq_len <= error.operator_norm_max_seq_len,
-            seed=point.seed,
+            seed=seed,
         )
-        self._context = accuracy.trivial_errors(given.inputs, reference, point.is_causal)
-        return dataclasses.replace(given, reference=reference)
+        self._context[seed] = accuracy.trivial_errors(given.inputs, reference, point.is_causal)
+        self._references[seed] = reference
+        return reference
+
+    def _reference_of(self, seed: int, given: GroupInputs) -> tuple[Reference, dict[str, Estimate]]:
+        """The reference for one seed of the draw, and the errors of trivial answers by it; drawn rows are its own."""
+        assert given.reference is not None
+        drawn = seed if given.reference.rows.weights is not None else given.point.seed
+        reference = self._references.get(drawn) or self._make_reference(given, drawn)
+        return reference, self._context[drawn]
 
     def _check(self, subject: Subject, given: GroupInputs, gate: Gate) -> None:
         """Take a subject through the gate; then write the errors of every seed."""
@@ -151,7 +163,7 @@ class GroupMeasurement:
             self._report.begin(Work.ERRORS, subject.point)
         for seed in subject.item.seeds:
             try:
-                known = errors if seed == own_seed else None
+                known = errors if seed == own_seed and self._reference_of(seed, given)[0] is given.reference else None
                 self._errors_of_seed(subject, seed, given, gate, known)
             except Exception as error:  # of the measured code; the other seeds' rows stay
                 self._report.fail(subject.item.only(seeds=(seed,)), *self._report.classify(error, subject))
@@ -159,11 +171,10 @@ class GroupMeasurement:
                     return
 
     def _errors_of_seed(
-        self, subject: Subject, seed: int, given: GroupInputs, gate: Gate, known: dict[str, float] | None
+        self, subject: Subject, seed: int, given: GroupInputs, gate: Gate, known: dict[str, Estimate] | None
     ) -> None:
         """Write the error rows of one seed of the draw; `known` are those of the check, if it ran under this seed."""
-        inputs, reference = given.inputs, given.reference
-        assert reference is not None
+        inputs, (reference, context) = given.inputs, self._reference_of(seed, given)
         errors = dict(known or {})
         with torch.no_grad():
             if subject.method.with_lse is not None:
@@ -180,8 +191,8 @@ class GroupMeasurement:
         gate.check_inputs()
         if subject.causal_in_q is not None:
             # First, like lse_mean_abs: what only some points have is not missed when a run goes on.
-            errors = {work_items.CAUSAL_IN_Q: float(subject.causal_in_q), **errors}
-        self._report.write_errors(subject, seed, errors | self._context)
+            errors = {work_items.CAUSAL_IN_Q: Estimate(subject.causal_in_q), **errors}
+        self._report.write_errors(subject, seed, errors | context)
 
     def _time(self, pass_: Pass, subjects: list[Subject], given: GroupInputs, gate: Gate) -> None:
         """Time one pass of all subjects in turns and write a row for each.

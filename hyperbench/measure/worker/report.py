@@ -10,6 +10,7 @@ from hyperbench.flops import exact_flops
 from hyperbench.measure import work_items
 from hyperbench.measure.messages import Event, Message, Task, Unit, Work
 from hyperbench.measure.worker.conditions.machine import Machine
+from hyperbench.measure.worker.errors.rows import Estimate
 from hyperbench.measure.worker.failures import classify, poisons_device
 from hyperbench.measure.worker.subject import Subject
 from hyperbench.measure.worker.timing.passes import TimedCall
@@ -103,10 +104,10 @@ class Report:
             Timing(point, pass_, protocol, self.task.round, status, message=message, implementation=name, **fields)
         )
 
-    def write_errors(self, subject: Subject, seed: int, errors: Mapping[str, float]) -> None:
+    def write_errors(self, subject: Subject, seed: int, errors: Mapping[str, Estimate]) -> None:
         """Write the errors of one seed of the draw, and rows without a number for gradients that failed."""
         for metric, value in errors.items():
-            self.write(ErrorRow(subject.point, seed, metric, value))
+            self.write(ErrorRow(subject.point, seed, metric, float(value), low=value.low, high=value.high))
         failed = subject.failed.get(Pass.FORWARD_BACKWARD)
         if failed is None:
             return

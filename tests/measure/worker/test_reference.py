@@ -33,18 +33,19 @@ def test_the_reference_is_the_formula(
     shape: tuple[int, ...], is_causal: bool, num_rows: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_CHUNK_ELEMENTS", chunk)
-    found = made(shape, is_causal, num_rows)
     q, k, v, g = drawn(*shape)
-    rows = found.rows
-    assert len(rows) == min(num_rows, shape[3])
-    assert rows.tolist() == sorted(set(rows.tolist()))
-    assert close(found.out, attention(q, k, v, is_causal)[:, :, rows])
-    assert close(found.lse, probabilities(q, k, is_causal)[1][:, :, rows])
-    assert found.grads is not None
-    for grad, exact in zip(found.grads, gradients(q, k, v, g, is_causal), strict=True):
-        assert close(grad, exact[:, :, rows])
-    assert found.full_out is not None
-    assert close(found.full_out, attention(q, k, v, is_causal))
+    part = made(shape, is_causal, num_rows, grad_output=None, operator_norm=False)
+    positions = part.rows.positions
+    assert len(positions) == min(num_rows, shape[3])
+    assert positions.tolist() == sorted(positions.tolist())
+    assert close(part.out, attention(q, k, v, is_causal)[:, :, positions])
+    assert close(part.lse, probabilities(q, k, is_causal)[1][:, :, positions])
+    whole = made(shape, is_causal, num_rows)
+    assert (whole.rows.weights, len(whole.rows)) == (None, shape[3])
+    assert close(whole.out, attention(q, k, v, is_causal))
+    assert whole.grads is not None
+    for grad, exact in zip(whole.grads, gradients(q, k, v, g, is_causal), strict=True):
+        assert close(grad, exact)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -77,16 +78,27 @@ def test_norms_of_matrices_are_their_largest_singular_values(rows: int) -> None:
 
 
 def test_rows_are_drawn_by_the_seed_and_by_nothing_else() -> None:
-    shape = (1, 1, 1, 50, 4)
-    one, same, other = (made(shape, causal, 9, seed=seed) for causal, seed in ((False, 1), (True, 1), (False, 2)))
-    assert torch.equal(one.rows, same.rows)
-    assert not torch.equal(one.rows, other.rows)
+    options = {"grad_output": None, "operator_norm": False}
+    one, same, other = (made((1, 1, 1, 50, 4), False, 9, seed=seed, **options).rows.positions for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
 
 
 def test_what_is_not_wanted_is_not_there() -> None:
     found = made((1, 1, 1, 20, 4), False, 9, grad_output=None, operator_norm=False)
-    assert (found.grads, found.full_out, found.operator_scale) == (None, None, None)
-    assert made((1, 1, 1, 20, 4), False, 9, operator_norm=False).full_out is None
+    assert (found.grads, found.operator_scale) == (None, None)
+
+
+def test_exact_attention_that_is_not_exact_is_no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = module.exact_attention
+
+    def scaled(*inputs: Tensor, **options: bool) -> tuple[Tensor, Tensor]:
+        out, lse = honest(*inputs, **options)
+        return 1.001 * out, lse
+
+    monkeypatch.setattr(module, "exact_attention", scaled)
+    with pytest.raises(RuntimeError, match="exact attention in float32 differs from plain products in float64"):
+        made((1, 2, 1, 100, 8), True, dtype=torch.float32)
 
 
 def test_a_reference_in_float32_differs_by_rounding_alone() -> None:

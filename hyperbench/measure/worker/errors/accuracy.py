@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.methods.trivial import mean_v
 from hyperbench.measure.worker.errors.reference import Reference, operator_norms
+from hyperbench.measure.worker.errors.rows import Estimate, Rows
 
 #: What an exact method may lose against the reference, as relative Frobenius error; a reference in float32 limits it.
 EXACT_TOLERANCES = {"float64": 1e-5, "float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
@@ -39,7 +42,7 @@ def check_grads(grads: tuple[Tensor | None, ...], inputs: Inputs) -> Inputs:
     return checked[0], checked[1], checked[2]
 
 
-def check_exact(errors: dict[str, float], dtype: str) -> None:
+def check_exact(errors: Mapping[str, float], dtype: str) -> None:
     """Raise IncorrectError if an exact method's relative Frobenius errors exceed what its dtype explains."""
     tolerance = EXACT_TOLERANCES[dtype]
     for metric in ("out_rel_fro", "dq_rel_fro", "dk_rel_fro", "dv_rel_fro"):
@@ -55,57 +58,68 @@ def check_rows(out: Tensor, reference: Reference, dtype: str) -> None:
 
     One wrong row among thousands is nothing in the error of the whole.
     """
-    errors = (out[:, :, reference.rows].to(reference.out.dtype) - reference.out).norm(dim=3)
+    positions = reference.rows.positions
+    errors = (out[:, :, positions].to(reference.out.dtype) - reference.out).norm(dim=3)
     sizes = reference.out.norm(dim=3)
     least = _SMALL_ROW * sizes.square().mean(dim=2, keepdim=True).sqrt()
     ratios = _ratios(errors, torch.maximum(sizes, least))
     worst, tolerance = float(ratios.max()), _WORST_ROW * EXACT_TOLERANCES[dtype]
     if not worst <= tolerance:
-        row = int(reference.rows[int(ratios.flatten(0, 1).amax(dim=0).argmax())])
+        row = int(positions[int(ratios.flatten(0, 1).amax(dim=0).argmax())])
         raise IncorrectError(
             f"an exact method must agree with the reference in every row: that of position {row} is off by {worst:.3g} "
             f"of its size, above {tolerance:g}"
         )
 
 
-def output_errors(out: Tensor, reference: Reference) -> dict[str, float]:
-    """Errors of an output (B, H, N, Dv): relative Frobenius, quantiles over rows, largest entry, operator norm."""
-    picked = out[:, :, reference.rows].to(reference.out.dtype)
-    difference = picked - reference.out
-    row_errors = _ratios(difference.norm(dim=3), reference.out.norm(dim=3))
-    errors = {"out_rel_fro": relative_frobenius(picked, reference.out), "out_max_abs": float(difference.abs().max())}
+def output_errors(out: Tensor, reference: Reference) -> dict[str, Estimate]:
+    """Errors of an output (B, H, N, Dv): relative Frobenius, quantiles over rows, largest entry, operator norm.
+
+    From a part of the rows they are estimates with an interval.
+    """
+    rows, exact = reference.rows, reference.out
+    difference = out[:, :, rows.positions].to(exact.dtype) - exact
+    errors = {
+        "out_rel_fro": _relative_frobenius(rows, difference, exact),
+        "out_max_abs": rows.largest(difference.abs().amax(dim=3)),
+    }
+    row_errors = _ratios(difference.norm(dim=3), exact.norm(dim=3))
     for metric, level in _ROW_QUANTILES.items():
-        errors[metric] = float(_quantile(row_errors.flatten(), level))
-    if reference.full_out is not None and reference.operator_scale is not None:
-        whole = operator_norms(out.to(reference.out.dtype) - reference.full_out)
-        errors["out_rel_op"] = float(_ratios(whole, reference.operator_scale).max())
+        errors[metric] = rows.quantile(row_errors, level)
+    if reference.operator_scale is not None:
+        errors["out_rel_op"] = Estimate(float(_ratios(operator_norms(difference), reference.operator_scale).max()))
     return errors
 
 
-def trivial_errors(inputs: Inputs, reference: Reference, is_causal: bool) -> dict[str, float]:
+def trivial_errors(inputs: Inputs, reference: Reference, is_causal: bool) -> dict[str, Estimate]:
     """Errors of answering the mean of the values, or zero, on the same inputs."""
-    dtype = reference.out.dtype
-    mean = mean_v(*(x.to(dtype) for x in inputs), is_causal=is_causal)[:, :, reference.rows]
-    zero = torch.zeros_like(reference.out)
+    rows, exact = reference.rows, reference.out
+    mean = mean_v(*(x.to(exact.dtype) for x in inputs), is_causal=is_causal)[:, :, rows.positions]
     return {
-        "mean_v_rel_fro": relative_frobenius(mean, reference.out),
-        "zero_rel_fro": relative_frobenius(zero, reference.out),
+        "mean_v_rel_fro": _relative_frobenius(rows, mean - exact, exact),
+        "zero_rel_fro": Estimate(relative_frobenius(torch.zeros_like(exact), exact)),
     }
 
 
-def lse_errors(lse: Tensor, reference: Reference) -> dict[str, float]:
+def lse_errors(lse: Tensor, reference: Reference) -> dict[str, Estimate]:
     """Mean absolute error of a log-sum-exp (B, H, N); a difference of logarithms is a relative error of the sum."""
-    picked = lse[:, :, reference.rows].to(reference.lse.dtype)
-    return {"lse_mean_abs": float((picked - reference.lse).abs().mean())}
+    picked = lse[:, :, reference.rows.positions].to(reference.lse.dtype)
+    return {"lse_mean_abs": reference.rows.mean((picked - reference.lse).abs().mean(dim=(0, 1)))}
 
 
-def grad_errors(grads: tuple[Tensor, Tensor, Tensor], reference: Reference) -> dict[str, float]:
-    """Relative Frobenius errors of dq, dk and dv at the reference's rows, under the same grad_output."""
+def grad_errors(grads: tuple[Tensor, Tensor, Tensor], reference: Reference) -> dict[str, Estimate]:
+    """Relative Frobenius errors of dq, dk and dv at all positions, under the same grad_output."""
     assert reference.grads is not None
-    errors = {}
-    for name, grad, exact in zip(("dq", "dk", "dv"), grads, reference.grads, strict=True):
-        errors[f"{name}_rel_fro"] = relative_frobenius(grad[:, :, reference.rows].to(exact.dtype), exact)
-    return errors
+    return {
+        f"{name}_rel_fro": Estimate(relative_frobenius(grad.to(exact.dtype), exact))
+        for name, grad, exact in zip(("dq", "dk", "dv"), grads, reference.grads, strict=True)
+    }
+
+
+def _relative_frobenius(rows: Rows, difference: Tensor, exact: Tensor) -> Estimate:
+    """|difference|_F / |exact|_F over all rows, from these (B, H, R, Dv)."""
+    parts, wholes = (x.double().square().sum(dim=(0, 1, 3)) for x in (difference, exact))
+    return rows.root_of_ratio(parts, wholes)
 
 
 def relative_frobenius(x: Tensor, exact: Tensor) -> float:
@@ -119,12 +133,6 @@ def relative_frobenius(x: Tensor, exact: Tensor) -> float:
 def _ratios(differences: Tensor, norms: Tensor) -> Tensor:
     """Zero over zero is no error; anything else over zero is infinite."""
     return torch.where(differences == 0, 0.0, differences / norms)
-
-
-def _quantile(values: Tensor, level: float) -> Tensor:
-    # torch.quantile refuses more than 16 million values; an order statistic does not.
-    index = min(values.numel() - 1, int(level * values.numel()))
-    return values.kthvalue(index + 1).values if values.device.type == "cpu" else values.sort().values[index]
 
 
 def _check_tensor(what: str, x: object, shape: tuple[int, ...], like: Tensor, finite: bool = True) -> Tensor:

@@ -21,6 +21,7 @@ from hyperbench.measure.worker.calls import as_leaves, gradients, without_gradie
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
+from hyperbench.measure.worker.errors.rows import Estimate
 from hyperbench.measure.worker.failures import classify
 from hyperbench.measure.worker.fingerprints import bits_of, fingerprint_of
 from hyperbench.measure.worker.gate.backward_properties import (
@@ -72,7 +73,7 @@ class Gate:
         self._before = tuple(map(bits_of, (*self._inputs, self._grad_output)))
         self._holder: ResultCheck | None = None
 
-    def forward(self, subject: Subject) -> dict[str, float]:
+    def forward(self, subject: Subject) -> dict[str, Estimate]:
         """The errors of the output. A forward pass tells how long its first call takes, a second one its peak memory.
 
         Where the first call is too slow for another, it tells both, and the properties are looked for on short inputs
@@ -107,7 +108,7 @@ class Gate:
             subject.unlooked.add(Pass.FORWARD)
         return errors
 
-    def backward(self, subject: Subject) -> dict[str, float]:
+    def backward(self, subject: Subject) -> dict[str, Estimate]:
         """The errors of the gradients where they are compared; first calls and peaks are told as by `forward`.
 
         Raises IncorrectError on wrong gradients. A backward pass that is wrong on a kept graph alone is noted in
@@ -121,7 +122,7 @@ class Gate:
         self.check_inputs()
         grads = accuracy.check_grads(raw, self._inputs)
         subject.given[Pass.BACKWARD] = subject.given[Pass.FORWARD_BACKWARD] = fingerprint_of(grads)
-        errors: dict[str, float] = {}
+        errors: dict[str, Estimate] = {}
         exact, reference = subject.item.exact, self.given.reference
         if reference is not None and reference.grads is not None:
             errors = accuracy.grad_errors(grads, reference)
