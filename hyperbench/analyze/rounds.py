@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hyperbench.analyze.format import flags_in, plain
+from hyperbench.analyze.format import flags_in, is_null, plain
 from hyperbench.analyze.joins import CONDITION_DIMS, SHAPE_DIMS
 from hyperbench.stats.rounds import MIN_ROUNDS, paired_log_ratios
 
@@ -46,21 +46,28 @@ def combine_rounds(timings: pd.DataFrame) -> pd.DataFrame:
     for name, how in _OVER_ROUNDS.items():
         found = timed[name].groupby(of).agg(how)
         rows.loc[found.index, name] = found.astype(rows[name].dtype)
-    flagged: dict[int, list[str]] = {}
-    for at, flags in timed["flags"].dropna().items():
-        flagged.setdefault(of[at], []).append(flags)
-    names = [",".join(flags_in(flagged.get(at, []))) or None for at in rows.index]
+    flags = _by_row(of, timed["flags"])
+    names = [",".join(flags_in(flags.get(at, []))) or None for at in range(len(rows))]
     rows["flags"] = pd.Series(names, rows.index, dtype=object)
     rows.loc[of[timed["status"] == "throttled"].unique(), "status"] = "throttled"
     rows["round"] = 0
-    counts = group.value_counts()
-    lost: dict[int, list[str]] = {}
-    for at, status in frame.loc[~is_timed & group.isin(of), "status"].items():
-        lost.setdefault(group[at], []).append(status)
+    failed = frame[~is_timed & group.isin(of)]
+    lost, counts = _by_row(group[failed.index], failed["status"]), group.value_counts()
+    messages = list(rows["message"])
     for at, statuses in lost.items():
         note = f"{len(statuses)} of {counts[at]} rounds have no timing ({', '.join(sorted(set(statuses)))})."
-        rows.loc[at, "message"] = f"{note} {rows.loc[at, 'message'] or ''}".strip()
+        messages[at] = f"{note} {messages[at] or ''}".strip()
+    rows["message"] = pd.Series(messages, rows.index, dtype=object)
     return rows
+
+
+def _by_row(rows: pd.Series[int], cells: pd.Series[str]) -> dict[int, list[str]]:
+    """Row number -> its cells, without null ones."""
+    found: dict[int, list[str]] = {}
+    for row, cell in zip(rows, cells, strict=True):
+        if not is_null(cell):
+            found.setdefault(int(row), []).append(str(cell))
+    return found
 
 
 def add_speedup(timings: pd.DataFrame, baseline: str = "flash2", *, per_round: bool = False) -> pd.DataFrame:

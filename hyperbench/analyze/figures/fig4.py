@@ -177,9 +177,9 @@ def _notes(rows: pd.DataFrame, stars: list[PublishedPoint], limits: Limits) -> l
     few = rows[rows["speedup_rounds"] < MIN_ROUNDS]
     bands = "Speedups: geometric means over rounds of the ratio within each; bands: their 95 % intervals."
     if len(few):
-        where = "" if len(few) == rows["speedup"].notna().sum() else f" at n = {lengths_text(few['seq_len'].unique())}"
+        places = "" if len(few) == rows["speedup"].notna().sum() else f" at n = {lengths_text(few['seq_len'].unique())}"
         bands += (
-            f" Below {MIN_ROUNDS} rounds{where} bands are those of the medians within rounds"
+            f" Below {MIN_ROUNDS} rounds{places} bands are those of the medians within rounds"
             " (least to most below 6 samples)."
         )
     if limits:
