@@ -29,7 +29,7 @@ def backend_for(
     if device_type != "cuda":
         return "torch", ""
     num_projections = (params or HyperAttentionParams()).num_projections
-    reason = support.why_unsupported(device_type, dtype, head_dim, value_dim, num_projections)
+    reason = support.why_unsupported(torch.device(device_type), dtype, head_dim, value_dim, num_projections)
     return ("torch", reason) if reason else ("triton", "")
 
 
@@ -52,7 +52,7 @@ def chosen_backend(
 
     Raises:
         ValueError: the backend is unknown, or cannot run this call.
-        RuntimeError: backend="triton" and Triton does not import.
+        RuntimeError: backend="triton" and Triton does not import or is too old.
     """
     check_choice("backend", backend, allowed)
     if backend not in ("auto", "triton"):
@@ -60,7 +60,7 @@ def chosen_backend(
     if backend == "auto" and q.device.type != "cuda":
         return "torch"
     num_projections = params.num_projections if params is not None else None
-    reason = support.why_unsupported(q.device.type, q.dtype, q.shape[3], value_dim, num_projections, tile_size)
+    reason = support.why_unsupported(q.device, q.dtype, q.shape[3], value_dim, num_projections, tile_size)
     if reason is None:
         return "triton"
     if backend == "auto":
@@ -75,7 +75,7 @@ def kernel_settings(dtype: torch.dtype = torch.bfloat16, head_dim: int = 64) -> 
 
     The configuration for `dtype` and `head_dim` is chosen, that is measured, if no call has done so before.
     """
-    if not torch.cuda.is_available() or support.why_unsupported("cuda", dtype, head_dim, head_dim, None):
+    if not torch.cuda.is_available() or support.why_unsupported(torch.device("cuda"), dtype, head_dim, head_dim, None):
         return {}
     import triton
 

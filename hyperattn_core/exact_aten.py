@@ -34,7 +34,7 @@ class BackwardInputs:
     """Inputs of a backward pass; out and lse may be those of attention over more keys than k.
 
     q, k and v are those of the call, out and grad_out (B, H, Nq, Dv), lse and grad_lse (B, H, Nq); grad_lse is None
-    where only the output is differentiated.
+    where only the output is differentiated. The two may have a higher precision than sums are made in.
     """
 
     grad_out: Tensor
@@ -53,7 +53,7 @@ class BackwardInputs:
         """rowsum(grad_out * out) - grad_lse (B, H, Nq), in the dtype of accumulation."""
         dtype = lse_dtype(self.q)
         delta = (self.grad_out.to(dtype) * self.out.to(dtype)).sum(3)
-        return delta if self.grad_lse is None else delta - self.grad_lse
+        return delta if self.grad_lse is None else delta - self.grad_lse.to(dtype)
 
 
 def lse_dtype(x: Tensor) -> torch.dtype:
@@ -127,7 +127,10 @@ def kernel_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: floa
     q, scale, _ = _positive_scale(q, scale)
     q, k, v = _padded(_kernel_width(q, q.shape[3], value_dim), q, k, v)
     if q.device.type == "cpu":
+        factor = _range_factor(v)
+        v = v if factor == 1 else v * factor
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
+        out = out if factor == 1 else out / factor
     else:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, False, scale=scale)[:2]
     return out[..., :value_dim], lse
@@ -141,10 +144,11 @@ def kernel_backward(inputs: BackwardInputs, is_causal: bool, scale: float) -> Gr
     dim, value_dim = q.shape[3], v.shape[3]
     q, scale, sign = _positive_scale(q, scale)
     if grad_lse is not None:
-        # The kernels know no gradient of lse: one more value column of ones with that gradient adds it to ds.
-        v = torch.cat([v, v.new_ones(*v.shape[:3], 1)], dim=3)
+        # The kernels know no gradient of lse, but ds has it in common with rowsum(grad_out * out): one more column.
+        out = torch.cat([out, out.new_full((*out.shape[:3], 1), -1.0)], dim=3)
         grad_out = torch.cat([grad_out, grad_lse.unsqueeze(3).to(grad_out.dtype)], dim=3)
-    q, k, v, out, grad_out = _padded(_kernel_width(q, dim, v.shape[3]), q, k, v, out, grad_out)
+    q, k, v, out, grad_out = _padded(_kernel_width(q, dim, out.shape[3]), q, k, v, out, grad_out)
+    lse = lse.to(lse_dtype(q))
     if q.device.type == "cpu":
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad_out, q, k, v, out, lse, 0.0, is_causal, scale=scale
@@ -157,6 +161,16 @@ def kernel_backward(inputs: BackwardInputs, is_causal: bool, scale: float) -> Gr
                 no_dropout, no_dropout, scale=scale,
             )  # fmt: skip
     return dq[..., :dim] if sign == 1 else dq[..., :dim] * sign, dk[..., :dim], dv[..., :value_dim]
+
+
+def _range_factor(v: Tensor) -> float:
+    """The power of two that keeps the kernel's sums of v (B, H, Nk, Dv) finite: 1 but for values near the largest."""
+    if v.numel() == 0:
+        return 1.0
+    least, most = v.aminmax()
+    # Exponentials are at most 1, and normalised after they are summed.
+    room = math.ceil(math.log2(v.shape[2])) + 1
+    return 2.0**-room if max(-float(least), float(most)) > torch.finfo(lse_dtype(v)).max * 2.0**-room else 1.0
 
 
 def _query_chunks(q: Tensor, num_keys: int) -> list[slice]:
@@ -178,9 +192,8 @@ def _math_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float
     outs, lses = [], []
     for rows in _query_chunks(q, k.shape[2]):
         logits = _logits(q, k, rows, is_causal, scale)
-        lse = logits.logsumexp(dim=3)
-        outs.append(((logits - lse.unsqueeze(3)).exp() @ v.to(logits.dtype)).to(q.dtype))
-        lses.append(lse)
+        outs.append((logits.softmax(dim=3) @ v.to(logits.dtype)).to(q.dtype))
+        lses.append(logits.logsumexp(dim=3))
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
 
 
@@ -189,7 +202,7 @@ def _math_backward(inputs: BackwardInputs, is_causal: bool, scale: float) -> Gra
     dq = torch.empty_like(q)
     dk, dv = torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)
     for rows in _query_chunks(q, k.shape[2]):
-        p = (_logits(q, k, rows, is_causal, scale) - inputs.lse[:, :, rows].unsqueeze(3)).exp()
+        p = (_logits(q, k, rows, is_causal, scale) - inputs.lse[:, :, rows].to(dtype).unsqueeze(3)).exp()
         g = inputs.grad_out[:, :, rows].to(dtype)
         ds = p * (g @ v.to(dtype).transpose(2, 3) - delta[:, :, rows].unsqueeze(3)) * scale
         dq[:, :, rows] = (ds @ k.to(dtype)).to(q.dtype)

@@ -9,7 +9,8 @@ from torch import Tensor
 def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     """Attention over the union of two disjoint key sets from the attention over each.
 
-    out = (exp(lse_a) out_a + exp(lse_b) out_b) / (exp(lse_a) + exp(lse_b)), computed without overflow.
+    out = (exp(lse_a) out_a + exp(lse_b) out_b) / (exp(lse_a) + exp(lse_b)), computed without overflow: from the
+    difference of the two, so that the weights add up to one however large they are.
 
     Args:
         out_a, out_b: outputs (..., D).
@@ -18,14 +19,17 @@ def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) 
     Returns:
         out (..., D) and lse (...).
     """
-    lse = torch.logaddexp(lse_a, lse_b)
-    out = out_a * (lse_a - lse).exp().unsqueeze(-1) + out_b * (lse_b - lse).exp().unsqueeze(-1)
-    return out, lse
+    out = out_a * _share(lse_a, lse_b, out_a) + out_b * _share(lse_b, lse_a, out_b)
+    return out, torch.logaddexp(lse_a, lse_b)
 
 
 def merge_into(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
     """Replace out (..., D) and lse (...) by their merge with other_out and other_lse, which is used as scratch."""
-    new_lse = torch.logaddexp(lse, other_lse)
-    out.mul_((lse - new_lse).exp_().unsqueeze(-1))
-    out.add_(other_out.mul_((other_lse - new_lse).exp_().unsqueeze(-1)))
-    lse.copy_(new_lse)
+    out.mul_(_share(lse, other_lse, out))
+    out.add_(other_out.mul_(_share(other_lse, lse, out)))
+    torch.logaddexp(lse, other_lse, out=lse)
+
+
+def _share(lse: Tensor, other_lse: Tensor, out: Tensor) -> Tensor:
+    """The weight (..., 1) of a part in a merge of two: exp(lse) / (exp(lse) + exp(other_lse)), in the dtype of out."""
+    return torch.sigmoid(lse - other_lse).to(out.dtype).unsqueeze(-1)

@@ -73,5 +73,4 @@ def oracle_attention(
     k, v = k.repeat_interleave(group, dim=1).double(), v.repeat_interleave(group, dim=1).double()
     logits = default_scale(q, scale) * (q.double() @ k.transpose(2, 3))
     logits = torch.where(weights > 0, logits + weights.clamp(min=1e-300).log(), -math.inf)
-    lse = logits.logsumexp(dim=-1)
-    return (logits - lse.unsqueeze(-1)).exp() @ v, lse
+    return logits.softmax(dim=-1) @ v, logits.logsumexp(dim=-1)

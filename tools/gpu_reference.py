@@ -206,7 +206,7 @@ def _draw(runs: Sequence[Path]) -> None:
 
 def target_lines(run: Path, seq_len: int = 131072) -> list[str]:
     """Speedups of a run's forward pass alongside their targets, one a line; "not measured" where there is none."""
-    from hyperbench.analyze.joins import add_speedup
+    from hyperbench.analyze.rounds import add_speedup
     from hyperbench.store.files import StoreError
     from hyperbench.store.run_folder import load_run
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hyperattn_core.precision import rounds_products
+
 
 def bucket_codes(x: Tensor, projections: Tensor) -> Tensor:
     """Bucket code of every row: bit i is set where the projection on direction i is positive.
 
     Args:
-        x: rows (..., D), any floating dtype; float16 and bfloat16 are projected in float32.
+        x: rows (..., D), any floating dtype; float16 and bfloat16 are projected in float32, and in float64 where
+            PyTorch may round the operands of products in float32: the codes do not depend on that setting.
         projections: directions (D, r).
 
     Returns:
         Codes (...), int32, in [0, 2**r). A projection of zero or NaN leaves its bit unset.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
+    if rounds_products(x.device, dtype):
+        dtype = torch.float64
     # A product with so few columns is the faster one with a direction's components next to each other.
     directions = projections.to(dtype).t().contiguous().t()
     bits = ((x.to(dtype) @ directions) > 0).to(dtype)

@@ -16,7 +16,8 @@ from hyperattn_core.leaves import as_leaves, leaf_slices, store_leaves
 from hyperattn_core.merge import merge_into
 from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
 from hyperattn_core.torch_backend.runs import runs_backward, runs_forward
-from hyperattn_core.torch_backend.tiles import Buffers, FlatQueries, LevelTiles, level_backward, level_forward
+from hyperattn_core.torch_backend.scratch import Buffers
+from hyperattn_core.torch_backend.tiles import LOG2_E, FlatQueries, LevelTiles, level_backward, level_forward
 
 # Rows of whole vectors: with others, a matrix product may round a row differently by where in the matrix it lies, and
 # an output would depend, in its last bit, on later queries that sort before it.
@@ -38,9 +39,9 @@ def torch_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale:
     """
     if plan.is_exact:
         out, lse = _HyperAttention.apply(q, k, v, plan, scale)
-        return out, lse
-    out, lse = _HyperAttention.apply(*(whole_columns(x) for x in (q, k, v)), plan, scale)
-    return own_columns(out, v), lse
+    else:
+        out, lse = _HyperAttention.apply(*(whole_columns(x) for x in (q, k, v)), plan, scale)
+    return own_columns(out, v), lse.to(lse_dtype(q))
 
 
 def whole_columns(x: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ class AttendedLevel:
 
     Attributes:
         out: (slots, Dv), in float32 (float64 for float64 inputs).
-        lse: (slots,), in the same dtype.
+        lse: (slots,), in float64.
         slots: int64 (B, H, Nq), the slot of each query; undefined for queries that are not in the level.
     """
 
@@ -90,8 +91,14 @@ class AttendedLevel:
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> tuple[Tensor, Tensor]:
+    """Output in the dtype of q, and lse in float64.
+
+    Logits are in base 2 here and in base e in the fused kernels, and both must come out of lse as they went in: with
+    another rounding a weight of 1, of the only key that counts, is not 1 in the backward pass where logits are large.
+    """
     if plan.is_exact:
-        return exact_forward(q, k, v, plan.is_causal, scale)
+        out, lse = exact_forward(q, k, v, plan.is_causal, scale)
+        return out, lse.double()
     scratch = Buffers(lse_dtype(q), q.device)
     if plan.leaf_len is None:
         return attend_all(plan.levels[0], q, k, v, scale, scratch)
@@ -104,7 +111,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float)
 def attend_all(
     level: LevelPlan, q: Tensor, k: Tensor, v: Tensor, scale: float, scratch: Buffers
 ) -> tuple[Tensor, Tensor]:
-    """A call of one level that holds every query: out (B, H, Nq, Dv) in the dtype of q, and lse (B, H, Nq)."""
+    """A call of one level of all queries: out (B, H, Nq, Dv) in the dtype of q, and lse (B, H, Nq) in float64."""
     if q.device.type == "cpu":
         return runs_forward(level, q, k, v, scale, scratch)
     attended = attend_level(level, q, k, v, scale, scratch)
@@ -122,10 +129,10 @@ def attend_level(level: LevelPlan, q: Tensor, k: Tensor, v: Tensor, scale: float
 
 
 def attend_leaves(q: Tensor, k: Tensor, v: Tensor, leaf_len: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Exact causal attention within each leaf of the diagonal: out (B, H, N, Dv) and lse (B, H, N), not rounded."""
+    """Exact causal attention within each leaf: out (B, H, N, Dv), not rounded, and lse (B, H, N) in float64."""
     batch, heads, seq_len, _ = q.shape
     out = torch.empty(batch, heads, seq_len, v.shape[3], dtype=lse_dtype(q), device=q.device)
-    lse = torch.empty(batch, heads, seq_len, dtype=lse_dtype(q), device=q.device)
+    lse = torch.empty(batch, heads, seq_len, dtype=torch.float64, device=q.device)
     for part in leaf_slices(seq_len, leaf_len):
         q_leaf, k_leaf, v_leaf = (as_leaves(x, part, leaf_len) for x in (q, k, v))
         for whole, leaves in zip((out, lse), exact_forward(q_leaf, k_leaf, v_leaf, True, scale), strict=True):
@@ -168,7 +175,7 @@ def _backward(inputs: BackwardInputs, plan: AttentionPlan, scale: float) -> Grad
     queries = FlatQueries(
         q.view(rows, -1),
         inputs.grad_out.view(rows, -1),
-        torch.nn.functional.pad(inputs.lse.reshape(-1), (0, 1), value=torch.inf),
+        torch.nn.functional.pad((inputs.lse.reshape(-1) * LOG2_E).to(dtype), (0, 1), value=torch.inf),
         torch.nn.functional.pad(delta.view(-1), (0, 1)),
     )
     grads = dq, dk.view(-1, k.shape[3]), dv.view(-1, v.shape[3])

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from hyperattn_core.exact_aten import BackwardInputs, Gradients
 from hyperattn_core.planning.plan import LevelPlan
-from hyperattn_core.torch_backend.tiles import LN_2, LOG2_E, Buffers
+from hyperattn_core.precision import rounds_products
+from hyperattn_core.torch_backend.scratch import Buffers
+from hyperattn_core.torch_backend.tiles import LN_2, LOG2_E
 
 _RUN_QUERIES = 512
 _SMALL_LOGIT = 32.0
@@ -51,8 +53,10 @@ def runs(tile_first: Tensor, tile_count: Tensor, tile_block: Tensor) -> Iterator
 class RowKeys:
     """The keys and values of one kv row, sorted, as its runs meet them: the samples, then one block, with two columns.
 
-    A product with rows of QueryRows then is a logit in base 2 less the row's shift, with a sample's weight added as its
-    logarithm, and a product of gradient and value less the row's delta: nothing is left to do but to exponentiate.
+    A product with rows of QueryRows then is a logit in base 2, with a sample's weight added as its logarithm, less the
+    row's shift, and a product of gradient and value less the row's delta: nothing is left to do but to exponentiate.
+    The shift is last, so that both passes round the same before it. Where products round their operands the columns are
+    zero, and add_columns adds what they stand for.
     """
 
     def __init__(
@@ -77,11 +81,12 @@ class RowKeys:
         log_weights = level.sample_weight.log2().to(scratch.dtype)
         # A sample that lies in the block weighs 0: it is there already.
         self._log_weights = torch.where(self.samples // self.block_size == blocks, -math.inf, log_weights).unbind()
+        self._have_columns = not rounds_products(k.device, scratch.dtype)
         self._met = scratch.get("met", 2, self.num_samples + self.block_size, width + 2)
-        self._met[:, :, width] = 1.0
-        self._met[:, :, width + 1] = 0.0
+        self._met[:, :, width] = 0.0
+        self._met[:, :, width + 1] = float(self._have_columns)
         torch.mul(self.rows[:, self.samples], self._factors, out=self._met[:, : self.num_samples, :width])
-        self._weight_column = self._met[0, : self.num_samples, width + 1]
+        self._weight_column = self._met[0, : self.num_samples, width]
         # Views of what is met, made once for the full blocks and once for the last one: its end, rows and all of it.
         self._views = {}
         for size in {block.shape[1] for block in self._blocks}:
@@ -95,9 +100,16 @@ class RowKeys:
         into, views = self._views[rows.shape[1]]
         if block != self._block:
             torch.mul(rows, self._factors, out=into)
-            self._weight_column.copy_(self._log_weights[block])
+            if self._have_columns:
+                self._weight_column.copy_(self._log_weights[block])
             self._block = block
         return views
+
+    def add_columns(self, products: Tensor, rows: Tensor, block: int) -> None:
+        """Add the two columns of rows (..., D + 2, queries) to products (..., m + b, queries), of logits first."""
+        if not self._have_columns:
+            products.view(-1, *products.shape[-2:])[0, : self.num_samples] += self._log_weights[block].unsqueeze(1)
+            products += rows[..., -1:, :]
 
 
 class MetGrads:
@@ -149,14 +161,12 @@ class QueryRows:
         self.sizes = [run.stop - run.first for run in self.runs]
 
     def fill(self, into: Tensor, x: Tensor, shift: Tensor | None, log_weight: float) -> None:
-        """into (queries, D + 2) = the rows of x (queries, D), -shift (queries,) and the factor of the logarithms."""
+        """into (queries, D + 2) = the rows of x (queries, D), the factor of the logarithms and -shift (queries,)."""
         width = x.shape[1]
         _take(x, self.order, into[:, :width])
-        if shift is None:
-            into[:, width] = 0.0
-        else:
-            torch.neg(shift.index_select(0, self.order), out=into[:, width])
-        into[:, width + 1] = log_weight
+        into[:, width], into[:, width + 1] = log_weight, 0.0
+        if shift is not None:
+            torch.neg(shift.index_select(0, self.order), out=into[:, width + 1])
 
     def unsorted(self, rows: Tensor, into: Tensor) -> None:
         """into = rows, in sorted order, back in the order of the queries."""
@@ -166,14 +176,14 @@ class QueryRows:
 def runs_forward(
     level: LevelPlan, q: Tensor, k: Tensor, v: Tensor, scale: float, scratch: Buffers
 ) -> tuple[Tensor, Tensor]:
-    """Estimate a level of one node a row: out (B, H, Nq, Dv) in the dtype of q, lse (B, H, Nq) in that of scratch."""
+    """Estimate a level of one node a row: out (B, H, Nq, Dv) in the dtype of q, lse (B, H, Nq) in float64."""
     batch, heads, num_queries, width = q.shape
     if width != v.shape[3]:
         q, k, wide_v = _equally_wide(q, k, v)
         out, lse = runs_forward(level, q, k, wide_v, scale, scratch)
         return out[..., : v.shape[3]].contiguous(), lse
     out = torch.empty(batch, heads, num_queries, width, dtype=q.dtype, device=q.device)
-    lse = torch.empty(batch, heads, num_queries, dtype=scratch.dtype, device=q.device)
+    lse = torch.empty(batch, heads, num_queries, dtype=torch.float64, device=q.device)
     for b, kv_head, members in _rows(q, k):
         keys = RowKeys(level, k, v, (b, kv_head), (scale * LOG2_E, 1.0), scratch)
         for h in members:
@@ -188,12 +198,14 @@ def runs_forward(
                 met, _, values = keys.met(run.block)
                 p = scratch.get("p", part.shape[0], met.shape[1])
                 torch.mm(part, met[0].t(), out=p)
+                keys.add_columns(p.t(), part.t(), run.block)
                 if not small:
-                    p.sub_(torch.amax(p, 1, keepdim=True, out=part_top))
+                    # The logarithm keeps sums of exponentials and finite values from overflowing.
+                    p.sub_(torch.amax(p, 1, keepdim=True, out=part_top).add_(math.ceil(math.log2(p.shape[1]))))
                 torch.sum(p.exp2_(), 1, keepdim=True, out=part_total)
                 torch.mm(p, values, out=part_out)
             queries.unsorted(sorted_out.div_(total), out[b, h])
-            queries.unsorted(top.add_(total.log2_()).mul_(LN_2).view(-1), lse[b, h])
+            queries.unsorted(top.double().add_(total.log2_()).mul_(LN_2).view(-1), lse[b, h])
     return out, lse
 
 
@@ -209,7 +221,7 @@ def runs_backward(level: LevelPlan, inputs: BackwardInputs, delta: Tensor, scale
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     num_queries = q.shape[2]
     # Keys hold log2(e) for the exponential in base 2; its inverse in values and delta, and so in ds, undoes it in dq.
-    shifts = (inputs.lse * LOG2_E, delta * LN_2)
+    shifts = ((inputs.lse * LOG2_E).to(scratch.dtype), delta * LN_2)
     for b, kv_head, members in _rows(q, k):
         keys = RowKeys(level, k, v, (b, kv_head), (scale * LOG2_E, LN_2), scratch)
         grads = MetGrads(keys, (scale * LOG2_E, 1.0), scratch)
@@ -234,6 +246,7 @@ def runs_backward(level: LevelPlan, inputs: BackwardInputs, delta: Tensor, scale
                 met, met_keys, _ = keys.met(block)
                 products = scratch.get("products", 3, met.shape[1], part.shape[2])
                 torch.bmm(met, part, out=products[:2])
+                keys.add_columns(products[:2], part, block)
                 # Keys and values have met q and grad_out; of those two, q meets ds and grad_out p: first and last.
                 ds, dp, p = products
                 torch.exp2(ds, out=p)

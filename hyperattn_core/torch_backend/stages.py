@@ -25,7 +25,7 @@ from hyperattn_core.torch_backend.attention import (
     whole_columns,
 )
 from hyperattn_core.torch_backend.plan import hash_inputs, plan_level
-from hyperattn_core.torch_backend.tiles import Buffers
+from hyperattn_core.torch_backend.scratch import Buffers
 
 
 def torch_stages(

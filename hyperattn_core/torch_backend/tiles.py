@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hyperattn_core.exact_aten import Gradients
 from hyperattn_core.planning.plan import LevelPlan
+from hyperattn_core.torch_backend.scratch import Buffers
 
 CHUNK_QUERIES = 2048
 # Logits are in base 2: torch.exp2 is the quicker exponential on CPUs.
@@ -73,6 +74,8 @@ class LevelTiles:
         self.tile_size, self.block_size, self.num_blocks = level.tile_size, level.block_size, level.num_blocks
         self.num_rows, self.num_kv_rows = batch * heads * num_nodes, batch * kv_heads * num_nodes
         self.num_samples = level.sample_index.shape[-1]
+        # A query's weights add up to b + S at most: made smaller by its logarithm, no sum of finite values overflows.
+        self.headroom = math.ceil(math.log2(self.block_size + node_len))
         head = torch.arange(batch * heads, device=k.device)
         kv_head = head // (heads // kv_heads)
         self.kv_rows = (kv_head.unsqueeze(1) * num_nodes + torch.arange(num_nodes, device=k.device)).view(-1)
@@ -174,31 +177,14 @@ class LevelTiles:
                 )
 
 
-class Buffers:
-    """Scratch tensors by name, made once and reused by every chunk of the same shape."""
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype, self.device = dtype, device
-        self._flat: dict[str, Tensor] = {}
-
-    def get(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A scratch tensor of this shape; what it held before is lost."""
-        size = math.prod(shape)
-        flat = self._flat.get(name)
-        if flat is None or flat.numel() < size:
-            flat = self._flat[name] = torch.empty(size, dtype=dtype or self.dtype, device=self.device)
-        return flat[:size].view(shape)
-
-    def gather(self, name: str, x: Tensor, index: Tensor) -> Tensor:
-        """x[index] along the first dimension, in a scratch tensor."""
-        return torch.index_select(x, 0, index, out=self.get(name, index.shape[0], *x.shape[1:], dtype=x.dtype))
-
-
 def level_forward(tiles: LevelTiles, q: Tensor, value_dim: int, scratch: Buffers) -> tuple[Tensor, Tensor]:
-    """Estimate one level for queries q (B * H * Nq, D): out (slots, Dv), lse (slots,) in the order of tiles.targets."""
+    """Estimate one level for queries q (B * H * Nq, D), in the order of tiles.targets: out (slots, Dv), lse (slots,).
+
+    lse is in float64: of a large one float32 would leave no more than some digits of what the weights add up to.
+    """
     b, m, t = tiles.block_size, tiles.num_samples, tiles.tile_size
     out = torch.empty(tiles.queries.numel(), value_dim, dtype=tiles.dtype, device=q.device)
-    lse = torch.empty(tiles.queries.numel(), 1, dtype=tiles.dtype, device=q.device)
+    lse = torch.empty(tiles.queries.numel(), 1, dtype=torch.float64, device=q.device)
     for chunk in tiles.chunks():
         rows, size = chunk.num_rows, chunk.queries.shape[0]
         x = scratch.gather("x", q, chunk.queries).to(tiles.dtype)
@@ -213,6 +199,8 @@ def level_forward(tiles: LevelTiles, q: Tensor, value_dim: int, scratch: Buffers
             p_sample = torch.bmm(x, chunk.k_samples.transpose(1, 2), out=scratch.get("sample", rows, size // rows, m))
             flat_sample = p_sample.view(size, m)
             top = torch.maximum(top, flat_sample.amax(1, keepdim=True))
+        top += tiles.headroom
+        if m:
             flat_sample.sub_(top).exp2_()
             p_sample.view(rows, -1, t, m).mul_(chunk.sample_weight)
         flat_block.sub_(top).exp2_()
@@ -223,7 +211,7 @@ def level_forward(tiles: LevelTiles, q: Tensor, value_dim: int, scratch: Buffers
             total += flat_sample.sum(1, keepdim=True)
             result.view(rows, -1, value_dim).baddbmm_(p_sample, chunk.v_samples)
         result.view(size, value_dim).div_(total)
-        torch.add(top, total.log2_(), out=lse[chunk.slots])
+        lse[chunk.slots].copy_(top).add_(total.log2_())
     return out, lse.mul_(LN_2).view(-1)
 
 
@@ -234,7 +222,7 @@ class FlatQueries:
     Attributes:
         q: (B * H * Nq, D).
         grad_out: (B * H * Nq, Dv).
-        lse: (B * H * Nq + 1,), of the whole row; the last is +inf, so that empty slots weigh nothing.
+        lse: (B * H * Nq + 1,), of the whole row, to base 2; the last is +inf, so that empty slots weigh nothing.
         delta: (B * H * Nq + 1,), rowsum(grad_out * out) - grad_lse.
     """
 
@@ -258,7 +246,7 @@ def level_backward(tiles: LevelTiles, queries: FlatQueries, grads: Gradients, sc
         rows, size = chunk.num_rows, chunk.queries.shape[0]
         x = scratch.gather("x", q, chunk.queries).to(tiles.dtype)
         g = scratch.gather("g", grad_out, chunk.queries).to(tiles.dtype)
-        row_lse = queries.lse.index_select(0, chunk.targets).mul_(LOG2_E).unsqueeze(1)
+        row_lse = queries.lse.index_select(0, chunk.targets).unsqueeze(1)
         row_delta = queries.delta.index_select(0, chunk.queries).unsqueeze(1)
         xt, gt = x.view(-1, t, x.shape[1]), g.view(-1, t, g.shape[1])
         keys = scratch.gather("keys", tiles.k_blocks, chunk.blocks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ MAX_HEAD_DIM = 256
 MAX_NUM_PROJECTIONS = 10
 MAX_TILE_SIZE = 128
 MIN_CAPABILITY = (8, 0)
+MIN_TRITON = (3, 6)
 
 
 def interpreted() -> bool:
@@ -26,12 +28,15 @@ def interpreted() -> bool:
 
 @functools.cache
 def import_error() -> str | None:
-    """Reason why Triton does not import, in one line; None if it does."""
+    """Reason why Triton does not import, or is too old, in one line; None if it serves."""
     try:
-        importlib.import_module("triton")
+        version = str(importlib.import_module("triton").__version__)
     # A broken installation may raise anything on import; all of it is the caller's to read as one line.
     except Exception as error:
         return f"Triton does not import ({' '.join(str(error).split()) or type(error).__name__})"
+    # tl.histogram of older ones counts wrongly here, and what is sorted by its counts would be stored out of bounds.
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < MIN_TRITON:
+        return f"the Triton kernels need Triton {MIN_TRITON[0]}.{MIN_TRITON[1]} or newer, this is {version}"
     return None
 
 
@@ -46,7 +51,7 @@ def traced_as_constant(function: _Function) -> _Function:
 
 @traced_as_constant
 def why_unsupported(
-    device_type: str,
+    device: torch.device,
     dtype: torch.dtype,
     head_dim: int,
     value_dim: int,
@@ -56,15 +61,17 @@ def why_unsupported(
     """Reason why the kernels cannot run such a call, in one line; None if they can.
 
     Args:
-        device_type: "cuda", "cpu", ...
+        device: of q, k and v; a "cuda" without a number is the current one.
         dtype: of q, k and v.
         head_dim: D.
         value_dim: Dv.
         num_projections: r where a plan is to be made, which has a limit; None for attention at a plan, which has none.
         tile_size: queries per tile where that is given.
     """
-    if device_type != "cuda" and not (device_type == "cpu" and interpreted()):
-        return f"the Triton kernels need tensors on a CUDA GPU, got {device_type}"
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+        return f"the Triton kernels need tensors on a CUDA GPU, got {device.type}"
+    if device.type == "cuda" and torch.version.hip is not None:
+        return f"the Triton kernels are for NVIDIA GPUs, and this PyTorch is built for ROCm {torch.version.hip}"
     if dtype not in DTYPES:
         names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         return f"the Triton kernels take {names}, got {str(dtype).removeprefix('torch.')}"
@@ -77,8 +84,8 @@ def why_unsupported(
         )
     if tile_size is not None and tile_size > MAX_TILE_SIZE:
         return f"the Triton kernels take plans of tile_size up to {MAX_TILE_SIZE}, got tile_size={tile_size}"
-    if device_type == "cuda":
-        capability = torch.cuda.get_device_capability()
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
         if capability < MIN_CAPABILITY:
             return (
                 f"the Triton kernels need compute capability 8.0 or newer, this GPU has {capability[0]}.{capability[1]}"

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from hyperbench.analyze.format import printable
-from hyperbench.analyze.joins import add_speedup
-from hyperbench.analyze.text_table import FLAGGED, TextTable, stage_tables, time_tables
+from hyperbench.analyze.rounds import add_speedup
+from hyperbench.analyze.text_table import FLAGGED, TextTable, speedup_note, stage_tables, time_tables
 from hyperbench.analyze.view import View, causality_notes, make_view, provenance
 from hyperbench.config.catalog import nearest
 from hyperbench.store.files import atomic_write, atomic_write_text
@@ -19,7 +19,8 @@ FORMATS = ("csv", "parquet", "latex", "markdown")
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "×": r"$\times$", "µ": r"$\mu$", "±": r"$\pm$", "·": r"$\cdot$", '"': r"{\char34}", "[": "{[}",
+    "|": r"\textbar{}", "×": r"$\times$", "µ": r"$\mu$", "±": r"$\pm$", "†": r"$\dagger$", "·": r"$\cdot$",
+    '"': r"{\char34}", "[": "{[}",
 }  # fmt: skip
 _MARKDOWN = "\\`*_{}[]<>#|~&$"
 
@@ -46,7 +47,7 @@ def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "f
             path = folder / ("summary.tex" if fmt == "latex" else "summary.md")
             atomic_write_text(path, latex(view) if fmt == "latex" else markdown(view))
             return [path]
-        frames = {"timings": add_speedup(run.timings, baseline), "errors": run.errors}
+        frames = {"timings": add_speedup(run.timings, baseline, per_round=True), "errors": run.errors}
         for name, frame in frames.items():
             atomic_write(folder / f"{name}.{fmt}", partial(to_csv if fmt == "csv" else to_parquet, frame))
     except OSError as error:
@@ -58,7 +59,7 @@ def latex(view: View) -> str:
     """A LaTeX table per masking, and those of the stages; needs no package beyond LaTeX itself."""
     times = (
         f"medians, $\\pm$ the wider side of the 95\\,\\% interval ({FLAGGED}: samples flagged); "
-        f"speedup over {latex_escape(view.baseline)}; error: relative Frobenius"
+        f"{latex_escape(speedup_note(view))}; error: relative Frobenius"
     )
     stages = f"medians ({FLAGGED}: samples flagged), and their part of the sum of the stages"
     tables = [*((table, times) for table in time_tables(view)), *((table, stages) for table in stage_tables(view))]
@@ -92,7 +93,8 @@ def markdown(view: View) -> str:
         [
             *(_markdown_table(table) for table in [*time_tables(view), *stage_tables(view)]),
             "Medians, ± the wider side of the 95 % interval (of all samples below 6, none for one), "
-            f"{markdown_escape(FLAGGED)} where samples are flagged; error: relative Frobenius. "
+            f"{markdown_escape(FLAGGED)} where samples are flagged; {markdown_escape(speedup_note(view))}; "
+            "error: relative Frobenius. "
             f"{markdown_escape(_note(view))}",
             "",
         ]

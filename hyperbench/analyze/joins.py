@@ -1,11 +1,11 @@
-"""Tables made when read: speedups against a named baseline, errors alongside their points, and the refusal to mix."""
+"""Tables made when read: errors alongside their points, the choice of rows, and the refusal to mix."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import flags_in, plain, status_text
+from hyperbench.analyze.format import plain, status_text
 from hyperbench.config.catalog import nearest
 
 if TYPE_CHECKING:
@@ -15,56 +15,11 @@ DEFAULT_BASELINE = "flash2"
 SHAPE_DIMS = ("device", "dtype", "is_causal", "batch", "heads", "kv_heads", "seq_len", "head_dim")
 CONDITION_DIMS = ("input", "seed", "protocol")
 HYPER_DIMS = ("block_size", "sample_size", "num_projections", "min_seq_len", "sampling", "pairing")
-DIMENSIONS = ("method", *SHAPE_DIMS, *HYPER_DIMS, *CONDITION_DIMS, "pass")
-
-_JOIN = (*SHAPE_DIMS, *CONDITION_DIMS, "pass", "stage", "round")
-_TAKEN = (
-    "median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "status", "implementation", "message", "n_samples", "flags"
-)  # fmt: skip
-#: Columns of several rounds as one row.
-_OVER_ROUNDS = {
-    "median_ms": "median", "p20_ms": "median", "min_ms": "min", "ci_low_ms": "min", "ci_high_ms": "max",
-    "n_samples": "sum", "peak_memory_bytes": "max", "resident_peak_bytes": "max",
-}  # fmt: skip
+DIMENSIONS = ("method", *SHAPE_DIMS, *HYPER_DIMS, *CONDITION_DIMS, "pass", "run_id")
 
 
 class DoesNotFitError(ValueError):
     """A figure cannot be made from this run: it would mix dimensions it does not show, or has nothing to show."""
-
-
-def add_speedup(timings: pd.DataFrame, baseline: str = "flash2") -> pd.DataFrame:
-    """The same rows with the baseline's columns and `speedup`, `speedup_low`, `speedup_high` alongside them.
-
-    A row meets the baseline's row of its own shape, masking, pass, stage, input, protocol and round; the speedup is the
-    ratio of the medians, its interval base_low / other_high to base_high / other_low. Without a timing on either
-    side the speedup is null and `baseline_status` says why ("missing": no such row). No row is ever dropped.
-    Raises ValueError where the baseline has several rows for one key.
-    """
-    import pandas as pd
-
-    names = {name: f"baseline_{name}" for name in _TAKEN}
-    base = timings.loc[timings["method"] == baseline, [*_JOIN, *_TAKEN]].rename(columns=names)
-    twice = base[base.duplicated(list(_JOIN))]
-    if len(twice):
-        where = ", ".join(f"{key}={plain(twice.iloc[0][key])}" for key in ("seq_len", "is_causal", "pass"))
-        raise ValueError(f"baseline {baseline!r} has several rows at {where}: it must be one configuration")
-    rows = timings.reset_index(drop=True)
-    if base.empty:
-        joined = rows.assign(**dict.fromkeys(names.values()))
-    else:
-        joined = rows.merge(base, on=list(_JOIN), how="left", validate="many_to_one")
-    known = joined["baseline_status"].notna()
-    joined["baseline_status"] = joined["baseline_status"].astype(object).where(known, "missing")
-    for name in ("median_ms", "ci_low_ms", "ci_high_ms"):
-        joined[f"baseline_{name}"] = pd.to_numeric(joined[f"baseline_{name}"]).astype(float)
-    for name, over, under in (
-        ("speedup", "median_ms", "median_ms"),
-        ("speedup_low", "ci_low_ms", "ci_high_ms"),
-        ("speedup_high", "ci_high_ms", "ci_low_ms"),
-    ):
-        own = pd.to_numeric(joined[under]).astype(float)
-        joined[name] = joined[f"baseline_{over}"] / own.where(own > 0)
-    return joined
 
 
 def check_baseline(timings: pd.DataFrame, baseline: str) -> None:
@@ -75,50 +30,29 @@ def check_baseline(timings: pd.DataFrame, baseline: str) -> None:
         raise ValueError(f"baseline {baseline!r} is no method of this run; allowed: {', '.join(methods)}{near}")
 
 
-def combine_rounds(timings: pd.DataFrame) -> pd.DataFrame:
-    """One row per point, pass and stage: over several rounds the median of medians, with the hull of their intervals.
-
-    Rounds without a timing are counted in `message`; the row has a timing if any round has one.
-    """
-    import pandas as pd
-
-    key = ["point_id", "pass", "stage", "protocol"]
-    if not timings.duplicated(key).any():
-        return timings.reset_index(drop=True)
-    rows = [_combined(group) for _, group in timings.groupby(key, sort=False)]
-    return pd.DataFrame(rows, columns=list(timings.columns)).astype(timings.dtypes.to_dict()).reset_index(drop=True)
-
-
-def _combined(group: pd.DataFrame) -> dict[str, Any]:
-    timed = group[group["median_ms"].notna()]
-    row = dict((timed if len(timed) else group).iloc[0])
-    if len(timed) > 1:
-        row |= {name: timed[name].agg(how) for name, how in _OVER_ROUNDS.items()}
-        row["flags"] = ",".join(flags_in(timed["flags"])) or None
-        if (timed["status"] == "throttled").any():
-            row["status"] = "throttled"
-    row["round"] = 0
-    failed = group[group["median_ms"].isna()]
-    if len(timed) and len(failed):
-        reasons = ", ".join(sorted({str(s) for s in failed["status"]}))
-        note = f"{len(failed)} of {len(group)} rounds have no timing ({reasons})."
-        row["message"] = f"{note} {row['message'] or ''}".strip()
-    return row
-
-
 def error_table(errors: pd.DataFrame) -> pd.DataFrame:
-    """One row per point_id; for each metric its median over the seeds of the draw, and `<metric>_low`, `<metric>_high`.
+    """One row per point_id; for each metric its median over the seeds of the draw, `<metric>_low` and `<metric>_high`.
 
+    These span the seeds, with the intervals of errors that are estimated from a part of the rows. Of such there is
+    `<metric>_half_width` too: the most over the seeds of half an interval over its value, null where there is none.
     Rows without a value are left out of the median and never stand as zero.
     """
     import pandas as pd
 
-    values = errors[["point_id", "metric"]].assign(value=pd.to_numeric(errors["value"]).astype(float))
-    values = values.dropna(subset=["value"])
-    over_seeds = values.groupby(["point_id", "metric"])["value"]
+    numbers = {name: pd.to_numeric(errors[name]).astype(float) for name in ("value", "low", "high")}
+    values = errors[["point_id", "metric"]].assign(**numbers).dropna(subset=["value"])
+    values["half_width"] = (values["high"] - values["low"]) / (2.0 * values["value"])
+    for end in ("low", "high"):
+        values[end] = values[end].fillna(values["value"])
+    over_seeds = values.groupby(["point_id", "metric"])
     parts = [
         part.unstack("metric").add_suffix(suffix)
-        for suffix, part in (("", over_seeds.median()), ("_low", over_seeds.min()), ("_high", over_seeds.max()))
+        for suffix, part in (
+            ("", over_seeds["value"].median()),
+            ("_low", over_seeds["low"].min()),
+            ("_high", over_seeds["high"].max()),
+            ("_half_width", over_seeds["half_width"].max()),
+        )
     ]
     return pd.concat(parts, axis=1).rename_axis(columns=None)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hyperbench.analyze.format import FLAG_MEANINGS, counted, flags_in, is_null, json_value, short
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.stage_table import missing_stages
-from hyperbench.analyze.text_table import FLAGGED, print_table, stage_tables, time_tables
+from hyperbench.analyze.text_table import FLAGGED, print_table, speedup_note, stage_tables, time_tables
 from hyperbench.analyze.view import View, causal_in_q, causality_notes, error_columns, make_view, provenance, reason
 from hyperbench.store.run_folder import Run, load_run
 
@@ -22,7 +22,7 @@ _KEYS = (
     "head_dim", "block_size", "sample_size", "num_projections", "min_seq_len", "sampling", "pairing", "input", "seed",
     "pass", "protocol", "status", "n_samples", "median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "first_call_ms",
     "host_ms", "memory_before_bytes", "peak_memory_bytes", "resident_peak_bytes", "flags", "baseline_median_ms",
-    "baseline_status", "speedup", "speedup_low", "speedup_high", "message",
+    "baseline_status", "speedup", "speedup_low", "speedup_high", "speedup_rounds", "message",
 )  # fmt: skip
 _STAGE_KEYS = (
     "point_id", "method", "is_causal", "seq_len", "stage", "status", "n_samples", "median_ms", "ci_low_ms",
@@ -52,7 +52,7 @@ def print_run(run: Run, console: Console, baseline: str = "flash2") -> None:
     console.print(
         Text(
             f"Times are medians, ± the wider side of the 95 % interval (of all samples below 6, none for one); "
-            f"speedup over {baseline}; error: relative Frobenius.",
+            f"{speedup_note(view)}; error: relative Frobenius.",
             style="dim",
         )
     )
@@ -80,6 +80,9 @@ def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
                 **{key: json_value(row[key]) for key in _KEYS},
                 "causal_in_q": causal_in_q(row),
                 "errors": {metric: json_value(row[metric]) for metric in errors},
+                "error_half_widths": {
+                    metric: json_value(width) for metric in errors if not is_null(width := row[f"{metric}_half_width"])
+                },
             }
             for row in records(frame)
         ],

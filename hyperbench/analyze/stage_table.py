@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.format import is_null, status_text
-from hyperbench.analyze.joins import combine_rounds, records
+from hyperbench.analyze.joins import records
+from hyperbench.analyze.rounds import combine_rounds
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,6 +10,7 @@ from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, is_null, millise
 from hyperbench.analyze.joins import HYPER_DIMS, masks_in, records, varying
 from hyperbench.analyze.stage_table import by_point, missing_stages, stages_in
 from hyperbench.analyze.view import AS_PAPER, MAIN_ERROR, View
+from hyperbench.stats.rounds import MIN_ROUNDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +20,8 @@ Row = Mapping[str, Any]
 Key = tuple[str, ...]
 #: Stands behind a time whose samples are flagged.
 FLAGGED = "*"
+#: Stands behind a speedup of too few rounds for an interval over rounds.
+FEW_ROUNDS = "†"
 
 
 @dataclass(frozen=True)
@@ -125,11 +128,33 @@ def _time_table(view: View, frame: pd.DataFrame, methods: Sequence[str], dims: l
         texts = [*key[:-1], PASS_LABELS[key[-1]], *([base[key]] if with_base else [])]
         for method in methods:
             found = by_method.get(method)
-            texts += [_time(found), ratio(found["speedup"])] if found else ["", ""]
-            texts += [significant(found[MAIN_ERROR]) if found else ""] if with_error else []
+            texts += [_time(found), _speedup(found)] if found else ["", ""]
+            texts += [_error(found) if found else ""] if with_error else []
         rows.append(tuple(texts))
     is_number = (*_are_numbers(frame, dims), False, *[True] * len(names))
     return TextTable(title, (*_heads(dims), "pass", *names), is_number, tuple(rows))
+
+
+def speedup_note(view: View) -> str:
+    """The meaning of the speedups in the tables of a view, and of their intervals. Not escaped."""
+    note = f"speedup over {view.baseline}: geometric mean over rounds of the ratio within each, ± its 95 % interval"
+    few = view.timings["speedup_rounds"] < MIN_ROUNDS
+    return note + (f" ({FEW_ROUNDS}: below {MIN_ROUNDS} rounds, that of the samples within them)" if few.any() else "")
+
+
+def _speedup(row: Row) -> str:
+    if is_null(row["speedup"]):
+        return ""
+    few = FEW_ROUNDS if row["speedup_rounds"] < MIN_ROUNDS else ""
+    return ratio(row["speedup"]) + _width(*(row[name] for name in ("speedup", "speedup_low", "speedup_high"))) + few
+
+
+def _width(value: float, low: float, high: float) -> str:
+    """The wider side of an interval in percent of the value; "" where it has no width.
+
+    One sample has no interval, and must not look like a perfect one.
+    """
+    return f" ±{100 * max(value - low, high - value) / value:.1f}%" if value > 0 and high > low else ""
 
 
 def _dims(frame: pd.DataFrame) -> list[str]:
@@ -163,7 +188,11 @@ def _time(row: Row, prefix: str = "", with_share: bool = False) -> str:
     if with_share:
         text += flagged + ("" if is_null(row["share"]) else f" ({100 * row['share']:.1f}%)")
     else:
-        width = max(median - low, high - median) / median if median > 0 else 0.0
-        # One sample has no interval, and must not look like a perfect one.
-        text += (f" ±{100 * width:.1f}%" if high > low else "") + flagged
+        text += _width(median, low, high) + flagged
     return text if status == "ok" else f"{text} ({status})"
+
+
+def _error(row: Row) -> str:
+    """The error, with half its interval where it is estimated from a part of the rows."""
+    half_width = row[f"{MAIN_ERROR}_half_width"]
+    return significant(row[MAIN_ERROR]) + ("" if is_null(half_width) else f" ±{100 * half_width:.1f}%")

@@ -10,13 +10,12 @@ from hyperbench.analyze.format import is_null, machine_of, plain, status_text
 from hyperbench.analyze.joins import (
     HYPER_DIMS,
     DoesNotFitError,
-    add_speedup,
     check_baseline,
-    combine_rounds,
     error_table,
     missing_errors,
     select,
 )
+from hyperbench.analyze.rounds import add_speedup, combine_rounds
 from hyperbench.analyze.stage_table import stage_table
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
     nodes = _method_nodes(run.config)
     timings = _in_order(passes, list(nodes))
     chosen = select(timings, where or {}, keep_method=baseline)
-    joined = add_speedup(combine_rounds(chosen), baseline)
+    joined = add_speedup(chosen, baseline)
     return View(
         joined.merge(error_table(run.errors), how="left", left_on="point_id", right_index=True),
         stage_table(run.stages[run.stages["point_id"].isin(chosen["point_id"])], combine_rounds(timings)),
@@ -230,4 +229,6 @@ def reason(row: Mapping[str, Any]) -> str:
     # A row with a time of its own has no speedup for want of a baseline.
     if is_null(row["speedup"]) and not is_null(row["median_ms"]) and row["baseline_status"] != "ok":
         told.append(f"baseline {status_text(row['baseline_status'], row['baseline_message'])}")
+    if is_null(row["speedup"]) and not is_null(row["median_ms"]) and not is_null(row["baseline_median_ms"]):
+        told.append("no round has a time above zero of it and of the baseline")
     return "; ".join(told)

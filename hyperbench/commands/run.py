@@ -63,12 +63,12 @@ def run(words: list[str], options: Options) -> int:
     with DeviceLock(device_key(prepared.config.device.name, prepared.facts)) as lock:
         if lock.note:
             notes.print(f"warning: {lock.note}", highlight=False, markup=False, soft_wrap=True)
-        folder = open_run.open_folder(prepared, out, resume=options.resume, fresh=options.fresh)
+        journal = open_run.open_folder(prepared, out, resume=options.resume, fresh=options.fresh)
         busy = busy_warning(begun, read_cpu_times(), available_cpus())
         if busy and not options.as_json:
             notes.print(f"warning: {busy}", highlight=False, markup=False, soft_wrap=True)
         with progress.listener(notes, quiet=options.as_json) as shown:
-            outcome = session.measure(prepared, folder, shown, retry_failed=options.retry_failed, start=shown.start)
+            outcome = session.measure(prepared, journal, shown, retry_failed=options.retry_failed, start=shown.start)
     if options.as_json:
         print_json(outcome_data(outcome.run, outcome))
     else:

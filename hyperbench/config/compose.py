@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from hyperbench.config import catalog, types
 from hyperbench.config.catalog import ConfigError, check_name, nearest
 from hyperbench.config.overrides import Overrides, apply, parse
 from hyperbench.config.types import DeviceConfig, ErrorConfig, ProtocolConfig
+from hyperbench.store.run_folder import config_hash
 from hyperbench.store.schema import Point
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class RunConfig:
     @property
     def config_hash(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of the resolved configuration."""
-        return hashlib.sha256(json.dumps(self.resolved, sort_keys=True).encode()).hexdigest()[:12]
+        return config_hash(self.resolved)
 
     @property
     def targets(self) -> tuple[str, ...]:

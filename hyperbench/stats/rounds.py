@@ -7,7 +7,7 @@ is the round: each gives one median, and everything here is computed from those.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -25,6 +25,8 @@ RESAMPLES = 20_000
 SEED = 20_240_507
 #: Rounds that differ by less than this part are equal: that is the rounding of numbers, not a spread of times.
 EQUAL_WITHIN = 1e-9
+#: Ratios that are resampled together: what they take lies in a cache.
+_ROWS_AT_ONCE = 4
 
 
 class Verdict(StrEnum):
@@ -70,27 +72,56 @@ def judge(a_ms: Mapping[int, float], b_ms: Mapping[int, float], *, paired: bool,
     """Judge the medians of two sides, by round: B as fast as A within `threshold` (relative), faster or slower.
 
     The interval of the ratio must lie wholly within 1/(1 + threshold) to 1 + threshold for `same`, and wholly beyond
-    for `faster` and `slower`; whatever else is `ambiguous`. `paired`: equal round numbers were measured together.
+    for `faster` and `slower`; whatever else is `ambiguous`. `paired`: equal round numbers were measured together, and
+    the ratio is that of `paired_log_ratios`, over the rounds that both sides have.
     Raises ValueError if a side has no round.
     """
     if not a_ms or not b_ms:
         raise ValueError("a ratio of no rounds does not exist")
     if min(*a_ms.values(), *b_ms.values()) <= 0:
         return Judgement(Verdict.AMBIGUOUS, Reason.ZERO_TIME)
-    log_a = np.log([a_ms[round_] for round_ in sorted(a_ms)])
-    log_b = np.log([b_ms[round_] for round_ in sorted(b_ms)])
-    ratio = _exp(float(log_b.mean() - log_a.mean()))
-    if min(len(a_ms), len(b_ms)) < MIN_ROUNDS:
-        return Judgement(Verdict.AMBIGUOUS, Reason.TOO_FEW_ROUNDS, ratio)
-    if len(a_ms) != len(b_ms) or (paired and set(a_ms) != set(b_ms)):
-        return Judgement(Verdict.AMBIGUOUS, Reason.UNEQUAL_ROUNDS, ratio)
-    spreads = [np.ptp(log_a), np.ptp(log_b), *([np.ptp(log_b - log_a)] if paired else [])]
-    if min(spreads) < EQUAL_WITHIN:
-        return Judgement(Verdict.AMBIGUOUS, Reason.ZERO_VARIANCE, ratio)
-    _, lows, highs = log_ratio_interval(log_a, log_b, paired=paired)
-    low, high = float(lows), float(highs)
-    verdict, reason = verdict_of(low, high, threshold)
-    return Judgement(verdict, reason, ratio, _exp(low), _exp(high))
+    few = min(len(a_ms), len(b_ms)) < MIN_ROUNDS
+    unequal = len(a_ms) != len(b_ms) or (paired and set(a_ms) != set(b_ms))
+    common = a_ms.keys() & b_ms.keys()
+    log_a, log_b = (np.log([of[r] for r in sorted(common if paired else of)]) for of in (a_ms, b_ms))
+    if paired:
+        ratio, low, high = (float(value) for value in paired_log_ratios(log_a, log_b))
+    elif few or unequal:
+        ratio, low, high = float(log_b.mean() - log_a.mean()), math.nan, math.nan
+    else:
+        ratio, low, high = (float(value) for value in _log_ratios(log_a, log_b, paired=False))
+    reason, verdict = Reason.TOO_FEW_ROUNDS if few else Reason.UNEQUAL_ROUNDS, Verdict.AMBIGUOUS
+    if not few and not unequal:
+        no_interval = (Verdict.AMBIGUOUS, Reason.ZERO_VARIANCE)
+        verdict, reason = no_interval if math.isnan(low) else verdict_of(low, high, threshold)
+    return Judgement(verdict, reason, *(None if math.isnan(value) else _exp(value) for value in (ratio, low, high)))
+
+
+def paired_log_ratios(log_a: Array, log_b: Array) -> tuple[Array, Array, Array]:
+    """The log of the ratio B over A of n paired rounds and its 95 % interval, from logs (..., n): three arrays (...).
+
+    The ratio is the geometric mean over the rounds of the ratio within each; that of A over B is its inverse, to the
+    ends of the interval. There is no interval (NaN) below MIN_ROUNDS rounds and where they do not differ, and no ratio
+    without a round or with a time of zero.
+    """
+    return _log_ratios(log_a, log_b, paired=True)
+
+
+def _log_ratios(log_a: Array, log_b: Array, *, paired: bool) -> tuple[Array, Array, Array]:
+    """As `log_ratio_interval`, but NaN where there is none."""
+    n = log_a.shape[-1]
+    none = np.full(log_a.shape[:-1], np.nan)
+    if n == 0:
+        return none, none, none
+    known = np.isfinite(log_a).all(-1) & np.isfinite(log_b).all(-1)
+    centre = np.where(known, log_b.mean(-1) - log_a.mean(-1), np.nan)
+    if n < MIN_ROUNDS:
+        return centre, none, none
+    compared = [log_a, log_b, *([log_b - log_a] if paired else [])]
+    varies = known & (np.min([np.ptp(side, axis=-1) for side in compared], axis=0) >= EQUAL_WITHIN)
+    low, high = none.copy(), none.copy()
+    _, low[varies], high[varies] = log_ratio_interval(log_a[varies], log_b[varies], paired=paired)
+    return centre, low, high
 
 
 def verdict_of(low: float, high: float, threshold: float) -> tuple[Verdict, Reason]:
@@ -120,38 +151,59 @@ def log_ratio_interval(
     if log_a.shape != log_b.shape or log_a.shape[-1] < 2:
         raise ValueError(f"rounds of shapes {log_a.shape} and {log_b.shape} must be equal and at least two a side")
     sides = [log_b - log_a] if paired else [log_a, log_b]
-    draws = _draws(log_a.shape[-1], paired, resamples)
-    resampled = [_resampled(side, draw) for side, draw in zip(sides, draws, strict=True)]
+    n, tail = log_a.shape[-1], (1.0 - confidence) / 2.0
+    draws = _draws(n, paired, resamples)
+    rows = [side.reshape(-1, n) for side in sides]
+    parts = [
+        _quotients([side[i : i + _ROWS_AT_ONCE] for side in rows], draws, tail)
+        for i in range(0, len(rows[0]), _ROWS_AT_ONCE)
+    ]
+    low, high = np.concatenate([np.empty((2, 0)), *parts], axis=1).reshape(2, *log_a.shape[:-1])
     centre = log_b.mean(-1) - log_a.mean(-1)
-    error = resampled[0][0] if paired else resampled[1][0] - resampled[0][0]
-    quotients = error / np.sqrt(np.sum([variance for _, variance in resampled], axis=0))
     scale = np.sqrt(np.sum([side.var(-1) for side in sides], axis=0))
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(quotients, [tail, 1.0 - tail], axis=-1)
     return centre, centre - high * scale, centre - low * scale
 
 
 @dataclass(frozen=True)
 class _Draws:
-    """R resamples of n rounds: how often each was drawn and the noise added to it (R, n), and the noise's moments (R,).
+    """R resamples of n rounds as two matrices: a row's mean and mean square are products with what `_features` gives.
 
-    All are parts of n; the noise is in units of the spread of the rounds.
+    `mean` is (n + 1, R), how often each round was drawn and the mean of the noise added, `square` (2 n + 1, R); all are
+    parts of n, and the noise is in units of the spread of the rounds.
     """
 
-    weights: Array
-    noise: Array
-    noise_mean: Array
-    noise_square: Array
+    mean: Array
+    square: Array
+
+
+def _quotients(sides: Sequence[Array], draws: Sequence[_Draws], tail: float) -> Array:
+    """The lower and upper quantile of error over standard error of the resamples, for rows of rounds: (2, rows)."""
+    moments = [_resampled(side, draw) for side, draw in zip(sides, draws, strict=True)]
+    error, variance = (
+        moments[0] if len(moments) == 1 else (moments[1][0] - moments[0][0], moments[0][1] + moments[1][1])
+    )
+    # The squares with their signs: only the few that the quantiles need are made roots.
+    signed = np.abs(error)
+    signed *= error
+    signed /= variance
+    last = signed.shape[-1] - 1
+    ends = []
+    for at in (tail * last, (1.0 - tail) * last):
+        ends.append((math.floor(at), min(math.floor(at) + 1, last), at - math.floor(at)))
+    signed.partition(sorted({rank for below, above, _ in ends for rank in (below, above)}), axis=-1)
+    roots = {rank: np.sign(signed[:, rank]) * np.sqrt(np.abs(signed[:, rank])) for end in ends for rank in end[:2]}
+    return np.array([roots[below] * (1.0 - part) + roots[above] * part for below, above, part in ends])
 
 
 def _resampled(rounds: Array, draws: _Draws) -> tuple[Array, Array]:
-    """The error of the mean of each resample (..., R) and the variance among its n rounds, which is never zero."""
+    """The error of the mean of each resample (rows, R) and the variance among its n rounds, which is never zero."""
     centred = np.sort(rounds - rounds.mean(-1, keepdims=True), axis=-1)
-    spread = rounds.std(-1, ddof=1)[..., None]
-    mean = centred @ draws.weights.T + spread * draws.noise_mean
-    square = np.square(centred) @ draws.weights.T + 2.0 * spread * (centred @ draws.noise.T)
-    square += np.square(spread) * draws.noise_square
-    return mean, np.maximum(square - np.square(mean), np.square(1e-6 * spread))
+    spread = rounds.std(-1, ddof=1)[:, None]
+    mean = np.hstack([centred, spread]) @ draws.mean
+    variance = np.hstack([np.square(centred), 2.0 * spread * centred, np.square(spread)]) @ draws.square
+    variance -= np.square(mean)
+    np.maximum(variance, np.square(1e-6 * spread), out=variance)
+    return mean, variance
 
 
 @lru_cache(maxsize=16)
@@ -176,7 +228,9 @@ def _tabled(chosen: NDArray[np.int64], noise: Array) -> _Draws:
     one_hot = chosen[:, :, None] == np.arange(n)
     weights = one_hot.sum(axis=1) / n
     summed = (one_hot * noise[:, :, None]).sum(axis=1) / n
-    return _Draws(weights, summed, noise.mean(axis=1), np.square(noise).mean(axis=1))
+    mean = np.column_stack([weights, noise.mean(axis=1)])
+    square = np.column_stack([weights, summed, np.square(noise).mean(axis=1)])
+    return _Draws(np.ascontiguousarray(mean.T), np.ascontiguousarray(square.T))
 
 
 def _exp(value: float) -> float:

@@ -47,14 +47,23 @@ def open_regular(path: Path, flags: int) -> int:
     return fd
 
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file next to path, then move it there: a reader sees the old file or the new one."""
+def atomic_write(
+    path: Path, write: Callable[[Path], object], place: Callable[[Path, Path], object] = os.replace
+) -> None:
+    """Let `write` fill a temporary file next to path, then move it there: a reader sees the old file or the new one.
+
+    Raises OSError if a link is in its place: what it leads to is not hyperbench's. `place` brings the file there.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "a symbolic link is in its place, and none is written through", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.unlink(missing_ok=True)  # of a killed process that had this one's number
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     fsync_folder(path.parent)
@@ -63,6 +72,11 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
 def atomic_write_text(path: Path, text: str) -> None:
     """Write text by temporary file and rename."""
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_new_text(path: Path, text: str) -> None:
+    """Write text to a file that is not there yet, whole or not at all. Raises FileExistsError if another was faster."""
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), os.link)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,10 @@ DAMAGED_SUFFIX = ".damaged"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
+class JournalLostError(DiskError):
+    """A journal that something else has replaced, changed or deleted while it was being written."""
+
+
 class Journal(contextlib.AbstractContextManager["Journal"]):
     """The journal of a run, locked for one process; entering it reads it, and it can then be appended to.
 
@@ -34,6 +39,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.records: list[Record] = []
+        self._header = b""
         self._fd = _locked(path)
         self._size = os.fstat(self._fd).st_size
         fsync_folder(path.parent)
@@ -48,16 +54,30 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         return self
 
     def begin(self, run_id: str) -> None:
-        """Write the header, before any record. Raises DiskError if that fails."""
-        self._write(header_of(run_id))
+        """Write the header, if nothing is written yet. Raises DiskError if that fails."""
+        if not self._size:
+            self._header = header_of(run_id)
+            self._write(self._header)
+
+    def restart(self, run_id: str) -> None:
+        """Begin anew: a journal that holds nothing but the header takes the place of this one, in one step."""
+        self._header = header_of(run_id)
+        self._replace(self._header, [])
+        self.records = []
 
     def append(self, record: Record) -> None:
         """Write one record as one line and wait until the disk has it.
 
-        Raises DiskError if that fails; the journal is then as it was.
+        Raises DiskError if that fails; the journal is then as it was. Raises JournalLostError if something else has
+        changed, replaced or deleted it; all records are then beside it.
         """
-        self._write(line_of(to_json(record)))
         self.records.append(record)
+        try:
+            self.check()
+            self._write(line_of(to_json(record)))
+        except BaseException:
+            self.records.pop()
+            raise
 
     def close(self) -> None:
         """Give the journal back; closing twice is harmless."""
@@ -67,6 +87,29 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def check(self) -> None:
+        """Raise JournalLostError unless the file is as it was left, and write what it held beside it."""
+        if not _is_at(self._fd, self.path):
+            how = "deleted" if not os.path.lexists(self.path) else "replaced"
+        elif os.fstat(self._fd).st_size != self._size:
+            how = f"changed (it has {os.fstat(self._fd).st_size:,} bytes, not {self._size:,})"
+        else:
+            return
+        rescued = self.path.with_name(f"{self.path.stem}.rescued-{time.strftime('%Y%m%dT%H%M%S')}{self.path.suffix}")
+        try:
+            rescued.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(rescued, self._rescue)
+        except OSError as error:
+            kept = f"what it held cannot be written to {rescued.name} ({error.strerror})"
+        else:
+            kept = f"what it held is in {rescued} now; with that in its place --resume goes on"
+        raise JournalLostError(f"the journal {self.path} was {how} by something else while the run went on; {kept}")
+
+    def _rescue(self, path: Path) -> None:
+        with path.open("wb") as file:
+            file.write(self._header)
+            file.writelines(line_of(to_json(record)) for record in self.records)
 
     def _write(self, line: bytes) -> None:
         view = memoryview(line)
@@ -86,7 +129,8 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         """Read the records, and leave a journal of whole lines alone."""
         texts: list[bytes] = []
         self.records, lines = _contents(data, self.path, texts.append)
-        whole = b"".join(text + b"\n" for text in (lines.header, *texts) if text)
+        self._header = lines.header and lines.header + b"\n"
+        whole = self._header + b"".join(text + b"\n" for text in texts)
         if whole == data + b"\n":
             self._write(b"\n")
         elif whole != data:
@@ -119,12 +163,15 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         _warn(f"{found} of {self.path} moved to {aside.name}; what is missing now is measured again")
 
 
-def read_journal(path: Path) -> list[Record]:
+def read_journal(path: Path, run_id: str = "") -> list[Record]:
     """Every record of a journal, in the order of writing.
 
-    Warns of damaged lines, which are left out. Raises StoreError on a missing file and on one of a newer version.
+    Warns of damaged lines, which are left out. Raises StoreError on a missing file, on one of a newer version, and on
+    one of another run than `run_id`, if it names one.
     """
     records, lines = _contents(_read(path), path)
+    if run_id and lines.run_id not in ("", run_id):
+        raise StoreError(f"{path} is the journal of run {lines.run_id}, not of run {run_id} as the files beside it")
     if lines.damaged:
         _warn(f"{lines.warning}; --resume measures it again")
     return records

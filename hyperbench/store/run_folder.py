@@ -6,6 +6,7 @@ journal.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -85,8 +86,10 @@ def load_run(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
     """
     path = check_run_folder(run_dir)
     config, found = read_config(path), read_environment(path)
-    run_id = str(found.get("run_id") or path.resolve().name)
-    frames = tables.build(read_journal(path / JOURNAL) if records is None else records, run_id)
+    named = str(found.get("run_id") or "")
+    if records is None:
+        records = read_journal(path / JOURNAL, named)
+    frames = tables.build(records, named or path.resolve().name)
     return Run(path, config, found, frames["timings"], frames["errors"])
 
 
@@ -108,6 +111,11 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
     # The loader in C is quicker, but ends the process where a file is nested deeply.
     return read_mapping(Path(run_dir) / CONFIG, yaml.safe_load)
+
+
+def config_hash(resolved: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of a resolved configuration."""
+    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read_environment(run_dir: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperbench.analyze.export import FORMATS, export_run, latex, latex_escape, markdown, markdown_escape
-from hyperbench.analyze.joins import add_speedup
+from hyperbench.analyze.rounds import add_speedup
 from hyperbench.analyze.text_table import stage_tables, time_tables
 from hyperbench.store.run_folder import load_run, write_tables
 from hyperbench.store.schema import Pass, Timing

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hyperbench.analyze.joins import (
-    add_speedup,
     check_single,
-    combine_rounds,
     error_table,
     parse_filters,
     select,
@@ -21,7 +16,7 @@ from hyperbench.analyze.joins import (
 )
 from hyperbench.store import tables as columns
 from hyperbench.store.schema import ErrorRow, Pass, Record, Status
-from tests.helpers.synthetic_runs import HYPER, PASSES, errors, exact_ms, failed, grid, hyper_ms, point, timing
+from tests.helpers.synthetic_runs import HYPER, PASSES, errors, exact_ms, grid, hyper_ms, point, timing
 
 SHOWN = ("method", "is_causal", "pass", "seq_len")
 
@@ -32,85 +27,6 @@ def frames(records: list[Record]) -> dict[str, pd.DataFrame]:
 
 def timings(records: list[Record]) -> pd.DataFrame:
     return frames(records)["timings"]
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.data())
-def test_the_join_keeps_every_row_whatever_is_missing(data: st.DataObject) -> None:
-    everything = [r for r in grid(lengths=(1024, 2048)) if hasattr(r, "pass_")]
-    kept = data.draw(st.lists(st.sampled_from(range(len(everything))), unique=True, min_size=1))
-    lost = data.draw(st.sets(st.sampled_from(kept)))
-    records: list[Any] = [
-        failed(everything[i].point, everything[i].pass_) if i in lost else everything[i] for i in kept
-    ]
-    before = timings(records)
-    after = add_speedup(before)
-    keys = ["point_id", "pass", "round", "status"]
-    pd.testing.assert_frame_equal(after[keys], before[keys])
-    timed = {
-        (r.point.is_causal, r.point.seq_len, r.pass_) for r in records if r.point.method == "flash2" and r.samples_ms
-    }
-    for row in after.to_dict("records"):
-        has_both = (row["is_causal"], row["seq_len"], row["pass"]) in timed and row["status"] == "ok"
-        assert pd.notna(row["speedup"]) == has_both
-
-
-def test_speedup_is_the_ratio_of_medians_with_the_widest_interval() -> None:
-    base, other = point("flash2", 1024), point("hyper", 1024, hyper=HYPER)
-    table = add_speedup(timings([timing(base, Pass.FORWARD, 10.0), timing(other, Pass.FORWARD, 2.0)]))
-    a, b = table.iloc[0], table.iloc[1]
-    assert b["speedup"] == pytest.approx(a["median_ms"] / b["median_ms"])
-    assert b["speedup_low"] == pytest.approx(a["ci_low_ms"] / b["ci_high_ms"])
-    assert b["speedup_high"] == pytest.approx(a["ci_high_ms"] / b["ci_low_ms"])
-    assert b["speedup_low"] < b["speedup"] < b["speedup_high"]
-
-
-def test_a_missing_baseline_gives_null_and_says_missing() -> None:
-    table = add_speedup(timings(grid(methods=("hyper",))))
-    assert table["speedup"].isna().all()
-    assert set(table["baseline_status"]) == {"missing"}
-
-
-def test_a_baseline_without_memory_gives_null_and_keeps_its_reason() -> None:
-    base, other = point("flash2", 1024), point("hyper", 1024, hyper=HYPER)
-    table = add_speedup(timings([failed(base, Pass.FORWARD), timing(other, Pass.FORWARD, 1.0)]))
-    assert pd.isna(table.iloc[1]["speedup"])
-    assert table.iloc[1]["baseline_status"] == "oom"
-
-
-def test_other_shapes_inputs_and_passes_never_serve_as_baseline() -> None:
-    other = timing(point("hyper", 1024, hyper=HYPER), Pass.FORWARD, 1.0)
-    strangers = [
-        timing(point("flash2", 2048), Pass.FORWARD, 9.0),
-        timing(point("flash2", 1024, is_causal=True), Pass.FORWARD, 9.0),
-        timing(point("flash2", 1024, input="clustered"), Pass.FORWARD, 9.0),
-        timing(point("flash2", 1024, dtype="bfloat16"), Pass.FORWARD, 9.0),
-        timing(point("flash2", 1024), Pass.BACKWARD, 9.0),
-        timing(point("flash2", 1024), Pass.FORWARD, 9.0, protocol="paper"),
-    ]
-    table = add_speedup(timings([other, *strangers]))
-    assert pd.isna(table.iloc[0]["speedup"])
-
-
-def test_an_ambiguous_baseline_is_refused() -> None:
-    records = [timing(point("hyper", 1024, hyper={**HYPER, "block_size": b}), Pass.FORWARD, 1.0) for b in (64, 128)]
-    with pytest.raises(ValueError, match="'hyper' has several rows"):
-        add_speedup(timings(records), "hyper")
-
-
-def test_rounds_become_their_median_with_the_hull_of_intervals() -> None:
-    p = point("flash2", 1024)
-    records = [timing(p, Pass.FORWARD, ms, round=i) for i, ms in enumerate((10.0, 14.0, 11.0))]
-    records.append(failed(p, Pass.FORWARD, Status.TIMEOUT))
-    records[-1] = dataclasses.replace(records[-1], round=3)
-    before = timings(records)
-    table = combine_rounds(before)
-    assert len(table) == 1
-    row = table.iloc[0]
-    assert row["median_ms"] == before["median_ms"].median()
-    assert (row["ci_low_ms"], row["ci_high_ms"]) == (before["ci_low_ms"].min(), before["ci_high_ms"].max())
-    assert row["n_samples"] == 36
-    assert "1 of 4 rounds have no timing (timeout)" in row["message"]
 
 
 def test_errors_are_medians_over_seeds_and_failed_draws_are_not_zero() -> None:

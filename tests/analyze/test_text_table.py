@@ -57,7 +57,8 @@ def test_speedup_and_error_are_those_of_the_view(full_view: View) -> None:
     hyper = full_view.timings[full_view.timings["method"] == "hyper"]
     for row in hyper.to_dict("records"):
         where = (MASK_LABELS[row["is_causal"]], f"{row['seq_len']:,}", PASS_LABELS[row["pass"]])
-        assert found[(*where, "speedup")] == ratio(row["speedup"])
+        width = max(row["speedup"] - row["speedup_low"], row["speedup_high"] - row["speedup"]) / row["speedup"]
+        assert found[(*where, "speedup")] == f"{ratio(row['speedup'])} ±{100 * width:.1f}%†"
         assert found[(*where, "error")] == significant(row[MAIN_ERROR])
 
 

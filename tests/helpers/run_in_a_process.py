@@ -30,5 +30,4 @@ class Speaker:
 
 if __name__ == "__main__":
     prepared = prepare(sys.argv[2:])
-    folder = open_folder(prepared, Path(sys.argv[1]))
-    measure(prepared, folder, Speaker())
+    measure(prepared, open_folder(prepared, Path(sys.argv[1])), Speaker())

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from hyperbench.store import journal_lines, run_folder
 from hyperbench.store.files import DamageWarning, StoreError
-from hyperbench.store.journal import DAMAGED_SUFFIX, Journal, read_journal
+from hyperbench.store.journal import DAMAGED_SUFFIX, Journal, JournalLostError, read_journal
 from hyperbench.store.journal_lines import header_of, line_of
 from hyperbench.store.record_json import to_json
 from hyperbench.store.schema import SCHEMA_VERSION, ErrorRow, Record, Status
@@ -222,3 +224,67 @@ def test_a_newer_journal_is_refused_as_newer(path: Path, monkeypatch: pytest.Mon
     # An old line is not: it has no checksum that says so.
     path.write_bytes(OLD_LINES[0].replace(b'"round"', b'"wound"') + OLD_LINES[2])
     assert told(path)[0] == [SOME[2]]
+
+
+@pytest.mark.parametrize("place", ["fifo", "link", "folder", "dangling"])
+def test_what_is_no_file_in_the_place_of_a_journal_neither_hangs_nor_is_written_to(place: str, path: Path) -> None:
+    precious = path.with_name("precious")
+    if place == "fifo":
+        os.mkfifo(path)
+    elif place == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(precious)
+    if place == "link":
+        precious.write_text("years of work")
+    signal.alarm(20)
+    with pytest.raises(StoreError, match="cannot write the journal"):
+        Journal(path)
+    signal.alarm(0)
+    assert precious.exists() == (place == "link")
+    assert not precious.exists() or precious.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_told_as_such(number: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(StoreError, match=rf"the file system of {path.parent} has no locks \({os.strerror(number)}\)"):
+        Journal(path)
+
+
+def replace(path: Path) -> None:
+    """Put another journal in the place of one, as an editor does."""
+    path.with_name("new").write_bytes(path.read_bytes())
+    path.with_name("new").replace(path)
+
+
+HARM = {
+    "replaced": replace,
+    "deleted": os.unlink,
+    "with its folder": lambda path: shutil.rmtree(path.parent),
+    "cut": lambda path: os.truncate(path, path.stat().st_size - 30),
+    "emptied": lambda path: os.truncate(path, 0),
+    "appended to": lambda path: path.open("ab").write(b"x"),
+}
+
+
+@pytest.mark.parametrize("harm", list(HARM))
+def test_harm_to_a_journal_that_is_being_written_is_noticed_and_nothing_is_lost(harm: str, tmp_path: Path) -> None:
+    path = tmp_path / "run" / run_folder.JOURNAL
+    path.parent.mkdir()
+    with Journal(path) as journal:
+        journal.begin("r1")
+        journal.append(SOME[0])
+        HARM[harm](path)
+        after = path.read_bytes() if path.exists() else None
+        with pytest.raises(JournalLostError, match=r"was (replaced|deleted|changed) .*in its place --resume goes on$"):
+            journal.append(SOME[2])
+    assert (path.read_bytes() if path.exists() else None) == after
+    (rescued,) = path.parent.glob("journal.rescued-*.jsonl")
+    assert rescued.read_bytes() == header_of("r1") + LINES[0] + LINES[2]
+    rescued.replace(path)
+    with Journal(path) as journal:
+        assert journal.records == [SOME[0], SOME[2]]

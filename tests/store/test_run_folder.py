@@ -18,6 +18,7 @@ from hyperbench.stats.samples import summarise
 from hyperbench.store import run_folder
 from hyperbench.store.files import DamageWarning, StoreError, atomic_write
 from hyperbench.store.journal import read_journal
+from hyperbench.store.journal_lines import header_of
 from hyperbench.store.record_json import to_json
 from hyperbench.store.run_folder import load_run, write_tables
 from hyperbench.store.schema import ALL_STAGES, SCHEMA_VERSION, ErrorRow, Record, Status, StopReason
@@ -217,6 +218,26 @@ def test_a_damaged_environment_is_refused(tmp_path: Path, environment: bytes) ->
 def test_an_environment_of_a_newer_version_is_refused_as_newer(tmp_path: Path) -> None:
     environment = json.dumps({"schema_version": SCHEMA_VERSION + 1}).encode()
     assert "made by a newer hyperbench" in refusal(make_run(tmp_path / "run", b"", environment=environment))
+
+
+def test_the_journal_of_another_run_is_not_read_as_that_of_this_one(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", header_of("r2") + line_of(SOME[0]))
+    assert (
+        refusal(folder) == f"{folder / 'journal.jsonl'} is the journal of run r2, not of run r1 as the files beside it"
+    )
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", line_of(SOME[0]))
+    (tmp_path / "precious").write_text("years of work")
+    (folder / "timings.csv").symlink_to(tmp_path / "precious")
+    with pytest.raises(StoreError, match=r"cannot write the tables of .*: a symbolic link is in its place"):
+        write_tables(folder)
+    # Not even where a temporary file is expected.
+    (folder / "timings.csv").unlink()
+    (folder / f".timings.csv.{os.getpid()}.tmp").symlink_to(tmp_path / "precious")
+    write_tables(folder)
+    assert (tmp_path / "precious").read_text() == "years of work"
 
 
 def test_an_environment_of_another_version_is_read(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -247,3 +248,11 @@ def test_the_key_of_a_timing_is_point_pass_stage_and_round(point: Point, pass_: 
     assert one.key != dataclasses.replace(one, round=round_ + 1).key
     assert one.key != dataclasses.replace(one, stage=str(pass_)).key
     assert isinstance(one, Timing)
+
+
+@pytest.mark.parametrize("ends", [(0.4, None), (None, 0.6), (0.6, 0.7), (0.1, 0.4), (math.nan, 0.6)])
+def test_an_interval_of_an_error_is_around_its_value(ends: tuple[float | None, float | None]) -> None:
+    for low, high in ((0.4, 0.6), (0.5, math.inf), (None, None)):
+        assert ErrorRow(a_point(), 0, "out_rel_fro", 0.5, low=low, high=high).value == 0.5
+    with pytest.raises(ValueError, match=r"of an error row must be around value=0\.5"):
+        ErrorRow(a_point(), 0, "out_rel_fro", 0.5, low=ends[0], high=ends[1])

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from hyperbench.analyze.joins import add_speedup, check_single, combine_rounds
+from hyperbench.analyze.joins import check_single
+from hyperbench.analyze.rounds import add_speedup, combine_rounds
 from hyperbench.measure import work_items
 from hyperbench.measure.worker.timing.sampler import Sampler, interleave
 from hyperbench.store import tables

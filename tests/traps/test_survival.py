@@ -190,6 +190,41 @@ def test_a_foreign_folder_is_neither_read_nor_written(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> None:
-    folder = open_folder(tiny(), tmp_path / "run")
+    folder = tmp_path / "run"
+    open_folder(tiny(), folder).close()
     with pytest.raises(StoreError, match=r"shape\.seq_len"):
         open_folder(tiny("shape.seq_len=64"), folder, resume=True)
+
+
+def test_a_folder_that_only_looks_like_a_run_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = a_run(Path("app"), b"")
+    with pytest.raises(StoreError) as refused:
+        open_folder(tiny(), app, fresh=True)
+    said = Quote("out=app is not provably a run: ...; --fresh removes nothing there")
+    assert said.stands_in(str(refused.value))
+    assert len(list(app.iterdir())) == 3
+
+
+def test_a_journal_that_is_deleted_while_it_is_written_is_kept_beside_it(tmp_path: Path) -> None:
+    with Journal(tmp_path / run_folder.JOURNAL) as journal:
+        journal.append(a_timing())
+        journal.path.unlink()
+        with pytest.raises(StoreError) as refused:
+            journal.append(a_timing(round=1))
+    said = Quote("the journal ... was deleted by something else while the run went on; what it held is in ... now; "
+                 "with that in its place --resume goes on")  # fmt: skip
+    assert said.stands_in(str(refused.value))
+    assert len(list(tmp_path.glob("journal.rescued-*.jsonl"))) == 1
+
+
+def test_a_disk_without_locks_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(StoreError) as refused:
+        open_folder(tiny(), tmp_path / "run")
+    said = Quote("the file system of ... has no locks (No locks available), so that nothing would keep a second run "
+                 "out; choose out=DIR on another one")  # fmt: skip
+    assert said.stands_in(str(refused.value))

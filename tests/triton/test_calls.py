@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -17,6 +20,7 @@ from hyperattn_core.triton_backend import ops, support
 from hyperattn_core.triton_backend.geometry import Settings
 from tests.helpers.triton_inputs import Call, normal
 
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 both_masks = pytest.mark.parametrize("is_causal", [False, True])
 
 
@@ -201,6 +205,48 @@ class TestChoice:
         backend, why = backend_for("cuda", torch.float16, 64, 64)
         assert backend == "torch"
         assert "7.5" in why
+
+    def test_the_capability_is_that_of_the_tensors_own_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        capabilities = {torch.device("cuda", 0): (9, 0), torch.device("cuda", 1): (7, 5)}
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device])
+        assert support.why_unsupported(torch.device("cuda", 0), torch.bfloat16, 64, 64, None) is None
+        assert "7.5" in str(support.why_unsupported(torch.device("cuda", 1), torch.bfloat16, 64, 64, None))
+
+    def test_a_gpu_of_another_maker(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.version, "hip", "6.2.41133")
+        backend, why = backend_for("cuda", torch.bfloat16, 64, 64)
+        assert backend == "torch"
+        assert "NVIDIA GPUs, and this PyTorch is built for ROCm 6.2.41133" in why
+
+    @pytest.mark.parametrize(
+        ("version", "serves"),
+        [
+            ("3.1.0", False),
+            ("3.4.0+git1234", False),
+            ("3.5.1", False),
+            ("3.6.0", True),
+            ("3.10.0", True),
+            ("4.0", True),
+        ],
+    )
+    def test_an_old_triton(self, version: str, serves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(triton, "__version__", version)
+        support.import_error.cache_clear()
+        try:
+            backend, why = backend_for("cuda", torch.bfloat16, 64, 64)
+            assert backend == ("triton" if serves else "torch")
+            if serves:
+                return
+            assert why == f"the Triton kernels need Triton 3.6 or newer, this is {version}"
+            q, k, v = Call().inputs()
+            with pytest.raises(RuntimeError, match=r"need Triton 3\.6 or newer, .*; use backend='torch'"):
+                hyper_attention(q, k, v, backend="triton")
+        finally:
+            support.import_error.cache_clear()
+
+    def test_what_is_installed_for_a_gpu_is_new_enough(self) -> None:
+        extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+        assert "triton>={}.{}".format(*support.MIN_TRITON) in extras["gpu"]
 
     def test_no_triton(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(support, "import_error", lambda: "Triton does not import (x)")

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, escape, is_null, ratio, short
+from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, counted, escape, is_null, lengths_text, ratio, short
 from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records
 from hyperbench.analyze.plotting import errors, style, traces
 from hyperbench.analyze.plotting.layout import Panel, Sheet
 from hyperbench.analyze.published import PublishedPoint, published_points
 from hyperbench.analyze.view import MAIN_ERROR, View, require_timings
 from hyperbench.flops import work_ratio
+from hyperbench.stats.rounds import MIN_ROUNDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +90,7 @@ def _speedup_curves(panel: Panel, part: pd.DataFrame, view: View, colors: Mappin
 def _hover(row: dict[str, Any], view: View) -> str:
     lines = [
         f"<b>{escape(row['method'])}, {PASS_LABELS[row['pass']]}, n = {int(row['seq_len']):,}</b>",
-        f"speedup {ratio(row['speedup'])} [{ratio(row['speedup_low'])}, {ratio(row['speedup_high'])}]",
+        _speedup_text(row),
         f"{escape(row['method'])}: {traces.timing_text(row)}",
         f"{escape(view.baseline)}: {traces.timing_text(row, 'baseline_')}",
         *errors.error_lines(row, view),
@@ -99,6 +100,14 @@ def _hover(row: dict[str, Any], view: View) -> str:
     if not is_null(row["message"]) and row["message"]:
         lines.append(escape(row["message"]))
     return "<br>".join(lines)
+
+
+def _speedup_text(row: Mapping[str, Any]) -> str:
+    """A speedup, its interval where it has one, and its number of rounds."""
+    if is_null(row["speedup"]):
+        return "no speedup"
+    interval = "" if is_null(row["speedup_low"]) else f" [{ratio(row['speedup_low'])}, {ratio(row['speedup_high'])}]"
+    return f"speedup {ratio(row['speedup'])}{interval}, {counted(int(row['speedup_rounds']), 'round')}"
 
 
 def _limits(rows: pd.DataFrame) -> Limits:
@@ -165,7 +174,14 @@ def _notes(rows: pd.DataFrame, stars: list[PublishedPoint], limits: Limits) -> l
         setting = f"{device}, {where['heads']} heads, {where['dtype']}"
         text = f"Stars: published, not measured here: the paper's {values} at n = {group[0].seq_len:,} ({setting})."
         notes.append(text + (f" This run ends at n = {longest:,}." if longest < group[0].seq_len else ""))
-    bands = "Bands: 95 % intervals of both medians (least to most below 6 samples)."
+    few = rows[rows["speedup_rounds"] < MIN_ROUNDS]
+    bands = "Speedups: geometric means over rounds of the ratio within each; bands: their 95 % intervals."
+    if len(few):
+        places = "" if len(few) == rows["speedup"].notna().sum() else f" at n = {lengths_text(few['seq_len'].unique())}"
+        bands += (
+            f" Below {MIN_ROUNDS} rounds{places} bands are those of the medians within rounds"
+            " (least to most below 6 samples)."
+        )
     if limits:
         bands += (
             " Limit: exact work over the method's work, in query-key pairs: the speedup if both did their work at an "

@@ -1,7 +1,8 @@
 """The panel of errors below the times: the cost of approximation, on a logarithmic axis alongside trivial answers.
 
 An error is read as a factor: so many times that of answering zero. The axis is therefore logarithmic. An answer that
-is exact to the rounding of its type has no place on it and is marked at the foot, as is one whose error is unknown.
+is exact to the rounding of its type has no place on it and is marked at the foot, as is one whose error is next to
+nothing, and one whose error is unknown.
 """
 
 from __future__ import annotations
@@ -21,8 +22,14 @@ from hyperbench.analyze.view import MAIN_ERROR, TRIVIAL_ERRORS, View, causal_in_
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Relative errors up to these come from rounding alone: the answer is that of exact attention in this type.
-ROUNDING = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-3, "bfloat16": 1e-2}
+#: Steps between one and the next number of each type.
+_STEPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+#: An exact method is exact to rounding up to so many steps: a softmax, two products and a reference of the same type
+#: round a few times each, and errors of rounding add up to few of them in the Frobenius norm, however long the sums.
+_ROUNDINGS = 8.0
+#: Smaller errors of other methods have no place on the axis either: where their parameters make them exact.
+_FLOOR = 1e-6
+_EXACT, _BELOW = "exact to rounding", "error below 1e-6"
 #: Name and look of the curve of a method and a metric.
 Looks = Mapping[tuple[str, str], tuple[str, style.Look]]
 AXIS_TITLE = "relative error"
@@ -30,36 +37,44 @@ NOTE = (
     "Error: relative Frobenius error of the output against exact attention on the same input, median over draws, "
     "band from least to most; answering zero or the mean of v, without any attention, puts it in proportion."
 )
-_ROUNDING = ROUNDING["float32"]
 _MAX_NOTES = 3
 _EXACT_PART, _MISSING_PART = 0.05, 0.14
 
 
 @dataclass(frozen=True)
 class ErrorScale:
-    """The axis of an error panel, and the error up to which an answer counts as exact."""
+    """The axis of an error panel; `exact_methods` are those whose errors of rounding alone have no place on it."""
 
     axis: dict[str, Any]
-    exact_up_to: float
+    exact_methods: frozenset[str]
 
-    def shows(self, value: Any) -> bool:
-        """True for a value that has a place on the axis."""
-        return not is_null(value) and math.isfinite(value) and value > self.exact_up_to
+    def shows(self, row: Mapping[str, Any], metric: str) -> bool:
+        """True if an error of a row has a place on the axis."""
+        return _is_error(row[metric]) and row[metric] > least_shown(row, self.exact_methods)
+
+
+def least_shown(row: Mapping[str, Any], exact_methods: frozenset[str]) -> float:
+    """The error of a row up to which it has no place on the axis: of an exact method, a few roundings of its type."""
+    return _ROUNDINGS * _STEPS.get(str(row["dtype"]), 0.0) if row["method"] in exact_methods else _FLOOR
 
 
 def error_scale(view: View, metrics: Iterable[str]) -> ErrorScale:
     """The scale on which all values of these metrics and of the trivial answers can be read."""
     rows = view.timings[view.timings["method"].isin(with_errors(view))]
-    exact = max((ROUNDING.get(str(t), _ROUNDING) for t in rows["dtype"].unique()), default=_ROUNDING)
     names = [c for m in (*metrics, *TRIVIAL_ERRORS) for c in (m, f"{m}_low", f"{m}_high") if c in rows]
-    every = [float(v) for name in names for v in rows[name].unique() if not is_null(v)]
-    shown = [v for v in every if math.isfinite(v) and v > exact]
+    every = [
+        (float(row[name]), least_shown(row, view.exact_methods))
+        for row in records(rows.drop_duplicates("point_id"))
+        for name in names
+        if not is_null(row[name])
+    ]
+    shown = [value for value, least in every if math.isfinite(value) and value > least]
     axis = style.log_axis(shown, pad=0.1, dense_decades=2.5)
     if len(shown) < len(every) or (MAIN_ERROR in rows and rows[MAIN_ERROR].isna().any()):
         # Space for the marks at the foot.
         low, high = axis["range"]
         axis["range"] = [low - 0.2 * (high - low), high]
-    return ErrorScale(axis, exact)
+    return ErrorScale(axis, view.exact_methods)
 
 
 @dataclass(frozen=True)
@@ -81,14 +96,17 @@ class ErrorPanel:
         self._missing(points)
 
     def _curve(self, line: pd.DataFrame, metric: str, name: str, look: style.Look) -> None:
-        """A gap where there is no error, a mark at the foot where it is that of rounding."""
+        """A gap where there is no error, a mark at the foot where it has no place on the axis."""
+        import pandas as pd
+
         xs = [place_of(v) for v in line[self.x]]
-        shows = line[metric].map(self.scale.shows)
+        rows = records(line)
+        shows = pd.Series([self.scale.shows(row, metric) for row in rows], index=line.index)
         floor, top = style.height_at(self.scale.axis, 0), style.height_at(self.scale.axis, 1)
         method = line["method"].iloc[0]
         hover = [
             "<br>".join([f"<b>{escape(method)}, {escape(at(self.x, row[self.x]))}</b>", *error_lines(row, self.view)])
-            for row in records(line)
+            for row in rows
         ]
         values = Points(
             xs,
@@ -98,12 +116,13 @@ class ErrorPanel:
             hover,
         )
         curve(self.panel, values, look, name=style.legend_name(name), group=f"error/{method}/{metric}")
-        exact = [i for i, v in enumerate(line[metric]) if not is_null(v) and v <= self.scale.exact_up_to]
-        if metric == MAIN_ERROR and exact:
+        tiny = [i for i, row in enumerate(rows) if _is_error(row[metric]) and not self.scale.shows(row, metric)]
+        if metric == MAIN_ERROR and tiny:
             marker = {"symbol": "triangle-down-open", "size": 9, "color": look.color, "line": {"width": 1.8}}
-            places, hovers = [xs[i] for i in exact], [hover[i] for i in exact]
+            places, hovers = [xs[i] for i in tiny], [hover[i] for i in tiny]
             height = style.height_at(self.scale.axis, _EXACT_PART)
-            marks(self.panel, "error/exact", places, height, hovers, "exact to rounding", marker)
+            label = _EXACT if method in self.scale.exact_methods else _BELOW
+            marks(self.panel, f"error/{label}", places, height, hovers, label, marker)
 
     def _missing(self, points: pd.DataFrame) -> None:
         """Crosses where the error of a point is unknown or infinite, for methods whose error was measured at all."""
@@ -111,7 +130,7 @@ class ErrorPanel:
         measured = points[points["method"].isin(with_errors(self.view))]
         for row in records(measured.sort_values(self.x, kind="stable")):
             value: Any = row.get(MAIN_ERROR)
-            if is_null(value) or not math.isfinite(value):
+            if not _is_error(value):
                 lost = self.view.error_reasons.get(row["point_id"], "not measured")
                 why = lost if is_null(value) else plain(value)
                 causes.setdefault(row[self.x], []).append(f"error of {row['method']}: {why}")
@@ -145,12 +164,19 @@ def error_lines(row: Mapping[str, Any], view: View) -> list[str]:
             continue
         low, high = significant(row[f"{metric}_low"]), significant(row[f"{metric}_high"])
         spread = f" ({low} to {high} over seeds)" if low != high else ""
-        lines.append(f"{escape(metric)} {significant(row[metric])}{spread}")
+        half_width = row.get(f"{metric}_half_width")
+        estimated = "" if is_null(half_width) or math.isinf(half_width) else f" ±{100 * half_width:.1f}%"
+        lines.append(f"{escape(metric)} {significant(row[metric])}{estimated}{spread}")
     lost = view.error_reasons.get(row["point_id"])
     moved = ["not causal in q: later queries change earlier outputs"] if causal_in_q(row) is False else []
     if not lines:
         return [*moved, f"error not measured{f': {escape(short(lost))}' if lost else ''}"]
     return [*moved, *lines, *([f"a draw without error: {escape(short(lost))}"] if lost else [])]
+
+
+def _is_error(value: Any) -> bool:
+    """True for a number that an error can be."""
+    return not is_null(value) and math.isfinite(value) and value >= 0.0
 
 
 def with_errors(view: View) -> list[str]:

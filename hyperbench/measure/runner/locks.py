@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hyperbench.store.files import open_regular
+
 #: One place for all users and environments of a machine: a lock that TMPDIR moves elsewhere keeps nobody out.
 _FOLDER = Path("/tmp")
 #: Another place for the locks, such as one that containers share; tests have one of their own.
@@ -78,7 +80,7 @@ def busy_devices(folder: Path | None = None) -> str:
     held = []
     for path in sorted((folder or lock_dir()).glob("hyperbench-*.lock")):
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = open_regular(path, os.O_RDONLY)
         except OSError:
             continue
         try:
@@ -108,20 +110,19 @@ def lock_dir(env: Mapping[str, str] = os.environ) -> Path:
 
 def _opened(path: Path) -> int:
     """The lock's file, open for reading and writing; made for all users where it is not there. Raises OSError."""
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     for _ in range(2):
         try:
             # Without O_CREAT: Linux refuses that for another user's file in a folder like /tmp.
-            return os.open(path, flags)
+            return open_regular(path, os.O_RDWR)
         except FileNotFoundError:
             pass
         try:
-            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            fd = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             continue  # another process was faster
         os.fchmod(fd, 0o666)  # whatever the umask says
         return fd
-    return os.open(path, flags)
+    return open_regular(path, os.O_RDWR)
 
 
 def _take(fd: int) -> None:

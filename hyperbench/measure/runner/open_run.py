@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,17 +12,18 @@ from typing import Any
 from hyperbench.config.compose import RunConfig, differing_keys
 from hyperbench.measure.runner.noise_floor import noise_of_run
 from hyperbench.measure.runner.prepare import Prepared
-from hyperbench.store import environment, provenance, run_folder
-from hyperbench.store.files import StoreError, atomic_write_text
+from hyperbench.store import environment, own_files, provenance, run_folder
+from hyperbench.store.files import StoreError, write_new_text
 from hyperbench.store.journal import Journal
 from hyperbench.store.schema import SCHEMA_VERSION
 
 
-def open_folder(prepared: Prepared, out: Path | None, *, resume: bool = False, fresh: bool = False) -> Path:
-    """The run's folder, made or continued, with its config.yaml and environment.json.
+def open_folder(prepared: Prepared, out: Path | None, *, resume: bool = False, fresh: bool = False) -> Journal:
+    """The journal of the run's folder, locked, with config.yaml and environment.json beside it, made or found there.
 
-    Where it is made, the noise of this machine is measured (see noise_of_run). With `resume` a named folder that is not
-    there is made, so that the same command starts a run and goes on with it.
+    Nothing else is written before the lock is held. Where the folder is made, the noise of this machine is measured
+    (see noise_of_run). With `resume` a named folder that is not there is made, so that the same command starts a run
+    and goes on with it; with `fresh` what hyperbench made of a run is removed, and nothing else.
     Raises StoreError if the folder is foreign, holds another configuration, or cannot be written.
     """
     config = prepared.config
@@ -34,30 +34,37 @@ def open_folder(prepared: Prepared, out: Path | None, *, resume: bool = False, f
     )
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"out={folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not run_folder.is_run_folder(folder) and not _was_begun(config, folder):
-            raise StoreError(f"out={folder} is not empty and no run's folder; choose another out=DIR")
-        if fresh:
-            _remove_run(folder)
-        elif run_folder.is_run_folder(folder):
+    _check_ours(config, folder, fresh)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"out={folder} cannot be written: {error.strerror}") from None
+    journal = Journal(folder / run_folder.JOURNAL)
+    try:
+        _check_ours(config, folder, fresh)  # others may have changed it before the lock was taken
+        if fresh or not run_folder.is_run_folder(folder):
+            _make(prepared, journal, fresh)
+        else:
             _check_same(prepared, folder, resume)
-            return folder
-    _make(prepared, folder)
-    return folder
+            journal.begin(str(run_folder.read_environment(folder).get("run_id") or ""))
+    except BaseException:
+        journal.close()
+        raise
+    return journal
 
 
-def sweep_up(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed; only whoever holds the journal may."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-
-
-def _was_begun(config: RunConfig, folder: Path) -> bool:
-    """True if a folder holds only what a run of this configuration leaves that was killed while making it."""
-    names = {path.name for path in folder.iterdir()}
-    begun = {name for name in names if name.startswith((f".{run_folder.CONFIG}.", f".{run_folder.ENVIRONMENT}."))}
-    written = names - begun
-    return written <= {run_folder.CONFIG} and (not written or run_folder.read_config(folder) == config.resolved)
+def _check_ours(config: RunConfig, folder: Path, fresh: bool) -> None:
+    """Raise StoreError if a folder is foreign, or if what is in it may not be replaced."""
+    if not folder.is_dir() or own_files.is_being_made(folder, config.resolved):
+        return
+    is_run = own_files.is_provably_run(folder)
+    if not run_folder.is_run_folder(folder) and not (fresh and is_run):
+        raise StoreError(f"out={folder} is not empty and no run's folder; choose another out=DIR")
+    if fresh and not is_run:
+        raise StoreError(
+            f"out={folder} is not provably a run: its {run_folder.ENVIRONMENT} is not of the same run as its"
+            f" {run_folder.JOURNAL} or {run_folder.CONFIG}; --fresh removes nothing there: choose another out=DIR"
+        )
 
 
 def _latest_of(config: RunConfig) -> Path:
@@ -90,7 +97,12 @@ def _check_same(prepared: Prepared, folder: Path, resume: bool) -> None:
         )
     if not resume:
         raise StoreError(f"out={folder} holds a run of this configuration; --resume continues it, --fresh replaces it")
-    changed = environment.changes(run_folder.read_environment(folder), environment_of(prepared))
+    _check_unchanged(folder, environment_of(prepared))
+
+
+def _check_unchanged(folder: Path, here: Mapping[str, Any]) -> None:
+    there = run_folder.read_environment(folder)
+    changed = environment.changes(there, here, (*environment.RESUME_KEYS, "config_hash"))
     if changed:
         raise StoreError(
             f"out={folder} cannot go on: its numbers come from another {' and '.join(changed)};"
@@ -116,27 +128,28 @@ def environment_of(prepared: Prepared, more: Mapping[str, Any] | None = None) ->
     return provenance.collect(prepared.facts, settings, config.device.env, targets)
 
 
-def _make(prepared: Prepared, folder: Path) -> None:
+def _make(prepared: Prepared, journal: Journal, fresh: bool) -> None:
+    """Write the configuration and the environment of a new run, in the place of another one if it is to be `fresh`."""
     import yaml
 
-    config, found = prepared.config, environment_of(prepared, noise_of_run(prepared))
+    folder, config = journal.path.parent, prepared.config
+    found = environment_of(prepared, noise_of_run(prepared))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(folder / run_folder.CONFIG, yaml.safe_dump(config.resolved, sort_keys=False))
-        atomic_write_text(folder / run_folder.ENVIRONMENT, json.dumps(found, indent=2) + "\n")
-        Journal(folder / run_folder.JOURNAL).close()
+        if fresh:
+            journal.restart(found["run_id"])
+            own_files.remove_own(folder)
+        if (folder / run_folder.ENVIRONMENT).exists():  # of a run that was ended while it was made
+            _check_unchanged(folder, found)
+            found = run_folder.read_environment(folder)
+        else:
+            write_new_text(folder / run_folder.ENVIRONMENT, json.dumps(found, indent=2) + "\n")
+        journal.begin(found["run_id"])
+        if not (folder / run_folder.CONFIG).exists():
+            write_new_text(folder / run_folder.CONFIG, yaml.safe_dump(config.resolved, sort_keys=False))
+    except FileExistsError:
+        raise StoreError(f"out={folder} is being made by another hyperbench; choose another out=DIR") from None
     except OSError as error:
         raise StoreError(f"out={folder} cannot be written: {error.strerror}") from None
-
-
-def _remove_run(folder: Path) -> None:
-    """Replace a run: the journal is held first, so that a run that is still being written is not taken away."""
-    with Journal(folder / run_folder.JOURNAL):
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
 
 
 def now() -> datetime.datetime:

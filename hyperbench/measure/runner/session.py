@@ -8,50 +8,52 @@ from functools import partial
 from pathlib import Path
 
 from hyperbench.measure.runner.interrupts import AtOnce
-from hyperbench.measure.runner.open_run import sweep_up
 from hyperbench.measure.runner.outcome import Listener, Outcome
 from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.runner import Runner
 from hyperbench.measure.runner.worker_process import Child, WorkerProcess
 from hyperbench.store import run_folder
 from hyperbench.store.files import StoreError
-from hyperbench.store.journal import Journal
+from hyperbench.store.journal import Journal, JournalLostError
+from hyperbench.store.own_files import remove_temporary
 
 _LOG = "worker.log"
 
 
 def measure(
     prepared: Prepared,
-    folder: Path,
+    journal: Journal,
     listener: Listener,
     *,
     retry_failed: bool = False,
     start: Callable[[float], object] = float,
     spawn: Callable[[dict[str, str], Path], Child] | None = None,
 ) -> Outcome:
-    """Measure what the folder's journal lacks, then write the tables. Raises StoreError or MeasureError.
+    """Measure what a run's journal lacks, close it, and write the tables beside it. Raises StoreError or MeasureError.
 
     `start` is called, before the first point, with the seconds that the whole is likely to take. `spawn` starts a
     worker process under some environment variables, one of its own for a test; its output goes to the file.
     """
+    folder = journal.path.parent
     start_worker = spawn or partial(WorkerProcess, targets=prepared.config.targets)
 
     def worker() -> Child:
         return start_worker(prepared.config.device.env, folder / _LOG)
 
-    with Journal(folder / run_folder.JOURNAL) as journal:
-        sweep_up(folder)
+    with journal:
+        remove_temporary(folder)
         runner = Runner(prepared, journal, worker, listener, history=journal.records, retry_failed=retry_failed)
         start(runner.remaining_s())
         try:
             outcome = runner.run()
-        except AtOnce:
+        except (AtOnce, JournalLostError):
             raise
         except BaseException:
             # What went wrong is told; that the tables cannot be written for the same reason is not.
             with suppress(StoreError):
                 run_folder.write_tables(folder, runner.outcome.records)
             raise
+        journal.check()
         runner.time.switch("tables")
         outcome.run = run_folder.write_tables(folder, outcome.records)
         outcome.time = runner.time.report()

@@ -393,8 +393,8 @@ def test_methods_that_cannot_be_compared_are_one_line(
 def test_unreadable_folders_are_one_line(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", sweep())
     torn = write_run(tmp_path / "torn", sweep())
-    (torn / "journal.jsonl").write_text("{}\n")
-    for bad, message in ((tmp_path / "no", "no run folder"), (tmp_path, "not a run folder"), (torn, "line 1")):
+    (torn / "environment.json").write_text("{")
+    for bad, message in ((tmp_path / "no", "no run folder"), (tmp_path, "not a run folder"), (torn, "is damaged")):
         for pair in ((run, bad), (bad, run)):
             with pytest.raises(ValueError, match=message) as caught:
                 compare(*pair)

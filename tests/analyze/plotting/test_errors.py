@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperbench.analyze.figures import builder
-from hyperbench.analyze.format import significant
 from hyperbench.analyze.plotting import errors
+from hyperbench.analyze.text_table import time_tables
 from hyperbench.analyze.view import MAIN_ERROR, View
 from hyperbench.store.schema import ErrorRow, Record, Status
 from tests.helpers.figure_reading import crosses, footer, panel, shown, values
@@ -38,7 +39,7 @@ def strip(view: View) -> tuple[dict[int, float | None], dict[int, str], dict[int
     fig = builder("fig4")(view)
     by_name = {t.name: t for t in panel(fig, 2, 1) if t.hoverinfo == "text"}
     curve = by_name.get("error of hyper")
-    exact = by_name.get("exact to rounding")
+    exact = by_name.get("exact to rounding") or by_name.get("error below 1e-6")
     return (
         values(curve) if curve else {},
         dict(zip(exact.x, exact.hovertext, strict=True)) if exact else {},
@@ -49,7 +50,7 @@ def strip(view: View) -> tuple[dict[int, float | None], dict[int, str], dict[int
 draws = st.one_of(
     st.just([None]),
     st.lists(st.floats(1e-3, 50.0), min_size=1, max_size=3),
-    st.lists(st.floats(0.0, 5e-5), min_size=1, max_size=3),
+    st.lists(st.floats(0.0, 5e-7), min_size=1, max_size=3),
     st.just([math.inf]),
     st.just([math.nan, math.nan]),
 )
@@ -70,7 +71,7 @@ def test_every_point_has_one_mark_that_tells_its_error(drawn: dict[int, list[flo
         if n in missing:
             assert not math.isfinite(median)
         if n in exact:
-            assert median < 1e-4
+            assert median < 1e-6
 
 
 def test_the_axis_shows_errors_from_a_fifth_to_eight_and_the_answer_zero() -> None:
@@ -88,22 +89,41 @@ def test_the_axis_shows_errors_from_a_fifth_to_eight_and_the_answer_zero() -> No
 
 
 @pytest.mark.parametrize(
-    ("dtype", "error", "is_exact"),
+    ("dtype", "error", "of_exact", "of_another"),
     [
-        ("float32", 3e-7, True),
-        ("float32", 3e-3, False),
-        ("bfloat16", 3e-3, True),
-        ("bfloat16", 3e-2, False),
-        ("float64", 1e-14, True),
-        ("float64", 1e-6, False),
+        ("float32", 3e-7, "exact to rounding", "error below 1e-6"),
+        ("float32", 5e-6, "", ""),
+        ("bfloat16", 3e-3, "exact to rounding", ""),
+        ("bfloat16", 0.2, "", ""),
+        ("float64", 1e-15, "exact to rounding", "error below 1e-6"),
+        ("float64", 1e-12, "", "error below 1e-6"),
+        ("float32", -1e-7, "missing", "missing"),
     ],
 )
-def test_exact_means_up_to_the_rounding_of_the_type(dtype: str, error: float, is_exact: bool) -> None:
-    heights, exact, _ = strip(error_view({1024: [error], 2048: [0.5]}, dtype))
-    assert (1024 in exact) == is_exact
-    assert (heights[1024] is None) == is_exact
-    if is_exact:
-        assert significant(error) in exact[1024]
+def test_exact_means_an_exact_method_up_to_a_few_roundings_of_its_type(
+    dtype: str, error: float, of_exact: str, of_another: str
+) -> None:
+    view = error_view({1024: [error], 2048: [0.5]}, dtype)
+    for exact_methods, mark in ((frozenset({"hyper"}), of_exact), (frozenset[str](), of_another)):
+        fig = builder("fig4")(dataclasses.replace(view, exact_methods=exact_methods))
+        heights = values(next(t for t in panel(fig, 2, 1) if t.name == "error of hyper"))
+        names = {t.name for t in panel(fig, 2, 1)}
+        assert (heights[1024] is None) == bool(mark)
+        assert names & {"exact to rounding", "error below 1e-6"} == ({mark} - {"", "missing"})
+        assert (1024 in crosses(fig, 2, 1)) == (mark == "missing")
+
+
+def test_an_error_from_a_part_of_the_rows_has_its_interval_beside_it() -> None:
+    base, p = point("flash2", 1024), point("hyper", 1024, hyper=HYPER)
+    rows: list[Record] = [timing(one, pass_, 1.0) for one in (base, p) for pass_ in PASSES]
+    rows += [ErrorRow(p, seed, MAIN_ERROR, 0.5, low=0.49, high=0.51 + 0.01 * seed) for seed in range(3)]
+    view = view_from(rows)
+    row = view.timings[view.timings["method"] == "hyper"].iloc[0].to_dict()
+    assert errors.error_lines(row, view) == ["out_rel_fro 0.500 ±4.0% (0.490 to 0.530 over seeds)"]
+    table = time_tables(view)[0]
+    assert table.rows[0][-1] == "0.500 ±4.0%"
+    curve = next(t for t in panel(builder("fig4")(view), 2, 1) if t.name == "error of hyper")
+    assert curve.y[0] == 0.5
 
 
 def test_bands_reach_from_the_least_draw_to_the_largest() -> None:
@@ -150,7 +170,7 @@ def test_the_hover_tells_every_metric_main_one_first_with_its_spread() -> None:
 def test_marks_at_the_foot_do_not_hide_each_other() -> None:
     fig = builder("fig4")(error_view({1024: [1e-7], 2048: [None], 4096: [0.5]}))
     low, high = fig.get_subplot(2, 1).yaxis.range
-    exact = next(t for t in panel(fig, 2, 1) if t.name == "exact to rounding")
+    exact = next(t for t in panel(fig, 2, 1) if t.name == "error below 1e-6")
     cross = next(t for t in panel(fig, 2, 1) if t.marker.symbol == "x-thin")
     heights = [math.log10(exact.y[0]), math.log10(cross.y[0])]
     assert low < heights[0] < heights[1] < math.log10(0.5) < high

@@ -79,6 +79,17 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None
     assert (tmp_path / "precious").read_text() == "years of work"
 
 
+def test_what_is_no_file_in_the_place_of_the_lock_neither_hangs_nor_is_written_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "hyperbench-cpu.lock")
+    (tmp_path / "hyperbench-cuda-0.lock").mkdir()
+    signal.alarm(20)
+    assert busy_devices(tmp_path) == ""
+    with DeviceLock("cpu", tmp_path) as lock, DeviceLock("cuda-0", tmp_path) as other:
+        assert "it is no regular file" in lock.note
+        assert "Is a directory" in other.note
+    signal.alarm(0)
+
+
 def test_the_lock_is_for_all_users_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:

@@ -67,9 +67,10 @@ def test_a_run_of_several_rounds_has_a_floor_and_one_of_one_round_asks_nobody(tm
     assert noise_floor.noise_of_run(replace(tiny(), ask=Probes())) == {}
     probes = Probes(1.0, 1.0, 1.05, 1.0)
     run = replace(tiny("protocol.rounds=2"), ask=probes)
-    folder = open_folder(run, tmp_path / "run")
+    folder = tmp_path / "run"
+    open_folder(run, folder).close()
     assert read_environment(folder)["aa_floor"] == pytest.approx(0.05)
     assert probes.asked[0][1]["OMP_NUM_THREADS"] == "1"
     # It is that of the whole run: going on asks nobody.
-    assert open_folder(run, folder, resume=True) == folder
+    open_folder(run, folder, resume=True).close()
     assert len(probes.asked) == noise_floor.PROCESSES

@@ -60,7 +60,7 @@ def measured(folder: Path, *words: str, resume: bool = False) -> Finished:
     prepared, listener = prepare(words), Listener()
     opened = open_folder(prepared, folder, resume=resume)
     outcome = session.measure(prepared, opened, listener, retry_failed=False)
-    return Finished(prepared, opened, listener, outcome)
+    return Finished(prepared, folder, listener, outcome)
 
 
 @pytest.fixture(scope="module")

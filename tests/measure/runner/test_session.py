@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,15 @@ import yaml
 
 from hyperbench.config.catalog import ConfigError
 from hyperbench.measure.messages import Message
+from hyperbench.measure.runner import open_run
 from hyperbench.measure.runner.open_run import open_folder
 from hyperbench.measure.runner.outcome import Outcome
 from hyperbench.measure.runner.prepare import Prepared, prepare
 from hyperbench.measure.runner.session import measure
 from hyperbench.store import journal, run_folder
 from hyperbench.store.files import DamageWarning, StoreError
-from hyperbench.store.journal import Journal, read_journal
+from hyperbench.store.journal import Journal, JournalLostError, read_journal
+from hyperbench.store.journal_lines import line_of
 from hyperbench.store.record_json import to_json
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import Status
@@ -56,7 +61,8 @@ def refusal(*words: str, **changes: Any) -> str:
 
 def opened(run: Prepared, out: Path | None, *, resume: bool = False, fresh: bool = False) -> Path:
     """A run's folder."""
-    return open_folder(run, out, resume=resume, fresh=fresh)
+    with contextlib.closing(open_folder(run, out, resume=resume, fresh=fresh)) as journal:
+        return journal.path.parent
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -238,6 +244,127 @@ def test_a_fresh_run_replaces_the_old_one() -> None:
     assert read_journal(folder / run_folder.JOURNAL) == []
 
 
+def test_a_fresh_run_removes_what_hyperbench_made_and_nothing_else() -> None:
+    folder = opened(tiny(), Path("run"))
+    measured(tiny(), folder)
+    made = set(contents(folder))
+    kept = {
+        name: name.encode()
+        for name in (
+            "notes.txt",
+            "figures/mine.png",
+            "data/journal.jsonl",
+            ".notes.1.tmp",
+            "timings.csv.bak",
+            "export/x.csv",
+        )
+    }
+    for name, data in {**kept, "figures/fig4.html": b"", "export/summary.md": b"", ".timings.csv.77.tmp": b""}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    Path("elsewhere").mkdir()
+    (Path("elsewhere") / "timings.csv").write_text("years of work")
+    (folder / "worker.log").unlink(missing_ok=True)
+    (folder / "worker.log").symlink_to(Path("elsewhere/timings.csv").absolute())
+    opened(tiny("seed=3"), folder, fresh=True)
+    left = contents(folder)
+    assert {name: left[name] for name in kept} == kept
+    assert set(left) - set(kept) == {"config.yaml", "environment.json", "journal.jsonl"} < made
+    assert read_journal(folder / run_folder.JOURNAL) == []
+    assert (Path("elsewhere") / "timings.csv").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("journal", [None, b"", b"{}\n", "another run's"])
+def test_a_folder_that_only_looks_like_a_run_is_not_removed(journal: bytes | str | None) -> None:
+    of_another = (opened(tiny(), Path("run")) / run_folder.JOURNAL).read_bytes() + line_of(to_json(a_timing()))
+    folder = Path("app")
+    folder.mkdir()
+    (folder / "config.yaml").write_text("port: 80\n")
+    (folder / "environment.json").write_text(json.dumps({"run_id": "0", "config_hash": "0"}))
+    (folder / "app.py").write_text("years of work")
+    if journal is not None:
+        (folder / "journal.jsonl").write_bytes(of_another if isinstance(journal, str) else journal)
+    before = contents(folder)
+    with pytest.raises(StoreError, match=r"out=app is not provably a run: .*; --fresh removes nothing there"):
+        opened(tiny(), folder, fresh=True)
+    assert contents(folder) == before
+
+
+def dying(call: Callable[..., Any], left: Iterator[int]) -> Callable[..., Any]:
+    """A call that ends the process once there are no more left."""
+    return lambda *args, **options: call(*args, **options) if next(left, None) is not None else os._exit(9)
+
+
+def test_a_fresh_run_that_is_killed_midway_can_be_made_again() -> None:
+    template = opened(tiny(), Path("template"))
+    measured(tiny(), template)
+    (template / "notes.txt").write_text("kept")
+    finished = False
+    for limit in range(0, 200, 2):
+        folder = Path(f"run{limit}")
+        shutil.copytree(template, folder)
+        pid = os.fork()
+        if not pid:  # killed at some call that it makes of the system
+            left = iter(range(limit))
+            for name in ("unlink", "rmdir", "link", "replace", "open", "fsync", "write"):
+                setattr(os, name, dying(getattr(os, name), left))
+            open_folder(tiny("seed=3"), folder, fresh=True)
+            os._exit(0)
+        finished = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        opened(tiny("seed=3"), folder, fresh=True)
+        assert load_run(folder).timings.empty
+        assert sorted(contents(folder)) == ["config.yaml", "environment.json", "journal.jsonl", "notes.txt"]
+        if finished:
+            break
+    assert finished
+    assert limit > 20
+
+
+def test_whoever_comes_second_to_a_folder_overwrites_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two machines on one disk whose locks are not shared.
+    monkeypatch.setattr("fcntl.flock", lambda fd, how: None)
+    noise = open_run.noise_of_run
+
+    def meanwhile(run: Prepared) -> dict[str, Any]:
+        monkeypatch.setattr(open_run, "noise_of_run", noise)
+        opened(tiny(), Path("run"))
+        before.update(contents(Path("run")))
+        return noise(run)
+
+    before: dict[str, bytes] = {}
+    monkeypatch.setattr(open_run, "noise_of_run", meanwhile)
+    with pytest.raises(StoreError, match=r"^out=run "):
+        opened(tiny("seed=3"), Path("run"))
+    assert contents(Path("run")) == before
+
+
+def test_nothing_is_written_before_the_lock_is_held() -> None:
+    Path("run").mkdir()
+    with Journal(Path("run") / run_folder.JOURNAL), pytest.raises(StoreError, match="another process is writing"):
+        opened(tiny(), Path("run"))
+    assert contents(Path("run")) == {"journal.jsonl": b""}
+
+
+def test_a_journal_that_is_deleted_meanwhile_ends_the_run_and_what_was_measured_is_beside_it() -> None:
+    run = tiny()
+    folder = opened(run, Path("run"))
+
+    class Deletes(FakeWorker):
+        def receive(self, timeout_s: float) -> Message:
+            message = super().receive(timeout_s)
+            if message.unit and message.unit.pass_ == "backward":
+                (folder / run_folder.JOURNAL).unlink(missing_ok=True)
+            return message
+
+    with pytest.raises(JournalLostError, match=r"run/journal\.jsonl was deleted by something else"):
+        measured(run, folder, spawn=lambda env, log: Deletes())
+    (rescued,) = folder.glob("journal.rescued-*.jsonl")
+    assert sorted(contents(folder)) == ["config.yaml", "environment.json", rescued.name]
+    rescued.rename(folder / run_folder.JOURNAL)
+    measured(run, opened(run, folder, resume=True))
+    assert set(load_run(folder).timings["status"]) == {"ok"}
+
+
 def test_a_run_that_is_being_written_is_not_taken_away() -> None:
     folder = opened(tiny(), Path("run"))
     before = contents(folder)
@@ -285,7 +412,7 @@ def no_process(env: dict[str, str], log: Path) -> FakeWorker:
 
 def measured(run: Prepared, folder: Path, **options: Any) -> Outcome:
     """The outcome of a run that is measured by a worker that is none."""
-    return measure(run, folder, Listener(), **{"spawn": no_process, **options})
+    return measure(run, Journal(folder / run_folder.JOURNAL), Listener(), **{"spawn": no_process, **options})
 
 
 def test_a_measured_run_has_its_tables_and_says_beforehand_how_long_it_takes() -> None:

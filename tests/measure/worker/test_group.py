@@ -295,3 +295,17 @@ def test_conditions_and_flags_stand_in_the_record_and_throttling_marks_it() -> N
         assert timing.conditions["input_copies"] >= 1
     quiet = Measured(odd("exact", exact=True)).timings("exact")["forward"]
     assert (quiet.status, "throttled" in quiet.flags) == (Status.OK, False)
+
+
+def test_rows_of_a_part_are_drawn_anew_for_each_seed_and_their_errors_have_intervals() -> None:
+    few = {"rows": 8, "operator_norm_max_seq_len": 0}
+    hyper = item("hyperbench.measure.methods.hyper.hyper", hyper=HYPER, is_causal=True)
+    part, whole = (Measured(hyper, passes=passes, error=few) for passes in (("forward",), PASSES))
+    one, other = part.errors("hyper", 0), part.errors("hyper", 1)
+    # The mean of the values is the same answer to both: only the rows differ.
+    assert one["mean_v_rel_fro"].value != other["mean_v_rel_fro"].value
+    for metric, row in one.items():
+        estimated = metric not in ("zero_rel_fro", "causal_in_q")
+        assert (row.low is not None) == (row.high is not None) == estimated, metric
+    assert all((row.low, row.high) == (None, None) for row in whole.errors("hyper", 0).values())
+    assert {"dq_rel_fro", "dk_rel_fro", "dv_rel_fro"} <= set(whole.errors("hyper", 0))
