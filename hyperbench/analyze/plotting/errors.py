@@ -164,7 +164,7 @@ def error_lines(row: Mapping[str, Any], view: View) -> list[str]:
             continue
         low, high = significant(row[f"{metric}_low"]), significant(row[f"{metric}_high"])
         spread = f" ({low} to {high} over seeds)" if low != high else ""
-        half_width = row.get(f"{metric}_half_width")
+        half_width: Any = row.get(f"{metric}_half_width")
         estimated = "" if is_null(half_width) or math.isinf(half_width) else f" ±{100 * half_width:.1f}%"
         lines.append(f"{escape(metric)} {significant(row[metric])}{estimated}{spread}")
     lost = view.error_reasons.get(row["point_id"])
