@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.config import catalog, types
@@ -41,7 +42,7 @@ class RunConfig:
     points: tuple[Point, ...]
     exact_methods: frozenset[str]
     axes: dict[str, list[Any]]
-    out: str | None
+    out: Path | None
     resolved: dict[str, Any]
 
     @property
