@@ -167,6 +167,8 @@ def test_a_method_from_outside_has_a_target_and_parameters() -> None:
     assert shapes(config, "rank") == [("flash2", None), ("mine", 2), ("mine", 3)]
     mine = config.points[1]
     assert (mine.target, mine.hyper, config.exact_methods) == ("package.function", {"rank": 2}, {"flash2"})
+    alone = config_of(*words[:2], "+method.mine.isolate=true")
+    assert (alone.isolated_methods, alone.points[1].hyper) == ({"mine"}, {})
     exact = config_of(*words[:2], "+method.mine.exact=true")
     assert (exact.exact_methods, exact.points[1].hyper) == ({"flash2", "mine"}, {})
 
@@ -297,6 +299,7 @@ def test_what_differs_is_named() -> None:
         # Types and lists.
         ("is_causal=both", ["is_causal=both must be true or false"]),
         ("is_causal=1", ["is_causal=1 must be true or false"]),
+        ("+method.flash2.isolate=maybe", ["method.flash2.isolate=maybe must be true or false"]),
         ("method.flash2.exact=maybe", ["method.flash2.exact=maybe must be true or false"]),
         ("device.threads=0", ["device.threads=0 must be a positive integer or null"]),
         ("device.dtypes=3", ["device.dtypes=3 must be a list"]),
