@@ -1,7 +1,6 @@
 """HyperAttention (Han et al., ICLR 2024): attention in near-linear time, forward and backward."""
 
-from hyperattn_core.exact import exact_attention
-from hyperattn_core.functional import hyper_attention, make_plan
+from hyperattn_core.functional import exact_attention, hyper_attention, make_plan
 from hyperattn_core.merge import merge_attention
 from hyperattn_core.oracle import oracle_attention
 from hyperattn_core.params import HyperAttentionParams

@@ -1,16 +1,13 @@
-"""Exact attention and its log-sum-exp, differentiable through both, on any device."""
+"""Exact attention, its log-sum-exp and its gradients, without autograd, on any device."""
 
 from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from hyperattn_core.checks import check_inputs
 from hyperattn_core.exact_aten import (
     Attended,
     BackwardInputs,
@@ -20,37 +17,6 @@ from hyperattn_core.exact_aten import (
     lse_dtype,
     takes_groups,
 )
-
-
-def exact_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-    return_lse: bool = False,
-) -> Tensor | Attended:
-    """Softmax attention, differentiable through the output and the log-sum-exp.
-
-    A NaN in a row of v reaches only the rows that see it, also under a causal mask.
-
-    Args:
-        q: queries (B, H, Nq, D).
-        k: keys (B, Hkv, Nk, D).
-        v: values (B, Hkv, Nk, Dv).
-        is_causal: row t sees keys 0..t; needs Nq == Nk.
-        scale: factor of the logits, 1 / sqrt(D) if None.
-        enable_gqa: allow H to be a multiple of Hkv.
-        return_lse: also return the log-sum-exp (B, H, Nq) in float32 (float64 for float64 inputs).
-
-    Raises:
-        ValueError: shapes, dtypes or devices do not fit together, or scale is not a finite number.
-    """
-    check_inputs(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
-    out, lse = _ExactAttention.apply(q, k, v, is_causal, default_scale(q, scale))
-    return (out, lse) if return_lse else out
 
 
 def default_scale(q: Tensor, scale: float | None) -> float:
@@ -64,24 +30,6 @@ def default_scale(q: Tensor, scale: float | None) -> float:
     if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number or None, got {scale!r}")
     return float(scale)
-
-
-class _ExactAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> Attended:
-        out, lse = exact_forward(q, k, v, is_causal, scale)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.is_causal, ctx.scale = is_causal, scale
-        ctx.set_materialize_grads(False)
-        return out, lse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
-        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        inputs = BackwardInputs(grad_out, grad_lse, q, k, v, out, lse)
-        return (*exact_backward(inputs, ctx.is_causal, ctx.scale), None, None)
 
 
 def exact_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> Attended:

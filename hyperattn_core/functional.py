@@ -1,21 +1,28 @@
-"""The public calls hyper_attention, make_plan and attention_stages: the only place that chooses a backend."""
+"""The public calls: hyper_attention, exact_attention, make_plan and attention_stages."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, overload
 
+import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from hyperattn_core.backends import PLAN_BACKENDS, chosen_backend
 from hyperattn_core.checks import check_inputs
 from hyperattn_core.exact import default_scale
-from hyperattn_core.exact_aten import lse_dtype
+from hyperattn_core.exact_aten import Attended, lse_dtype
+from hyperattn_core.operators import ops
+from hyperattn_core.operators.autocast import cast_inputs, outside_autocast
+from hyperattn_core.operators.implementations import implementation
 from hyperattn_core.oracle import oracle_attention
 from hyperattn_core.params import HyperAttentionParams, check_int
+from hyperattn_core.planning.levels import level_shapes
+from hyperattn_core.planning.packed import Packed, PackedPlan, Settings
 from hyperattn_core.planning.plan import AttentionPlan, plan_shape
 from hyperattn_core.stages import Stages
-from hyperattn_core.torch_backend.attention import torch_attention
-from hyperattn_core.torch_backend.plan import make_plan as torch_plan
 from hyperattn_core.torch_backend.stages import torch_stages
 
 
@@ -76,27 +83,60 @@ def hyper_attention(
             another call, or the backend is unknown or cannot run the call.
         RuntimeError: backend="triton" and Triton does not import.
     """
+    q, k, v = cast_inputs(q, k, v)
     check_inputs(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
-    factor = default_scale(q, scale)
+    factor, is_causal = default_scale(q, scale), bool(is_causal)
     if plan is None:
-        params = _checked_params(q, k, params, seed, is_causal=is_causal)
+        params, seed = _checked_params(q, k, params, seed, is_causal=is_causal)
     else:
         _check_plan(plan, q, k, is_causal, params)
     tile_size = plan.levels[0].tile_size if plan is not None and plan.levels else None
     chosen = chosen_backend(q, v.shape[3], params if plan is None else None, backend, tile_size=tile_size)
-    if chosen == "triton":
-        from hyperattn_core.triton_backend.attention import triton_attention
-
-        out, lse = triton_attention(q, k, v, plan, params, seed, is_causal, factor)
-        return (out, lse) if return_lse else out
-    if plan is None:
-        assert params is not None
-        plan = torch_plan(q, k, params, seed, is_causal=is_causal)
     if chosen == "oracle":
+        if any(level.key() == TransformType.Vmap for level in retrieve_all_functorch_interpreters()):
+            raise RuntimeError("backend='oracle' takes no vmap: use the batch dimension, or backend='torch'")
+        plan = plan or make_plan(q, k, params, seed, is_causal=is_causal, backend="torch")
         out, lse = oracle_attention(q, k, v, plan, factor)
         out, lse = out.to(q.dtype), lse.to(lse_dtype(q))
+        return (out, lse) if return_lse else out
+    if plan is not None:
+        packed = _exact_plan(q, is_causal) if plan.is_exact else implementation(chosen).pack(plan)
     else:
-        out, lse = torch_attention(q, k, v, plan, factor)
+        assert params is not None
+        packed = _plan(q, k, v, params, seed, is_causal, chosen)
+    out, lse = _attend(q, k, v, packed, chosen, factor)
+    return (out, lse) if return_lse else out
+
+
+def exact_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+) -> Tensor | Attended:
+    """Softmax attention, differentiable through the output and the log-sum-exp.
+
+    A NaN in a row of v reaches only the rows that see it, also under a causal mask.
+
+    Args:
+        q: queries (B, H, Nq, D).
+        k: keys (B, Hkv, Nk, D).
+        v: values (B, Hkv, Nk, Dv).
+        is_causal: row t sees keys 0..t; needs Nq == Nk.
+        scale: factor of the logits, 1 / sqrt(D) if None.
+        enable_gqa: allow H to be a multiple of Hkv.
+        return_lse: also return the log-sum-exp (B, H, Nq) in float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together, or scale is not a finite number.
+    """
+    q, k, v = cast_inputs(q, k, v)
+    check_inputs(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
+    out, lse = _attend(q, k, v, _exact_plan(q, bool(is_causal)), "torch", default_scale(q, scale))
     return (out, lse) if return_lse else out
 
 
@@ -130,14 +170,19 @@ def make_plan(
             unknown or cannot make the plan.
         RuntimeError: backend="triton" and Triton does not import.
     """
-    params = _checked_params(q, k, params, seed, is_causal=is_causal)
+    q, k = cast_inputs(q, k)
+    params, seed = _checked_params(q, k, params, seed, is_causal=is_causal)
     if tile_size is not None:
-        check_int("tile_size", tile_size, low=1)
-    if chosen_backend(q, q.shape[3], params, backend, PLAN_BACKENDS, tile_size) == "triton":
-        from hyperattn_core.triton_backend.attention import make_plan as triton_plan
-
-        return triton_plan(q, k, params, seed, is_causal=is_causal, tile_size=tile_size)
-    return torch_plan(q, k, params, seed, is_causal=is_causal, tile_size=tile_size)
+        tile_size = check_int("tile_size", tile_size, low=1)
+    chosen = chosen_backend(q, q.shape[3], params, backend, PLAN_BACKENDS, tile_size)
+    is_causal, shape = bool(is_causal), plan_shape(q, k)
+    if not level_shapes(shape, params, is_causal=is_causal):
+        return AttentionPlan(params, seed, is_causal, shape, (), None)
+    passes = implementation(chosen)
+    tile_size = tile_size or passes.default_tile_size(q.device, q.dtype, q.shape[3])
+    packed = ops.plan(q, k, seed, chosen, Settings(params, is_causal, tile_size))
+    levels = passes.unpack(packed, shape, seed)
+    return PackedPlan(params, seed, is_causal, shape, levels, params.min_seq_len if is_causal else None, packed, chosen)
 
 
 def attention_stages(
@@ -172,20 +217,50 @@ def attention_stages(
     Raises:
         ValueError, RuntimeError: as hyper_attention; ValueError also for backend="oracle", which has no stages.
     """
+    q, k, v = cast_inputs(q, k, v)
     check_inputs(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
     factor = default_scale(q, scale)
-    params = _checked_params(q, k, params, seed, is_causal=is_causal)
+    params, seed = _checked_params(q, k, params, seed, is_causal=is_causal)
     if chosen_backend(q, v.shape[3], params, backend, PLAN_BACKENDS) == "torch":
-        return torch_stages(q, k, v, params, seed, is_causal, factor)
-    from hyperattn_core.triton_backend.stages import triton_stages
+        stages_of = torch_stages
+    else:
+        from hyperattn_core.triton_backend.stages import triton_stages as stages_of
+    with outside_autocast(q.device.type):
+        stages = stages_of(q, k, v, params, seed, bool(is_causal), factor)
+    return {name: _outside_autocast(stage, q.device.type) for name, stage in stages.items()}
 
-    return triton_stages(q, k, v, params, seed, is_causal, factor)
+
+def _outside_autocast(stage: Callable[[], object], device_type: str) -> Callable[[], object]:
+    def run() -> object:
+        with outside_autocast(device_type):
+            return stage()
+
+    return run
+
+
+def _plan(
+    q: Tensor, k: Tensor, v: Tensor, params: HyperAttentionParams, seed: int, is_causal: bool, backend: str
+) -> Packed:
+    # In a graph that serves all lengths, the operators find out by themselves that a call is exact.
+    if not torch.compiler.is_compiling() and not level_shapes(plan_shape(q, k), params, is_causal=is_causal):
+        return _exact_plan(q, is_causal)
+    tile_size = implementation(backend).default_tile_size(q.device, q.dtype, max(q.shape[3], v.shape[3]))
+    return ops.plan(q, k, seed, backend, Settings(params, is_causal, tile_size))
+
+
+def _exact_plan(q: Tensor, is_causal: bool) -> Packed:
+    return Packed(*ops.no_plan(q, "torch"), Settings(HyperAttentionParams(), is_causal, 1))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed, backend: str, scale: float) -> Attended:
+    out, lse = ops.attend(q, k, v, packed.data, packed.weights, backend, packed.settings.to_list(), scale)
+    return out, lse.to(lse_dtype(q))
 
 
 def _checked_params(
     q: Tensor, k: Tensor, params: HyperAttentionParams | None, seed: int, *, is_causal: bool
-) -> HyperAttentionParams:
-    """Check the arguments of make_plan, whichever backend makes the plan; the parameters, or the defaults for None."""
+) -> tuple[HyperAttentionParams, int]:
+    """Check the arguments of make_plan, whichever backend makes the plan; params, or the defaults, and seed."""
     params = params if params is not None else HyperAttentionParams()
     if not isinstance(params, HyperAttentionParams):
         raise ValueError(
@@ -193,9 +268,7 @@ def _checked_params(
             "HyperAttentionParams.from_dict makes them from plain data"
         )
     check_inputs(q, k, is_causal=is_causal, enable_gqa=True)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed must be an integer, got {seed!r}")
-    return params
+    return params, check_int("seed", seed)
 
 
 def _check_plan(

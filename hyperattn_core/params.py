@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 Sampling = Literal["iid", "stratified"]
@@ -40,10 +41,9 @@ class HyperAttentionParams:
     pairing: Pairing = "bucket"
 
     def __post_init__(self) -> None:
-        check_int("block_size", self.block_size, low=1)
-        check_int("sample_size", self.sample_size, low=1)
-        check_int("num_projections", self.num_projections, low=1, high=MAX_NUM_PROJECTIONS)
-        check_int("min_seq_len", self.min_seq_len, low=1)
+        for name in ("block_size", "sample_size", "num_projections", "min_seq_len"):
+            high = MAX_NUM_PROJECTIONS if name == "num_projections" else None
+            object.__setattr__(self, name, check_int(name, getattr(self, name), low=1, high=high))
         check_choice("sampling", self.sampling, get_args(Sampling))
         check_choice("pairing", self.pairing, get_args(Pairing))
 
@@ -66,11 +66,18 @@ class HyperAttentionParams:
         return cls(**values)
 
 
-def check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:
-    """Raise ValueError, naming the key, the value and what is allowed, unless value is an integer in range."""
-    allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+def check_int(name: str, value: object, *, low: int | None = None, high: int | None = None) -> int:
+    """The value as an int, NumPy's integers among others.
+
+    Raises:
+        ValueError: it is no integer, or out of range; the message names the key, the value and what is allowed.
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        number = int(value)
+        if (low is None or number >= low) and (high is None or number <= high):
+            return number
+    least = "" if low is None else f" of at least {low}"
+    raise ValueError(f"{name} must be an integer{least if high is None else f' from {low} to {high}'}, got {value!r}")
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

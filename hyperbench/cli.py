@@ -12,6 +12,7 @@ import typer
 
 from hyperbench import __version__
 from hyperbench.commands import exit_codes, listing, streams
+from hyperbench.config import paths
 
 app = typer.Typer(
     name="hyperbench",
@@ -23,12 +24,24 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _folder(text: str) -> Path:
+    """A folder as it is named on the command line."""
+    try:
+        return paths.folder(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 RunDir = Annotated[
-    Path | None, typer.Option("--run", metavar="DIR", help="Folder of the run; default: the newest under results/runs.")
+    Path | None,
+    typer.Option(
+        "--run", metavar="DIR", parser=_folder, help="Folder of the run; default: the newest under results/runs."
+    ),
 ]
 Baseline = Annotated[str, typer.Option(metavar="METHOD", help="Method that speedups are over.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-OutDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to.")]
+OutDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", parser=_folder, help="Folder to write to.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -139,8 +152,12 @@ def export(
 
 @app.command()
 def compare(
-    run_a: Annotated[Path, typer.Argument(metavar="A", help="Folder of the run that is compared with (before).")],
-    run_b: Annotated[Path | None, typer.Argument(metavar="B", help="Folder of the other run (after).")] = None,
+    run_a: Annotated[
+        Path, typer.Argument(metavar="A", parser=_folder, help="Folder of the run that is compared with (before).")
+    ],
+    run_b: Annotated[
+        Path | None, typer.Argument(metavar="B", parser=_folder, help="Folder of the other run (after).")
+    ] = None,
     methods: Annotated[
         str | None, typer.Option(metavar="M1,M2", help="Compare method M1 of A with M2 of B, or of A itself.")
     ] = None,

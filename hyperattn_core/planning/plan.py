@@ -6,17 +6,20 @@ block each of them meets, and the sampled keys with their weights. The estimator
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.levels import CallShape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LevelPlan:
     """One batched non-causal problem: G nodes of S keys each, with their queries, per head.
+
+    Two are equal if all their numbers are, on the same device.
 
     Positions are those of the whole sequence. Shapes have G nodes, S keys per node, nb = ceil(S / block_size) blocks,
     T tiles of at most tile_size queries, m samples.
@@ -44,6 +47,15 @@ class LevelPlan:
     sample_index: Tensor
     sample_weight: Tensor
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LevelPlan):
+            return NotImplemented
+        pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(LevelPlan)]
+        return all(_same(mine, theirs) for mine, theirs in pairs)
+
+    def __hash__(self) -> int:
+        return hash((self.block_size, self.tile_size, self.key_order.shape, self.query_order.shape))
+
     @property
     def node_len(self) -> int:
         """S, the keys of a node."""
@@ -55,9 +67,11 @@ class LevelPlan:
         return -(-self.node_len // self.block_size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionPlan:
     """Everything one call of hyper_attention computes with, apart from q, k and v.
+
+    Two are equal if they make the same choices, to the last number, on the same device, whichever backend made them.
 
     Attributes:
         params: the parameters it was made with.
@@ -75,10 +89,24 @@ class AttentionPlan:
     levels: tuple[LevelPlan, ...]
     leaf_len: int | None
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, AttentionPlan):
+            return NotImplemented
+        return all(getattr(self, f.name) == getattr(other, f.name) for f in fields(AttentionPlan))
+
+    def __hash__(self) -> int:
+        return hash((self.params, self.seed, self.is_causal, self.shape))
+
     @property
     def is_exact(self) -> bool:
         """True if the call is exact attention: too short for the estimator, or the estimator is exact there."""
-        return not self.levels
+        return len(self.levels) == 0
+
+
+def _same(mine: object, theirs: object) -> bool:
+    if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
+        return mine.device == theirs.device and torch.equal(mine, theirs)
+    return bool(mine == theirs)
 
 
 def plan_shape(q: Tensor, k: Tensor) -> CallShape:

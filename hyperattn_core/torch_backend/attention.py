@@ -3,45 +3,63 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hyperattn_core.exact import exact_backward, exact_forward
-from hyperattn_core.exact_aten import BackwardInputs, Gradients, lse_dtype
+from hyperattn_core.exact_aten import Attended, BackwardInputs, Gradients, lse_dtype
 from hyperattn_core.leaves import as_leaves, leaf_slices, store_leaves
 from hyperattn_core.merge import merge_into
-from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
+from hyperattn_core.planning.packed import Packed, Settings
+from hyperattn_core.planning.plan import LevelPlan, plan_shape
+from hyperattn_core.torch_backend.packing import pack, plan_sizes, unpack
+from hyperattn_core.torch_backend.plan import DEFAULT_TILE_SIZE, packed_plan
 from hyperattn_core.torch_backend.runs import runs_backward, runs_forward
 from hyperattn_core.torch_backend.scratch import Buffers
 from hyperattn_core.torch_backend.tiles import LOG2_E, FlatQueries, LevelTiles, level_backward, level_forward
+
+__all__ = ["backward", "default_tile_size", "forward", "pack", "packed_plan", "plan_sizes", "unpack"]
 
 # Rows of whole vectors: with others, a matrix product may round a row differently by where in the matrix it lies, and
 # an output would depend, in its last bit, on later queries that sort before it.
 _COLUMNS = 16
 
 
-def torch_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> tuple[Tensor, Tensor]:
-    """HyperAttention at a plan (Algorithm 3; Algorithm 4 if the plan is causal), differentiable through both results.
+def default_tile_size(device: torch.device, dtype: torch.dtype, head_dim: int) -> int:
+    """The tile size of a plan that is made for this backend."""
+    return DEFAULT_TILE_SIZE
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> Attended:
+    """HyperAttention at a packed plan that has levels (Algorithm 3; Algorithm 4 if the plan is causal).
 
     Args:
         q: queries (B, H, Nq, D).
         k: keys (B, Hkv, Nk, D).
         v: values (B, Hkv, Nk, Dv).
-        plan: made for inputs of these shapes.
+        packed: made for inputs of these shapes.
         scale: factor of the logits.
 
     Returns:
-        out (B, H, Nq, Dv) in the dtype of q, lse (B, H, Nq) in float32 (float64 for float64 inputs).
+        out (B, H, Nq, Dv) in the dtype of q, lse (B, H, Nq) in float64. Logits are in base 2 here and in base e in the
+        fused kernels, and both must come out of lse as they went in: with another rounding a weight of 1, of the only
+        key that counts, is not 1 in the backward pass where logits are large.
     """
-    if plan.is_exact:
-        out, lse = _HyperAttention.apply(q, k, v, plan, scale)
-    else:
-        out, lse = _HyperAttention.apply(*(whole_columns(x) for x in (q, k, v)), plan, scale)
-    return own_columns(out, v), lse.to(lse_dtype(q))
+    levels = unpack(packed, plan_shape(q, k))
+    wide_q, wide_k, wide_v = (whole_columns(x).contiguous() for x in (q, k, v))
+    out, lse = _forward(wide_q, wide_k, wide_v, levels, packed.settings, scale)
+    return own_columns(out, v), lse
+
+
+def backward(inputs: BackwardInputs, packed: Packed, scale: float) -> Gradients:
+    """dq, dk and dv in the dtypes of q, k and v, from the final out and lse of every row."""
+    levels = unpack(packed, plan_shape(inputs.q, inputs.k))
+    wide = {name: whole_columns(x).contiguous() for name, x in vars(inputs).items() if x is not None and x.dim() == 4}
+    grads = _backward(replace(inputs, **wide), levels, packed.settings, scale)
+    dq, dk, dv = (own_columns(grad, x) for grad, x in zip(grads, (inputs.q, inputs.k, inputs.v), strict=True))
+    return dq, dk, dv
 
 
 def whole_columns(x: Tensor) -> Tensor:
@@ -50,29 +68,9 @@ def whole_columns(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x, (0, missing)) if missing else x
 
 
-def own_columns(out: Tensor, v: Tensor) -> Tensor:
-    """The columns of an output that belong to v (B, Hkv, Nk, Dv) as it was before it was padded."""
-    value_dim = v.shape[3]
-    return out if out.shape[3] == value_dim else out[..., :value_dim].contiguous()
-
-
-class _HyperAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> tuple[Tensor, Tensor]:
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        out, lse = _forward(q, k, v, plan, scale)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.plan, ctx.scale = plan, scale
-        ctx.set_materialize_grads(False)
-        return out, lse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
-        grad_out = torch.zeros_like(out) if grad_out is None else grad_out.contiguous()
-        inputs = BackwardInputs(grad_out, grad_lse, q, k, v, out, lse)
-        return (*_backward(inputs, ctx.plan, ctx.scale), None, None)
+def own_columns(padded: Tensor, x: Tensor) -> Tensor:
+    """The columns of an output, or a gradient, that belong to x (B, H, N, D) as it was before it was padded."""
+    return padded[..., : x.shape[3]].contiguous()
 
 
 @dataclass(frozen=True)
@@ -90,20 +88,14 @@ class AttendedLevel:
     slots: Tensor
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> tuple[Tensor, Tensor]:
-    """Output in the dtype of q, and lse in float64.
-
-    Logits are in base 2 here and in base e in the fused kernels, and both must come out of lse as they went in: with
-    another rounding a weight of 1, of the only key that counts, is not 1 in the backward pass where logits are large.
-    """
-    if plan.is_exact:
-        out, lse = exact_forward(q, k, v, plan.is_causal, scale)
-        return out, lse.double()
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, levels: tuple[LevelPlan, ...], settings: Settings, scale: float
+) -> Attended:
     scratch = Buffers(lse_dtype(q), q.device)
-    if plan.leaf_len is None:
-        return attend_all(plan.levels[0], q, k, v, scale, scratch)
-    out, lse = attend_leaves(q, k, v, plan.leaf_len, scale)
-    for level in plan.levels:
+    if not settings.is_causal:
+        return attend_all(levels[0], q, k, v, scale, scratch)
+    out, lse = attend_leaves(q, k, v, settings.params.min_seq_len, scale)
+    for level in levels:
         merge_level(out, lse, attend_level(level, q, k, v, scale, scratch), level.node_len)
     return out.to(q.dtype), lse
 
@@ -155,20 +147,18 @@ def merge_level(out: Tensor, lse: Tensor, attended: AttendedLevel, node_len: int
                 )
 
 
-def _backward(inputs: BackwardInputs, plan: AttentionPlan, scale: float) -> Gradients:
-    if plan.is_exact:
-        return exact_backward(inputs, plan.is_causal, scale)
+def _backward(inputs: BackwardInputs, levels: tuple[LevelPlan, ...], settings: Settings, scale: float) -> Gradients:
     q, k, v = inputs.q, inputs.k, inputs.v
     batch, heads, num_queries, _ = q.shape
     dtype, rows = lse_dtype(q), batch * heads * num_queries
     delta = inputs.delta()
     scratch = Buffers(dtype, q.device)
-    if plan.leaf_len is None and q.device.type == "cpu":
-        return runs_backward(plan.levels[0], inputs, delta, scale, scratch)
+    if not settings.is_causal and q.device.type == "cpu":
+        return runs_backward(levels[0], inputs, delta, scale, scratch)
     dq = torch.zeros(rows + 1, q.shape[3], dtype=dtype, device=q.device)
     dk, dv = torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)
-    leaf_len = plan.leaf_len or num_queries
-    for part in leaf_slices(num_queries, leaf_len) if plan.is_causal else []:
+    leaf_len = settings.params.min_seq_len
+    for part in leaf_slices(num_queries, leaf_len) if settings.is_causal else []:
         leaves = inputs.map(functools.partial(as_leaves, part=part, leaf_len=leaf_len))
         for whole, grad in zip((dq[:-1].view(q.shape), dk, dv), exact_backward(leaves, True, scale), strict=True):
             store_leaves(whole, part, grad)
@@ -179,7 +169,7 @@ def _backward(inputs: BackwardInputs, plan: AttentionPlan, scale: float) -> Grad
         torch.nn.functional.pad(delta.view(-1), (0, 1)),
     )
     grads = dq, dk.view(-1, k.shape[3]), dv.view(-1, v.shape[3])
-    for level in plan.levels:
+    for level in levels:
         level_backward(LevelTiles(level, k, v, heads, num_queries, scale, dtype), queries, grads, scratch)
     return dq[:-1].view(q.shape).to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 

@@ -9,26 +9,23 @@ from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.draws import level_samples, projections
 from hyperattn_core.planning.levels import LevelShape, level_shapes
 from hyperattn_core.planning.lsh import hash_ranks, sort_by_rank
+from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.pairing import block_of_rank, cut_tiles, max_tiles, rank_pairing, row_arange
-from hyperattn_core.planning.plan import AttentionPlan, LevelPlan, plan_shape
+from hyperattn_core.planning.plan import LevelPlan, plan_shape
+from hyperattn_core.torch_backend.packing import pack_levels
 
 DEFAULT_TILE_SIZE = 64
 
 
-def make_plan(
-    q: Tensor, k: Tensor, params: HyperAttentionParams, seed: int, *, is_causal: bool, tile_size: int | None = None
-) -> AttentionPlan:
-    """The plan of hyperattn_core.make_plan; arguments are checked by the caller."""
-    shape, device = plan_shape(q, k), str(q.device)
-    shapes = level_shapes(shape, params, is_causal=is_causal)
-    if not shapes:
-        return AttentionPlan(params, seed, is_causal, shape, (), None)
+def packed_plan(q: Tensor, k: Tensor, seed: int, settings: Settings) -> Packed:
+    """Hash, sort, pair and sample."""
+    shape, device, params = plan_shape(q, k), str(q.device), settings.params
     ranks = hash_inputs(q, k, params, seed)
     levels = tuple(
-        plan_level(ranks, level, params, level_samples(level, shape, params, seed, device), tile_size)
-        for level in shapes
+        plan_level(ranks, level, params, level_samples(level, shape, params, seed, device), settings.tile_size)
+        for level in level_shapes(shape, params, is_causal=settings.is_causal)
     )
-    return AttentionPlan(params, seed, is_causal, shape, levels, params.min_seq_len if is_causal else None)
+    return pack_levels(levels, settings)
 
 
 def hash_inputs(q: Tensor, k: Tensor, params: HyperAttentionParams, seed: int) -> tuple[Tensor, Tensor]:

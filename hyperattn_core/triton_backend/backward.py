@@ -12,12 +12,13 @@ from torch import Tensor
 from hyperattn_core.exact import exact_backward
 from hyperattn_core.exact_aten import BackwardInputs, Gradients
 from hyperattn_core.leaves import as_leaves, leaf_slices, store_leaves
+from hyperattn_core.planning.packed import Packed
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.configure import backward_config
 from hyperattn_core.triton_backend.device_tables import level_table
 from hyperattn_core.triton_backend.geometry import TILES_PER_PART, block_dim, dim_constants, geometry
 from hyperattn_core.triton_backend.kernels import key_grad, query_grad, sample_grad
-from hyperattn_core.triton_backend.packing import Packed, dense_rows
+from hyperattn_core.triton_backend.packing import dense_rows
 
 _ROWS = 64
 SLOTS = 64

@@ -9,8 +9,8 @@ import torch
 import triton
 
 from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.planning.packed import Settings
 from hyperattn_core.triton_backend.forward import ForwardWork
-from hyperattn_core.triton_backend.geometry import Settings
 from hyperattn_core.triton_backend.plan import packed_plan
 from hyperattn_core.triton_backend.support import interpreted, traced_as_constant
 from hyperattn_core.triton_backend.tuning.choice import Choice, cache_file, choose

@@ -7,12 +7,13 @@ import triton
 from torch import Tensor
 
 from hyperattn_core.leaves import leaf_slices
+from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.device_tables import level_table
-from hyperattn_core.triton_backend.geometry import Settings, block_dim, dim_constants, geometry
+from hyperattn_core.triton_backend.geometry import block_dim, dim_constants, geometry
 from hyperattn_core.triton_backend.kernels import attend as kernels
 from hyperattn_core.triton_backend.leaves import Leaves, leaf_forward
-from hyperattn_core.triton_backend.packing import Packed, dense_rows
+from hyperattn_core.triton_backend.packing import dense_rows
 from hyperattn_core.triton_backend.tuning.configs import AttendConfig
 
 _MERGE_ELEMENTS = 8192

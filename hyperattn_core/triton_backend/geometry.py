@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from typing import Any
 
-from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.draws import sample_count
 from hyperattn_core.planning.levels import CallShape, LevelShape, level_shapes
+from hyperattn_core.planning.packed import Settings
 from hyperattn_core.planning.pairing import max_tiles
 
 TILES_PER_PART = 64
@@ -31,31 +31,6 @@ def block_dim(head_dim: int) -> int:
 def dim_constants(head_dim: int, value_dim: int) -> dict[str, int]:
     """The compile-time values that say the head sizes."""
     return {"D": head_dim, "DV": value_dim, "BLOCK_D": block_dim(head_dim), "BLOCK_DV": block_dim(value_dim)}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a plan; as a list of integers they are an argument of custom operators."""
-
-    params: HyperAttentionParams
-    is_causal: bool
-    tile_size: int
-
-    def to_list(self) -> list[int]:
-        """As integers."""
-        p = self.params
-        return [
-            p.block_size, p.sample_size, p.num_projections, p.min_seq_len, int(p.sampling == "stratified"),
-            int(p.pairing == "bucket"), int(self.is_causal), self.tile_size,
-        ]  # fmt: skip
-
-    @classmethod
-    def from_list(cls, values: list[int]) -> Settings:
-        """The inverse of to_list."""
-        *sizes, stratified, bucket, is_causal, tile_size = values
-        sampling, pairing = "stratified" if stratified else "iid", "bucket" if bucket else "rank"
-        params = HyperAttentionParams(*sizes, sampling=sampling, pairing=pairing)  # type: ignore[arg-type,misc]
-        return cls(params, bool(is_causal), tile_size)
 
 
 @dataclass(frozen=True)

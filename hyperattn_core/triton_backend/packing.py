@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from hyperattn_core.planning.packed import Packed, PackedPlan, Settings
 from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
 from hyperattn_core.triton_backend.device_tables import block_tiles
-from hyperattn_core.triton_backend.geometry import Geometry, Settings, geometry
+from hyperattn_core.triton_backend.geometry import Geometry, geometry
 
 _INDEX_LIMIT = 2**31
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A plan as flat buffers: all indices in int32, the base-2 logarithms of the samples' weights in float32."""
-
-    data: Tensor
-    weights: Tensor
-    settings: Settings
-
-
-@dataclass(frozen=True)
-class PackedPlan(AttentionPlan):
-    """A plan whose levels are views of flat buffers."""
-
-    packed: Packed
 
 
 def dense_rows(x: Tensor) -> Tensor:
@@ -62,12 +45,14 @@ def unpack(packed: Packed, where: Geometry) -> tuple[LevelPlan, ...]:
 
 
 def pack(plan: AttentionPlan) -> Packed:
-    """The flat buffers of any plan that has levels: those of a packed plan, else a copy.
+    """The flat buffers of any plan that has levels: those of a plan that the kernels made, else a copy.
+
+    All indices are int32, the base-2 logarithms of the samples' weights float32.
 
     Raises:
         ValueError: the levels are not those of the plan's shape and parameters.
     """
-    if isinstance(plan, PackedPlan):
+    if isinstance(plan, PackedPlan) and plan.backend == "triton":
         return plan.packed
     settings = Settings(plan.params, plan.is_causal, plan.levels[0].tile_size)
     where = geometry(plan.shape, settings)

@@ -9,12 +9,13 @@ import triton
 from torch import Tensor
 
 from hyperattn_core.planning import draws
+from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.device_tables import drawn_samples, level_table, rank_tiles
-from hyperattn_core.triton_backend.geometry import SORT_TILE, Settings, block_dim, geometry
+from hyperattn_core.triton_backend.geometry import SORT_TILE, block_dim, geometry
 from hyperattn_core.triton_backend.kernels import pair
 from hyperattn_core.triton_backend.kernels import plan as plan_kernels
-from hyperattn_core.triton_backend.packing import Packed, dense_rows
+from hyperattn_core.triton_backend.packing import dense_rows
 
 _COLUMNS = 16
 _HASH_TILES = 4

@@ -11,11 +11,11 @@ from torch import Tensor
 from hyperattn_core.exact import exact_forward
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.levels import level_shapes
+from hyperattn_core.planning.packed import Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.stages import Stages, Step, chained
 from hyperattn_core.triton_backend.configure import attend_config, default_tile_size
 from hyperattn_core.triton_backend.forward import ForwardWork
-from hyperattn_core.triton_backend.geometry import Settings
 from hyperattn_core.triton_backend.plan import PlanWork
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -20,6 +19,7 @@ from hyperbench.measure.runner import open_run, prepare, session
 from hyperbench.measure.runner.locks import DeviceLock, device_key
 from hyperbench.measure.runner.outcome import GOOD_STATUSES, PRODUCTIVE, Outcome
 from hyperbench.measure.runner.prepare import Prepared
+from hyperbench.store import run_folder
 from hyperbench.store.provenance import available_cpus
 from hyperbench.store.run_folder import Run
 from hyperbench.store.tables import can_write_parquet
@@ -59,11 +59,14 @@ def run(words: list[str], options: Options) -> int:
         return 0
     if not options.as_json:
         print_grid(prepared, notes)
-    out = Path(prepared.config.out) if prepared.config.out is not None else None
+    out = prepared.config.out
     with DeviceLock(device_key(prepared.config.device.name, prepared.facts)) as lock:
         if lock.note:
             notes.print(f"warning: {lock.note}", highlight=False, markup=False, soft_wrap=True)
+        begins = options.resume and out is not None and not run_folder.is_run_folder(out)
         journal = open_run.open_folder(prepared, out, resume=options.resume, fresh=options.fresh)
+        if begins and not options.as_json:
+            notes.print(f"{out} holds no run yet: a new one begins", highlight=False, markup=False, soft_wrap=True)
         busy = busy_warning(begun, read_cpu_times(), available_cpus())
         if busy and not options.as_json:
             notes.print(f"warning: {busy}", highlight=False, markup=False, soft_wrap=True)

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.config import catalog, types
@@ -22,14 +23,15 @@ _SHAPE_KEYS = ("batch", "heads", "kv_heads", "seq_len", "head_dim")
 #: Keys that may hold several values; those of an input or of a method as well.
 _AXIS_KEYS = (*(f"shape.{key}" for key in _SHAPE_KEYS), "dtype", "is_causal", "seed")
 #: Keys of a method's file that are not its parameters.
-_METHOD_KEYS = ("_target_", "description", "exact")
+_METHOD_KEYS = ("_target_", "description", "exact", "isolate")
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Everything a run needs to know, checked; `resolved` is what config.yaml holds.
 
-    Parameters of `points` that are null are not yet those of the method; `exact_methods` claim to be exact.
+    Parameters of `points` that are null are not yet those of the method; `exact_methods` claim to be exact,
+    `isolated_methods` get worker processes of their own.
     """
 
     sweep: str
@@ -40,8 +42,9 @@ class RunConfig:
     stages: bool
     points: tuple[Point, ...]
     exact_methods: frozenset[str]
+    isolated_methods: frozenset[str]
     axes: dict[str, list[Any]]
-    out: str | None
+    out: Path | None
     resolved: dict[str, Any]
 
     @property
@@ -88,7 +91,8 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
         passes=passes,
         stages=types.stages_of(resolved["stages"], passes),
         points=_expand(base, {key: values for key, values in axes.items() if key != "input"}, device_config),
-        exact_methods=_exact_methods(resolved["method"]),
+        exact_methods=_marked("exact", resolved["method"]),
+        isolated_methods=_marked("isolate", resolved["method"]),
         axes=axes,
         out=overrides.out,
         resolved=resolved,
@@ -233,11 +237,11 @@ def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> Point:
         raise ConfigError(str(error)) from None
 
 
-def _exact_methods(methods: dict[str, Any]) -> frozenset[str]:
-    """The methods that claim to be exact. Raises ConfigError unless `exact` is true or false, or not given."""
+def _marked(key: str, methods: dict[str, Any]) -> frozenset[str]:
+    """The methods for which a key is true. Raises ConfigError unless it is true or false, or not given."""
     for name, node in methods.items():
-        types.check_bool(f"method.{name}.exact", node.get("exact", False))
-    return frozenset(name for name, node in methods.items() if node.get("exact", False))
+        types.check_bool(f"method.{name}.{key}", node.get(key, False))
+    return frozenset(name for name, node in methods.items() if node.get(key, False))
 
 
 def _only(group: str, chosen: list[str]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.config import catalog
+from hyperbench.config import catalog, paths
 from hyperbench.config.catalog import ConfigError, check_name, nearest, yaml_text
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Keys that hold a list by themselves; a comma makes a longer list of them and no axis.
 _LIST_KEYS = ("passes", "error.seeds")
+#: Other words for a name of a group.
+_ALIASES = {("device", "gpu"): "cuda"}
 #: Below these a key may be added that no file has.
 _OPEN = ("method.", "input.", "protocol.", "error.", "sweep.axes.", "device.env.")
 
@@ -38,18 +41,21 @@ class Overrides:
         axes: key -> values, for keys with several values.
         fixed: key -> value, for keys with one value.
         groups: group -> chosen names.
-        out: the folder named by out=DIR, as it was typed, or None.
+        out: the folder named by out=DIR, or None.
     """
 
     settings: tuple[Setting, ...]
     axes: dict[str, list[Any]]
     fixed: dict[str, Any]
     groups: dict[str, list[str]]
-    out: str | None
+    out: Path | None
 
 
 def parse(words: Sequence[str]) -> Overrides:
-    """Read the words of a command line. Raises ConfigError on a word that is no override or an unknown group name."""
+    """Read the words of a command line.
+
+    Raises ConfigError on a word that is no override, a key that is given twice, or an unknown name of a group.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -58,13 +64,15 @@ def parse(words: Sequence[str]) -> Overrides:
     axes: dict[str, list[Any]] = {}
     fixed: dict[str, Any] = {}
     groups: dict[str, list[str]] = {}
-    out: str | None = None
+    out: Path | None = None
+    given: dict[str, str] = {}
     for word in words:
         if word.startswith("out="):
+            _check_once("out", word, given)
             # A path is taken as it stands: spaces, commas and brackets mean nothing in it.
-            out = word.removeprefix("out=")
-            if not out:
+            if word == "out=":
                 raise ConfigError("out= names no folder; give out=DIR")
+            out = paths.folder(word.removeprefix("out="))
             continue
         try:
             override = parser.parse_override(word)
@@ -76,24 +84,48 @@ def parse(words: Sequence[str]) -> Overrides:
             raise ConfigError(f"{word!r}: @{override.package} has no meaning here; leave it out")
         if override.is_delete() and not (key.startswith("method.") and key.count(".") == 1):
             raise ConfigError(f"{word!r}: only a method can be left out, by ~method.NAME")
+        if key == "out":
+            raise ConfigError(f"{word!r}: name the folder by out=DIR")
+        _check_once(key, word, given)
         values = _values(override, word)
         action = word[: len(word) - len(word.lstrip("+~"))]
         if key in catalog.GROUPS:
             if action:
                 raise ConfigError(f"{word!r}: choose a {key} by {key}=NAME")
-            groups[key] = [yaml_text(value) for value in _flatten(values)]
-            if not groups[key]:
-                raise ConfigError(f"{word!r} names no {key}; allowed: {', '.join(catalog.names(key))}")
-            for name in groups[key]:
-                check_name(key, name, catalog.names(key))
+            groups[key] = _names(key, word, values, words)
         elif key in _LIST_KEYS:
             settings.append(Setting(word, "", key, _flatten(values)))
         else:
             settings.append(Setting(word, action, key, values[0]))
-            found, other = (fixed, axes) if len(values) == 1 else (axes, fixed)
-            found[key] = values[0] if len(values) == 1 else values
-            other.pop(key, None)
+            if len(values) == 1:
+                fixed[key] = values[0]
+            else:
+                axes[key] = values
     return Overrides(tuple(settings), axes, fixed, groups, out)
+
+
+def _check_once(key: str, word: str, given: dict[str, str]) -> None:
+    """Raise ConfigError on the second word for a key, and note the first."""
+    if key in given:
+        several = "" if key == "out" else f"; several values are {key}=A,B"
+        raise ConfigError(f"{key} is given twice, by {given[key]!r} and {word!r}; leave one out{several}")
+    given[key] = word
+
+
+def _names(group: str, word: str, values: list[Any], words: Sequence[str]) -> list[str]:
+    """The names of a group that a word chooses. Raises ConfigError on an unknown one."""
+    texts = [yaml_text(value) for value in _flatten(values)]
+    chosen = [_ALIASES.get((group, text), text) for text in texts]
+    if not chosen:
+        raise ConfigError(f"{word!r} names no {group}; allowed: {', '.join(catalog.names(group))}")
+    for name in chosen:
+        added = next((w for w in words if w.lstrip("+").startswith(f"{group}.{name}.") and w.startswith("+")), None)
+        if group == "method" and added and name not in catalog.names(group):
+            raise ConfigError(
+                f"{word!r}: leave {name} out of the list, {added!r} adds it to the methods that are chosen"
+            )
+        check_name(group, name, catalog.names(group))
+    return chosen
 
 
 def apply(settings: Sequence[Setting], cfg: DictConfig) -> None:

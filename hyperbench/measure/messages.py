@@ -119,7 +119,7 @@ class Task:
     """The work items of one group for a worker, and how they are to be measured.
 
     `without_backward` are the points, by id, whose backward pass is not to be called even for its errors, each with the
-    failure that its gradients get.
+    failure that its gradients get. In an `isolated` task all items are of one method, and so are all of the process.
     """
 
     items: tuple[WorkItem, ...]
@@ -130,6 +130,7 @@ class Task:
     threads: int | None
     no_reference: str = ""
     without_backward: Mapping[str, Failure] = field(default_factory=dict)
+    isolated: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The task as plain data."""

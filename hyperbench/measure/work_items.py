@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,9 +61,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Group:
-    """Points on the same input of the same shape and masking: one reference serves them all."""
+    """Points on the same input of the same shape and masking: one reference serves them all.
+
+    `isolated` is the method that they are of, if that has a worker process of its own, else "".
+    """
 
     points: tuple[Point, ...]
+    isolated: str = ""
 
     @property
     def key(self) -> str:
@@ -92,14 +96,16 @@ def with_defaults(points: Iterable[Point], defaults: Mapping[str, Mapping[str, A
     return tuple(found.values())
 
 
-def groups_of(points: Sequence[Point]) -> tuple[Group, ...]:
-    """Points grouped by input, shape and masking, the cheap groups first."""
+def groups_of(points: Sequence[Point], isolated: Collection[str] = ()) -> tuple[Group, ...]:
+    """Points grouped by input, shape and masking, the cheap groups first; after them those of each isolated method."""
     groups: dict[tuple[Any, ...], list[Point]] = {}
     for p in points:
         params = tuple(sorted(p.input_params.items()))
         shape = (p.batch, p.heads, p.kv_heads, p.seq_len, p.head_dim)
-        groups.setdefault((shape, p.is_causal, p.dtype, p.input, params, p.seed), []).append(p)
-    return tuple(Group(tuple(found)) for found in sorted(groups.values(), key=lambda found: _work(found[0])))
+        alone = p.method if p.method in isolated else ""
+        groups.setdefault((alone, shape, p.is_causal, p.dtype, p.input, params, p.seed), []).append(p)
+    found = [Group(tuple(points), alone) for (alone, *_), points in groups.items()]
+    return tuple(sorted(found, key=lambda group: (group.isolated, _work(group.points[0]))))
 
 
 class Progress:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise StoreError(f"{path} is damaged: it holds no mapping")
     return data
+
+
+def check_writable(folder: Path, names: Iterable[str]) -> None:
+    """Raise StoreError (one line) unless files of these names can be written to a folder, by rename of a new one."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be written to: {error.strerror}") from None
+    for name in names:
+        path = folder / name
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise StoreError(f"{path} is no regular file, and one is to be written there; move it away")
 
 
 def open_regular(path: Path, flags: int) -> int:

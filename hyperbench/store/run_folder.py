@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.store import environment, tables
-from hyperbench.store.files import DiskError, StoreError, atomic_write, read_mapping
+from hyperbench.store.files import DiskError, StoreError, atomic_write, check_writable, read_mapping
 from hyperbench.store.journal import read_journal
 from hyperbench.store.journal_lines import refuse_newer
 from hyperbench.store.schema import Record
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 JOURNAL = "journal.jsonl"
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+LOG = "worker.log"
+FIGURES = "figures"
 RUNS_ROOT = Path("results/runs")
 
 
@@ -77,6 +79,14 @@ def write_tables(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
             " --resume makes the tables of it"
         ) from None
     return run
+
+
+def check_end(run_dir: Path) -> None:
+    """Raise StoreError (one line) unless all that is written at the end of a run, and its figures, can be written."""
+    files = [f"{name}.{kind}" for name in tables.TABLES for kind in ("csv", "parquet")]
+    check_writable(run_dir, [CONFIG, ENVIRONMENT, JOURNAL, LOG, *files])
+    if (figures := run_dir / FIGURES).exists():
+        check_writable(figures, ())
 
 
 def load_run(run_dir: Path, records: Iterable[Record] | None = None) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from hyperbench.measure.runner.outcome import Outcome
 from hyperbench.store.record_json import to_json
 from hyperbench.store.run_folder import Run, load_run
 from hyperbench.store.schema import ALL_STAGES, ErrorRow, Record, Status
+from tests.helpers.commands import Answer, Call
+from tests.helpers.fake_worker import FakeWorker
 from tests.helpers.made_records import a_point, a_stage, a_timing
-from tests.helpers.made_runs import prepared
+from tests.helpers.made_runs import TINY, no_processes, prepared
 
 
 def a_console() -> tuple[Console, io.StringIO]:
@@ -122,3 +125,56 @@ def test_a_run_that_no_table_can_show_is_measured_all_the_same(tmp_path: Path) -
     command.print_outcome(run, Outcome(), console)
     assert "the tables cannot be printed: baseline 'flash2' has several rows" in text.getvalue()
     assert "next: hyperbench plot" in text.getvalue()
+
+
+@pytest.fixture
+def run(call: Call, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
+    """`hyperbench run` of one point, with a worker that is none."""
+    no_processes(monkeypatch, FakeWorker)
+    return lambda *words: call("run", *TINY, "method=[math]", "passes=[forward]", "shape.seq_len=64", *words)
+
+
+def test_resume_where_there_is_no_run_says_that_one_begins(run: Callable[..., Answer]) -> None:
+    begins = "new holds no run yet: a new one begins\n"
+    assert begins in run("out=new", "--resume").err
+    assert begins not in run("out=new", "--resume").err
+    assert "begins" not in run("out=other").err
+
+
+def test_a_run_is_in_the_home_folder_where_a_tilde_says_so(
+    run: Callable[..., Answer], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for flags in ((), ("--resume",)):
+        assert run("out=~/run", *flags).code == 0
+    assert (tmp_path / "home" / "run" / "timings.csv").is_file()
+    assert call("show", "--run", "~/run").code == 0
+    assert call("export", "--run", "~/run", "--out", "~/out").code == 0
+    assert call("compare", "~/run", "~/run").code == 0
+    assert (tmp_path / "home" / "out" / "timings.csv").is_file()
+    assert run("out=./~/run").code == 0
+    assert (tmp_path / "~" / "run" / "timings.csv").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "~"}
+
+
+@pytest.mark.parametrize("name", ["timings.csv", "errors.parquet", "worker.log"])
+def test_what_cannot_be_written_at_the_end_is_told_before_anything_is_measured(
+    run: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert run("out=run").code == 0
+    Path("run", name).unlink(missing_ok=True)
+    Path("run", name).mkdir()
+    no_processes(monkeypatch, lambda: pytest.fail("measured"))
+    answer = run("out=run", "--resume", "--retry-failed")
+    assert answer.code == 2
+    assert answer.err.splitlines()[-1] == (
+        f"hyperbench: run/{name} is no regular file, and one is to be written there; move it away"
+    )
+
+
+def test_a_folder_of_figures_that_takes_none_is_told_before_anything_is_measured(run: Callable[..., Answer]) -> None:
+    assert run("out=run").code == 0
+    Path("run", "figures").write_text("no folder")
+    answer = run("out=run", "--resume")
+    assert answer.code == 2
+    assert "run/figures cannot be written to: Not a directory" in answer.err

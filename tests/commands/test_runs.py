@@ -21,6 +21,7 @@ from hyperbench.store.journal import read_journal
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import Timing
 from tests.helpers.commands import QUICK, TINY, Answer, Call, process
+from tests.helpers.made_runs import last_of
 
 STAGED = (*TINY, "method=[flash2,hyper]", "passes=[forward]", "stages=true")
 STAGES = {False: ["hash", "sort", "sample", "attend"], True: ["hash", "sort", "sample", "attend", "leaves", "merge"]}
@@ -197,7 +198,7 @@ def test_stopped_in_the_middle_nothing_is_lost_and_the_rest_follows(
 def test_other_settings_are_refused_with_what_differs(measured: Path, call: Call) -> None:
     before = (measured / "journal.jsonl").read_bytes()
     for words in (["--resume"], []):
-        answer = call("run", *TINY, "error.seeds=[0,7]", f"out={measured}", *words)
+        answer = call("run", *last_of(*TINY, "error.seeds=[0,7]"), f"out={measured}", *words)
         assert answer.code == 2
         assert "error.seeds" in answer.err
         assert len(answer.err.strip().splitlines()) == 2  # the grid, then the refusal

@@ -1,4 +1,4 @@
-"""The default device is the caller's affair: with any of them, a call on CPU tensors gives the same bits."""
+"""Default device and dtype are the caller's affair: with any of them, a call on CPU tensors gives the same bits."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def results(inputs: Tensors, sampling: str, pairing: str, is_causal: bool) -> li
     found = [x for level in plan.levels for x in vars(level).values() if isinstance(x, Tensor)]
     for out, lse in (
         hyper_attention(q, k, v, params=params, seed=3, return_lse=True, **options),
+        hyper_attention(q, k, v, plan=plan, return_lse=True, **options),
         hyper_attention(q, k, v, plan=plan, return_lse=True, backend="oracle", **options),
         exact_attention(q, k, v, return_lse=True, **options),
         oracle_attention(q, k, v, plan),
@@ -60,4 +61,24 @@ def test_results_do_not_depend_on_the_default_device(
         found = results(inputs, sampling, pairing, is_causal)
     assert {x.device.type for x in found} == {"cpu"}
     for one, other in zip(found, expected, strict=True):
+        assert torch.equal(bits(one.detach()), bits(other.detach()))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(("sampling", "pairing"), CHOICES)
+def test_results_do_not_depend_on_the_default_dtype(
+    sampling: str, pairing: str, dtype: torch.dtype, is_causal: bool, default: torch.dtype
+) -> None:
+    inputs = qkv(queries=150, heads=2, kv_heads=1, dtype=dtype)
+    expected = results(inputs, sampling, pairing, is_causal)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = results(inputs, sampling, pairing, is_causal)
+    finally:
+        torch.set_default_dtype(before)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
         assert torch.equal(bits(one.detach()), bits(other.detach()))

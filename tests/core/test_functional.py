@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -234,3 +235,72 @@ class TestBadCalls:
     def test_a_plan_of_another_kind(self, plan: object) -> None:
         message = refusal(hyper_attention, *qkv(queries=40), plan=plan)
         assert message == f"plan must be an AttentionPlan or None, got {type(plan).__name__}"
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+class TestPlansThatAreEqual:
+    """plan == plan is a bool: the same choices, to the last number."""
+
+    def test_made_twice(self, is_causal: bool) -> None:
+        q, k, _ = qkv(queries=50)
+        plans = [make_plan(q, k, LONG, 7, is_causal=is_causal) for _ in range(2)]
+        assert (plans[0] == plans[1]) is True
+        assert plans[0].levels == plans[1].levels
+        assert len(set(plans)) == len({plan.levels[0] for plan in plans}) == 1
+
+    def test_others(self, is_causal: bool) -> None:
+        q, k, _ = qkv(queries=50)
+        plan = make_plan(q, k, LONG, 7, is_causal=is_causal)
+        *levels, last = plan.levels
+        others: list[object] = [
+            make_plan(q, k, LONG, 8, is_causal=is_causal),
+            make_plan(q, k, replace(LONG, block_size=9), 7, is_causal=is_causal),
+            make_plan(q, q, LONG, 7, is_causal=is_causal),
+            make_plan(q, k, SHORT, 7, is_causal=is_causal),
+            make_plan(q, k, LONG, 7, is_causal=is_causal, tile_size=3),
+            make_plan(*(x[:, :, :49] for x in (q, k)), LONG, 7, is_causal=is_causal),
+            replace(plan, levels=(*levels, replace(last, sample_weight=2 * last.sample_weight))),
+            "plan",
+            None,
+        ]
+        assert [plan == other for other in others] == [False] * len(others)
+        assert plan.levels[0] != "level"
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8])
+def test_integers_of_numpy(integer: Callable[[int], int]) -> None:
+    q, k, v = qkv(queries=50)
+    sizes = {"block_size": 8, "sample_size": 6, "num_projections": 3, "min_seq_len": 5}
+    params = HyperAttentionParams(**{name: integer(value) for name, value in sizes.items()})
+    assert params == HyperAttentionParams(**sizes)
+    assert {type(getattr(params, name)) for name in sizes} == {int}
+    plan = make_plan(q, k, params, integer(3), is_causal=np.bool_(True), tile_size=integer(16))  # type: ignore[arg-type]
+    assert plan == make_plan(q, k, params, 3, is_causal=True, tile_size=16)
+    assert type(plan.seed) is int
+    scale = np.float32(0.5)
+    out = hyper_attention(q, k, v, params=params, seed=integer(3), is_causal=np.bool_(True), scale=scale)  # type: ignore[call-overload]
+    assert torch.equal(out, hyper_attention(q, k, v, params=params, seed=3, is_causal=True, scale=0.5))
+    with pytest.raises(ValueError, match=r"block_size must be an integer of at least 1, got np.False_"):
+        HyperAttentionParams(block_size=np.bool_(False))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(("sampling", "pairing"), CHOICES)
+def test_draws_follow_the_place_in_the_batch_and_nothing_else_does(
+    sampling: str, pairing: str, is_causal: bool
+) -> None:
+    """An entry draws its own samples: the same in a longer batch, others in another place."""
+    q, k, v = qkv(queries=300, batch=3, heads=2, kv_heads=1)
+    params = small_params(sampling, pairing)
+    options: dict[str, Any] = {"params": params, "is_causal": is_causal, "enable_gqa": True}
+    whole = hyper_attention(q, k, v, **options)
+    for count in (1, 2):
+        shorter = hyper_attention(*(x[:count] for x in (q, k, v)), **options)
+        assert_close(shorter, whole[:count])
+    moved = hyper_attention(*(x.flip(0) for x in (q, k, v)), **options).flip(0)
+    assert_close(moved[1], whole[1])
+    assert not torch.allclose(moved[0], whole[0])
+    plans = [make_plan(*(x.roll(shift, 0) for x in (q, k)), params, is_causal=is_causal) for shift in (0, 1)]
+    for one, other in zip(*(plan.levels for plan in plans), strict=True):
+        assert torch.equal(one.key_order, other.key_order.roll(-1, 0))
+        assert torch.equal(one.sample_index, other.sample_index)

@@ -68,6 +68,8 @@ def test_a_group_shares_input_shape_and_masking_and_holds_every_method() -> None
         "shape.seq_len=128,64", "is_causal=true,false", "seed=0,1", "input=gaussian,clustered", "shape.heads=1,2"
     ).points
     groups = work_items.groups_of(points)
+    for group in work_items.groups_of(points, {points[0].method}):
+        assert {point.method == points[0].method for point in group.points} == {group.isolated == points[0].method}
     assert sorted(p.point_id for g in groups for p in g.points) == sorted(p.point_id for p in points)
     assert len(groups) == len(points) // 2
     assert len({g.key for g in groups}) == len(groups)

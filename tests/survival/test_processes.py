@@ -19,7 +19,7 @@ from hyperbench.store.journal import read_journal
 from hyperbench.store.run_folder import load_run
 from hyperbench.store.schema import ErrorRow, Timing
 from tests.helpers.fake_worker import FakeWorker, Site
-from tests.helpers.made_runs import TINY, no_processes, tiny
+from tests.helpers.made_runs import TINY, last_of, no_processes, tiny
 
 PROGRAM = Path(__file__).parents[1] / "helpers" / "quick_run.py"
 #: Far more than it takes; only a failure waits so long.
@@ -30,7 +30,7 @@ SHORT = ("method=[math,hyper]", "passes=[forward]", "shape.seq_len=64,128")
 def started(folder: Path, *words: str) -> subprocess.Popen[str]:
     """`hyperbench run --resume` of a tiny sweep, under way."""
     return subprocess.Popen(
-        [sys.executable, str(PROGRAM), "run", *TINY, *words, f"out={folder}", "--resume"],
+        [sys.executable, str(PROGRAM), "run", *last_of(*TINY, *words), f"out={folder}", "--resume"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

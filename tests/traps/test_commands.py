@@ -25,7 +25,7 @@ from hyperbench.store.provenance import available_cpus
 from hyperbench.store.schema import Pass, Status, Timing
 from tests.helpers.commands import Answer, Call
 from tests.helpers.fake_worker import FakeWorker, Site, dies, hangs, said
-from tests.helpers.made_runs import TINY, no_processes, tiny
+from tests.helpers.made_runs import TINY, last_of, no_processes, tiny
 from tests.helpers.quoted import Quote
 
 SHORT = ("method=[math,hyper]", "passes=[forward]", "shape.seq_len=64,128,256")
@@ -38,7 +38,7 @@ def run(call: Call, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
 
     def start(*words: str, make: Callable[[], FakeWorker] = FakeWorker) -> Answer:
         no_processes(monkeypatch, make)
-        return call("run", *TINY, *SHORT, "out=run", *words)
+        return call("run", *last_of(*TINY, *SHORT, "out=run", *words))
 
     return start
 

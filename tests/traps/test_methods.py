@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from hyperbench.measure import work_items
 from hyperbench.measure.methods import method as registry
@@ -197,3 +198,14 @@ def test_a_missing_gradient_costs_the_backward_passes_alone(name: str, words: Qu
 def test_gradients_are_given_and_never_accumulated() -> None:
     name = "takes_gradients_given"
     assert Measured(faulty(name)).statuses(name) == all_of("ok")
+
+
+def test_a_method_that_changes_a_setting_of_the_process_is_told_by_name_and_changes_no_other() -> None:
+    threads = torch.get_num_threads()
+    done = Measured(item("tests.helpers.settings_changers.threads"), odd("exact", exact=True))
+    assert torch.get_num_threads() == threads
+    assert done.statuses("exact") == all_of("ok")
+    quote = Quote("the method changed settings that all methods of the process share: threads (2 before, 1 after); "
+                  "with isolate: true it gets a process of its own")  # fmt: skip
+    assert set(done.statuses("threads").values()) == {"incorrect"}
+    assert quote.stands_in(done.timings("threads")["forward"].message)

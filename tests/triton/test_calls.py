@@ -11,13 +11,14 @@ import pytest
 import torch
 import triton
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from hyperattn_core import HyperAttentionParams, backends, hyper_attention, make_plan
 from hyperattn_core.backends import BackendFallback, backend_for
 from hyperattn_core.functional import attention_stages
-from hyperattn_core.triton_backend import ops, support
-from hyperattn_core.triton_backend.geometry import Settings
+from hyperattn_core.planning.packed import Settings
+from hyperattn_core.triton_backend import support
 from tests.helpers.triton_inputs import Call, normal
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -36,14 +37,16 @@ class TestOperators:
     def test_opcheck(self, is_causal: bool) -> None:
         call = small_call(is_causal)
         q, k, v = (x.requires_grad_() for x in call.inputs())
+        ops = torch.ops.hyperattn
         settings = Settings(call.parameters(), is_causal, 16).to_list()
-        torch.library.opcheck(ops.plan, (q.detach(), k.detach(), "5", settings))
-        data, weights = ops.plan(q.detach(), k.detach(), "5", settings)
-        torch.library.opcheck(ops.attend, (q, k, v, data, weights, settings, 0.25))
-        out, lse = (x.detach() for x in ops.attend(q, k, v, data, weights, settings, 0.25))
+        drawn = (q.detach(), k.detach(), 5, "", "triton", settings)
+        torch.library.opcheck(ops.plan, drawn)
+        rest = (*ops.plan(*drawn), "triton", settings, 0.25)
+        torch.library.opcheck(ops.attend, (q, k, v, *rest))
+        out, lse = (x.detach() for x in ops.attend(q, k, v, *rest))
         for grad_lse in (None, normal(*lse.shape, seed=8)):
             arguments = (normal(*out.shape, seed=7), grad_lse, q.detach(), k.detach(), v.detach(), out, lse)
-            torch.library.opcheck(torch.ops.hyperattn.attend_backward, (*arguments, data, weights, settings, 0.25))
+            torch.library.opcheck(ops.attend_backward, (*arguments, *rest))
 
     @both_masks
     def test_compiled_as_one_graph(self, is_causal: bool) -> None:
@@ -61,6 +64,33 @@ class TestOperators:
         assert torch.equal(result, expected)
         for x, y in zip(torch.autograd.grad(result, qkv), torch.autograd.grad(expected, qkv), strict=True):
             assert torch.equal(x, y)
+
+    @both_masks
+    def test_lengths_share_a_graph(self, is_causal: bool) -> None:
+        call = small_call(is_causal)
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return hyper_attention(q, k, v, is_causal=is_causal, params=call.parameters(), backend="triton")
+
+        torch.compiler.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(run, fullgraph=True, backend=counter)
+        for queries in (40, 44, 70, 16):
+            q, k, v = (normal(1, 2, queries, 16, seed=i) for i in range(3))
+            assert torch.equal(compiled(q, k, v), run(q, k, v))
+        assert counter.frame_count == 2
+
+    def test_vmap_and_a_second_derivative(self) -> None:
+        call = small_call(False)
+        q, k, v = call.inputs()
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return hyper_attention(q, k, v, params=call.parameters(), backend="triton")
+
+        assert torch.equal(torch.vmap(run)(*(x[None] for x in (q, k, v))), run(q, k, v)[None])
+        (gradient,) = torch.autograd.grad(run(q.requires_grad_(), k, v).sum(), q, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            gradient.sum().backward()
 
     def test_checkpointed(self) -> None:
         call = small_call(True)

@@ -9,11 +9,11 @@ import torch
 
 from hyperattn_core import HyperAttentionParams
 from hyperattn_core.exact_aten import BackwardInputs
+from hyperattn_core.planning.packed import Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.backward import backward
 from hyperattn_core.triton_backend.configure import attend_config
 from hyperattn_core.triton_backend.forward import forward
-from hyperattn_core.triton_backend.geometry import Settings
 from hyperattn_core.triton_backend.plan import packed_plan
 from tests.helpers.ledger import Ledger
 from tests.helpers.triton_inputs import Call, normal

@@ -11,10 +11,11 @@ from torch import Tensor
 from hyperattn_core import AttentionPlan, HyperAttentionParams, LevelPlan, make_plan
 from hyperattn_core.planning import draws
 from hyperattn_core.planning.lsh import hash_ranks
+from hyperattn_core.planning.packed import Packed, PackedPlan, Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.device_tables import _drawn_samples, level_table, rank_tiles
-from hyperattn_core.triton_backend.geometry import Settings, geometry
-from hyperattn_core.triton_backend.packing import Packed, PackedPlan, pack, unpack
+from hyperattn_core.triton_backend.geometry import geometry
+from hyperattn_core.triton_backend.packing import pack, unpack
 from hyperattn_core.triton_backend.plan import PlanWork, split_projections
 from tests.helpers.triton_inputs import CALLS, Call, normal
 

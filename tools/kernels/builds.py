@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.planning.packed import Settings
 from hyperattn_core.triton_backend import backward, plan
 from hyperattn_core.triton_backend.forward import attend_constants, merge_constants
-from hyperattn_core.triton_backend.geometry import SORT_TILE, Settings
+from hyperattn_core.triton_backend.geometry import SORT_TILE
 from hyperattn_core.triton_backend.kernels import attend, key_grad, pair, query_grad, sample_grad
 from hyperattn_core.triton_backend.kernels import plan as plan_kernels
 from hyperattn_core.triton_backend.tuning.configs import candidates, default_backward_config, default_config

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.triton_backend.geometry import Geometry, LevelGeometry, Settings, geometry
+from hyperattn_core.planning.packed import Settings
+from hyperattn_core.triton_backend.geometry import Geometry, LevelGeometry, geometry
 
 INDEX_BYTES = 4
 FLOAT_BYTES = 4

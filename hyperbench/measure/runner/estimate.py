@@ -53,15 +53,17 @@ def plan_s(
     """Seconds that what is not finished is likely to take, by the id of the point; the workers' starts are shared."""
     found: defaultdict[str, float] = defaultdict(float)
     for round_ in range(config.protocol.rounds):
-        costs: dict[Part, float] = {}
+        # An isolated method has worker processes of its own.
+        by_worker: defaultdict[str, dict[Part, float]] = defaultdict(dict)
         for group in groups:
             items = [_likely(item, round_, config, speed) for item in items_of(group, round_, config, progress)]
-            costs |= group_s([item for item in items if not item.is_empty], config, speed)
-        points = {point_id for point_id, _ in costs}
-        for point_id in points:
-            found[point_id] += speed.start_s / len(points)
-        for (point_id, _), cost_s in costs.items():
-            found[point_id] += cost_s
+            by_worker[group.isolated] |= group_s([item for item in items if not item.is_empty], config, speed)
+        for costs in by_worker.values():
+            points = {point_id for point_id, _ in costs}
+            for point_id in points:
+                found[point_id] += speed.start_s / len(points)
+            for (point_id, _), cost_s in costs.items():
+                found[point_id] += cost_s
     return dict(found)
 
 

@@ -57,7 +57,7 @@ class Prepared:
 
     def estimates_s(self) -> list[float]:
         """Seconds that each point is likely to take, all rounds together, with its share of starting the workers."""
-        groups = work_items.groups_of(self.points)
+        groups = work_items.groups_of(self.points, self.config.isolated_methods)
         found = plan_s(groups, work_items.Progress(self.config.protocol), self.config, self.speed)
         return [found.get(point.point_id, 0.0) for point in self.points]
 

@@ -5,6 +5,7 @@ A crash, a timeout or exhausted memory becomes rows, a new worker takes the rest
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -49,7 +50,7 @@ class Runner:
         retry_failed: bool = False,
     ) -> None:
         self._config, self._speed, self._code = run.config, run.speed, run.code
-        self._groups = groups_of(run.points)
+        self._groups = groups_of(run.points, run.config.isolated_methods)
         self._points = {point.point_id: point for point in run.points}
         self._journal = journal
         self._spawn = spawn
@@ -87,13 +88,15 @@ class Runner:
         return self.outcome
 
     def _run_round(self) -> None:
-        # A round is a fresh process: what differs between processes is part of the noise.
-        self._end_child()
-        if any(self._items(group) for group in self._groups):
-            self._start_cost_s = self._speed.start_s
-        for group in self._groups:
-            self._measure(group)
-        self._started()
+        # A round is a fresh process, as is an isolated method: what differs between processes is part of the noise.
+        for _, found in itertools.groupby(self._groups, key=lambda group: group.isolated):
+            self._end_child()
+            groups = list(found)
+            if any(self._items(group) for group in groups):
+                self._start_cost_s = self._speed.start_s
+            for group in groups:
+                self._measure(group)
+            self._started()
 
     def _items(self, group: Group) -> tuple[WorkItem, ...]:
         return items_of(group, self._round, self._config, self._history.progress)
@@ -124,7 +127,7 @@ class Runner:
         task = Task(
             items, config.passes, config.protocol, config.error, self._round, config.device.threads,
             self._policy.no_reference.get(group.key, ""),
-            self._history.without_backward(items, config.passes, self._round),
+            self._history.without_backward(items, config.passes, self._round), bool(group.isolated),
         )  # fmt: skip
         self._unit, state = _START, State.MEASURING
         try:

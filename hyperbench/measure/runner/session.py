@@ -17,8 +17,6 @@ from hyperbench.store.files import StoreError
 from hyperbench.store.journal import Journal, JournalLostError
 from hyperbench.store.own_files import remove_temporary
 
-_LOG = "worker.log"
-
 
 def measure(
     prepared: Prepared,
@@ -38,9 +36,10 @@ def measure(
     start_worker = spawn or partial(WorkerProcess, targets=prepared.config.targets)
 
     def worker() -> Child:
-        return start_worker(prepared.config.device.env, folder / _LOG)
+        return start_worker(prepared.config.device.env, folder / run_folder.LOG)
 
     with journal:
+        run_folder.check_end(folder)
         remove_temporary(folder)
         runner = Runner(prepared, journal, worker, listener, history=journal.records, retry_failed=retry_failed)
         start(runner.remaining_s())

@@ -21,6 +21,7 @@ from hyperbench.measure.worker.errors.rows import Estimate
 from hyperbench.measure.worker.gate.gate import Gate, slow_after_s
 from hyperbench.measure.worker.memory import MemoryPeak
 from hyperbench.measure.worker.report import Emit, Report
+from hyperbench.measure.worker.settings import KeepingClock, Settings, SettingsError
 from hyperbench.measure.worker.stage_timing import StageMeasurement
 from hyperbench.measure.worker.subject import GroupInputs, Subject
 from hyperbench.measure.worker.timing.passes import TimedCall, prepare_pass, take_turns
@@ -37,13 +38,21 @@ class GroupMeasurement:
     """One task; `run` writes its records through `emit` as they are finished."""
 
     def __init__(
-        self, task: Task, emit: Emit, clock: Clock, memory_peak: MemoryPeak, machine: Machine | None = None
+        self,
+        task: Task,
+        emit: Emit,
+        clock: Clock,
+        memory_peak: MemoryPeak,
+        machine: Machine | None = None,
+        settings: Settings | None = None,
     ) -> None:
         self._task = task
-        self._clock = clock
+        self._settings = settings or Settings()
+        self._settings.isolated = task.isolated
+        self._clock = KeepingClock(clock, self._settings)
         self._memory_peak = memory_peak
         self._machine = machine or Machine()
-        self._report = Report(task, emit, self._machine)
+        self._report = Report(task, emit, self._machine, self._settings)
         self._no_reference = task.no_reference
         # By the seed with which rows were drawn.
         self._references: dict[int, Reference] = {}
@@ -57,12 +66,13 @@ class GroupMeasurement:
     def run(self) -> None:
         """Measure everything the task asks for; whatever the measured code raises becomes rows."""
         subjects = [s for s in map(self._subject, self._task.items) if s is not None]
-        if not subjects:
+        if not subjects or self.poisoned:
             return
         point = subjects[0].point
         self._report.begin(Work.INPUTS, point)
         try:
-            given = GroupInputs(point, make_inputs(point), make_grad_output(point))
+            with self._settings.standard():
+                given = GroupInputs(point, make_inputs(point), make_grad_output(point))
         except Exception as error:  # most likely too large for the memory
             for subject in subjects:
                 self._report.fail(subject.item, *self._report.classify(error, subject))
@@ -98,13 +108,20 @@ class GroupMeasurement:
         for subject in passing:
             if subject.item.stages and not self.poisoned:
                 protocol, around = self._task.protocol, self._machine
-                StageMeasurement(subject, self._clock, protocol, around, self._report).run(given.inputs)
+                stages = StageMeasurement(subject, self._clock, protocol, around, self._report)
+                stages.run(given.inputs)
                 _release()
 
     def _subject(self, item: work_items.WorkItem) -> Subject | None:
         point = item.point
-        method = registry.find(point.target)
-        reason = method.why_unsupported(point.device, point.dtype)
+        try:
+            with self._settings.kept(point.target):
+                method = registry.find(point.target)
+                reason = method.why_unsupported(point.device, point.dtype)
+        except SettingsError as error:
+            self._report.fail(item, Status.INCORRECT, str(error))
+            self._report.poisoned = self._report.poisoned or not error.restored
+            return None
         if reason is None:
             return Subject(item, method)
         self._report.fail(item, Status.UNSUPPORTED, reason)
@@ -114,16 +131,17 @@ class GroupMeasurement:
         """The reference; where it is of a part of the rows, these are drawn with the seed."""
         point, error = given.point, self._task.error
         in_float64 = point.dtype == "float64" or point.seq_len <= error.float64_max_seq_len
-        reference = make_reference(
-            given.inputs,
-            given.grad_output if work_items.wants_grads(point, self._task.passes, error) else None,
-            is_causal=point.is_causal,
-            num_rows=error.rows,
-            dtype=torch.float64 if in_float64 else torch.float32,
-            operator_norm=point.seq_len <= error.operator_norm_max_seq_len,
-            seed=seed,
-        )
-        self._context[seed] = accuracy.trivial_errors(given.inputs, reference, point.is_causal)
+        with self._settings.standard():
+            reference = make_reference(
+                given.inputs,
+                given.grad_output if work_items.wants_grads(point, self._task.passes, error) else None,
+                is_causal=point.is_causal,
+                num_rows=error.rows,
+                dtype=torch.float64 if in_float64 else torch.float32,
+                operator_norm=point.seq_len <= error.operator_norm_max_seq_len,
+                seed=seed,
+            )
+            self._context[seed] = accuracy.trivial_errors(given.inputs, reference, point.is_causal)
         self._references[seed] = reference
         return reference
 
@@ -136,7 +154,8 @@ class GroupMeasurement:
 
     def _check(self, subject: Subject, given: GroupInputs, gate: Gate) -> None:
         """Take a subject through the gate; then write the errors of every seed."""
-        errors = gate.forward(subject)
+        with self._settings.kept(subject.point.target):
+            errors = gate.forward(subject)
         # In a later round a slow backward pass may not be wanted, and one call of it would be the longest of all.
         passes = self._task.passes if subject.item.seeds else subject.item.passes
         failed = self._task.without_backward.get(subject.point.point_id)
@@ -144,7 +163,8 @@ class GroupMeasurement:
             subject.failed = dict.fromkeys(_BACKWARD, (failed.status, failed.message))
         elif any(p != Pass.FORWARD for p in passes):
             try:
-                errors |= gate.backward(subject)
+                with self._settings.kept(f"{subject.point.target}, backward"):
+                    errors |= gate.backward(subject)
             except Exception as error:  # of the measured code; the forward pass is sound and stays
                 subject.failed = dict.fromkeys(_BACKWARD, self._report.classify(error, subject))
                 if self.poisoned:
@@ -164,7 +184,8 @@ class GroupMeasurement:
         for seed in subject.item.seeds:
             try:
                 known = errors if seed == own_seed and self._reference_of(seed, given)[0] is given.reference else None
-                self._errors_of_seed(subject, seed, given, gate, known)
+                with self._settings.kept(subject.point.target):
+                    self._errors_of_seed(subject, seed, given, gate, known)
             except Exception as error:  # of the measured code; the other seeds' rows stay
                 self._report.fail(subject.item.only(seeds=(seed,)), *self._report.classify(error, subject))
                 if self.poisoned:
@@ -207,10 +228,11 @@ class GroupMeasurement:
                 continue
             self._report.begin(Work.PREPARE, subject.point, pass_)
             try:
-                one = prepare_pass(
-                    subject, pass_, copies, given.grad_output, self._clock, protocol, self._machine.conditions(),
-                    partial(gate.result_check, subject, pass_, adds_up=protocol.as_paper),
-                )  # fmt: skip
+                with self._settings.kept():
+                    one = prepare_pass(
+                        subject, pass_, copies, given.grad_output, self._clock, protocol, self._machine.conditions(),
+                        partial(gate.result_check, subject, pass_, adds_up=protocol.as_paper),
+                    )  # fmt: skip
                 gate.check_inputs()
             except Exception as error:  # of the measured code
                 self._report.write_timing(subject, pass_, *self._report.classify(error, subject))

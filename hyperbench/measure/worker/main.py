@@ -92,6 +92,7 @@ def main(read_fd: int, write_fd: int, targets: Sequence[str] = ()) -> None:
     from hyperbench.measure.worker.gate.checks import Operations
     from hyperbench.measure.worker.group import GroupMeasurement
     from hyperbench.measure.worker.memory import memory_peak_for
+    from hyperbench.measure.worker.settings import Settings
 
     # Threads and libraries that the first calls start are no method's memory.
     x = torch.randn(1, 1, _SETTLE_SEQ_LEN, 64, device="cpu", dtype=torch.float32, requires_grad=True)
@@ -104,15 +105,18 @@ def main(read_fd: int, write_fd: int, targets: Sequence[str] = ()) -> None:
     admit_current_folder(targets)
     say(Message(Event.READY, code=running_code(targets)))
     lines = Lines()
+    settings: Settings | None = None
     while data := read():
         for message in lines.feed(data):
             task = Task.from_json(message)
-            if task.threads is not None:
-                torch.set_num_threads(task.threads)
+            if settings is None:
+                if task.threads is not None:
+                    torch.set_num_threads(task.threads)
+                settings = Settings()
             device = task.items[0].point.device
             clock = StoppableClock(clock_for(device), stop.check)
             machine = machine_for(device, torch.get_num_threads())
-            measurement = GroupMeasurement(task, emit, clock, memory_peak_for(device), machine)
+            measurement = GroupMeasurement(task, emit, clock, memory_peak_for(device), machine, settings)
             try:
                 measurement.run()
             except Stop:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from hyperbench.flops import exact_flops
 from hyperbench.measure import work_items
 from hyperbench.measure.messages import Event, Message, Task, Unit, Work
 from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.errors.rows import Estimate
 from hyperbench.measure.worker.failures import classify, poisons_device
+from hyperbench.measure.worker.settings import Settings, SettingsError
 from hyperbench.measure.worker.subject import Subject
 from hyperbench.measure.worker.timing.passes import TimedCall
 from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Status, Timing
@@ -26,6 +29,7 @@ class Report:
     task: Task
     emit: Emit
     machine: Machine
+    settings: Settings
     #: An error that was classified left the device unusable in this process.
     poisoned: bool = False
 
@@ -40,7 +44,8 @@ class Report:
     def classify(self, error: Exception, subject: Subject) -> tuple[Status, str]:
         """The status and the message that an error of a subject's code stands for."""
         status, message = classify(error)
-        self.poisoned = self.poisoned or poisons_device(status, subject.point.device)
+        spoilt = isinstance(error, SettingsError) and not error.restored
+        self.poisoned = self.poisoned or spoilt or poisons_device(status, subject.point.device)
         return status, message
 
     def fail(self, item: work_items.WorkItem, status: Status, message: str) -> None:
@@ -60,6 +65,9 @@ class Report:
             return
         point, sampler = subject.point, timed.sampler
         conditions = {**self.machine.fixed, **timed.facts, **timed.conditions.summary()}
+        if own := self.settings.own:
+            conditions["threads"] = torch.get_num_threads()
+            conditions["settings"] = ", ".join(f"{name}={value}" for name, value in own.items())
         of_pass: dict[str, Any] = {}
         if stage:
             judged, note = timed.judge(), ""

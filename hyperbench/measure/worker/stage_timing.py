@@ -50,7 +50,7 @@ class StageMeasurement:
         """Run all stages once, then time those that are missing; whatever the measured code raises becomes rows."""
         self.report.begin(Work.STAGES, self.subject.point)
         try:
-            with torch.no_grad():
+            with self.report.settings.kept(), torch.no_grad():
                 sets = self._prepare(inputs)
         except Exception as error:  # of the measured code
             self._fail_all(*self.report.classify(error, self.subject))

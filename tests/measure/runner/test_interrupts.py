@@ -167,12 +167,13 @@ def test_a_run_ends_with_what_the_worker_had_to_say_and_goes_on_later(at: int, e
 def test_the_tables_are_written_after_the_first_and_not_after_the_second(tmp_path: Path, quiet: list[bytes]) -> None:
     run = tiny()
     for times, name in ((1, "once"), (2, "twice")):
-        folder, worker = open_folder(run, tmp_path / name), Stops(42, times=times)
+        folder, worker = tmp_path / name, Stops(42, times=times)
+        journal = open_folder(run, folder)
         if times == 1:
-            assert measure(run, folder, Listener(), spawn=lambda env, log, worker=worker: worker).interrupted
+            assert measure(run, journal, Listener(), spawn=lambda env, log, worker=worker: worker).interrupted
         else:
             with pytest.raises(AtOnce):
-                measure(run, folder, Listener(), spawn=lambda env, log, worker=worker: worker)
+                measure(run, journal, Listener(), spawn=lambda env, log, worker=worker: worker)
         assert (folder / "timings.csv").exists() == (times == 1)
         assert len(load_run(folder).timings) > 0
     assert [text.decode().strip() for text in quiet] == [

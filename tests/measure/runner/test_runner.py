@@ -416,3 +416,19 @@ def test_no_misfortune_stops_the_run_or_leaves_a_gap(small: Prepared, data: st.D
     site = Site(small, misfortune)
     site.run()
     assert set(site.keys) == site.expected
+
+
+def test_an_isolated_method_has_workers_of_its_own_in_every_round() -> None:
+    words = ("shape.seq_len=64,128", "method=[math,hyper,uniform]", "protocol.rounds=2", "+method.hyper.isolate=true")
+    run = tiny(*words)
+    site = Site(run)
+    expected_s = site.runner().remaining_s()
+    site.run()
+    assert set(site.keys) == site.expected
+    assert len(site.workers) == 4
+    for worker, isolated in zip(site.workers, (False, True, False, True), strict=True):
+        assert len(worker.tasks) == 2
+        methods = {item.point.method for task in worker.tasks for item in task.items}
+        assert methods == ({"hyper"} if isolated else {"math", "uniform"})
+        assert {task.isolated for task in worker.tasks} == {isolated}
+    assert site.listener.cost_s == pytest.approx(expected_s) == pytest.approx(sum(run.estimates_s()))

@@ -1,0 +1,75 @@
+"""Plans of the PyTorch backend as two flat tensors, and back as views: level after level, field after field."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hyperattn_core.planning.draws import sample_count
+from hyperattn_core.planning.levels import CallShape, LevelShape, level_shapes
+from hyperattn_core.planning.packed import Packed, PackedPlan, Settings
+from hyperattn_core.planning.pairing import max_tiles
+from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
+
+
+def plan_sizes(shape: CallShape, settings: Settings) -> tuple[int, int]:
+    """Elements of a packed plan: indices and weights."""
+    levels = level_shapes(shape, settings.params, is_causal=settings.is_causal)
+    sizes = [math.prod(x) for level in levels for x in _field_shapes(level, shape, settings).values()]
+    return sum(sizes), sum(sample_count(level.node_len, settings.params) for level in levels)
+
+
+def pack(plan: AttentionPlan) -> Packed:
+    """The flat tensors of any plan that has levels: those of a plan of this backend, else a copy.
+
+    Raises:
+        ValueError: the levels are not those of the plan's shape and parameters.
+    """
+    if isinstance(plan, PackedPlan) and plan.backend == "torch":
+        return plan.packed
+    settings = Settings(plan.params, plan.is_causal, plan.levels[0].tile_size)
+    shapes = level_shapes(plan.shape, plan.params, is_causal=plan.is_causal)
+    expected = [(_field_shapes(x, plan.shape, settings), sample_count(x.node_len, plan.params)) for x in shapes]
+    found = [({name: getattr(x, name).shape for name in _FIELDS}, x.sample_weight.shape[0]) for x in plan.levels]
+    if found != expected:
+        raise ValueError(f"the plan's levels are not those of its shape {plan.shape} and parameters {plan.params}")
+    return pack_levels(plan.levels, settings)
+
+
+def pack_levels(levels: tuple[LevelPlan, ...], settings: Settings) -> Packed:
+    """The flat tensors of levels, as a copy."""
+    data = torch.cat([getattr(level, name).reshape(-1) for level in levels for name in _FIELDS])
+    return Packed(data, torch.cat([level.sample_weight for level in levels]), settings)
+
+
+def unpack(packed: Packed, shape: CallShape, seed: int | None = None) -> tuple[LevelPlan, ...]:
+    """The levels of a packed plan, as views; they hold all that was drawn, so that the seed is not asked."""
+    settings, levels = packed.settings, []
+    at = weight_at = 0
+    for level in level_shapes(shape, settings.params, is_causal=settings.is_causal):
+        views: dict[str, Tensor] = {}
+        for name, sizes in _field_shapes(level, shape, settings).items():
+            views[name] = packed.data[at : at + math.prod(sizes)].view(sizes)
+            at += math.prod(sizes)
+        count = sample_count(level.node_len, settings.params)
+        weights = packed.weights[weight_at : weight_at + count]
+        weight_at += count
+        block_size = min(settings.params.block_size, level.node_len)
+        levels.append(LevelPlan(block_size, settings.tile_size, **views, sample_weight=weights))
+    return tuple(levels)
+
+
+_FIELDS = ("key_order", "query_order", "tile_first", "tile_count", "tile_block", "sample_index")
+
+
+def _field_shapes(level: LevelShape, shape: CallShape, settings: Settings) -> dict[str, tuple[int, ...]]:
+    """The shape of each index tensor of a level, in the order of _FIELDS."""
+    batch, heads, kv_heads = shape[:3]
+    num_blocks = -(-level.node_len // min(settings.params.block_size, level.node_len))
+    tiles = max_tiles(level.query_len, settings.tile_size, num_blocks)
+    queries, keys = (batch, heads, level.num_nodes), (batch, kv_heads, level.num_nodes)
+    lengths = (level.node_len, level.query_len, tiles, tiles, tiles, sample_count(level.node_len, settings.params))
+    rows = (keys, queries, queries, queries, queries, keys)
+    return {name: (*row, length) for name, row, length in zip(_FIELDS, rows, lengths, strict=True)}
