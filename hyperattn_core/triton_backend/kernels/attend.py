@@ -56,6 +56,8 @@ def attend_kernel(
             block, sizes = tl.load(tiles[3] + tile), key_sizes(table, level)
             steps, meets, samples = met_keys(data, weights, table, level, key_node_row, block, sizes, BLOCK_N)
             qk_scale = scale * LOG2_E
+            # So much smaller, sums of exponentials and finite values do not overflow; float16 needs it not.
+            room: tl.constexpr = 0.0 if v.dtype.element_ty == tl.float16 else 16.0
             top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
             total = tl.zeros((BLOCK_M,), tl.float32)
             acc = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
@@ -67,7 +69,7 @@ def attend_kernel(
                 new_top = tl.maximum(top, tl.max(logits, 1))
                 # Where no key has been met yet there is nothing to rescale, and inf - inf would make a NaN of it.
                 shift = tl.where(new_top == -float("inf"), 0.0, new_top)
-                p = tl.exp2(logits - shift[:, None])
+                p = tl.exp2(logits - (shift + room)[:, None])
                 decay = tl.exp2(top - shift)
                 total = total * decay + tl.sum(p, 1)
                 values = load_rows(v_base, key, v_stride_n, met, DV, BLOCK_DV)
@@ -81,7 +83,7 @@ def attend_kernel(
             target = to + position
             at, inside = row_offsets(target, taken, DV, BLOCK_DV)
             tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
-            tl.store(lse + target, (top + tl.log2(total)) * LN2, mask=taken)
+            tl.store(lse + target, (top + (tl.log2(total) + room)) * LN2, mask=taken)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -107,7 +109,7 @@ def merge_kernel(
     leaf_at = leaf * leaf_stride_l + row.to(tl.int64) * leaf_stride_r + slot * leaf_stride_n
     acc = tl.load(leaf_out + leaf_at[:, None] + dims[None, :], mask=inside, other=0.0).to(tl.float32)
     lse_at = leaf * leaf_lse_stride_l + row.to(tl.int64) * leaf_lse_stride_r + slot
-    top = tl.load(leaf_lse + lse_at, mask=valid, other=0.0) * LOG2_E
+    top = tl.load(leaf_lse + lse_at, mask=valid, other=0.0)
     total = tl.full((BLOCK_M,), 1.0, tl.float32)
     chunk = position // leaf_len
     for level in range(num_levels):
@@ -115,15 +117,15 @@ def merge_kernel(
         held = valid & (((chunk >> level) & 1) == 1)
         node = (chunk >> (level + 1)).to(tl.int64)
         at = field(table, level, "partial") + (row * num_nodes + node) * node_len + position - (2 * node + 1) * node_len
-        other = tl.load(partial_lse + at, mask=held, other=-float("inf")) * LOG2_E
+        other = tl.load(partial_lse + at, mask=held, other=-float("inf"))
         part = tl.load(partial_out + at[:, None] * DV + dims[None, :], mask=inside & held[:, None], other=0.0)
         new_top = tl.maximum(top, other)
         shift = tl.where(new_top == -float("inf"), 0.0, new_top)
-        old_weight, new_weight = tl.exp2(top - shift), tl.exp2(other - shift)
-        acc = acc * old_weight[:, None] + part.to(tl.float32) * new_weight[:, None]
-        total = total * old_weight + new_weight
+        # Shares of the mean, which is never larger than its largest part.
+        old_weight, new_weight = total * tl.exp2((top - shift) * LOG2_E), tl.exp2((other - shift) * LOG2_E)
+        total = old_weight + new_weight
+        acc = acc * (old_weight / total)[:, None] + part.to(tl.float32) * (new_weight / total)[:, None]
         top = new_top
     to = row.to(tl.int64) * num_queries + position
-    result = (acc / total[:, None]).to(out.dtype.element_ty)
-    tl.store(out + to[:, None] * DV + dims[None, :], result, mask=inside)
-    tl.store(lse + to, (top + tl.log2(total)) * LN2, mask=valid)
+    tl.store(out + to[:, None] * DV + dims[None, :], acc.to(out.dtype.element_ty), mask=inside)
+    tl.store(lse + to, top + tl.log2(total) * LN2, mask=valid)
