@@ -12,13 +12,13 @@ FORMATS = ("html", "png", "svg", "pdf")
 
 def plot_run(
     run_dir: Path, figures: list[str] | None, formats: str, out_dir: Path | None, baseline: str = "flash2"
-) -> tuple[list[Path], list[str]]:
+) -> tuple[list[Path], list[str], list[str]]:
     """Write figures of a run to `out_dir` (default: the run's folder, figures/), each by temporary file and rename.
 
     `figures` holds names, and filters such as `input=gaussian` that choose part of the run; without a name every
-    figure that fits is made. `formats` are separated by commas. Returns the files, and a line for each thing the user
-    should know (what did not fit, and why). Raises ValueError on an unknown name, format or filter, on a
-    damaged run, and where a figure that was asked for by name does not fit the run.
+    figure that fits is made. `formats` are separated by commas. Returns the files, a line for each figure that does not
+    fit, and one for what was asked for and could not be written. Raises ValueError on an unknown name, format or
+    filter, on a damaged run, and where a figure that was asked for by name does not fit the run.
     """
     from hyperbench.analyze.figures import available, builder
     from hyperbench.analyze.plotting.write import write_figures
@@ -41,7 +41,7 @@ def plot_run(
             messages.append(f"{name} left out: {error}")
     folder = Path(out_dir) if out_dir is not None else Path(run_dir) / FIGURES
     paths, unwritten = write_figures(made, folder, kinds) if made else ([], [])
-    return paths, [*messages, *unwritten]
+    return paths, messages, unwritten
 
 
 def _check_formats(formats: str) -> list[str]:

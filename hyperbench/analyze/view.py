@@ -72,7 +72,7 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
     chosen = select(timings, where or {}, keep_method=baseline)
     joined = add_speedup(chosen, baseline)
     return View(
-        joined.merge(error_table(run.errors), how="left", left_on="point_id", right_index=True),
+        joined.merge(error_table(_apart_from(run.errors, joined)), how="left", left_on="point_id", right_index=True),
         stage_table(run.stages[run.stages["point_id"].isin(chosen["point_id"])], combine_rounds(timings)),
         run.environment,
         baseline,
@@ -81,6 +81,16 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
         missing_errors(run.errors, MAIN_ERROR),
         _timed_as_paper(run.config, chosen),
     )
+
+
+def _apart_from(errors: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
+    """The same errors; a metric whose columns would have the names of others is called "error NAME"."""
+    metrics = {str(name) for name in errors["metric"].unique()}
+    ranges = {name: {f"{name}_low", f"{name}_high"} for name in metrics}
+    columns = {str(name) for name in timings.columns}
+    taken = columns.union(*ranges.values())
+    names = {name: f"error {name}" for name in metrics if name in taken or ranges[name] & columns}
+    return errors.assign(metric=errors["metric"].replace(names)) if names else errors
 
 
 def _in_order(timings: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:

@@ -20,13 +20,16 @@ def plot(
     open_in_browser: bool,
     as_json: bool,
 ) -> int:
-    """Draw figures and print their paths; 1 if there is none. Raises ValueError on what cannot be drawn."""
-    paths, messages = plot_run(chosen_run(run_dir), figures, formats, out, baseline)
+    """Draw figures and print their paths; 1 if one lacks a format that was asked for, or if there is none.
+
+    Raises ValueError on what cannot be drawn.
+    """
+    paths, messages, unwritten = plot_run(chosen_run(run_dir), figures, formats, out, baseline)
     if as_json:
-        print_json({"paths": [str(path) for path in paths], "messages": messages})
+        print_json({"paths": [str(path) for path in paths], "messages": [*messages, *unwritten]})
     else:
-        print_lines([*messages, *paths])
+        print_lines([*messages, *unwritten, *paths])
     if open_in_browser:
         for page in (path for path in paths if path.suffix == ".html"):
             typer.launch(str(page))
-    return 0 if paths else 1
+    return 0 if paths and not unwritten else 1

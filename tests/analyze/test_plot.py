@@ -28,7 +28,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_run_over_lengths_makes_the_figures_that_fit(full_run: Path, tmp_path: Path) -> None:
-    paths, messages = plot_run(full_run, None, "html", tmp_path)
+    paths, messages, _ = plot_run(full_run, None, "html", tmp_path)
     assert [p.name for p in paths] == names(tmp_path) == ["fig4.html", "stages.html", "times.html"]
     (message,) = messages
     assert message.startswith("sweep left out: no parameter varies")
@@ -36,14 +36,14 @@ def test_a_run_over_lengths_makes_the_figures_that_fit(full_run: Path, tmp_path:
 
 def test_a_run_over_a_parameter_makes_the_sweep(make_run: MakeRun) -> None:
     run = make_run(sweep("block_size", (64, 128)))
-    paths, messages = plot_run(run, [], "html", None)
+    paths, messages, _ = plot_run(run, [], "html", None)
     assert [p.name for p in paths] == names(run / "figures") == ["sweep.html"]
     assert {m.partition(" ")[0] for m in messages} == {"fig4", "stages", "times"}
     assert all("\n" not in m for m in messages)
 
 
 def test_only_figures_that_were_named_are_made(full_run: Path, tmp_path: Path) -> None:
-    _, messages = plot_run(full_run, ["times", "times"], "HTML,html", tmp_path)
+    _, messages, _ = plot_run(full_run, ["times", "times"], "HTML,html", tmp_path)
     assert names(tmp_path) == ["times.html"]
     assert messages == []
 
@@ -85,7 +85,7 @@ def test_a_refusal_to_mix_says_how_to_choose_and_the_choice_works(
     choice = re.search(r"choose one: (\S+)$", str(caught.value))
     assert choice is not None
     assert not (tmp_path / "out").exists()
-    paths, _ = plot_run(run, [name, choice[1]], "html", tmp_path / "out")
+    paths, *_ = plot_run(run, [name, choice[1]], "html", tmp_path / "out")
     assert [p.name for p in paths] == [f"{name}.html"]
     assert plot_run(run, [name, f"{dim}={values[1]}"], "html", tmp_path / "out")[0]
 
@@ -106,7 +106,7 @@ def test_a_bad_filter_is_one_line(full_run: Path, tmp_path: Path, text: str, tol
 
 def test_a_run_of_failures_makes_no_figure_and_says_why(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(grid(lengths=(1024, 2048), change=lambda t: failed(t.point, t.pass_)))
-    paths, messages = plot_run(run, None, "html", tmp_path / "out")
+    paths, messages, _ = plot_run(run, None, "html", tmp_path / "out")
     assert paths == []
     assert len(messages) == len(available())
     assert all("no point of this run has a time (status: oom)" in m for m in messages)
@@ -119,7 +119,7 @@ def test_a_missing_run_is_one_line(tmp_path: Path) -> None:
 
 
 def test_speedups_may_be_over_another_method(full_run: Path, tmp_path: Path) -> None:
-    ((path,), _) = plot_run(full_run, ["fig4"], "html", tmp_path, baseline="hyper")
+    ((path,), *_) = plot_run(full_run, ["fig4"], "html", tmp_path, baseline="hyper")
     assert Page(path.read_text(encoding="utf-8")).inside["title"] == [
         "Speedup of flash2 over hyper, and the error it costs"
     ]

@@ -97,9 +97,7 @@ def swept_axis(frame: pd.DataFrame) -> str:
 def _x_axis(axis: str, places: list[Any]) -> dict[str, Any]:
     if axis in _CATEGORIES:
         return {"type": "category", "categoryorder": "array", "categoryarray": [traces.place_of(p) for p in places]}
-    numbers = [float(p) for p in places]
-    kind = "log" if min(numbers) > 0 and max(numbers) >= 4 * min(numbers) else "linear"
-    return {"type": kind, "tickvals": numbers, "ticktext": [f"{n:,.10g}" for n in numbers], "minor": {"ticks": ""}}
+    return style.value_axis([float(p) for p in places])
 
 
 def _across(frame: pd.DataFrame, axis: str, places: list[Any]) -> pd.DataFrame:

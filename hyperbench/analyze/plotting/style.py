@@ -26,6 +26,9 @@ PASS_COLOR = dict(zip(PASS_LABELS, PALETTE, strict=False))
 
 _LEGEND_CHARS = 30
 _MAX_TICKS, _MIN_TICKS = 9, 3
+_MOST_DECADES = 300.0
+#: The least width of a panel, that of a character of a tick's label, and the gap between two labels.
+_PANEL_PX, _CHAR_PX, _GAP_PX = 300, 8, 8
 _FINE_STEPS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 
 
@@ -83,15 +86,46 @@ def legend_name(text: str) -> str:
 
 
 def seq_len_axis(lengths: Iterable[int]) -> dict[str, Any]:
-    """A logarithmic axis of sequence lengths, ticked at the powers of two between the ends (512, 4k, 131k)."""
-    values = [int(v) for v in lengths]
-    low, high = math.log2(min(values)), math.log2(max(values))
+    """A logarithmic axis of sequence lengths, ticked at the powers of two between the ends (512, 4k, 131k).
+
+    Lengths that lie too near each other for that are ticked themselves.
+    """
+    values = sorted({int(v) for v in lengths})
+    low, high = math.log2(values[0]), math.log2(values[-1])
+    pad = 0.05 * (high - low) + 0.15 * min(high - low, 1.0) if high > low else 0.2
+    ends = [(low - pad) * math.log10(2), (high + pad) * math.log10(2)]
     first, last = math.floor(low), math.ceil(high)
     step = math.ceil((last - first + 1) / _MAX_TICKS)
     ticks = [2**e for e in reversed(range(last, first - 1, -step))]
-    pad = 0.05 * max(high - low, 1.0) + 0.15
-    ends = [(low - pad) * math.log10(2), (high + pad) * math.log10(2)]
-    return _ticked(ends, ticks, [thousands(t) for t in ticks])
+    if sum(values[0] <= tick <= values[-1] for tick in ticks) >= 2:
+        return _ticked(ends, *apart(ticks, [thousands(t) for t in ticks], ends))
+    return _ticked(ends, *apart(values, [f"{v:,}" for v in values], ends))
+
+
+def value_axis(values: Sequence[float]) -> dict[str, Any]:
+    """An axis ticked at these sorted values, but for those whose labels would touch; logarithmic over a wide range."""
+    kind = "log" if values[0] > 0 and values[-1] >= 4 * values[0] else "linear"
+    low, high = (math.log10(v) if kind == "log" else v for v in (values[0], values[-1]))
+    pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    ends = [low - pad, high + pad]
+    ticks, texts = apart(values, [_number(v) for v in values], ends, is_log=kind == "log")
+    return {**_ticked(ends, ticks, texts), "type": kind}
+
+
+def apart(
+    ticks: Sequence[float], texts: Sequence[str], ends: Sequence[float], *, is_log: bool = True
+) -> tuple[list[float], list[str]]:
+    """The ticks, in order, whose labels do not touch each other in a panel of the least width, and these labels.
+
+    `ends` are those of the axis, as powers of ten where it is logarithmic. The last tick is always kept.
+    """
+    kept: list[tuple[float, float, str]] = []
+    for tick, text in reversed(list(zip(ticks, texts, strict=True))):
+        place = ((math.log10(tick) if is_log else tick) - ends[0]) / (ends[1] - ends[0]) * _PANEL_PX
+        width = len(text) * _CHAR_PX
+        if not kept or place + width / 2 + _GAP_PX <= kept[-1][0]:
+            kept.append((place - width / 2, tick, text))
+    return [tick for _, tick, _ in reversed(kept)], [text for _, _, text in reversed(kept)]
 
 
 def log_axis(
@@ -99,34 +133,49 @@ def log_axis(
 ) -> dict[str, Any]:
     """A logarithmic axis around positive values, ticked at 1, 2, 5 of each decade.
 
-    Over more than `dense_decades` decades only the decades are ticked; over a short stretch more than 1, 2, 5.
+    Over more than `dense_decades` decades only the decades are ticked, over very many not all of these; over a short
+    stretch more than 1, 2, 5. What lies beyond 1e-300 or 1e300 has no place on it.
     """
     kept = [float(v) for v in values if v is not None and math.isfinite(v) and v > 0]
-    low, high = math.log10(min(kept, default=1.0)), math.log10(max(kept, default=1.0))
+    logs = [max(-_MOST_DECADES, min(_MOST_DECADES, math.log10(v))) for v in kept] or [0.0]
+    low, high = min(logs), max(logs)
     if high - low < 0.3:
         low, high = low - 0.3, high + 0.3
-    margin = pad * (high - low)
+    margin = min(pad * (high - low), 2.0)
     low, high = low - margin, high + margin
-    steps: tuple[float, ...] = (1, 2, 5) if high - low <= dense_decades else (1,)
-    ticks = _ticks(low, high, steps)
+    ticks = _ticks(low, high, (1, 2, 5) if high - low <= dense_decades else (1,))
     if sum(low <= math.log10(t) <= high for t in ticks) < _MIN_TICKS:
         ticks = _ticks(low, high, _FINE_STEPS)
-    return _ticked([low, high], ticks, [f"{t:,.10g}{suffix}" for t in ticks])
+    return _ticked([low, high], ticks, [f"{_number(t)}{suffix}" for t in ticks])
+
+
+def _number(value: float) -> str:
+    """A number on an axis: 0.002, 50,000, and with its power of ten where that is shorter."""
+    if value == 0 or 1e-4 <= abs(value) < 1e6:
+        return f"{value:,.10g}"
+    factor, exponent = f"{value:.9e}".split("e")
+    head = factor.rstrip("0").rstrip(".")
+    return f"{'' if head == '1' else f'{head}·'}10<sup>{int(exponent)}</sup>"
 
 
 def _ticked(ends: list[float], ticks: Sequence[float], texts: Sequence[str]) -> dict[str, Any]:
     """A logarithmic axis between these powers of ten."""
-    return {"type": "log", "range": ends, "tickvals": ticks, "ticktext": texts, "minor": {"ticks": ""}}
+    return {
+        "type": "log", "range": ends, "tickvals": ticks, "ticktext": texts, "tickangle": 0, "minor": {"ticks": ""}
+    }  # fmt: skip
 
 
-def _ticks(low: float, high: float, steps: Iterable[float]) -> list[float]:
-    return [s * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for s in steps]
+def _ticks(low: float, high: float, steps: Sequence[float]) -> list[float]:
+    """Multiples of powers of ten around a range of them; not every power where there are too many."""
+    every = max(1, math.ceil((high - low) / _MAX_TICKS)) if len(steps) == 1 else 1
+    first = math.floor(low / every) * every
+    return [s * 10.0**e for e in range(first, math.ceil(high) + 1, every) if abs(e) <= 307 for s in steps]
 
 
 def height_at(axis: dict[str, Any], part: float) -> float:
     """The value at a part (0: the lower end, 1: the upper end) of a logarithmic axis."""
     low, high = axis["range"]
-    return float(10 ** (low + part * (high - low)))
+    return float(10.0 ** (low + part * (high - low)))
 
 
 def foot(axis: dict[str, Any]) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
+from typing import Any
 
 import plotly.graph_objects as go
 import pytest
@@ -19,16 +22,46 @@ lengths = st.lists(st.integers(1, 2**21), min_size=1, max_size=12)
 heights = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=60)
-@given(lengths)
+def labels_apart(axis: dict[str, Any]) -> bool:
+    """True if no label of an axis touches its neighbour in the narrowest panel (3 in a row, 1,080 px)."""
+    low, high = axis["range"]
+    places = [math.log10(t) if axis["type"] == "log" else t for t in axis["tickvals"]]
+    px = [(place - low) / (high - low) * 300 for place in places]
+    widths = [7.8 * len(text) for text in axis["ticktext"]]
+    ends = [(x - w / 2, x + w / 2) for x, w in zip(px, widths, strict=True)]
+    return all(one[1] < other[0] for one, other in itertools.pairwise(ends))
+
+
+@settings(deadline=None, max_examples=100)
+@given(lengths | st.lists(st.integers(1000, 1100), min_size=1, max_size=12))
 def test_an_axis_of_lengths_holds_all_of_them_with_few_distinct_ticks(values: list[int]) -> None:
     axis = style.seq_len_axis(values)
     low, high = axis["range"]
     assert all(low < math.log10(v) < high for v in values)
-    assert all(tick & (tick - 1) == 0 for tick in axis["tickvals"])
-    assert max(axis["tickvals"]) >= max(values)
-    assert len(axis["tickvals"]) <= 9
+    assert 1 <= len(axis["tickvals"]) <= 12
+    assert labels_apart(axis)
+    # Powers of two, or the lengths themselves.
+    assert all(tick & (tick - 1) == 0 for tick in axis["tickvals"]) or set(axis["tickvals"]) <= set(values)
+    assert any(low <= math.log10(tick) <= high for tick in axis["tickvals"])
     assert len(set(axis["ticktext"])) == len(axis["ticktext"]) == len(axis["tickvals"])
+
+
+def test_near_lengths_are_ticked_themselves() -> None:
+    assert style.seq_len_axis([1000, 1024, 1040])["ticktext"] == ["1,000", "1,024", "1,040"]
+    assert style.seq_len_axis([1000, 1001, 1040])["ticktext"] == ["1,001", "1,040"]
+    assert style.seq_len_axis([1024])["ticktext"] == ["1,024"]
+    assert style.seq_len_axis([1024, 2048])["ticktext"] == ["1k", "2k"]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(1, 10**9) | st.integers(999, 1100) | st.floats(-5, 5), min_size=1, max_size=9, unique=True))
+def test_an_axis_of_values_ticks_those_whose_labels_do_not_touch(values: list[float]) -> None:
+    axis = style.value_axis(sorted(map(float, values)))
+    assert labels_apart(axis)
+    assert set(axis["tickvals"]) <= set(values)
+    assert max(values) in axis["tickvals"]
+    low, high = axis["range"]
+    assert all(low < (math.log10(v) if axis["type"] == "log" else v) < high for v in values)
 
 
 @settings(deadline=None, max_examples=200)
@@ -39,8 +72,21 @@ def test_a_logarithmic_axis_holds_all_values_and_has_a_tick_to_read_them_by(valu
     assert all(low < math.log10(v) < high for v in values)
     inside = [t for t in axis["tickvals"] if low <= math.log10(t) <= high]
     assert 3 <= len(inside) <= 15
-    assert [float(t.removesuffix("×").replace(",", "")) for t in axis["ticktext"]] == pytest.approx(axis["tickvals"])
+    read = [t.removesuffix("×").replace(",", "").removesuffix("</sup>") for t in axis["ticktext"]]
+    told = [float(re.sub(r"(?:(.*)·)?10<sup>", lambda m: f"{m[1] or 1}e", t)) for t in read]
+    assert told == pytest.approx(axis["tickvals"])
+    assert all(len(re.sub("</?sup>", "", t)) <= 9 for t in axis["ticktext"])
     assert low < math.log10(style.foot(axis)) < low + 0.1 * (high - low)
+
+
+@pytest.mark.parametrize("values", [[1e-310, 1e300], [1.7e308], [5e-324], [1.0, 1e300], [1.0, 1.01]])
+def test_an_axis_of_any_numbers_has_few_ticks(values: list[float]) -> None:
+    axis = style.log_axis(values)
+    low, high = axis["range"]
+    inside = [t for t in axis["tickvals"] if low <= math.log10(t) <= high]
+    assert 3 <= len(inside) <= 15
+    assert all(math.isfinite(t) for t in axis["tickvals"])
+    assert 0 < style.height_at(axis, 0) < style.height_at(axis, 1) < math.inf
 
 
 @pytest.mark.parametrize("values", [[], [0.0], [-1.0, math.nan], [math.inf]])
