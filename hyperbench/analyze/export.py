@@ -12,7 +12,7 @@ from hyperbench.analyze.text_table import FLAGGED, TextTable, speedup_note, stag
 from hyperbench.analyze.view import View, causality_notes, make_view, provenance
 from hyperbench.config.catalog import nearest
 from hyperbench.store.files import atomic_write, atomic_write_text
-from hyperbench.store.run_folder import load_run
+from hyperbench.store.run_folder import load_run, made_folder
 from hyperbench.store.tables import can_write_parquet, to_csv, to_parquet
 
 FORMATS = ("csv", "parquet", "latex", "markdown")
@@ -39,7 +39,7 @@ def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "f
     run = load_run(Path(run_dir))
     if run.timings.empty:
         raise ValueError(f"{run.path} holds no measurement yet: there is nothing to export")
-    folder = Path(out_dir) if out_dir is not None else run.path / "export"
+    folder = Path(out_dir) if out_dir is not None else made_folder(run.path, "export")
     view = make_view(run, baseline)
     try:
         folder.mkdir(parents=True, exist_ok=True)

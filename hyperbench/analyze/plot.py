@@ -23,7 +23,7 @@ def plot_run(
     from hyperbench.analyze.figures import available, builder
     from hyperbench.analyze.plotting.write import write_figures
     from hyperbench.analyze.view import make_view
-    from hyperbench.store.run_folder import FIGURES, load_run
+    from hyperbench.store.run_folder import FIGURES, load_run, made_folder
 
     asked = figures or []
     names = [text for text in asked if "=" not in text]
@@ -39,7 +39,7 @@ def plot_run(
             if name in names:
                 raise ValueError(f"figure {name!r} does not fit this run: {error}") from None
             messages.append(f"{name} left out: {error}")
-    folder = Path(out_dir) if out_dir is not None else Path(run_dir) / FIGURES
+    folder = Path(out_dir) if out_dir is not None else made_folder(run_dir, FIGURES)
     paths, unwritten = write_figures(made, folder, kinds) if made else ([], [])
     return paths, messages, unwritten
 

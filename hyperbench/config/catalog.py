@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hyperbench.store.files import load_yaml
+
 #: Groups a command line chooses from by `group=name`; the plural is what `hyperbench list` takes.
 GROUPS = {"sweep": "sweeps", "method": "methods", "input": "inputs", "protocol": "protocols", "device": "devices"}
 
@@ -32,13 +34,22 @@ def names(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
+def check_files() -> None:
+    """Raise ConfigError, within a moment, on a configuration file whose aliases make it endless or far too long."""
+    for path in sorted(conf_dir().rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        if "*" in text or "&" in text:
+            try:
+                load_yaml(text)
+            except Exception as error:  # a YAML parser raises whatever its constructors of numbers and dates raise
+                raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+
+
 def entries(group: str) -> dict[str, dict[str, Any]]:
     """Every file of a group as plain data, as it is written (interpolations unresolved)."""
-    import yaml
-
     found = {}
     for name in names(group):
-        data = yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8"))
+        data = load_yaml((conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8"))
         found[name] = data.get("sweep", data) if group == "sweep" else data
     return found
 

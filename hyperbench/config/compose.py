@@ -118,6 +118,7 @@ def _compose(overrides: Overrides, device: str) -> list[DictConfig]:
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
+    catalog.check_files()
     groups, inputs = overrides.groups, overrides.groups.get("input", [])
     words = [
         f"device={device}",

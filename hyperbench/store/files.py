@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+_MOST_YAML_CHARS = 2**21
+_MOST_YAML_NODES = 200_000
+
 
 class StoreError(ValueError):
     """A run's folder that cannot be read or written; the message is one line for the user."""
@@ -47,6 +50,39 @@ def check_writable(folder: Path, names: Iterable[str]) -> None:
         path = folder / name
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise StoreError(f"{path} is no regular file, and one is to be written there; move it away")
+
+
+def load_yaml(text: str) -> Any:
+    """The data of a YAML document, plain types alone.
+
+    Raises ValueError, within a moment, on one that is long, or that its aliases and merge keys make long or endless.
+    """
+    import yaml
+
+    if len(text) > _MOST_YAML_CHARS:
+        raise ValueError(f"it has {len(text):,} characters, more than any configuration ({_MOST_YAML_CHARS:,})")
+    # The loader in C is quicker, but ends the process where a file is nested deeply.
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _expanded_size(root, {})
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _expanded_size(node: Any, sizes: dict[int, int]) -> int:
+    """The number of nodes of a YAML document with every alias written out; `sizes` holds those known already."""
+    if id(node) not in sizes:
+        sizes[id(node)] = _MOST_YAML_NODES + 1  # of a node that is met again inside itself
+        pairs = node.value if isinstance(node.value, list) else []
+        parts = [part for pair in pairs for part in (pair if isinstance(pair, tuple) else (pair,))]
+        sizes[id(node)] = 1 + sum(_expanded_size(part, sizes) for part in parts)
+    if sizes[id(node)] > _MOST_YAML_NODES:
+        raise ValueError(f"its aliases make it endless, or longer than {_MOST_YAML_NODES:,} values")
+    return sizes[id(node)]
 
 
 def open_regular(path: Path, flags: int) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.store import environment, tables
-from hyperbench.store.files import DiskError, StoreError, atomic_write, check_writable, read_mapping
+from hyperbench.store.files import DiskError, StoreError, atomic_write, check_writable, load_yaml, read_mapping
 from hyperbench.store.journal import read_journal
 from hyperbench.store.journal_lines import refuse_newer
 from hyperbench.store.schema import Record
@@ -117,10 +117,7 @@ def check_run_folder(run_dir: Path) -> Path:
 
 def read_config(run_dir: Path) -> dict[str, Any]:
     """The resolved configuration of a run. Raises StoreError if it is missing or damaged."""
-    import yaml
-
-    # The loader in C is quicker, but ends the process where a file is nested deeply.
-    return read_mapping(Path(run_dir) / CONFIG, yaml.safe_load)
+    return read_mapping(Path(run_dir) / CONFIG, load_yaml)
 
 
 def config_hash(resolved: dict[str, Any]) -> str:
@@ -143,6 +140,14 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
 def is_run_folder(path: Path) -> bool:
     """True if a folder was made by a run (it may have been killed before its first measurement)."""
     return (path / CONFIG).is_file() and (path / ENVIRONMENT).is_file()
+
+
+def made_folder(run_dir: Path, name: str) -> Path:
+    """The folder of a run for what is made of it. Raises StoreError if a link is in its place."""
+    folder = Path(run_dir) / name
+    if folder.is_symlink():
+        raise StoreError(f"{folder} is a symbolic link, and nothing is written through one; name the folder: --out DIR")
+    return folder
 
 
 def latest_run(root: Path = RUNS_ROOT) -> Path:

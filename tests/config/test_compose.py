@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -442,3 +443,15 @@ def test_protocols_differ_in_what_they_are_for() -> None:
         slow_s, quick_s = protocol.budget_s["forward"] + 0.1, protocol.budget_s["forward"] - 0.1
         assert protocol.rounds_for("forward", slow_s) == protocol.slow_rounds < protocol.rounds
         assert protocol.rounds_for("forward", quick_s) == protocol.rounds
+
+
+def test_a_configuration_file_that_grows_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(catalog.conf_dir(), conf)
+    monkeypatch.setattr(catalog, "conf_dir", lambda: conf)
+    grows = "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+    (conf / "sweep" / "mine.yaml").write_text(f"a0: &a0 [x, x]\n{grows}")
+    with pytest.raises(ConfigError, match=r"mine\.yaml is damaged: its aliases make it endless"):
+        load(["sweep=mine"], lambda name: ("cpu", ""))

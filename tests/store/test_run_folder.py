@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,28 @@ def test_a_damaged_configuration_is_refused(tmp_path: Path, config: bytes) -> No
     assert refusal(folder).startswith(f"{folder / run_folder.CONFIG} is damaged: ")
 
 
+BOMBS = {
+    "aliases": "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60)),
+    "merge keys": "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 60)),
+    "itself": "a: &a [*a]\n",
+    "itself, merged": "a: &a {<<: *a}\n",
+    "length": "a: " + "x" * 2**21,
+}
+
+
+@pytest.mark.parametrize("bomb", list(BOMBS))
+def test_a_configuration_that_grows_without_end_is_refused_within_a_moment(bomb: str, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", b"", config=BOMBS[bomb].encode())
+    signal.alarm(20)
+    assert refusal(folder).startswith(f"{folder / run_folder.CONFIG} is damaged: it")
+    signal.alarm(0)
+
+
+def test_a_configuration_may_repeat_itself(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", b"", config=b"a: &a {x: [1, 2]}\nb: *a\nc: {<<: *a, y: 3}\n")
+    assert load_run(folder).config == {"a": {"x": [1, 2]}, "b": {"x": [1, 2]}, "c": {"x": [1, 2], "y": 3}}
+
+
 @pytest.mark.parametrize("call", ["os.system", "subprocess.check_call"])
 def test_a_configuration_runs_nothing(tmp_path: Path, call: str) -> None:
     marker = tmp_path / "it-ran"
@@ -238,6 +261,14 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     (folder / f".timings.csv.{os.getpid()}.tmp").symlink_to(tmp_path / "precious")
     write_tables(folder)
     assert (tmp_path / "precious").read_text() == "years of work"
+
+
+def test_a_link_in_the_place_of_a_folder_of_a_run_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "figures").symlink_to(tmp_path)
+    with pytest.raises(StoreError, match="figures is a symbolic link, and nothing is written through one"):
+        run_folder.made_folder(tmp_path / "run", "figures")
+    assert run_folder.made_folder(tmp_path / "run", "export") == tmp_path / "run" / "export"
 
 
 def test_an_environment_of_another_version_is_read(tmp_path: Path) -> None:

@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 
 from hyperbench.child.code import Code
+from hyperbench.measure.messages import Unit, Work
 from hyperbench.measure.runner import worker_process
 from hyperbench.measure.runner.open_run import open_folder
 from hyperbench.measure.runner.runner import MeasureError
 from hyperbench.measure.runner.worker_process import WorkerGone
+from hyperbench.measure.tries import Tries
 from hyperbench.store import run_folder
 from hyperbench.store.files import DamageWarning, StoreError
 from hyperbench.store.journal import Journal, read_journal
 from hyperbench.store.journal_lines import line_of
 from hyperbench.store.record_json import to_json
 from hyperbench.store.run_folder import load_run
-from hyperbench.store.schema import Status, Timing
+from hyperbench.store.schema import Pass, Status, Timing
 from tests.helpers.fake_worker import FakeWorker, Fate, Site, dies, hangs
 from tests.helpers.made_records import a_timing
 from tests.helpers.made_runs import tiny
@@ -227,4 +229,40 @@ def test_a_disk_without_locks_is_told_as_such(tmp_path: Path, monkeypatch: pytes
         open_folder(tiny(), tmp_path / "run")
     said = Quote("the file system of ... has no locks (No locks available), so that nothing would keep a second run "
                  "out; choose out=DIR on another one")  # fmt: skip
+    assert said.stands_in(str(refused.value))
+
+
+def test_what_took_the_whole_job_down_twice_is_a_row(tmp_path: Path) -> None:
+    run, path = tiny("shape.seq_len=64", "method=[hyper]", "passes=[forward]"), tmp_path / "begun.json"
+    (point,) = run.points
+    for _ in range(2):
+        Tries(path).begin(0, point.point_id, Unit(Work.TIME, point.point_id, Pass.FORWARD))
+    site = Site(run)
+    site.run(tries=Tries(path))
+    said = Quote("oom: time: the run ended here twice, its own process together with the worker process, most likely "
+                 "for want of memory; --resume --retry-failed tries it again")  # fmt: skip
+    rows = [r for r in site.journal.records if isinstance(r, Timing)]
+    assert [said.stands_in(f"{row.status}: {row.message}") for row in rows] == [True]
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", LINES[0])
+    for name in ("errors.csv", "figures"):
+        (folder / name).symlink_to(tmp_path)
+    with pytest.raises(StoreError) as refused:
+        run_folder.write_tables(folder)
+    assert Quote("a symbolic link is in its place, and none is written through").stands_in(str(refused.value))
+    with pytest.raises(StoreError) as refused:
+        run_folder.made_folder(folder, "figures")
+    said = Quote("figures is a symbolic link, and nothing is written through one; name the folder: --out DIR")
+    assert said.stands_in(str(refused.value))
+
+
+def test_a_configuration_that_grows_without_end_is_refused(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", b"")
+    grows = "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 60))
+    (folder / run_folder.CONFIG).write_text(f"a0: &a0 {{x: 1}}\n{grows}")
+    with pytest.raises(StoreError) as refused:
+        load_run(folder)
+    said = Quote("config.yaml is damaged: its aliases make it endless, or longer than 200,000 values")
     assert said.stands_in(str(refused.value))

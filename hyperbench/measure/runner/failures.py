@@ -50,6 +50,11 @@ class FailurePolicy:
         return found or items
 
     @staticmethod
+    def is_left(items: Sequence[WorkItem], unit: Unit) -> bool:
+        """True if a unit, or what it is common to, is still to be done."""
+        return bool(items if unit.work in (Work.INPUTS, Work.REFERENCE) else _at(items, unit))
+
+    @staticmethod
     def silent(items: Sequence[WorkItem], unit: Unit) -> Sequence[WorkItem]:
         """Choose the work items that are given up when a worker has left without a row: those of its last unit."""
         return _at(items, unit) or items

@@ -19,6 +19,7 @@ from hyperbench.measure.runner.outcome import Listener, Outcome, TimeBreakdown, 
 from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.schedule import items_of
 from hyperbench.measure.runner.worker_process import Child, WorkerGone, WorkerTimeout
+from hyperbench.measure.tries import Tries
 from hyperbench.measure.work_items import Failure, Group, WorkItem, failed_records, groups_of
 from hyperbench.store.journal import Journal
 from hyperbench.store.schema import Cause, ErrorRow, Record, Status, Timing
@@ -27,6 +28,10 @@ _START_LIMIT_S = 300.0
 #: A signal that ended the worker reaches this process within so many seconds, if it was sent to both.
 _SIGNAL_S = 1.0
 _START = Unit(Work.START)
+_ENDED_TWICE = (
+    "the run ended here twice, its own process together with the worker process, most likely for want of memory;"
+    " --resume --retry-failed tries it again"
+)
 
 
 class MeasureError(ChildProcessError):
@@ -36,7 +41,8 @@ class MeasureError(ChildProcessError):
 class Runner:
     """Measurement of all points of a run, as far as they are not finished yet.
 
-    `history` are the records that the journal holds already, `spawn` starts a worker process.
+    `history` are the records that the journal holds already, `tries` the units that had no end in earlier sessions;
+    `spawn` starts a worker process.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class Runner:
         listener: Listener,
         *,
         history: Iterable[Record] = (),
+        tries: Tries | None = None,
         retry_failed: bool = False,
     ) -> None:
         self._config, self._speed, self._code = run.config, run.speed, run.code
@@ -62,6 +69,7 @@ class Runner:
         self._start_cost_s = 0.0
         self._costs: dict[tuple[str, str], float] = {}
         self._policy = FailurePolicy()
+        self._tries = tries or Tries()
         self._round = 0
         self._unit = _START
         known = (record for record in self.outcome.records if record.status.has_timing or not retry_failed)
@@ -85,6 +93,7 @@ class Runner:
             self.outcome.interrupted = True
         finally:
             self._end_child()
+            self._tries.close()
         return self.outcome
 
     def _run_round(self) -> None:
@@ -104,6 +113,7 @@ class Runner:
     def _measure(self, group: Group) -> None:
         """Bring one group to its end in this round, with as many workers as it takes."""
         self._costs = group_s(self._items(group), self._config, self._speed)
+        self._give_up_tried_twice(group)
         while items := self._items(group):
             self._end_if_asked()
             if hopeless := self._history.hopeless(items):
@@ -141,6 +151,7 @@ class Runner:
                 state = NEXT[state, message.event]
                 self._hear(group, message)
             self.time.switch("workers")
+            self._tries.end()
             if state is State.ENDED:
                 self._end_child()
         except WorkerTimeout:
@@ -161,8 +172,15 @@ class Runner:
             self._write(message.record)
         elif message.unit is not None:
             self._unit = message.unit
+            self._tries.begin(self._round, group.key, message.unit)
             self.time.switch(part_of(message.unit.work))
             self._listener.begin(self._label(group, message.unit))
+
+    def _give_up_tried_twice(self, group: Group) -> None:
+        for unit in self._tries.given_up(self._round, group.key):
+            if self._policy.is_left(self._items(group), unit):
+                self._unit = unit
+                self._give_up_for_end(group, Failure(Status.OOM, _ENDED_TWICE, Cause.KILL))
 
     def _give_up_for_end(self, group: Group, failure: Failure) -> None:
         unit = self._unit
@@ -236,8 +254,11 @@ class Runner:
         if self._child is not None:
             self._child.end()
             self._child = None
+            self._tries.end()
 
     def _interrupt_child(self) -> None:
+        # Whoever asks a run to end may not wait for it: an end by SIGKILL after that is no fault of the unit.
+        self._tries.close()
         if self._child is not None:
             self._child.interrupt()
 

@@ -12,6 +12,7 @@ from hyperbench.measure.runner.outcome import Listener, Outcome
 from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.runner import Runner
 from hyperbench.measure.runner.worker_process import Child, WorkerProcess
+from hyperbench.measure.tries import FILE, Tries
 from hyperbench.store import run_folder
 from hyperbench.store.files import StoreError
 from hyperbench.store.journal import Journal, JournalLostError
@@ -41,7 +42,10 @@ def measure(
     with journal:
         run_folder.check_end(folder)
         remove_temporary(folder)
-        runner = Runner(prepared, journal, worker, listener, history=journal.records, retry_failed=retry_failed)
+        runner = Runner(
+            prepared, journal, worker, listener,
+            history=journal.records, tries=Tries(folder / FILE), retry_failed=retry_failed,
+        )  # fmt: skip
         start(runner.remaining_s())
         try:
             outcome = runner.run()

@@ -365,6 +365,15 @@ def test_a_journal_that_is_deleted_meanwhile_ends_the_run_and_what_was_measured_
     assert set(load_run(folder).timings["status"]) == {"ok"}
 
 
+def test_what_workers_print_goes_through_no_link() -> None:
+    folder = opened(tiny(), Path("run"))
+    Path("precious").write_text("years of work")
+    (folder / "worker.log").symlink_to(Path("precious").absolute())
+    with pytest.raises(StoreError, match=r"run/worker\.log is no regular file"):
+        measured(tiny(), folder)
+    assert Path("precious").read_text() == "years of work"
+
+
 def test_a_run_that_is_being_written_is_not_taken_away() -> None:
     folder = opened(tiny(), Path("run"))
     before = contents(folder)
