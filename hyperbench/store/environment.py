@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +46,8 @@ RESUME_KEYS = (
     "python", "os", "affinity", "env_vars",
 )  # fmt: skip
 _SHOWN_CHARS = 80
+#: Key of the checksum of all others.
+CHECKSUM = "crc32"
 
 
 def checked(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,6 +60,21 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None and not (right_type and key.check(value)):
             raise ValueError(f"environment key {name}={value!r} must be a valid {key.kind.__name__}")
     return dict(values)
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with a checksum of them all as a last key."""
+    return {**values, CHECKSUM: _checksum(values)}
+
+
+def unsealed(values: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The values without their checksum, and whether it is right; files of version 1 have none."""
+    rest = {name: value for name, value in values.items() if name != CHECKSUM}
+    return rest, values.get(CHECKSUM) in (None, _checksum(rest))
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(dict(values), sort_keys=True).encode()):08x}"
 
 
 def changes(there: Mapping[str, Any], here: Mapping[str, Any], keys: Iterable[str] = RESUME_KEYS) -> list[str]:

@@ -54,9 +54,9 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         return self
 
     def begin(self, run_id: str) -> None:
-        """Write the header, if nothing is written yet. Raises DiskError if that fails."""
+        """Write the header, if nothing is written yet; one that is damaged is made again. Raises DiskError."""
+        self._header = header_of(run_id)
         if not self._size:
-            self._header = header_of(run_id)
             self._write(self._header)
 
     def restart(self, run_id: str) -> None:
@@ -129,7 +129,8 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         """Read the records, and leave a journal of whole lines alone."""
         texts: list[bytes] = []
         self.records, lines = _contents(data, self.path, texts.append)
-        self._header = lines.header and lines.header + b"\n"
+        if lines.header or not lines.are_checked:  # journals of version 1 have none
+            self._header = lines.header and lines.header + b"\n"
         whole = self._header + b"".join(text + b"\n" for text in texts)
         if whole == data + b"\n":
             self._write(b"\n")

@@ -50,13 +50,15 @@ class JournalLines:
     """The whole lines of a journal's bytes, to be iterated over once; the header is none of them.
 
     Afterwards `damaged` holds the others, `header` the text of the header and `run_id` the run that it names (both
-    empty where there is none). Raises StoreError on a header of a newer version.
+    empty where there is none); `are_checked` says whether all of them have a checksum. Raises StoreError on a header of
+    a newer version.
     """
 
     def __init__(self, data: bytes, name: str) -> None:
         self.damaged: list[Line] = []
         self.header = b""
         self.run_id = ""
+        self.are_checked = True
         self._data = data
         self._name = name
 
@@ -108,6 +110,7 @@ class JournalLines:
 
     def _has_needed_checksum(self, line: Line) -> bool:
         if line.is_checked or not self.header:
+            self.are_checked = self.are_checked and line.is_checked
             return True
         self.damaged.append(line._replace(reason="it has no checksum"))
         return False

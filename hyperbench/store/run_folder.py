@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.store import environment, tables
-from hyperbench.store.files import DiskError, StoreError, atomic_write, check_writable, load_yaml, read_mapping
+from hyperbench.store.files import (
+    DamageWarning,
+    DiskError,
+    StoreError,
+    atomic_write,
+    check_writable,
+    load_yaml,
+    read_mapping,
+)
 from hyperbench.store.journal import read_journal
 from hyperbench.store.journal_lines import refuse_newer
 from hyperbench.store.schema import Record
@@ -96,6 +105,9 @@ def load_run(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
     """
     path = check_run_folder(run_dir)
     config, found = read_config(path), read_environment(path)
+    if found.get("config_hash") not in (None, config_hash(config)):
+        text = f"{path / CONFIG} is not as it was written: {ENVIRONMENT} has another config_hash"
+        warnings.warn(DamageWarning(text), stacklevel=2)
     named = str(found.get("run_id") or "")
     if records is None:
         records = read_journal(path / JOURNAL, named)
@@ -128,7 +140,9 @@ def config_hash(resolved: dict[str, Any]) -> str:
 def read_environment(run_dir: Path) -> dict[str, Any]:
     """The environment that a run's numbers come from. Raises StoreError if it is missing or damaged."""
     path = Path(run_dir) / ENVIRONMENT
-    found = read_mapping(path, json.loads)
+    found, is_whole = environment.unsealed(read_mapping(path, json.loads))
+    if not is_whole:
+        warnings.warn(DamageWarning(f"{path} is not as it was written: its checksum is another"), stacklevel=2)
     try:
         environment.checked({name: value for name, value in found.items() if name in environment.KEYS})
     except ValueError as error:

@@ -132,7 +132,7 @@ def test_a_torn_last_line_is_told_and_a_whole_one_without_its_newline_counts(lin
 @pytest.mark.filterwarnings("ignore::hyperbench.store.files.DamageWarning")
 def test_a_journal_torn_anywhere_can_be_appended_to(lines: list[bytes], path: Path) -> None:
     aside = path.with_name(path.name + DAMAGED_SUFFIX)
-    for cut in range(len(lines[3]) + 1):
+    for cut in (*range(0, len(lines[3]) - 3, 23), *range(len(lines[3]) - 3, len(lines[3]) + 1)):
         path.write_bytes(lines[0] + lines[3][:cut])
         aside.unlink(missing_ok=True)
         with Journal(path) as journal:
@@ -288,3 +288,14 @@ def test_harm_to_a_journal_that_is_being_written_is_noticed_and_nothing_is_lost(
     rescued.replace(path)
     with Journal(path) as journal:
         assert journal.records == [SOME[0], SOME[2]]
+
+
+@pytest.mark.parametrize("lines", [LINES, OLD_LINES], ids=["checked", "old"])
+@pytest.mark.filterwarnings("ignore::hyperbench.store.files.DamageWarning")
+def test_a_damaged_header_is_made_again_where_lines_have_checksums(lines: list[bytes], path: Path) -> None:
+    path.write_bytes(header_of("r1").replace(b"r1", b"r2", 1) + b"".join(lines))
+    journal = Journal(path)
+    journal.begin("r1")
+    with journal:
+        assert journal.records == SOME
+    assert path.read_bytes() == (header_of("r1") if lines is LINES else b"") + b"".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from hyperbench.stats.samples import summarise
 from hyperbench.store import run_folder
+from hyperbench.store.environment import sealed
 from hyperbench.store.files import DamageWarning, StoreError, atomic_write
 from hyperbench.store.journal import read_journal
 from hyperbench.store.journal_lines import header_of
@@ -432,3 +434,18 @@ def test_the_newest_run_is_the_one_whose_journal_was_written_last(tmp_path: Path
     (folders[1] / run_folder.CONFIG).unlink()
     assert run_folder.latest_run(tmp_path) == folders[0]
     assert not run_folder.is_run_folder(folders[1])
+
+
+def test_a_configuration_or_an_environment_that_was_changed_is_told(tmp_path: Path) -> None:
+    values = {"run_id": "r1", "config_hash": run_folder.config_hash({"a": 1}), "threads": 2}
+    whole = json.dumps(sealed(values)).encode()
+    folder = make_run(tmp_path / "run", line_of(SOME[0]), environment=whole)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_run(folder).environment == values
+    make_run(folder, line_of(SOME[0]), environment=whole.replace(b'"threads": 2', b'"threads": 3'))
+    assert damage_told(folder).endswith("environment.json is not as it was written: its checksum is another")
+    make_run(folder, line_of(SOME[0]), environment=whole, config=b"a: 2\n")
+    assert damage_told(folder).endswith(
+        "config.yaml is not as it was written: environment.json has another config_hash"
+    )

@@ -142,7 +142,7 @@ def _make(prepared: Prepared, journal: Journal, fresh: bool) -> None:
             _check_unchanged(folder, found)
             found = run_folder.read_environment(folder)
         else:
-            write_new_text(folder / run_folder.ENVIRONMENT, json.dumps(found, indent=2) + "\n")
+            write_new_text(folder / run_folder.ENVIRONMENT, json.dumps(environment.sealed(found), indent=2) + "\n")
         journal.begin(found["run_id"])
         if not (folder / run_folder.CONFIG).exists():
             write_new_text(folder / run_folder.CONFIG, yaml.safe_dump(config.resolved, sort_keys=False))
