@@ -110,7 +110,9 @@ def _markdown_table(table: TextTable) -> str:
 
 def _note(view: View) -> str:
     """The provenance of the numbers, and the methods that are not causal in q."""
-    return " ".join([f"{'; '.join(provenance(view))}.", *causality_notes(view.timings)])
+    return " ".join(
+        [f"{'; '.join(provenance(view))}.", *(f"{line}." for line in view.differing), *causality_notes(view.timings)]
+    )
 
 
 def latex_escape(text: str) -> str:

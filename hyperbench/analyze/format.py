@@ -144,6 +144,16 @@ def flags_in(cells: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(flag for text in texts for flag in text.split(",") if flag))
 
 
+def differing(counts: Mapping[str, Mapping[Any, int]]) -> list[str]:
+    """A line for each condition that differs within some rows: from the numbers of rows by its value."""
+    lines = []
+    for name, found in counts.items():
+        if len(found) > 1:
+            told = ", ".join(f"{plain(value)} ({counted(n, 'row')})" for value, n in found.items())
+            lines.append(f"{name} differs within these rows: {told}")
+    return lines
+
+
 def machine_of(environment: Mapping[str, Any]) -> str:
     """The name of the machine of an environment."""
     names = (environment.get(key) for key in ("machine", "gpu_name", "cpu_model"))

@@ -47,7 +47,7 @@ def print_run(run: Run, console: Console, baseline: str = "flash2") -> None:
     console.print(Text("  ·  ".join(provenance(view)), style="dim"))
     for table in [*time_tables(view, methods_per_table=max(1, (console.width - 40) // 42)), *stage_tables(view)]:
         print_table(table, console)
-    for line in [*causality_notes(view.timings), *_flagged(view), *_missing(view)]:
+    for line in [*view.differing, *causality_notes(view.timings), *_flagged(view), *_missing(view)]:
         console.print(Text(line, style="yellow"))
     console.print(
         Text(
@@ -73,6 +73,7 @@ def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
         "environment": json_value(run.environment),
         "baseline": baseline,
         "methods": [str(m) for m in frame["method"].unique()],
+        "differing": list(view.differing),
         "points": int(frame["point_id"].nunique()),
         "statuses": {str(k): int(v) for k, v in frame["status"].value_counts().items()},
         "rows": [
@@ -94,7 +95,7 @@ def _flagged(view: View) -> list[str]:
     """A line per flag: the methods whose times, or times of stages, are marked, how many, and its meaning."""
     counts: dict[str, Counter[str]] = {}
     for what, frame in (("", view.timings), ("stages of ", view.stages)):
-        for row in records(frame):
+        for row in records(frame.loc[frame["flags"].notna(), ["method", "flags"]]):
             for flag in flags_in([row["flags"]]):
                 counts.setdefault(flag, Counter())[f"{what}{row['method']}"] += 1
     return [
@@ -106,7 +107,7 @@ def _flagged(view: View) -> list[str]:
 def _missing(view: View) -> list[str]:
     """A line per reason why a time, or the stages of a point, are missing."""
     methods = dict(zip(view.stages["point_id"], view.stages["method"], strict=True))
-    lost = [f"{row['method']}: {short(reason(row))}" for row in records(view.timings) if is_null(row["median_ms"])]
+    lost = [f"{row['method']}: {short(reason(row))}" for row in records(view.timings[view.timings["median_ms"].isna()])]
     stages = [f"stages of {methods[p]}: {short(reasons[0])}" for p, reasons in missing_stages(view.stages).items()]
     return [*_numbered(Counter(lost), "row"), *_numbered(Counter(stages), "point")]
 

@@ -78,24 +78,26 @@ def stage_tables(view: View) -> list[TextTable]:
 
 def print_table(table: TextTable, console: Console) -> None:
     """Print a table where it fits the terminal; else a paragraph for each of its rows, so that no cell is cut."""
-    from rich import box
-    from rich.measure import Measurement
-    from rich.table import Table
+    from rich.cells import cell_len
     from rich.text import Text
 
-    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for name, is_number in zip(table.columns, table.is_number, strict=True):
-        grid.add_column(Text(name), justify="right" if is_number else "left", no_wrap=True)
-    for row in table.rows:
-        grid.add_row(*(Text(cell) for cell in row))
+    widths = [max(map(cell_len, column)) for column in zip(table.columns, *table.rows, strict=True)]
     console.print(Text(f"\n{table.title}", style="bold"))
-    unlimited = console.options.update(max_width=10_000)
-    if Measurement.get(console, unlimited, grid).maximum <= console.width:
-        console.print(grid)
+    if sum(widths) + 2 * (len(widths) - 1) > console.width:
+        for row in table.rows:
+            cells = [f"{name} {cell}" for name, cell in zip(table.columns, row, strict=True) if cell]
+            console.print(Text(" · ".join(cells)), overflow="fold")
         return
-    for row in table.rows:
-        cells = [f"{name} {cell}" for name, cell in zip(table.columns, row, strict=True) if cell]
-        console.print(Text(" · ".join(cells)), overflow="fold")
+
+    def line(cells: Sequence[str]) -> str:
+        spaces = [" " * (width - cell_len(cell)) for width, cell in zip(widths, cells, strict=True)]
+        aligned = zip(cells, spaces, table.is_number, strict=True)
+        return "  ".join(space + cell if is_number else cell + space for cell, space, is_number in aligned).rstrip()
+
+    # At once and as it is: a table of rich takes seconds for thousands of rows.
+    console.print(Text(line(table.columns), style="bold"), soft_wrap=True)
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    console.print(Text("\n".join([rule, *map(line, table.rows)])), soft_wrap=True)
 
 
 def _title(view: View, is_causal: bool) -> str:

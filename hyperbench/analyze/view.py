@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import is_null, machine_of, plain, status_text
+from hyperbench.analyze.format import differing, is_null, machine_of, plain, status_text
 from hyperbench.analyze.joins import (
     HYPER_DIMS,
     DoesNotFitError,
@@ -17,6 +18,7 @@ from hyperbench.analyze.joins import (
 )
 from hyperbench.analyze.rounds import add_speedup, combine_rounds
 from hyperbench.analyze.stage_table import stage_table
+from hyperbench.store.tables import CONDITIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +47,9 @@ class View:
 
     `stages` has a row per stage of a forward pass, as `stage_table` makes them.
     `descriptions` are those of methods, `exact_methods` those known to be exact, `error_reasons` why a point (by its
-    id) has no error; all may lack some. `as_paper`: timed the authors' way, which is no result by itself.
+    id) has no error; all may lack some. `as_paper`: timed the authors' way, which is no result by itself. `differing`
+    says, a line each, which conditions differ within the rows. Where rows are of several runs, the id of a point begins
+    with that of its run.
     """
 
     timings: pd.DataFrame
@@ -56,6 +60,7 @@ class View:
     exact_methods: frozenset[str] = frozenset()
     error_reasons: dict[str, str] = field(default_factory=dict)
     as_paper: bool = False
+    differing: tuple[str, ...] = ()
 
     @property
     def methods(self) -> list[str]:
@@ -65,21 +70,26 @@ class View:
 
 def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[str]] | None = None) -> View:
     """Select, combine rounds, join speedups and errors. Raises ValueError on a filter that matches nothing."""
-    passes = run.passes
+    passes, stages, errors = run.passes, run.stages, run.errors
+    if run.timings["run_id"].nunique() > 1:
+        passes, stages, errors = (
+            frame.assign(point_id=frame["run_id"] + "/" + frame["point_id"]) for frame in (passes, stages, errors)
+        )
     check_baseline(passes, baseline)
     nodes = _method_nodes(run.config)
     timings = _in_order(passes, list(nodes))
     chosen = select(timings, where or {}, keep_method=baseline)
     joined = add_speedup(chosen, baseline)
     return View(
-        joined.merge(error_table(_apart_from(run.errors, joined)), how="left", left_on="point_id", right_index=True),
-        stage_table(run.stages[run.stages["point_id"].isin(chosen["point_id"])], combine_rounds(timings)),
+        joined.merge(error_table(_apart_from(errors, joined)), how="left", left_on="point_id", right_index=True),
+        stage_table(stages[stages["point_id"].isin(chosen["point_id"])], combine_rounds(timings)),
         run.environment,
         baseline,
         {m: str(node["description"]) for m, node in nodes.items() if node.get("description")},
         frozenset(m for m, node in nodes.items() if node.get("exact")),
-        missing_errors(run.errors, MAIN_ERROR),
+        missing_errors(errors, MAIN_ERROR),
         _timed_as_paper(run.config, chosen),
+        tuple(differing({name: Counter(chosen[name].dropna()) for name in ("run_id", *CONDITIONS)})),
     )
 
 

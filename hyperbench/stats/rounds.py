@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,11 +69,11 @@ class Judgement:
     high: float | None = None
 
 
-def judge(a_ms: Mapping[int, float], b_ms: Mapping[int, float], *, paired: bool, threshold: float) -> Judgement:
-    """Judge the medians of two sides, by round: B as fast as A within `threshold` (relative), faster or slower.
+def judge(a_ms: Mapping[Any, float], b_ms: Mapping[Any, float], *, paired: bool, threshold: float) -> Judgement:
+    """Judge the medians of two sides, by round (its key): B as fast as A within `threshold`, faster or slower.
 
     The interval of the ratio must lie wholly within 1/(1 + threshold) to 1 + threshold for `same`, and wholly beyond
-    for `faster` and `slower`; whatever else is `ambiguous`. `paired`: equal round numbers were measured together, and
+    for `faster` and `slower`; whatever else is `ambiguous`. `paired`: rounds of equal keys were measured together, and
     the ratio is that of `paired_log_ratios`, over the rounds that both sides have.
     Raises ValueError if a side has no round.
     """

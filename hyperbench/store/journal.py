@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hyperbench.store.files import DamageWarning, DiskError, StoreError, atomic_write, fsync_folder, open_regular
@@ -128,7 +129,13 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
     def _recover(self, data: bytes) -> None:
         """Read the records, and leave a journal of whole lines alone."""
         texts: list[bytes] = []
-        self.records, lines = _contents(data, self.path, texts.append)
+        lines = JournalLines(io.BytesIO(data), str(self.path))
+        self.records = [record for _, record in _records(lines, texts.append)]
+        if len(lines.run_ids) > 1:
+            raise StoreError(
+                f"{self.path} holds the journals of several runs ({', '.join(lines.run_ids)}): it can be shown, but not"
+                " continued"
+            )
         if lines.header or not lines.are_checked:  # journals of version 1 have none
             self._header = lines.header and lines.header + b"\n"
         whole = self._header + b"".join(text + b"\n" for text in texts)
@@ -170,26 +177,34 @@ def read_journal(path: Path, run_id: str = "") -> list[Record]:
     Warns of damaged lines, which are left out. Raises StoreError on a missing file, on one of a newer version, and on
     one of another run than `run_id`, if it names one.
     """
-    records, lines = _contents(_read(path), path)
-    if run_id and lines.run_id not in ("", run_id):
-        raise StoreError(f"{path} is the journal of run {lines.run_id}, not of run {run_id} as the files beside it")
+    return [record for _, record in each_record(path, run_id)]
+
+
+def each_record(path: Path, run_id: str = "") -> Iterator[tuple[str, Record]]:
+    """Each record of a journal with its run ("" where no header names it), one by one; otherwise as `read_journal`."""
+    try:
+        with Path(path).open("rb") as file:
+            lines = JournalLines(file, str(path))
+            yield from _records(lines)
+    except OSError as error:
+        raise StoreError(f"cannot read the journal {path}: {error.strerror}") from None
+    if run_id and lines.run_ids and run_id not in lines.run_ids:
+        found = " and ".join(lines.run_ids)
+        raise StoreError(f"{path} is the journal of run {found}, not of run {run_id} as the files beside it")
     if lines.damaged:
         _warn(f"{lines.warning}; --resume measures it again")
-    return records
 
 
-def _contents(data: bytes, path: Path, keep: Callable[[bytes], object] = len) -> tuple[list[Record], JournalLines]:
-    """The records of a journal, and the lines that were read; `keep` takes the text of each record."""
-    records: list[Record] = []
-    lines = JournalLines(data, str(path))
-    for line in lines:
+def _records(lines: JournalLines, keep: Callable[[bytes], object] = len) -> Iterator[tuple[str, Record]]:
+    """Each record of a journal's lines with its run; `keep` takes the text of each."""
+    for run_id, line in lines:
         try:
-            records.append(from_json(line.data))
+            record = from_json(line.data)
         except (ValueError, RecursionError) as error:
             lines.refuse(line, error)
         else:
             keep(line.text)
-    return records, lines
+            yield run_id, record
 
 
 def _warn(text: str) -> None:

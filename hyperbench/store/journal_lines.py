@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from hyperbench.store.files import StoreError
@@ -47,32 +47,30 @@ class Line(NamedTuple):
 
 
 class JournalLines:
-    """The whole lines of a journal's bytes, to be iterated over once; the header is none of them.
+    """The whole lines of a journal, to be iterated over once, with the run of each; headers are none of them.
 
-    Afterwards `damaged` holds the others, `header` the text of the header and `run_id` the run that it names (both
-    empty where there is none); `are_checked` says whether all of them have a checksum. Raises StoreError on a header of
-    a newer version.
+    The run is that of the last header before it, "" where there is none: a journal may be those of several runs, one
+    after the other. Afterwards `damaged` holds the other lines, `run_ids` each run that a header names, `header` the
+    text of the last header (empty where there is none), and `are_checked` says whether all lines have a checksum.
+    Raises StoreError on a header of a newer version.
     """
 
-    def __init__(self, data: bytes, name: str) -> None:
+    def __init__(self, lines: Iterable[bytes], name: str) -> None:
         self.damaged: list[Line] = []
         self.header = b""
-        self.run_id = ""
+        self.run_ids: list[str] = []
         self.are_checked = True
-        self._data = data
+        self._run_id = ""
+        self._lines = lines
         self._name = name
 
-    def __iter__(self) -> Iterator[Line]:
-        data, number, start = self._data, 0, 0
-        while start < len(data):
-            end = data.find(b"\n", start)
-            is_torn = end < 0
-            text = data[start:] if is_torn else data[start:end]
-            number, start = number + 1, len(data) if is_torn else end + 1
-            line = _parsed(number, text)
+    def __iter__(self) -> Iterator[tuple[str, Line]]:
+        for number, text in enumerate(self._lines, start=1):
+            is_torn = not text.endswith(b"\n")
+            line = _parsed(number, text if is_torn else text[:-1])
             if not line.reason:
                 if not self._is_header(line) and self._has_needed_checksum(line):
-                    yield line
+                    yield self._run_id, line
             else:
                 yield from self._within(line._replace(reason="its end is missing") if is_torn else line)
 
@@ -105,7 +103,9 @@ class JournalLines:
         version = data.get("schema_version")
         if isinstance(version, int):
             refuse_newer(version, self._name)
-        self.header, self.run_id = line.text, str(data.get("run_id", ""))
+        self.header, self._run_id = line.text, str(data.get("run_id", ""))
+        if self._run_id not in self.run_ids:
+            self.run_ids.append(self._run_id)
         return True
 
     def _has_needed_checksum(self, line: Line) -> bool:
@@ -115,7 +115,7 @@ class JournalLines:
         self.damaged.append(line._replace(reason="it has no checksum"))
         return False
 
-    def _within(self, line: Line) -> Iterator[Line]:
+    def _within(self, line: Line) -> Iterator[tuple[str, Line]]:
         """Whole lines inside a damaged one; what is left of it is damaged."""
         end = 0
         rest = b""
@@ -125,7 +125,7 @@ class JournalLines:
                 rest += line.text[end : match.start()]
                 end = match.end()
                 if not self._is_header(whole):
-                    yield whole
+                    yield self._run_id, whole
         rest += line.text[end:]
         # The one byte between two whole lines was their newline.
         if not end or len(rest) > 1:

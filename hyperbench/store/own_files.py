@@ -94,10 +94,10 @@ def _beginning(run_dir: Path) -> bytes:
 
 
 def _run_id_of_journal(run_dir: Path) -> str:
-    lines = JournalLines(_beginning(run_dir).partition(b"\n")[0], str(run_dir / JOURNAL))
+    lines = JournalLines([_beginning(run_dir).partition(b"\n")[0]], str(run_dir / JOURNAL))
     for _ in lines:
         pass
-    return lines.run_id
+    return lines.run_ids[-1] if lines.run_ids else ""
 
 
 def _nothing_measured(run_dir: Path) -> bool:

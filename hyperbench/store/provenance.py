@@ -133,10 +133,15 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
-def _machine() -> dict[str, Any]:
+def own_cpu_model() -> str | None:
+    """The model name of this machine's CPU, if the system says one."""
     cpuinfo = Path("/proc/cpuinfo")
+    return (cpu_model(cpuinfo.read_text()) if cpuinfo.exists() else None) or platform.processor() or None
+
+
+def _machine() -> dict[str, Any]:
     return {
-        "cpu_model": (cpu_model(cpuinfo.read_text()) if cpuinfo.exists() else None) or platform.processor() or None,
+        "cpu_model": own_cpu_model(),
         "cpu_count": available_cpus(),
         "affinity": ranges(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "memory_total_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import marshal
 import math
+from functools import lru_cache
 from typing import Any
 
 from hyperbench.store.plain_data import decoded, short
-from hyperbench.store.schema import ErrorRow, Pass, Record, Status, Timing
+from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Status, Timing
 
 _KINDS: dict[str, type[Any]] = {"timing": Timing, "error": ErrorRow}
 #: Kind of a stage in journals written before a stage became a timing.
@@ -29,6 +31,8 @@ def from_json(data: Any) -> Record:
     if not isinstance(data, dict):
         raise ValueError(f"a record is a mapping, not {short(data)}")
     fields = dict(data)
+    if isinstance(fields.get("point"), dict):
+        fields["point"] = _point(marshal.dumps(fields["point"], 2))
     kind = fields.pop("kind", None)
     if kind == _OLD_STAGE:
         kind, fields = "timing", _from_old_stage(fields)
@@ -36,6 +40,12 @@ def from_json(data: Any) -> Record:
         raise ValueError(f"unknown record kind {short(kind)}; allowed: {', '.join(_KINDS)}")
     record: Record = decoded(_KINDS[kind], fields)
     return record
+
+
+@lru_cache(maxsize=4096)
+def _point(data: bytes) -> Any:
+    """A point from its marshalled fields: the records of a point share one, since most of a journal is points."""
+    return decoded(Point, marshal.loads(data))
 
 
 def _from_old_stage(fields: dict[str, Any]) -> dict[str, Any]:

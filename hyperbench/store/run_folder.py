@@ -26,7 +26,7 @@ from hyperbench.store.files import (
     load_yaml,
     read_mapping,
 )
-from hyperbench.store.journal import read_journal
+from hyperbench.store.journal import each_record
 from hyperbench.store.journal_lines import refuse_newer
 from hyperbench.store.schema import Record
 
@@ -109,9 +109,11 @@ def load_run(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
         text = f"{path / CONFIG} is not as it was written: {ENVIRONMENT} has another config_hash"
         warnings.warn(DamageWarning(text), stacklevel=2)
     named = str(found.get("run_id") or "")
+    run_id = named or path.resolve().name
     if records is None:
-        records = read_journal(path / JOURNAL, named)
-    frames = tables.build(records, named or path.resolve().name)
+        frames = tables.build_of_runs((of or run_id, record) for of, record in each_record(path / JOURNAL, named))
+    else:
+        frames = tables.build(records, run_id)
     return Run(path, config, found, frames["timings"], frames["errors"])
 
 

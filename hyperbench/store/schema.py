@@ -12,6 +12,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from hyperbench.store.plain_data import MAX_INT as MAX_INT
@@ -127,7 +128,7 @@ class Point:
             if value is not None and not fits(value, kind):
                 raise ValueError(f"{name}={short(value)} of a point must be of type {kind.__name__}")
 
-    @property
+    @cached_property
     def point_id(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of the resolved configuration."""
         canonical = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
@@ -190,7 +191,8 @@ class Timing:
         if self.status.has_timing and self.cause is not None:
             raise ValueError(f"a timing of status {self.status} cannot have cause={self.cause}")
         for name in ("samples_ms", "warmup_ms"):
-            if not all(0.0 <= sample < math.inf for sample in getattr(self, name)):
+            samples = getattr(self, name)
+            if not all(map(math.isfinite, samples)) or min(samples, default=0.0) < 0.0:
                 raise ValueError(f"{name} must be non-negative numbers")
         for name in ("first_call_ms", "host_ms"):
             if not 0.0 <= (getattr(self, name) or 0.0) < math.inf:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hyperbench.stats.samples import Summary, summarise
-from hyperbench.store.schema import ALL_STAGES, PARAMETER_TYPES, ErrorRow, Point, Record, Timing
+from hyperbench.store.schema import ALL_STAGES, PARAMETER_TYPES, Point, Record, Timing
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -26,6 +27,8 @@ _POINT_HEAD = {
 _STATISTICS = {field.name: "float64" for field in dataclasses.fields(Summary) if field.name != "n_samples"}
 #: First characters of a cell that a spreadsheet takes for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
+#: Conditions of a timing that have a column of their own: those that hold for all of a worker process.
+CONDITIONS = {"threads": "Int64", "affinity": "text", "machine": "text", "torch": "text"}
 
 #: Column name -> type, for each table. The types are pandas' own; "text" is an object column of str or None.
 TABLES: dict[str, dict[str, str]] = {
@@ -36,7 +39,7 @@ TABLES: dict[str, dict[str, str]] = {
         **_STATISTICS,
         "first_call_ms": "float64", "host_ms": "float64", "memory_before_bytes": "Int64", "peak_memory_bytes": "Int64",
         "resident_peak_bytes": "Int64", "exact_equivalent_flops": "float64", "executed_flops": "float64",
-        "flags": "text", "message": "text",
+        "flags": "text", **CONDITIONS, "message": "text",
     },
     "errors": {
         **_POINT_HEAD,
@@ -46,33 +49,51 @@ TABLES: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
+#: The columns of each table that are not those of the row's run or point.
+_OWN = {
+    "timings": tuple(
+        name for name in TABLES["timings"] if name == "implementation" or name not in {*_POINT_HEAD, "seed"}
+    ),
+    "errors": tuple(name for name in TABLES["errors"] if name not in {*_POINT_HEAD, "input_seed"}),
+}
+
+
 def build(records: Iterable[Record], run_id: str) -> dict[str, DataFrame]:
-    """The tables of a journal's records; where a measurement was repeated, the last record counts."""
-    timings: dict[tuple[Any, ...], Timing] = {}
-    errors: dict[tuple[Any, ...], ErrorRow] = {}
-    for record in records:
+    """The tables of the records of one run; where a measurement was repeated, the last record counts."""
+    return build_of_runs((run_id, record) for record in records)
+
+
+def build_of_runs(records: Iterable[tuple[str, Record]]) -> dict[str, DataFrame]:
+    """The tables of records, each with the id of its run; where a run repeats a measurement, its last record counts.
+
+    Records are taken one by one, and no samples are kept.
+    """
+    timings: dict[tuple[Any, ...], _Row] = {}
+    errors: dict[tuple[Any, ...], _Row] = {}
+    points: dict[str, Point] = {}
+    for run_id, record in records:
+        points.setdefault(record.point.point_id, record.point)
         if isinstance(record, Timing):
             if record.stage:
-                timings.pop(dataclasses.replace(record, stage=ALL_STAGES).key, None)
-            timings[record.key] = record
+                point_id, pass_, _, round_ = record.key
+                timings.pop((run_id, point_id, pass_, ALL_STAGES, round_), None)
+            timings[run_id, *record.key] = _Row(run_id, record.point.point_id, _cells("timings", record))
         else:
-            errors[record.key] = record
-    codes = {t.point.point_id: t.implementation for t in timings.values() if t.implementation}
-    kept: list[Record] = [*timings.values(), *errors.values()]
-    inputs = _input_names({record.point.point_id: record.point for record in kept})
-    timed = ((t, {**_timing_cells(t, codes), "input": inputs[t.point.point_id]}) for t in timings.values())
-    told = (
-        (
-            e,
-            {
-                "implementation": codes.get(e.point.point_id),
-                "input_seed": e.point.seed,
-                "input": inputs[e.point.point_id],
-            },
-        )
-        for e in errors.values()
-    )
-    return {"timings": _frame("timings", timed, run_id), "errors": _frame("errors", told, run_id)}
+            errors[run_id, *record.key] = _Row(run_id, record.point.point_id, _cells("errors", record))
+    code = _OWN["timings"].index("implementation")
+    codes = {row.point_id: row.cells[code] for row in timings.values() if row.cells[code]}
+    inputs = _input_names(points)
+    heads = {point_id: _head_cells(point, inputs[point_id]) for point_id, point in points.items()}
+    return {name: _frame(name, list(rows.values()), heads, codes)
+            for name, rows in (("timings", timings), ("errors", errors))}  # fmt: skip
+
+
+class _Row(NamedTuple):
+    """A row of a table: the run and the point, and the cells of the columns that are not the point's."""
+
+    run_id: str
+    point_id: str
+    cells: tuple[Any, ...]
 
 
 def _input_names(points: Mapping[str, Point]) -> dict[str, str]:
@@ -123,30 +144,52 @@ def _csv_cell(cell: Any) -> Any:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def _frame(table: str, rows: Iterable[tuple[Record, dict[str, Any]]], run_id: str) -> DataFrame:
-    """A table of records: a cell is that of the row, else the record's, the point's or its parameter of that name."""
+def _head_cells(point: Point, input_name: str) -> dict[str, Any]:
+    """The cells of the columns that all rows of a point share."""
+    hyper = {name: point.hyper.get(name) for name in HYPER_COLUMNS}
+    return {**vars(point), **hyper, "point_id": point.point_id, "input": input_name, "input_seed": point.seed}
+
+
+def _cells(table: str, record: Record) -> tuple[Any, ...]:
+    """The cells of a record's own columns."""
+    known: dict[str, Any] = {**vars(record), "status": str(record.status)}
+    if isinstance(record, Timing):
+        known |= _timing_cells(record)
+    return tuple(known[name] for name in _OWN[table])
+
+
+def _frame(
+    table: str, rows: Sequence[_Row], heads: Mapping[str, Mapping[str, Any]], codes: Mapping[str, str]
+) -> DataFrame:
     import pandas as pd
 
-    columns: dict[str, list[Any]] = {name: [] for name in TABLES[table]}
-    for record, cells in rows:
-        point = record.point
-        hyper = {name: point.hyper.get(name) for name in HYPER_COLUMNS}
-        known = {**vars(point), **hyper, **vars(record), **cells}
-        known.update(run_id=run_id, point_id=point.point_id, method=point.method, status=str(record.status))
-        for name, column in columns.items():
-            column.append(known[name])
-    kinds = {name: object if kind == "text" else kind for name, kind in TABLES[table].items()}
-    return pd.DataFrame({name: pd.Series(column, dtype=kinds[name]) for name, column in columns.items()})
+    columns: dict[str, Iterable[Any]] = {
+        name: map(itemgetter(at), (row.cells for row in rows)) for at, name in enumerate(_OWN[table])
+    }
+    columns["run_id"] = map(itemgetter(0), rows)
+    if table == "errors":
+        columns["implementation"] = map(codes.get, (row.point_id for row in rows))
+    else:
+        # Old records of stages do not tell which code it was.
+        code, stage = (_OWN[table].index(name) for name in ("implementation", "stage"))
+        columns["implementation"] = [
+            row.cells[code] or (codes.get(row.point_id) if row.cells[stage] else None) for row in rows
+        ]
+    made = {}
+    for name, kind in TABLES[table].items():
+        column = columns[name] if name in columns else (heads[row.point_id][name] for row in rows)
+        made[name] = pd.Series(list(column), dtype=object if kind == "text" else kind)
+    return pd.DataFrame(made)
 
 
-def _timing_cells(timing: Timing, codes: dict[str, str]) -> dict[str, Any]:
-    statistics = dataclasses.asdict(summarise(timing.samples_ms)) if timing.samples_ms else dict.fromkeys(_STATISTICS)
-    # Old records of stages do not tell which code it was.
-    code = timing.implementation or (codes.get(timing.point.point_id) if timing.stage else None)
+def _timing_cells(timing: Timing) -> dict[str, Any]:
+    statistics = vars(summarise(timing.samples_ms)) if timing.samples_ms else dict.fromkeys(_STATISTICS)
     return {
         **statistics,
-        "n_samples": len(timing.samples_ms), "implementation": code or None, "pass": str(timing.pass_),
+        "n_samples": len(timing.samples_ms), "implementation": timing.implementation or None,
+        "pass": str(timing.pass_),
         "position": timing.all_stages.index(timing.stage) if timing.stage in timing.all_stages else None,
         "num_stages": len(timing.all_stages) or None, "flags": ",".join(timing.flags) or None,
         "stop_reason": str(timing.stop_reason) if timing.stop_reason else None,
+        **{name: timing.conditions.get(name) for name in CONDITIONS},
     }  # fmt: skip

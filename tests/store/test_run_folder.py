@@ -37,7 +37,7 @@ DOCUMENTED = {
         *POINT_COLUMNS, "seed", "pass", "stage", "position", "num_stages", "protocol", "round", "status", "stop_reason",
         "n_samples", "median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "p80_ms", "min_ms", "mad_ms", "first_call_ms",
         "host_ms", "memory_before_bytes", "peak_memory_bytes", "resident_peak_bytes", "exact_equivalent_flops",
-        "executed_flops", "flags", "message",
+        "executed_flops", "flags", "threads", "affinity", "machine", "torch", "message",
     ],
     "errors": [*POINT_COLUMNS, "input_seed", "seed", "metric", "value", "low", "high", "status", "message"],
 }  # fmt: skip
@@ -52,6 +52,7 @@ WHOLE_OR_NULL = {
     "resident_peak_bytes",
     "position",
     "num_stages",
+    "threads",
 }
 NUMBERS = {"value", "low", "high", "exact_equivalent_flops", "executed_flops"}
 SOME: list[Record] = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,10 +13,13 @@ import pytest
 
 from hyperbench.analyze.joins import check_single
 from hyperbench.analyze.rounds import add_speedup, combine_rounds
+from hyperbench.analyze.show import run_summary
 from hyperbench.measure import work_items
 from hyperbench.measure.worker.timing.sampler import Sampler, interleave
 from hyperbench.store import tables
+from hyperbench.store.journal import Journal
 from hyperbench.store.schema import StopReason
+from tests.helpers import several_runs
 from tests.helpers.fake_clock import standing
 from tests.helpers.made_runs import tiny
 from tests.helpers.measured_group import Measured, odd
@@ -109,3 +113,14 @@ def test_work_done_and_work_of_exact_attention_are_two_numbers() -> None:
     unknown = Measured(odd("exact")).timings("exact")["forward"]
     assert unknown.executed_flops is None
     assert pd.notna(unknown.exact_equivalent_flops)
+
+
+def test_rows_of_several_runs_and_conditions_are_told_apart(tmp_path: Path) -> None:
+    parts = (("one", several_runs.records(1.0, threads=2)), ("two", several_runs.records(3.0, threads=8)))
+    run = several_runs.put_together(tmp_path, *parts)
+    differing = run_summary(run)["differing"]
+    assert Quote("run_id differs within these rows: one (12 rows), two (12 rows)") in differing
+    assert Quote("threads differs within these rows: 2 (12 rows), 8 (12 rows)") in differing
+    with pytest.raises(ValueError, match="several runs") as caught:
+        Journal(run / "journal.jsonl").__enter__()
+    assert Quote("holds the journals of several runs").stands_in(str(caught.value))

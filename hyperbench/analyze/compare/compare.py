@@ -8,13 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hyperbench.analyze.compare.compared_run import ComparedRun, differences, match_methods, match_runs, read_run
+from hyperbench.analyze.compare.compared_run import (
+    ComparedRun,
+    RoundKey,
+    RoundTime,
+    differences,
+    match_methods,
+    match_runs,
+    read_run,
+)
 from hyperbench.analyze.format import counted, status_text
 from hyperbench.stats.rounds import Judgement, Reason, Verdict, judge
-from hyperbench.stats.samples import median
-from hyperbench.store.schema import Pass, Point, Status, Timing
+from hyperbench.store.schema import Pass, Point, Status
 
-Rounds = Mapping[int, Timing]
+Rounds = Mapping[RoundKey, RoundTime]
 #: The smallest difference that counts, unless the machine's own noise (the A/A floor) is larger; relative.
 DEFAULT_THRESHOLD = 0.01
 
@@ -96,15 +103,17 @@ def compare(
     first, second = methods or (None, None)
     if path_b is None and first == second:
         raise ValueError(f"--methods={first},{second} of one run must be two different ones")
-    a = read_run(Path(path_a), first)
-    b = read_run(Path(path_b if path_b is not None else path_a), second)
-    paired = a.path.resolve() == b.path.resolve()
+    paired = path_b is None or Path(path_a).resolve() == Path(path_b).resolve()
+    whole = read_run(Path(path_a))
+    a, b = whole.of(first), (whole if path_b is None or paired else read_run(Path(path_b))).of(second)
     limit = max(DEFAULT_THRESHOLD if threshold is None else threshold, a.aa_floor or 0.0, b.aa_floor or 0.0)
     pairs = (match_runs if first == second else match_methods)(a.points, b.points)
     rows = [row for x, y in pairs for row in _rows(x, y, a, b, paired, limit)]
     warnings = [] if paired else differences(a, b)
     if paired and a.method == b.method:
         warnings = ["A and B are the same run and the same methods: there is nothing to compare"]
+    sides = (("A", a),) if paired and first == second else (("A", a), ("B", b))
+    warnings += [f"{name}: {line}" for name, run in sides for line in run.differing]
     matched, unmatched = (tuple(row for row in rows if row.is_matched is wanted) for wanted in (True, False))
     return Comparison(a, b, limit, paired, matched, unmatched, tuple(warnings))
 
@@ -148,14 +157,14 @@ def _judged(of_a: Rounds, of_b: Rounds, paired: bool, threshold: float, alike: b
     return found
 
 
-def _medians(of: Rounds) -> dict[int, float]:
+def _medians(of: Rounds) -> dict[RoundKey, float]:
     """The median of each round that has samples, in milliseconds."""
-    return {round_: median(t.samples_ms) for round_, t in of.items() if t.samples_ms}
+    return {key: t.median_ms for key, t in of.items() if t.median_ms is not None}
 
 
 def _failures(of: Rounds) -> str:
     """Statuses and messages of the rounds without a timing; "" where every round has one."""
-    told = [status_text(t.status, t.message) for t in of.values() if not t.samples_ms]
+    told = [status_text(t.status, t.message) for t in of.values() if t.median_ms is None]
     if not told:
         return ""
     reasons = "; ".join(dict.fromkeys(told))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hyperbench.analyze.format import printable, short
+from hyperbench.analyze.format import differing, printable, short
 from hyperbench.config.catalog import nearest
+from hyperbench.stats.samples import median
 from hyperbench.store import environment
-from hyperbench.store.journal import read_journal
+from hyperbench.store.journal import each_record
 from hyperbench.store.run_folder import JOURNAL, check_run_folder, read_config, read_environment
-from hyperbench.store.schema import Pass, Point, Timing
+from hyperbench.store.schema import Pass, Point, Status, Timing
+from hyperbench.store.tables import CONDITIONS
 
 #: Keys of environment.json that change what a number means; the rest (when, which folder) differs between any two runs.
 _ENVIRONMENT_KEYS = (
@@ -31,14 +34,40 @@ _NOT_RECORDED = "not recorded"
 _SHOWN_CHARS = 60
 
 
+#: The run and the number of a round: a folder may hold journals of several runs.
+RoundKey = tuple[str, int]
+
+
+class RoundTime(NamedTuple):
+    """One pass of a point in one round, without its samples; `median_ms` is None where it has no time."""
+
+    method: str
+    protocol: str
+    status: Status
+    message: str
+    implementation: str
+    flags: tuple[str, ...]
+    median_ms: float | None
+    conditions: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, timing: Timing) -> RoundTime:
+        """The part of a timing that a comparison needs."""
+        samples = timing.samples_ms
+        return cls(
+            timing.point.method, timing.protocol, timing.status, timing.message, timing.implementation, timing.flags,
+            median(samples) if samples else None, {name: timing.conditions.get(name) for name in CONDITIONS},
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run, or one method of it; `timings` by point_id, pass and round, of which the last written counts."""
+    """A run, or one method of it; `timings` by point_id, pass, and run and round, of which the last written counts."""
 
     path: Path
     config: dict[str, Any]
     environment: dict[str, Any]
-    timings: dict[str, dict[Pass, dict[int, Timing]]]
+    timings: dict[str, dict[Pass, dict[RoundKey, RoundTime]]]
     points: tuple[Point, ...]
     method: str | None = None
 
@@ -55,7 +84,7 @@ class ComparedRun:
     @property
     def num_rounds(self) -> int:
         """The number of different rounds."""
-        return len({t.round for t in self.all_timings()})
+        return len({key for passes in self.timings.values() for rounds in passes.values() for key in rounds})
 
     @property
     def timing_settings(self) -> dict[str, Any]:
@@ -63,27 +92,47 @@ class ComparedRun:
         node = _protocol(self)
         return {name: node.get(name, default) for name, default in _TIMING_SETTINGS.items()}
 
-    def all_timings(self) -> Iterable[Timing]:
+    @property
+    def differing(self) -> list[str]:
+        """The conditions that differ within the run, a line each."""
+        counts: dict[str, Counter[Any]] = {
+            name: Counter(value for t in self.all_timings() if (value := t.conditions.get(name)) is not None)
+            for name in CONDITIONS
+        }
+        keys = (key for passes in self.timings.values() for rounds in passes.values() for key in rounds)
+        own = self.environment.get("run_id") or self.path.resolve().name
+        return differing({"run_id": Counter(run_id or own for run_id, _ in keys), **counts})
+
+    def of(self, method: str | None) -> ComparedRun:
+        """A method of the run, or all of it. Raises ValueError on one that it lacks."""
+        if method is None:
+            return self
+        names = dict.fromkeys(point.method for point in self.points)
+        if method not in names:
+            allowed = f"allowed: {', '.join(names)}" if names else "it holds no timing yet"
+            raise ValueError(f"method {method!r} is none of run {self.path}; {allowed}{nearest(method, names)}")
+        points = tuple(point for point in self.points if point.method == method)
+        return replace(
+            self, timings={p.point_id: self.timings[p.point_id] for p in points}, points=points, method=method
+        )
+
+    def all_timings(self) -> Iterable[RoundTime]:
         """Every timing, in the order of the journal."""
         return (t for passes in self.timings.values() for rounds in passes.values() for t in rounds.values())
 
 
-def read_run(path: Path, method: str | None) -> ComparedRun:
-    """Read a run, or a method of it. Raises ValueError on a folder that is no run's, is damaged or lacks the method."""
+def read_run(path: Path) -> ComparedRun:
+    """Read a run. Raises ValueError on a folder that is no run's or is damaged."""
     folder = check_run_folder(path)
     config, env = read_config(folder), read_environment(folder)
-    found = [r for r in read_journal(folder / JOURNAL) if isinstance(r, Timing) and not r.stage]
-    names = dict.fromkeys(timing.point.method for timing in found)
-    if method is not None and method not in names:
-        allowed = f"allowed: {', '.join(names)}" if names else "it holds no timing yet"
-        raise ValueError(f"method {method!r} is none of run {folder}; {allowed}{nearest(method, names)}")
-    timings: dict[str, dict[Pass, dict[int, Timing]]] = {}
+    timings: dict[str, dict[Pass, dict[RoundKey, RoundTime]]] = {}
     points: dict[str, Point] = {}
-    for timing in found:
-        if method is None or timing.point.method == method:
-            points.setdefault(timing.point.point_id, timing.point)
-            timings.setdefault(timing.point.point_id, {}).setdefault(timing.pass_, {})[timing.round] = timing
-    return ComparedRun(folder, config, env, timings, tuple(points.values()), method)
+    for run_id, record in each_record(folder / JOURNAL, str(env.get("run_id") or "")):
+        if isinstance(record, Timing) and not record.stage:
+            points.setdefault(record.point.point_id, record.point)
+            rounds = timings.setdefault(record.point.point_id, {}).setdefault(record.pass_, {})
+            rounds[run_id, record.round] = RoundTime.of(record)
+    return ComparedRun(folder, config, env, timings, tuple(points.values()))
 
 
 #: A point of A and its partner of B; None stands for a partner that is not there.
@@ -151,11 +200,11 @@ def _protocol(run: ComparedRun) -> Mapping[str, Any]:
     return node if isinstance(node, dict) else {}
 
 
-def _implementations(timings: Iterable[Timing]) -> dict[str, set[str]]:
+def _implementations(timings: Iterable[RoundTime]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for timing in timings:
         if timing.implementation:
-            found.setdefault(timing.point.method, set()).add(timing.implementation)
+            found.setdefault(timing.method, set()).add(timing.implementation)
     return found
 
 

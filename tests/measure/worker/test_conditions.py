@@ -195,7 +195,7 @@ def test_this_machine_is_read() -> None:
     assert after.own_s >= before.own_s
     told = machine_for("cpu", threads=3).fixed
     assert told["threads"] == 3
-    assert set(told) == {"threads", "affinity", "load_average"}
+    assert set(told) == {"threads", "affinity", "load_average", "machine", "torch"}
 
 
 @pytest.mark.parametrize(

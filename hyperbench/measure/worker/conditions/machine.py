@@ -14,7 +14,7 @@ from hyperbench.flops import peak_flops_per_s
 from hyperbench.measure.cpu_load import CpuTimes, read_cpu_times
 from hyperbench.measure.worker.conditions.conditions import Conditions, new_history
 from hyperbench.measure.worker.conditions.gpu_sensors import Gpu, find_gpu
-from hyperbench.store.provenance import available_cpus, ranges
+from hyperbench.store.provenance import available_cpus, cpu_label, own_cpu_model, ranges
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def machine_for(device: str, threads: int) -> Machine:
         uuid = getattr(properties, "uuid", None)
         gpu, gpu_name = find_gpu(None if uuid is None else str(uuid)), properties.name
         fixed["nvml"] = gpu is not None
+    fixed |= {"machine": gpu_name or cpu_label(own_cpu_model(), available_cpus()), "torch": torch.__version__}
     machine = Machine(gpu, gpu_name, available_cpus(), fixed)
     # So that the first pass has a moment to look back to.
     machine.history.append(read_cpu_times())
