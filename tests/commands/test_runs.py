@@ -260,9 +260,9 @@ def test_a_damaged_journal_is_named_by_line(measured: Path, tmp_path: Path, call
     (run / "journal.jsonl").write_text("\n".join(lines) + "\n")
     for command in (["show"], ["plot"], ["export"]):
         answer = call(*command, "--run", str(run))
-        assert answer.code == 2
-        assert "line 3" in answer.err
-        assert len(answer.err.strip().splitlines()) == 1
+        assert answer.code == 0
+        (line,) = (line for line in answer.err.splitlines() if line.startswith("warning: "))
+        assert "line 3: damaged record" in line
 
 
 MINE = """
