@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Real
 
 import torch
@@ -17,6 +18,8 @@ from hyperattn_core.exact_aten import (
     lse_dtype,
     takes_groups,
 )
+
+HeadBackward = Callable[[BackwardInputs, bool, float], Gradients]
 
 
 def default_scale(q: Tensor, scale: float | None) -> float:
@@ -58,16 +61,18 @@ def fused_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float
     return exact_forward(q, k, v, is_causal, scale)
 
 
-def exact_backward(inputs: BackwardInputs, is_causal: bool, scale: float) -> Gradients:
+def exact_backward(
+    inputs: BackwardInputs, is_causal: bool, scale: float, *, head_backward: HeadBackward = kernel_backward
+) -> Gradients:
     """Gradients (dq, dk, dv) of the part of an attention that these keys contribute.
 
     With p = exp(scale q.k - lse) and delta = rowsum(grad_out * out) - grad_lse, ds = p (grad_out.v - delta) holds for
-    every subset of the keys.
+    every subset of the keys. `head_backward` makes them where there are as many heads as kv heads.
     """
     q, k, v = inputs.q, inputs.k, inputs.v
     if q.shape[2] == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    if takes_groups(q, v, inputs.grad_lse):
+    if takes_groups(q, v, inputs.grad_lse) and head_backward is kernel_backward:
         return kernel_backward(inputs, is_causal, scale)
     count = q.shape[1] // k.shape[1]
     # The tensors of each group: a query head per kv head.
@@ -78,7 +83,7 @@ def exact_backward(inputs: BackwardInputs, is_causal: bool, scale: float) -> Gra
     dqs: list[Tensor] = []
     sums: list[Tensor] = []
     for part in groups:
-        dq, *grads = kernel_backward(BackwardInputs(*part), is_causal, scale)
+        dq, *grads = head_backward(BackwardInputs(*part), is_causal, scale)
         dqs.append(dq)
         sums = [a + b for a, b in zip(sums, grads, strict=True)] if sums else grads
     return _ungroup(dqs), sums[0], sums[1]

@@ -197,14 +197,32 @@ def _math_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
 
 
-def _math_backward(inputs: BackwardInputs, is_causal: bool, scale: float) -> Gradients:
-    q, k, v, dtype, delta = inputs.q, inputs.k, inputs.v, lse_dtype(inputs.q), inputs.delta()
+def whole_backward(inputs: BackwardInputs, is_causal: bool, scale: float) -> Gradients:
+    """dq, dk and dv of attention over the keys of k alone, by matrix products; out and lse are not asked.
+
+    The weights are made anew and add up to one, and the ds of a row to grad_lse, however large the logits: what float32
+    leaves of a large lse does neither.
+    """
+    return _math_backward(inputs, is_causal, scale, is_whole=True)
+
+
+def _math_backward(inputs: BackwardInputs, is_causal: bool, scale: float, *, is_whole: bool = False) -> Gradients:
+    q, k, v, dtype = inputs.q, inputs.k, inputs.v, lse_dtype(inputs.q)
+    delta = None if is_whole else inputs.delta().unsqueeze(3)
     dq = torch.empty_like(q)
     dk, dv = torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)
     for rows in _query_chunks(q, k.shape[2]):
-        p = (_logits(q, k, rows, is_causal, scale) - inputs.lse[:, :, rows].to(dtype).unsqueeze(3)).exp()
+        logits = _logits(q, k, rows, is_causal, scale)
         g = inputs.grad_out[:, :, rows].to(dtype)
-        ds = p * (g @ v.to(dtype).transpose(2, 3) - delta[:, :, rows].unsqueeze(3)) * scale
+        dp = g @ v.to(dtype).transpose(2, 3)
+        if delta is None:
+            p = logits.softmax(dim=3)
+            row_delta = (p * dp).sum(3, keepdim=True)
+            if inputs.grad_lse is not None:
+                row_delta -= inputs.grad_lse[:, :, rows].to(dtype).unsqueeze(3)
+        else:
+            p, row_delta = (logits - inputs.lse[:, :, rows].to(dtype).unsqueeze(3)).exp(), delta[:, :, rows]
+        ds = p * (dp - row_delta) * scale
         dq[:, :, rows] = (ds @ k.to(dtype)).to(q.dtype)
         dk += ds.transpose(2, 3) @ q[:, :, rows].to(dtype)
         dv += p.transpose(2, 3) @ g

@@ -81,7 +81,7 @@ def hyper_attention(
     Raises:
         ValueError: shapes, dtypes or devices do not fit together, scale is not a finite number, the plan was made for
             another call, or the backend is unknown or cannot run the call.
-        RuntimeError: backend="triton" and Triton does not import.
+        RuntimeError: backend="triton" and Triton does not import or is too old.
     """
     q, k, v = cast_inputs(q, k, v)
     check_inputs(q, k, v, is_causal=is_causal, enable_gqa=enable_gqa)
@@ -168,7 +168,7 @@ def make_plan(
     Raises:
         ValueError: shapes, dtypes or devices do not fit together, seed or tile_size is out of range, or the backend is
             unknown or cannot make the plan.
-        RuntimeError: backend="triton" and Triton does not import.
+        RuntimeError: backend="triton" and Triton does not import or is too old.
     """
     q, k = cast_inputs(q, k)
     params, seed = _checked_params(q, k, params, seed, is_causal=is_causal)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperattn_core.exact import exact_backward, exact_forward
-from hyperattn_core.exact_aten import Attended, BackwardInputs, Gradients, lse_dtype
+from hyperattn_core.exact_aten import Attended, BackwardInputs, Gradients, lse_dtype, whole_backward
 from hyperattn_core.leaves import as_leaves, leaf_slices, store_leaves
 from hyperattn_core.merge import merge_into
 from hyperattn_core.planning.packed import Packed, Settings
@@ -25,6 +25,8 @@ __all__ = ["backward", "default_tile_size", "forward", "pack", "packed_plan", "p
 # Rows of whole vectors: with others, a matrix product may round a row differently by where in the matrix it lies, and
 # an output would depend, in its last bit, on later queries that sort before it.
 _COLUMNS = 16
+# Rounded to float32, a log-sum-exp of this size changes weights by some 1e-5 at most.
+_LARGE_LSE = 128.0
 
 
 def default_tile_size(device: torch.device, dtype: torch.dtype, head_dim: int) -> int:
@@ -153,18 +155,21 @@ def _backward(inputs: BackwardInputs, levels: tuple[LevelPlan, ...], settings: S
     dtype, rows = lse_dtype(q), batch * heads * num_queries
     delta = inputs.delta()
     scratch = Buffers(dtype, q.device)
+    is_large = q.device.type == "cpu" and bool((inputs.lse.abs() > _LARGE_LSE).any())
+    level_inputs, delta = _for_rounded_lse(inputs, delta) if is_large else (inputs, delta)
     if not settings.is_causal and q.device.type == "cpu":
-        return runs_backward(levels[0], inputs, delta, scale, scratch)
+        return runs_backward(levels[0], level_inputs, delta, scale, scratch)
     dq = torch.zeros(rows + 1, q.shape[3], dtype=dtype, device=q.device)
     dk, dv = torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)
     leaf_len = settings.params.min_seq_len
     for part in leaf_slices(num_queries, leaf_len) if settings.is_causal else []:
         leaves = inputs.map(functools.partial(as_leaves, part=part, leaf_len=leaf_len))
-        for whole, grad in zip((dq[:-1].view(q.shape), dk, dv), exact_backward(leaves, True, scale), strict=True):
+        grads = _large_leaf_backward(leaves, scale) if is_large else exact_backward(leaves, True, scale)
+        for whole, grad in zip((dq[:-1].view(q.shape), dk, dv), grads, strict=True):
             store_leaves(whole, part, grad)
     queries = FlatQueries(
         q.view(rows, -1),
-        inputs.grad_out.view(rows, -1),
+        level_inputs.grad_out.view(rows, -1),
         torch.nn.functional.pad((inputs.lse.reshape(-1) * LOG2_E).to(dtype), (0, 1), value=torch.inf),
         torch.nn.functional.pad(delta.view(-1), (0, 1)),
     )
@@ -172,6 +177,30 @@ def _backward(inputs: BackwardInputs, levels: tuple[LevelPlan, ...], settings: S
     for level in levels:
         level_backward(LevelTiles(level, k, v, heads, num_queries, scale, dtype), queries, grads, scratch)
     return dq[:-1].view(q.shape).to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _for_rounded_lse(inputs: BackwardInputs, delta: Tensor) -> tuple[BackwardInputs, Tensor]:
+    """grad_out and delta for weights made of the lse in base 2 as rounded to the dtype of delta.
+
+    Such weights are wrong by one factor in all of a row, which gradients have in common with these two.
+    """
+    lse = inputs.lse * LOG2_E
+    factor = torch.exp2(lse.to(delta.dtype) - lse).to(delta.dtype)
+    return replace(inputs, grad_out=inputs.grad_out * factor.unsqueeze(3)), delta * factor
+
+
+def _large_leaf_backward(leaves: BackwardInputs, scale: float) -> Gradients:
+    """Gradients of leaves whose logits are large, through the output and the lse that each had before the merge.
+
+    With the share w of a leaf in a row these two have the gradients w grad_out and w (grad_out.leaf_out - delta). In
+    sums over a row's keys large terms cancel out, if the weights of each part add up to its share in the output.
+    """
+    own_out, own_lse = exact_forward(leaves.q, leaves.k, leaves.v, True, scale)
+    share = torch.exp(own_lse - leaves.lse)
+    own_delta = replace(leaves, out=own_out, grad_lse=None).delta()
+    grad_out = (leaves.grad_out * share.unsqueeze(3)).to(own_delta.dtype)
+    own = replace(leaves, grad_out=grad_out, grad_lse=share * (own_delta - leaves.delta()), out=own_out, lse=own_lse)
+    return exact_backward(own, True, scale, head_backward=whole_backward)
 
 
 def query_slices(seq_len: int, node_len: int) -> list[slice]:

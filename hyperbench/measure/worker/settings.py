@@ -174,10 +174,7 @@ def _table() -> dict[str, tuple[Get, Put]]:
         "default_dtype": (torch.get_default_dtype, torch.set_default_dtype),
         "default_device": (_default_device, torch.set_default_device),
         "deterministic_algorithms": (
-            lambda: (
-                torch.are_deterministic_algorithms_enabled(),
-                torch.is_deterministic_algorithms_warn_only_enabled(),
-            ),
+            _deterministic,
             lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
         ),
         "anomaly_detection": (
