@@ -182,7 +182,8 @@ def make_plan(
     tile_size = tile_size or passes.default_tile_size(q.device, q.dtype, q.shape[3])
     packed = ops.plan(q, k, seed, chosen, Settings(params, is_causal, tile_size))
     levels = passes.unpack(packed, shape, seed)
-    return PackedPlan(params, seed, is_causal, shape, levels, params.min_seq_len if is_causal else None, packed, chosen)
+    leaf_len = params.min_seq_len if is_causal else None
+    return PackedPlan(params, seed, is_causal, shape, levels, leaf_len, packed, chosen, packed_levels=levels)
 
 
 def attention_stages(

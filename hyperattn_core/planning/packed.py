@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.planning.plan import AttentionPlan
+from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
 
 
 @dataclass(frozen=True)
@@ -56,3 +56,14 @@ class PackedPlan(AttentionPlan):
 
     packed: Packed
     backend: str
+    packed_levels: tuple[LevelPlan, ...]
+
+    def layout(self, backend: str) -> Packed | None:
+        """The flat tensors in the layout of a backend; None if they are another's, or dataclasses.replace left them."""
+        settings, pairs = self.packed.settings, zip(self.levels, self.packed_levels, strict=False)
+        kept = (
+            (self.backend, self.params, self.is_causal) == (backend, settings.params, settings.is_causal)
+            and len(self.levels) == len(self.packed_levels)
+            and all(mine is theirs for mine, theirs in pairs)
+        )
+        return self.packed if kept else None

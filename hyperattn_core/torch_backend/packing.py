@@ -27,8 +27,8 @@ def pack(plan: AttentionPlan) -> Packed:
     Raises:
         ValueError: the levels are not those of the plan's shape and parameters.
     """
-    if isinstance(plan, PackedPlan) and plan.backend == "torch":
-        return plan.packed
+    if isinstance(plan, PackedPlan) and (packed := plan.layout("torch")) is not None:
+        return packed
     settings = Settings(plan.params, plan.is_causal, plan.levels[0].tile_size)
     shapes = level_shapes(plan.shape, plan.params, is_causal=plan.is_causal)
     expected = [(_field_shapes(x, plan.shape, settings), sample_count(x.node_len, plan.params)) for x in shapes]

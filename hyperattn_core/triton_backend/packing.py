@@ -52,8 +52,8 @@ def pack(plan: AttentionPlan) -> Packed:
     Raises:
         ValueError: the levels are not those of the plan's shape and parameters.
     """
-    if isinstance(plan, PackedPlan) and plan.backend == "triton":
-        return plan.packed
+    if isinstance(plan, PackedPlan) and (packed := plan.layout("triton")) is not None:
+        return packed
     settings = Settings(plan.params, plan.is_causal, plan.levels[0].tile_size)
     where = geometry(plan.shape, settings)
     data, weights = [], []

@@ -266,6 +266,13 @@ class TestPlansThatAreEqual:
         assert [plan == other for other in others] == [False] * len(others)
         assert plan.levels[0] != "level"
 
+    def test_replaced_levels_count(self, is_causal: bool) -> None:
+        q, k, v = qkv(queries=50)
+        plan, other = (make_plan(q, k, LONG, seed, is_causal=is_causal) for seed in (7, 8))
+        changed = replace(plan, levels=other.levels)
+        out = hyper_attention(q, k, v, plan=changed, is_causal=is_causal)
+        assert torch.equal(out, hyper_attention(q, k, v, plan=other, is_causal=is_causal))
+
 
 @pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8])
 def test_integers_of_numpy(integer: Callable[[int], int]) -> None:
