@@ -148,7 +148,7 @@ def kernel_backward(inputs: BackwardInputs, is_causal: bool, scale: float) -> Gr
         out = torch.cat([out, out.new_full((*out.shape[:3], 1), -1.0)], dim=3)
         grad_out = torch.cat([grad_out, grad_lse.unsqueeze(3).to(grad_out.dtype)], dim=3)
     q, k, v, out, grad_out = _padded(_kernel_width(q, dim, out.shape[3]), q, k, v, out, grad_out)
-    lse = lse.to(lse_dtype(q))
+    lse = lse.to(lse_dtype(q), memory_format=torch.contiguous_format)
     if q.device.type == "cpu":
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad_out, q, k, v, out, lse, 0.0, is_causal, scale=scale

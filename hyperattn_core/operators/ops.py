@@ -29,8 +29,6 @@ from hyperattn_core.triton_backend.support import traced_as_constant
 # memory would take for a leak.
 _TAGS = tuple(tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None)
 _WEIGHT_DTYPES = {"torch": torch.float64, "triton": torch.float32}
-# Of the log-sum-exp as the backward pass has it; a call gives it in that of accumulation.
-_LSE_DTYPES = {"torch": torch.float64, "triton": torch.float32}
 _PLAN = "Tensor data, Tensor weights, str backend, int[] settings, float scale"
 
 torch.library.define(
@@ -83,13 +81,13 @@ def _attend(
         if data.numel() == 0:
             q, k, v = (x.contiguous() for x in (q, k, v))
             out, lse = exact_forward(q, k, v, packed.settings.is_causal, scale)
-            return out.contiguous(), lse.contiguous().to(_LSE_DTYPES[backend])
+            return out.contiguous(), lse.contiguous().double()
         return implementation(backend).forward(q, k, v, packed, scale)
 
 
 @torch.library.register_fake("hyperattn::attend")
 def _(q: Tensor, k: Tensor, v: Tensor, *plan: Any) -> Attended:
-    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=_LSE_DTYPES[plan[2]])
+    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=torch.float64)
 
 
 @torch.library.impl("hyperattn::attend_backward", "default")
@@ -218,7 +216,7 @@ def plan(q: Tensor, k: Tensor, seed: int, backend: str, settings: Settings) -> P
 def attend(*arguments: Any) -> Attended:
     """Output (B, H, Nq, Dv) in the dtype of q and log-sum-exp (B, H, Nq), differentiable; arguments of the operator.
 
-    The log-sum-exp is in float64 in PyTorch, in float32 in the kernels: as the backward pass needs it.
+    The log-sum-exp is in float64, as the backward pass needs it; a call gives it in the dtype of accumulation.
     """
     return (_Attend.apply if _is_transformed() else torch.ops.hyperattn.attend)(*arguments)
 

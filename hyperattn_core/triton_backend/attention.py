@@ -45,7 +45,7 @@ def unpack(packed: Packed, shape: CallShape, seed: int) -> tuple[LevelPlan, ...]
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> Attended:
-    """Output (B, H, Nq, Dv) in the dtype of q and log-sum-exp (B, H, Nq) in float32, at a packed plan."""
+    """Output (B, H, Nq, Dv) in the dtype of q and log-sum-exp (B, H, Nq) in float64, at a packed plan."""
     with torch.cuda.device_of(q):
         config = attend_config(q.device, q.dtype, max(q.shape[3], v.shape[3]), packed.settings.tile_size)
         return passes.forward(q, k, v, packed, scale, config)

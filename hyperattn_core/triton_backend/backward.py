@@ -18,6 +18,7 @@ from hyperattn_core.triton_backend.configure import backward_config
 from hyperattn_core.triton_backend.device_tables import level_table
 from hyperattn_core.triton_backend.geometry import TILES_PER_PART, block_dim, dim_constants, geometry
 from hyperattn_core.triton_backend.kernels import key_grad, query_grad, sample_grad
+from hyperattn_core.triton_backend.kernels.common import LOG2_E
 from hyperattn_core.triton_backend.packing import dense_rows
 
 _ROWS = 64
@@ -59,7 +60,9 @@ class BackwardWork:
         self.where = where = geometry(plan_shape(self.q, self.k), packed.settings)
         self.table = level_table(where, str(self.q.device))
         self.config = backward_config(self.q.device, self.q.dtype, max(self.q.shape[3], self.v.shape[3]))
-        self.deltas = torch.empty_like(self.inputs.lse)
+        self.deltas = torch.empty_like(self.inputs.lse, dtype=torch.float32)
+        # Of a row in which one key outweighs all others this is that key's logit to the last bit: it weighs one.
+        self.lse2 = torch.mul(self.inputs.lse, LOG2_E.value, out=torch.empty_like(self.deltas))
         self.sums = self._floats(where.drawn_size)
         self.leaf_grads: list[list[tuple[slice, Tensor]]] = [[], [], []]
 
@@ -142,7 +145,7 @@ class BackwardWork:
         return [torch.empty(rows, x.shape[3], dtype=torch.float32, device=x.device) for x in (self.k, self.v)]
 
     def _rows(self) -> tuple[Tensor, ...]:
-        return self.q, self.k, self.v, self.inputs.grad_out, self.inputs.lse, self.deltas
+        return self.q, self.k, self.v, self.inputs.grad_out, self.lse2, self.deltas
 
     def _strides(self) -> list[int]:
         return [x.stride(dim) for x in (self.q, self.k, self.v) for dim in range(3)]

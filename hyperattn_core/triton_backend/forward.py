@@ -16,13 +16,13 @@ from hyperattn_core.triton_backend.leaves import Leaves, leaf_forward
 from hyperattn_core.triton_backend.packing import dense_rows
 from hyperattn_core.triton_backend.tuning.configs import AttendConfig
 
-_MERGE_ELEMENTS = 8192
+_MERGE_ELEMENTS = 4096
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float, config: AttendConfig
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, H, Nq, Dv) in the dtype of q and log-sum-exp (B, H, Nq) in float32, at a packed plan."""
+    """Output (B, H, Nq, Dv) in the dtype of q and log-sum-exp (B, H, Nq) in float64, at a packed plan."""
     work = ForwardWork(q, k, v, packed, scale, config)
     work.attend()
     if packed.settings.is_causal:
@@ -42,7 +42,7 @@ class ForwardWork:
 
         def results(*shape: int) -> tuple[Tensor, Tensor]:
             out = torch.empty(*shape, v.shape[3], dtype=q.dtype, device=q.device)
-            return out, torch.empty(shape, dtype=torch.float32, device=q.device)
+            return out, torch.empty(shape, dtype=torch.float64, device=q.device)
 
         self.out, self.lse = results(*q.shape[:3])
         self.target = results(self.where.partial_rows) if packed.settings.is_causal else (self.out, self.lse)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from hyperattn_core import HyperAttentionParams, exact_attention, hyper_attention, make_plan, oracle_attention
-from tests.helpers.core_inputs import doubled, normal, qkv, relative_error
+from tests.helpers.core_inputs import doubled, normal, qkv, relative_error, with_gradients
 
 SMALL = HyperAttentionParams(block_size=32, sample_size=32, min_seq_len=64)
 # Fewer keys than PyTorch's kernel takes, more, the estimator, and several causal levels.
@@ -50,16 +50,9 @@ def test_a_key_that_outweighs_all_others_gets_all_of_a_gradient(is_causal: bool)
     # Blocks are met by as few queries as one here: products of few rows are made by another kernel than those of many.
     q, k, v = far_apart(300)
     plan = make_plan(q, k, SMALL, is_causal=is_causal)
-    ours = results(lambda *x: hyper_attention(*x, plan=plan, is_causal=is_causal, backend="torch"), (q, k, v))
-    oracle = results(lambda *x: oracle_attention(*x, plan)[0], doubled(q, k, v))
+    ours = with_gradients(lambda *x: hyper_attention(*x, plan=plan, is_causal=is_causal, backend="torch"), (q, k, v))
+    oracle = with_gradients(lambda *x: oracle_attention(*x, plan)[0], doubled(q, k, v))
     assert relative_error(ours[3], oracle[3]) < 5e-5
-
-
-def results(attend: Callable[..., Tensor], tensors: tuple[Tensor, ...] | list[Tensor]) -> list[Tensor]:
-    """The output and the gradients of q, k and v."""
-    tensors = [x.detach().clone().requires_grad_() for x in tensors]
-    out = attend(*tensors)
-    return [out, *torch.autograd.grad(out, tensors, normal(*out.shape, seed=7).to(out.dtype))]
 
 
 @pytest.mark.parametrize(
@@ -74,10 +67,10 @@ def test_gradients_lose_no_more_than_those_of_pytorch(
     q, k, v = inputs(length)
     params = SMALL if length > 100 else HyperAttentionParams()
     plan = make_plan(q, k, params, is_causal=is_causal)
-    ours = results(lambda *x: hyper_attention(*x, plan=plan, is_causal=is_causal, backend="torch"), (q, k, v))
-    oracle = results(lambda *x: oracle_attention(*x, plan)[0], doubled(q, k, v))
-    theirs = results(lambda *x: scaled_dot_product_attention(*x, is_causal=is_causal), (q, k, v))
-    exact = results(lambda *x: scaled_dot_product_attention(*x, is_causal=is_causal), doubled(q, k, v))
+    ours = with_gradients(lambda *x: hyper_attention(*x, plan=plan, is_causal=is_causal, backend="torch"), (q, k, v))
+    oracle = with_gradients(lambda *x: oracle_attention(*x, plan)[0], doubled(q, k, v))
+    theirs = with_gradients(lambda *x: scaled_dot_product_attention(*x, is_causal=is_causal), (q, k, v))
+    exact = with_gradients(lambda *x: scaled_dot_product_attention(*x, is_causal=is_causal), doubled(q, k, v))
     for a, b, c, d in zip(ours, oracle, theirs, exact, strict=True):
         assert relative_error(a, b) <= 2 * relative_error(c, d)
 

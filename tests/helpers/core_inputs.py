@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -139,6 +139,13 @@ def doubled(*tensors: Tensor) -> list[Tensor]:
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
     """Equal shapes, and every entry within the tolerance."""
     torch.testing.assert_close(actual.double(), expected.double(), rtol=tolerance, atol=tolerance)
+
+
+def with_gradients(attend: Callable[..., Tensor], tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The output and the gradients of q, k and v, for a gradient of the output that is always the same."""
+    tensors = [x.detach().clone().requires_grad_() for x in tensors]
+    out = attend(*tensors)
+    return [out, *torch.autograd.grad(out, tensors, normal(*out.shape, seed=7).to(out.dtype))]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -24,9 +24,9 @@ _TYPES = {
     "*i32": ("bases", "totals", "data", "drawn_index", "template"),
     "*i64": ("table",),
     "*fp32": (
-        "weights", "drawn_weight", "lse", "delta", "grad_lse", "leaf_lse", "partial_lse", "parts_k", "parts_v",
-        "sums_k", "sums_v",
+        "weights", "drawn_weight", "lse2", "delta", "leaf_lse", "parts_k", "parts_v", "sums_k", "sums_v",
     ),
+    "*fp64": ("lse", "grad_lse", "partial_lse"),
     "fp32": ("scale",),
 }  # fmt: skip
 _IN_DTYPE = ("q", "k", "v", "directions", "out", "grad_out", "leaf_out", "partial_out")

@@ -12,6 +12,8 @@ from hyperattn_core.triton_backend.geometry import Geometry, LevelGeometry, geom
 
 INDEX_BYTES = 4
 FLOAT_BYTES = 4
+# Of a log-sum-exp between the passes.
+LSE_BYTES = 8
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hyperattn_core.triton_backend.geometry import SORT_TILE
-from tools.roofline.call_sizes import FLOAT_BYTES, INDEX_BYTES, CallSizes
+from tools.roofline.call_sizes import FLOAT_BYTES, INDEX_BYTES, LSE_BYTES, CallSizes
 
 #: Columns that the projections are padded to, and the terms each is split into for half-precision inputs.
 HASH_COLUMNS = 16
@@ -56,7 +56,7 @@ def forward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
         ValueError: attention is exact at this shape, so that none of the kernels runs.
     """
     where, (row, value_row), tokens = call.geometry, call.row_bytes, call.queries + call.keys
-    result_row, products = value_row + FLOAT_BYTES, HASH_COLUMNS * (HASH_TERMS if call.itemsize == 2 else 1)
+    result_row, products = value_row + LSE_BYTES, HASH_COLUMNS * (HASH_TERMS if call.itemsize == 2 else 1)
     ranks, histograms = tokens * call.rank_bytes, tokens * where.num_ranks // SORT_TILE
     # A level holds each token as a query or as a key, or not at all.
     sorted_tokens = call.level_queries + call.level_keys
@@ -79,10 +79,10 @@ def forward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
     if call.is_causal:
         read = call.queries * row + call.keys * (row + value_row)
         flops = 2 * call.leaf_pairs * sum(call.dims)
-        results = call.queries + call.level_queries
+        leaves, results = call.queries * (value_row + FLOAT_BYTES), call.queries + call.level_queries
         costs += [
-            LaunchCost("leaves", read, call.queries * result_row, flops, call.leaf_pairs),
-            LaunchCost("merge", results * result_row, call.queries * result_row, 0, results),
+            LaunchCost("leaves", read, leaves, flops, call.leaf_pairs),
+            LaunchCost("merge", leaves + call.level_queries * result_row, call.queries * result_row, 0, results),
         ]
     return tuple(costs)
 
@@ -97,14 +97,17 @@ def backward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
     columns, pairs = dim + value_dim, call.block_pairs + call.sample_pairs
     sums = where.drawn_size * columns * FLOAT_BYTES
     parts = where.sample_parts_size * columns * FLOAT_BYTES
-    # Gathered rows of q and grad_out with lse and delta, and of k and v.
+    # Gathered rows of q and grad_out with lse2 and delta, and of k and v.
     query_read = call.level_queries * (row + value_row + INDEX_BYTES + 2 * FLOAT_BYTES)
     key_row = row + value_row + INDEX_BYTES
     read = query_read + call.level_keys * key_row
     # Levels of a causal call add to the gradients that are there, in float32.
     before, after = (FLOAT_BYTES, FLOAT_BYTES) if call.is_causal else (0, call.itemsize)
     dq, dk_dv = call.level_queries * dim, call.level_keys * columns
-    costs = [LaunchCost("delta", call.queries * 2 * value_row, call.queries * FLOAT_BYTES)]
+    costs = [
+        LaunchCost("lse2", call.queries * LSE_BYTES, call.queries * FLOAT_BYTES),
+        LaunchCost("delta", call.queries * 2 * value_row, call.queries * FLOAT_BYTES),
+    ]
     if sums:
         sampled = query_read + where.drawn_size * key_row
         costs.append(LaunchCost("samples", sampled, parts, 4 * call.sample_pairs * columns, call.sample_pairs))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tools.roofline.call_sizes import FLOAT_BYTES, INDEX_BYTES, CallSizes
+from tools.roofline.call_sizes import FLOAT_BYTES, INDEX_BYTES, LSE_BYTES, CallSizes
 
 # FlashAttention-2 rounds lengths and head sizes up in what it keeps in float32.
 _FLASH_ROWS = 128
@@ -40,14 +40,13 @@ def hyper_peak(call: CallSizes) -> PeakMemory:
     """Peaks of hyper_attention in the kernels, with leaves through FlashAttention-2; errors as for forward_costs."""
     where, queries, keys, itemsize = call.geometry, call.queries, call.keys, call.itemsize
     head_dim, value_dim = call.dims
-    result = queries * (value_dim * itemsize + FLOAT_BYTES)
+    result, leaves = (queries * (value_dim * itemsize + lse_bytes) for lse_bytes in (LSE_BYTES, FLOAT_BYTES))
     plan = where.data_size * INDEX_BYTES + where.weight_size * FLOAT_BYTES
-    partial = where.partial_rows * (value_dim * itemsize + FLOAT_BYTES)
+    partial = where.partial_rows * (value_dim * itemsize + LSE_BYTES)
     kept = plan + result
-    leaves = result if call.is_causal else 0
-    forward = max(plan + _planning_bytes(call), kept + partial + leaves)
+    forward = max(plan + _planning_bytes(call), kept + partial + (leaves if call.is_causal else 0))
 
-    base = kept + queries * FLOAT_BYTES
+    base = kept + queries * 2 * FLOAT_BYTES
     sample_row = (head_dim + value_dim) * FLOAT_BYTES
     parts, sums = where.sample_parts_size * sample_row, where.drawn_size * sample_row
     dq, dk, dv = queries * head_dim, keys * head_dim, keys * value_dim

@@ -81,9 +81,9 @@ def attend_kernel(
             else:
                 to = row.to(tl.int64) * num_queries
             target = to + position
+            tl.store(lse + target, (top.to(tl.float64) + (tl.log2(total) + room)) * LN2, mask=taken)
             at, inside = row_offsets(target, taken, DV, BLOCK_DV)
             tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
-            tl.store(lse + target, (top + (tl.log2(total) + room)) * LN2, mask=taken)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -109,7 +109,7 @@ def merge_kernel(
     leaf_at = leaf * leaf_stride_l + row.to(tl.int64) * leaf_stride_r + slot * leaf_stride_n
     acc = tl.load(leaf_out + leaf_at[:, None] + dims[None, :], mask=inside, other=0.0).to(tl.float32)
     lse_at = leaf * leaf_lse_stride_l + row.to(tl.int64) * leaf_lse_stride_r + slot
-    top = tl.load(leaf_lse + lse_at, mask=valid, other=0.0)
+    top = tl.load(leaf_lse + lse_at, mask=valid, other=0.0).to(tl.float64)
     total = tl.full((BLOCK_M,), 1.0, tl.float32)
     chunk = position // leaf_len
     for level in range(num_levels):
@@ -122,7 +122,8 @@ def merge_kernel(
         new_top = tl.maximum(top, other)
         shift = tl.where(new_top == -float("inf"), 0.0, new_top)
         # Shares of the mean, which is never larger than its largest part.
-        old_weight, new_weight = total * tl.exp2((top - shift) * LOG2_E), tl.exp2((other - shift) * LOG2_E)
+        old_weight = total * tl.exp2(((top - shift) * LOG2_E).to(tl.float32))
+        new_weight = tl.exp2(((other - shift) * LOG2_E).to(tl.float32))
         total = old_weight + new_weight
         acc = acc * (old_weight / total)[:, None] + part.to(tl.float32) * (new_weight / total)[:, None]
         top = new_top

@@ -104,10 +104,10 @@ def tile_queries(tiles, tile, skipped, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def load_grads(grad_out, lse, delta, first_row, position, taken, DV: tl.constexpr, BLOCK_DV: tl.constexpr):
-    """Rows of grad_out, lse to base 2 and delta of some queries; an lse of +inf where there is none: it weighs zero."""
+def load_grads(grad_out, lse2, delta, first_row, position, taken, DV: tl.constexpr, BLOCK_DV: tl.constexpr):
+    """Rows of grad_out, lse2 and delta of some queries; an lse2 of +inf where there is none: it weighs zero."""
     g = load_rows(grad_out + first_row * DV, position, DV, taken, DV, BLOCK_DV)
-    row_lse = tl.load(lse + first_row + position, mask=taken, other=float("inf")) * LOG2_E
+    row_lse = tl.load(lse2 + first_row + position, mask=taken, other=float("inf"))
     return g, row_lse, tl.load(delta + first_row + position, mask=taken, other=0.0)
 
 

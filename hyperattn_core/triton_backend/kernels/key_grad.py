@@ -36,7 +36,7 @@ def tile_grads(x, g, row_lse, row_delta, keys, values, weight, dk, dv, qk_scale)
 
 @triton.jit(do_not_specialize=SIZES)
 def key_kernel(
-    q, k, v, grad_out, lse, delta, data, table, sums_k, sums_v, dk_out, dv_out,
+    q, k, v, grad_out, lse2, delta, data, table, sums_k, sums_v, dk_out, dv_out,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
     level, kv_heads, group, num_queries, num_keys, scale,
     ACCUMULATE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -74,7 +74,7 @@ def key_kernel(
             for step in range(tl.load(starts) * SPLIT, tl.load(starts + 1) * SPLIT):
                 position, taken = tile_queries(tiles, step // SPLIT, (step % SPLIT) * BLOCK_M, BLOCK_M)
                 x = load_rows(q_base, position, q_stride_n, taken, D, BLOCK_D)
-                g, row_lse, row_delta = load_grads(grad_out, lse, delta, first_row, position, taken, DV, BLOCK_DV)
+                g, row_lse, row_delta = load_grads(grad_out, lse2, delta, first_row, position, taken, DV, BLOCK_DV)
                 dk, dv = tile_grads(x, g, row_lse, row_delta, keys, values, bias, dk, dv, qk_scale)
         dk *= scale
         dims, value_dims = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)

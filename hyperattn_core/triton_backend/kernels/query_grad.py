@@ -42,13 +42,13 @@ def delta_kernel(
     values = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
     total = tl.sum(values * tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32), 1)
     if HAS_GRAD_LSE:
-        total -= tl.load(grad_lse + row, mask=valid, other=0.0)
+        total -= tl.load(grad_lse + row, mask=valid, other=0.0).to(tl.float32)
     tl.store(delta + row, total, mask=valid)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def query_kernel(
-    q, k, v, grad_out, lse, delta, data, weights, table, dq,
+    q, k, v, grad_out, lse2, delta, data, weights, table, dq,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
     level, heads, group, num_queries, scale,
     ACCUMULATE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -69,7 +69,7 @@ def query_kernel(
         batch, head = row // heads, row % heads
         first_row = row.to(tl.int64) * num_queries
         x = load_rows(head_base(q, batch, head, q_stride_b, q_stride_h), position, q_stride_n, taken, D, BLOCK_D)
-        g, row_lse, row_delta = load_grads(grad_out, lse, delta, first_row, position, taken, DV, BLOCK_DV)
+        g, row_lse, row_delta = load_grads(grad_out, lse2, delta, first_row, position, taken, DV, BLOCK_DV)
         k_base = head_base(k, batch, head // group, k_stride_b, k_stride_h)
         v_base = head_base(v, batch, head // group, v_stride_b, v_stride_h)
         key_node_row = ((row // group) * num_nodes + node).to(tl.int64)

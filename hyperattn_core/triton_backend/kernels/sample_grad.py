@@ -22,7 +22,7 @@ from hyperattn_core.triton_backend.kernels.key_grad import tile_grads
 
 @triton.jit(do_not_specialize=SIZES)
 def sample_kernel(
-    q, k, v, grad_out, lse, delta, data, weights, table, parts_k, parts_v,
+    q, k, v, grad_out, lse2, delta, data, weights, table, parts_k, parts_v,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
     heads, group, query_rows, num_queries, tiles_per_part, scale,
     D: tl.constexpr, DV: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -59,7 +59,7 @@ def sample_kernel(
             low = tl.load(tiles[3] + step // SPLIT) * block_size
             position, taken = tile_queries(tiles, step // SPLIT, (step % SPLIT) * BLOCK_M, BLOCK_M)
             x = load_rows(q_base, position, q_stride_n, taken, D, BLOCK_D)
-            g, row_lse, row_delta = load_grads(grad_out, lse, delta, first_row, position, taken, DV, BLOCK_DV)
+            g, row_lse, row_delta = load_grads(grad_out, lse2, delta, first_row, position, taken, DV, BLOCK_DV)
             bias = tl.where((index >= low) & (index < low + block_size), -float("inf"), weight)
             dk, dv = tile_grads(x, g, row_lse, row_delta, keys, values, bias, dk, dv, qk_scale)
         to = field(table, level, "sample_parts") + (node_row.to(tl.int64) * parts + part) * num_samples + slot
