@@ -43,7 +43,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # TESTS="-m slow" runs those that take longest, which .ci/run does as well.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

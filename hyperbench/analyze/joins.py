@@ -17,6 +17,9 @@ CONDITION_DIMS = ("input", "seed", "protocol")
 HYPER_DIMS = ("block_size", "sample_size", "num_projections", "min_seq_len", "sampling", "pairing")
 DIMENSIONS = ("method", *SHAPE_DIMS, *HYPER_DIMS, *CONDITION_DIMS, "pass", "run_id")
 
+#: Columns of an error metric: its name with each of these behind it.
+ERROR_SUFFIXES = ("", "_low", "_high", "_half_width")
+
 
 class DoesNotFitError(ValueError):
     """A figure cannot be made from this run: it would mix dimensions it does not show, or has nothing to show."""
@@ -47,11 +50,15 @@ def error_table(errors: pd.DataFrame) -> pd.DataFrame:
     over_seeds = values.groupby(["point_id", "metric"])
     parts = [
         part.unstack("metric").add_suffix(suffix)
-        for suffix, part in (
-            ("", over_seeds["value"].median()),
-            ("_low", over_seeds["low"].min()),
-            ("_high", over_seeds["high"].max()),
-            ("_half_width", over_seeds["half_width"].max()),
+        for suffix, part in zip(
+            ERROR_SUFFIXES,
+            (
+                over_seeds["value"].median(),
+                over_seeds["low"].min(),
+                over_seeds["high"].max(),
+                over_seeds["half_width"].max(),
+            ),
+            strict=True,
         )
     ]
     return pd.concat(parts, axis=1).rename_axis(columns=None)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.format import differing, is_null, machine_of, plain, status_text
 from hyperbench.analyze.joins import (
+    ERROR_SUFFIXES,
     HYPER_DIMS,
     DoesNotFitError,
     check_baseline,
@@ -95,12 +96,14 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
 
 def _apart_from(errors: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
     """The same errors; a metric whose columns would have the names of others is called "error NAME"."""
-    metrics = {str(name) for name in errors["metric"].unique()}
-    ranges = {name: {f"{name}_low", f"{name}_high"} for name in metrics}
-    columns = {str(name) for name in timings.columns}
-    taken = columns.union(*ranges.values())
-    names = {name: f"error {name}" for name in metrics if name in taken or ranges[name] & columns}
-    return errors.assign(metric=errors["metric"].replace(names)) if names else errors
+    taken, names = {str(name) for name in timings.columns}, {}
+    for name in sorted(str(name) for name in errors["metric"].unique()):
+        new = name
+        while taken & (columns := {f"{new}{suffix}" for suffix in ERROR_SUFFIXES}):
+            new = f"error {new}"
+        names[name] = new
+        taken |= columns
+    return errors.assign(metric=errors["metric"].replace(names))
 
 
 def _in_order(timings: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:

@@ -32,35 +32,33 @@ def with_times(value: float, method: str) -> list[Record]:
     ]
 
 
-def with_errors(value: float, metric: str = "out_rel_fro") -> list[Record]:
-    """A run in which an error has this value at its first length, or in which a metric of that name is added."""
-    rows = grid((1024, 2048), masks=(False,))
-    changed = [
-        dataclasses.replace(r, value=value, metric=metric)
-        for r in rows
-        if isinstance(r, ErrorRow) and r.metric == "out_rel_fro" and r.point.seq_len == 1024
+def with_errors(errors: dict[int, float]) -> list[Record]:
+    """A run in which the errors of these lengths have these values."""
+    return [
+        dataclasses.replace(r, value=errors[r.point.seq_len])
+        if isinstance(r, ErrorRow) and r.metric == "out_rel_fro" and r.point.seq_len in errors
+        else r
+        for r in grid((1024, 2048, 4096, 8192), masks=(False,))
     ]
-    return [*rows, *changed]
+
+
+def with_metrics(*names: str) -> list[Record]:
+    """A run with metrics of these names as well."""
+    rows = grid((1024, 2048), masks=(False,))
+    errors = [r for r in rows if isinstance(r, ErrorRow) and r.metric == "out_rel_fro"]
+    return [*rows, *(dataclasses.replace(r, value=0.5, metric=name) for name in names for r in errors)]
 
 
 CASES = {
-    **{f"{m} takes {v:g}": with_times(v, m) for v in (1e300, 1.7e308, 5e-324, 0.0) for m in ("hyper", "flash2")},
-    **{f"an error of {v:g}": with_errors(v) for v in (1e300, 1.7e308, 5e-324, -1.0, math.inf, -math.inf, math.nan)},
-    **{
-        f"a metric called {name!r}": with_errors(0.5, name)
-        for name in (
-            "seq_len",
-            "pass",
-            "run_id",
-            "message",
-            "speedup",
-            "speedup_low",
-            "out_rel_fro_low",
-            "median_ms",
-            "",
-        )
-    },
-}
+    **{f"{m} takes {v:g}": with_times(v, m) for m, v in (
+        ("hyper", 1e300), ("hyper", 1.7e308), ("hyper", 5e-324), ("hyper", 0.0), ("flash2", 1.7e308), ("flash2", 0.0)
+    )},
+    "large and small errors": with_errors({1024: 1e300, 2048: 1.7e308, 4096: 5e-324}),
+    "errors that are none": with_errors({1024: -1.0, 2048: math.inf, 4096: -math.inf, 8192: math.nan}),
+    "metrics called like columns": with_metrics(
+        "seq_len", "pass", "run_id", "message", "speedup", "speedup_low", "out_rel_fro_low", "median_ms", ""
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -84,6 +82,6 @@ def test_no_number_and_no_name_of_a_metric_ends_a_command(make_run: MakeRun, cas
 
 
 def test_a_metric_called_like_a_column_is_told_apart(make_run: MakeRun) -> None:
-    rows = run_summary(make_run(CASES["a metric called 'speedup_low'"]))["rows"]
+    rows = run_summary(make_run(with_metrics("speedup_low")))["rows"]
     assert 0.5 in {row["errors"]["error speedup_low"] for row in rows}
     assert any(row["speedup_low"] and row["speedup_low"] != 0.5 for row in rows)

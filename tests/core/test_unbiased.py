@@ -8,7 +8,7 @@ normal scores would not pass once in a million runs; the seeds are fixed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 
@@ -62,12 +62,14 @@ def weight_draws(sampling: str, pairing: str, is_causal: bool, seed: int, change
 
 
 @cache
-def sum_draws(sampling: str, pairing: str, is_causal: bool, change: Change = unchanged) -> Tensor:
+def sum_draws(
+    sampling: str, pairing: str, is_causal: bool, change: Change = unchanged, seeds: Iterable[int] = SEEDS
+) -> Tensor:
     """Numerators and denominators that the backend's out and lse stand for: (draws, queries, Dv + 1)."""
     q, k, v = one_problem(500)
     params = small_params(sampling, pairing, **SIZES)
     draws = []
-    for seed in SEEDS:
+    for seed in seeds:
         plan = change(make_plan(q, k, params, seed, is_causal=is_causal))
         out, lse = hyper_attention(q, k, v, plan=plan, is_causal=is_causal, scale=SCALE, return_lse=True)
         den = lse[0].exp().unsqueeze(2)
@@ -137,7 +139,7 @@ class TestUnbiased:
         [with_sample_weights(0.9), with_sample_weights(1.1), outside_blocks_only],
     )
     def test_a_wrong_weight_would_not_pass(self, mistake: Change, sampling: str, pairing: str, is_causal: bool) -> None:
-        draws = sum_draws(sampling, pairing, is_causal, mistake)
+        draws = sum_draws(sampling, pairing, is_causal, mistake, SEEDS[:2])
         assert worst_z(draws, exact_sums(is_causal)) > BOUND
 
     def test_wrong_samples_would_not_pass(self, sampling: str, pairing: str, is_causal: bool) -> None:

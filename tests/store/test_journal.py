@@ -119,7 +119,8 @@ def test_a_journal_that_cannot_be_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lines", [LINES, OLD_LINES], ids=["checked", "old"])
 def test_a_torn_last_line_is_told_and_a_whole_one_without_its_newline_counts(lines: list[bytes], path: Path) -> None:
     whole = b"".join(lines)
-    for cut in range(len(whole) + 1):
+    ends = [len(b"".join(lines[: count + 1])) for count in range(len(lines))]
+    for cut in sorted({*range(0, len(whole), 11), *(end + near for end in ends for near in (-3, -2, -1, 0))}):
         path.write_bytes(whole[:cut])
         found, warning = told(path)
         ends_whole = any(whole[:cut].endswith(line[:-1]) for line in lines)
@@ -148,7 +149,8 @@ def test_a_journal_torn_anywhere_can_be_appended_to(lines: list[bytes], path: Pa
 def test_a_flipped_bit_costs_its_line_at_most_and_never_changes_a_value(path: Path) -> None:
     whole = header_of("r1") + b"".join(LINES)
     chance = random.Random(0)
-    for at in range(len(whole)):
+    newlines = [at for at in range(len(whole)) if whole[at : at + 1] == b"\n"]
+    for at in sorted({*range(0, len(whole), 5), *newlines}):
         flipped = bytearray(whole)
         flipped[at] ^= 1 << chance.randrange(8)
         path.write_bytes(flipped)
