@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hyperbench.analyze.format import is_null, status_text
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.rounds import combine_rounds
@@ -28,7 +30,8 @@ def stage_table(stages: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
     whole = by_point["median_ms"].transform("count") == by_point["num_stages"].transform("max").fillna(
         by_point["stage"].transform("count")
     )
-    table["sum_ms"] = by_point["median_ms"].transform("sum").where(whole.astype(bool))
+    with np.errstate(over="ignore"):
+        table["sum_ms"] = by_point["median_ms"].transform("sum").where(whole.astype(bool))
     table["share"] = table["median_ms"] / table["sum_ms"].where(table["sum_ms"] > 0)
     forward = timings[timings["pass"] == "forward"].drop_duplicates("point_id").set_index("point_id")
     for name, column in (("forward", "median_ms"), ("forward_low", "ci_low_ms"), ("forward_high", "ci_high_ms")):

@@ -65,7 +65,7 @@ CASES = {
 def test_no_number_and_no_name_of_a_metric_ends_a_command(make_run: MakeRun, case: str) -> None:
     run = make_run(CASES[case])
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("error")
         text = io.StringIO()
         show_run(run, SafeConsole(file=text, width=200))
         assert "hyper" in text.getvalue()
