@@ -67,10 +67,12 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, CHECKSUM: _checksum(values)}
 
 
-def unsealed(values: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The values without their checksum, and whether it is right; files of version 1 have none."""
+def unsealed(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The values without their checksum, and what is wrong with it, "" if nothing is; files of version 1 have none."""
     rest = {name: value for name, value in values.items() if name != CHECKSUM}
-    return rest, values.get(CHECKSUM) in (None, _checksum(rest))
+    if CHECKSUM not in values:
+        return rest, "" if rest.get("schema_version") == 1 else "it has no checksum"
+    return rest, "" if values[CHECKSUM] == _checksum(rest) else "its checksum is another"
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

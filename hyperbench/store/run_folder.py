@@ -142,9 +142,9 @@ def config_hash(resolved: dict[str, Any]) -> str:
 def read_environment(run_dir: Path) -> dict[str, Any]:
     """The environment that a run's numbers come from. Raises StoreError if it is missing or damaged."""
     path = Path(run_dir) / ENVIRONMENT
-    found, is_whole = environment.unsealed(read_mapping(path, json.loads))
-    if not is_whole:
-        warnings.warn(DamageWarning(f"{path} is not as it was written: its checksum is another"), stacklevel=2)
+    found, damage = environment.unsealed(read_mapping(path, json.loads))
+    if damage:
+        warnings.warn(DamageWarning(f"{path} is not as it was written: {damage}"), stacklevel=2)
     try:
         environment.checked({name: value for name, value in found.items() if name in environment.KEYS})
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 from hyperbench.analyze.compare.compare import compare
 from hyperbench.analyze.plot import plot_run
 from hyperbench.analyze.show import run_summary, show_run
+from hyperbench.store.environment import sealed
 from hyperbench.store.files import StoreError
 from hyperbench.store.journal import Journal
 from tests.helpers.several_runs import LENGTHS, put_together, records
@@ -79,6 +81,6 @@ def test_such_a_folder_is_not_continued(tmp_path: Path) -> None:
 
 def test_the_journal_of_another_run_alone_is_refused(tmp_path: Path) -> None:
     run = put_together(tmp_path / "run", ("one", records(1.0)))
-    (run / "environment.json").write_text('{"run_id": "three"}')
+    (run / "environment.json").write_text(json.dumps(sealed({"run_id": "three"})))
     with pytest.raises(StoreError, match="the journal of run one, not of run three"):
         run_summary(run)

@@ -158,7 +158,7 @@ class TestZeroQueries:
     """With q = 0 every logit is 0: den counts keys, so it must be their number, not block_size + sample_size."""
 
     @pytest.mark.parametrize("pairing", PAIRINGS)
-    @pytest.mark.parametrize(("num_keys", "block_size", "sample_size"), [(100, 20, 10), (97, 13, 8), (61, 16, 30)])
+    @pytest.mark.parametrize(("num_keys", "block_size", "sample_size"), [(97, 13, 8), (61, 16, 30)])
     def test_iid_lse_is_log_of_the_number_of_keys_up_to_a_binomial(
         self, num_keys: int, block_size: int, sample_size: int, pairing: str
     ) -> None:

@@ -92,6 +92,7 @@ def lost(make: MakeAttend, losses: Losses) -> float:
     return (losses(make)[1] - best) / (worst - best)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_along_with_that_of_exact_attention(losses: Losses) -> None:
     (start, end), (hyper_start, hyper_end) = losses(make_attend("exact")), losses(make_attend("hyper"))
     assert hyper_start == start, "not the same initial weights"
@@ -99,6 +100,7 @@ def test_the_loss_falls_along_with_that_of_exact_attention(losses: Losses) -> No
     assert lost(make_attend("hyper"), losses) < MOST_LOST
 
 
+@pytest.mark.slow
 def test_a_wrong_gradient_would_have_been_noticed(losses: Losses) -> None:
     assert lost(delta_dropped, losses) > MOST_LOST
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from hyperbench.store.environment import sealed
 from hyperbench.store.record_json import to_json
 from hyperbench.store.schema import Pass, Point, Record, Status, Timing
 from tests.helpers.made_records import a_point, a_timing
@@ -74,7 +75,7 @@ def write_run(
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"sweep": "made", "protocol": {"name": "strict", "rounds": 5}, **(config or {})}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    (folder / "environment.json").write_text(json.dumps({**ENVIRONMENT, **environment}), encoding="utf-8")
+    (folder / "environment.json").write_text(json.dumps(sealed({**ENVIRONMENT, **environment})), encoding="utf-8")
     lines = [json.dumps(to_json(record)) + "\n" for record in records]
     (folder / "journal.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder

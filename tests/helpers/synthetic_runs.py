@@ -11,6 +11,7 @@ import yaml
 
 from hyperbench.analyze.view import View, make_view
 from hyperbench.store import tables
+from hyperbench.store.environment import sealed
 from hyperbench.store.record_json import to_json
 from hyperbench.store.run_folder import Run
 from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Status, StopReason, Timing
@@ -208,7 +209,9 @@ def write_run(folder: Path, records: Iterable[Record], environment: dict[str, An
     """A run's folder that holds these records."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
-    (folder / "environment.json").write_text(json.dumps({**ENVIRONMENT, **(environment or {})}), encoding="utf-8")
+    (folder / "environment.json").write_text(
+        json.dumps(sealed({**ENVIRONMENT, **(environment or {})})), encoding="utf-8"
+    )
     lines = [json.dumps(to_json(record)) + "\n" for record in records]
     (folder / "journal.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hyperbench.store import provenance
-from hyperbench.store.environment import KEYS, changes, checked, shown
+from hyperbench.store.environment import KEYS, changes, checked, sealed, shown
 from hyperbench.store.provenance import collect, cpu_label, cpu_model, relevant_env
 from tests.helpers.made_runs import facts
 
@@ -233,7 +233,7 @@ def test_the_command_line_and_the_parent_process_import_no_torch_and_no_pandas()
 
 
 def test_reading_a_run_imports_no_torch(tmp_path: Path) -> None:
-    for name, text in (("config.yaml", "a: 1\n"), ("environment.json", "{}"), ("journal.jsonl", "")):
+    for name, text in (("config.yaml", "a: 1\n"), ("environment.json", json.dumps(sealed({}))), ("journal.jsonl", "")):
         (tmp_path / name).write_text(text)
     program = (
         "import sys; from hyperbench.store.run_folder import load_run, write_tables; write_tables(sys.argv[1]);"

@@ -69,7 +69,12 @@ def line_of(record: Record) -> bytes:
     return json.dumps(to_json(record)).encode() + b"\n"
 
 
-def make_run(folder: Path, journal: bytes, environment: bytes = b'{"run_id": "r1"}', config: bytes = b"a: 1\n") -> Path:
+def make_run(
+    folder: Path,
+    journal: bytes,
+    environment: bytes = b'{"run_id": "r1", "schema_version": 1}',
+    config: bytes = b"a: 1\n",
+) -> Path:
     """A run's folder of these files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / run_folder.CONFIG).write_bytes(config)
@@ -446,6 +451,8 @@ def test_a_configuration_or_an_environment_that_was_changed_is_told(tmp_path: Pa
         assert load_run(folder).environment == values
     make_run(folder, line_of(SOME[0]), environment=whole.replace(b'"threads": 2', b'"threads": 3'))
     assert damage_told(folder).endswith("environment.json is not as it was written: its checksum is another")
+    make_run(folder, line_of(SOME[0]), environment=whole.replace(b'"crc32"', b'"crg32"'))
+    assert damage_told(folder).endswith("environment.json is not as it was written: it has no checksum")
     make_run(folder, line_of(SOME[0]), environment=whole, config=b"a: 2\n")
     assert damage_told(folder).endswith(
         "config.yaml is not as it was written: environment.json has another config_hash"

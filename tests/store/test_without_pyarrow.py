@@ -10,6 +10,7 @@ import pytest
 
 from hyperbench.analyze.export import export_run
 from hyperbench.store import run_folder
+from hyperbench.store.environment import sealed
 from hyperbench.store.record_json import to_json
 from hyperbench.store.tables import can_write_parquet
 from tests.helpers.made_records import a_timing
@@ -19,7 +20,7 @@ from tests.helpers.made_records import a_timing
 def run(tmp_path: Path) -> Path:
     """A run of one timing, its tables written while pyarrow is here."""
     (tmp_path / run_folder.CONFIG).write_text("a: 1\n")
-    (tmp_path / run_folder.ENVIRONMENT).write_text('{"run_id": "r"}')
+    (tmp_path / run_folder.ENVIRONMENT).write_text(json.dumps(sealed({"run_id": "r"})))
     (tmp_path / run_folder.JOURNAL).write_text(json.dumps(to_json(a_timing())) + "\n")
     run_folder.write_tables(tmp_path)
     assert (tmp_path / "timings.parquet").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from hyperbench.measure.runner.runner import MeasureError
 from hyperbench.measure.runner.worker_process import WorkerGone
 from hyperbench.measure.tries import Tries
 from hyperbench.store import run_folder
+from hyperbench.store.environment import sealed
 from hyperbench.store.files import DamageWarning, StoreError
 from hyperbench.store.journal import Journal, read_journal
 from hyperbench.store.journal_lines import line_of
@@ -115,7 +117,7 @@ def a_run(folder: Path, journal: bytes) -> Path:
     """A run's folder with this journal."""
     folder.mkdir()
     (folder / run_folder.CONFIG).write_text("sweep: {}\n")
-    (folder / run_folder.ENVIRONMENT).write_text("{}\n")
+    (folder / run_folder.ENVIRONMENT).write_text(json.dumps(sealed({})))
     (folder / run_folder.JOURNAL).write_bytes(journal)
     return folder
 

@@ -65,7 +65,7 @@ class TestOperators:
         for x, y in zip(torch.autograd.grad(result, qkv), torch.autograd.grad(expected, qkv), strict=True):
             assert torch.equal(x, y)
 
-    @both_masks
+    @pytest.mark.parametrize("is_causal", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_lengths_share_a_graph(self, is_causal: bool) -> None:
         call = small_call(is_causal)
 
