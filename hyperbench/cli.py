@@ -120,17 +120,17 @@ def plot(
 
     Figures go to figures/ in the run's folder unless --out says otherwise; `hyperbench list figures` shows them.
     """
-    from hyperbench.commands import plot as command
+    from hyperbench.commands import reading
 
-    raise typer.Exit(command.plot(run_dir, figures, formats, out, baseline, open_in_browser=open_, as_json=as_json))
+    raise typer.Exit(reading.plot(run_dir, figures, formats, out, baseline, open_in_browser=open_, as_json=as_json))
 
 
 @app.command()
 def show(run_dir: RunDir = None, baseline: Baseline = "flash2", as_json: AsJson = False) -> None:
     """Print a run's tables: medians with their intervals, speedups, errors, and what failed and why."""
-    from hyperbench.commands import show as command
+    from hyperbench.commands import reading
 
-    raise typer.Exit(command.show(run_dir, baseline, as_json=as_json))
+    raise typer.Exit(reading.show(run_dir, baseline, as_json=as_json))
 
 
 @app.command()
@@ -145,9 +145,9 @@ def export(
 
     They go to export/ in the run's folder unless --out says otherwise; speedups are over --baseline.
     """
-    from hyperbench.commands import export as command
+    from hyperbench.commands import reading
 
-    raise typer.Exit(command.export(run_dir, fmt, out, baseline, as_json=as_json))
+    raise typer.Exit(reading.export(run_dir, fmt, out, baseline, as_json=as_json))
 
 
 @app.command()

@@ -1,0 +1,60 @@
+"""`hyperbench show`, `plot` and `export`: the tables and figures of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hyperbench.commands.output import chosen_run, print_json, print_lines, stdout
+
+
+def show(run_dir: Path | None, baseline: str, *, as_json: bool) -> int:
+    """Print a run. Raises ValueError on a damaged run or an unknown baseline."""
+    from hyperbench.analyze.show import run_summary, show_run
+
+    folder = chosen_run(run_dir)
+    if as_json:
+        print_json(run_summary(folder, baseline))
+    else:
+        show_run(folder, stdout(), baseline)
+    return 0
+
+
+def export(run_dir: Path | None, kind: str, out: Path | None, baseline: str, *, as_json: bool) -> int:
+    """Write the files and print their paths. Raises ValueError on what cannot be exported."""
+    from hyperbench.analyze.export import export_run
+
+    paths = [str(path) for path in export_run(chosen_run(run_dir), kind, out, baseline)]
+    if as_json:
+        print_json({"paths": paths})
+    else:
+        print_lines(paths)
+    return 0
+
+
+def plot(
+    run_dir: Path | None,
+    figures: list[str] | None,
+    formats: str,
+    out: Path | None,
+    baseline: str,
+    *,
+    open_in_browser: bool,
+    as_json: bool,
+) -> int:
+    """Draw figures and print their paths; 1 if one lacks a format that was asked for, or if there is none.
+
+    Raises ValueError on what cannot be drawn.
+    """
+    import typer
+
+    from hyperbench.analyze.plot import plot_run
+
+    paths, messages, unwritten = plot_run(chosen_run(run_dir), figures, formats, out, baseline)
+    if as_json:
+        print_json({"paths": [str(path) for path in paths], "messages": [*messages, *unwritten]})
+    else:
+        print_lines([*messages, *unwritten, *paths])
+    if open_in_browser:
+        for page in (path for path in paths if path.suffix == ".html"):
+            typer.launch(str(page))
+    return 0 if paths and not unwritten else 1
