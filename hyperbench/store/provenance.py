@@ -64,12 +64,20 @@ def cpu_label(model: str | None, count: int | None) -> str:
 
 
 def cpu_model(cpuinfo: str) -> str | None:
-    """The model name in the text of /proc/cpuinfo, if it says one."""
+    """The model name in the text of /proc/cpuinfo, if it says one.
+
+    Virtual machines give a name such as "AMD EPYC" to processors of very different speed: to one without a number the
+    family and model are added, which tell the generation.
+    """
+    told: dict[str, str] = {}
     for line in cpuinfo.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("model name", "Model") and value.strip():
-            return value.strip()
-    return None
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if value:
+            told.setdefault(name, value)
+    model = told.get("model name") or told.get("Model")
+    if model is None or any(char.isdigit() for char in model) or not {"cpu family", "model"} <= told.keys():
+        return model
+    return f"{model} (family {told['cpu family']}, model {told['model']})"
 
 
 def code_fingerprint(targets: Iterable[str] = ()) -> str:
