@@ -190,10 +190,15 @@ def _quotients(sides: Sequence[Array], draws: Sequence[_Draws], tail: float) -> 
     last = signed.shape[-1] - 1
     ends = []
     for at in (tail * last, (1.0 - tail) * last):
-        ends.append((math.floor(at), min(math.floor(at) + 1, last), at - math.floor(at)))
-    signed.partition(sorted({rank for below, above, _ in ends for rank in (below, above)}), axis=-1)
-    roots = {rank: np.sign(signed[:, rank]) * np.sqrt(np.abs(signed[:, rank])) for end in ends for rank in end[:2]}
-    return np.array([roots[below] * (1.0 - part) + roots[above] * part for below, above, part in ends])
+        below, part = math.floor(at), at - math.floor(at)
+        signed.partition(below, axis=-1)  # one rank at a time: numpy is several times quicker so
+        next_above = signed[:, min(below + 1, last) :].min(-1)
+        ends.append(_signed_root(signed[:, below]) * (1.0 - part) + _signed_root(next_above) * part)
+    return np.array(ends)
+
+
+def _signed_root(values: Array) -> Array:
+    return np.sign(values) * np.sqrt(np.abs(values))
 
 
 def _resampled(rounds: Array, draws: _Draws) -> tuple[Array, Array]:

@@ -163,7 +163,7 @@ def _parsed(number: int, text: bytes) -> Line:
             return Line(number, text, None, False, f"its checksum is {found.decode()}, not {short(told)[1:]}")
         body += b"}"
     try:
-        return Line(number, text, json.loads(body), is_checked)
+        return Line(number, text, json.loads(body.decode()), is_checked)
     except (ValueError, RecursionError) as error:
         return Line(number, text, None, False, _one_line(error))
 

@@ -78,33 +78,39 @@ def _decoded_record(cls: Any, value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     fields = dict(value)
-    for name, decode in _decoders(cls).items():
-        if name in fields:
+    for name, left, decode in _decoders(cls):
+        if name in fields and type(fields[name]) not in left:
             fields[name] = decode(fields[name])
     return from_mapping(cls, fields)
 
 
 @cache
-def _decoders(cls: Any) -> dict[str, Callable[[Any], Any]]:
-    """The functions that decode the fields of a record, of those that do not stay as they are."""
-    found = {name: _decoder(hint) for name, hint in hints(cls).items()}
-    return {name: decode for name, decode in found.items() if decode is not None}
+def _decoders(cls: Any) -> tuple[tuple[str, frozenset[type], Callable[[Any], Any]], ...]:
+    """The fields of a record that may have to be decoded: types of values that stay as they are, and the function."""
+    decoders = {name: _decoder(hint) for name, hint in hints(cls).items()}
+    return tuple((name, _sure(hints(cls)[name]), decode) for name, decode in decoders.items() if decode is not None)
 
 
 def check_types(record: Any) -> None:
     """Raise ValueError unless every field of a record is of its annotated type."""
     values = vars(record)
     cls: Any = type(record)
-    for name, hint, check in _checks(cls):
+    for name, hint, sure, check in _checks(cls):
         value = values[name]
-        if not check(value):
+        if type(value) not in sure and not check(value):
             wanted = getattr(hint, "__name__", str(hint))
             raise ValueError(f"{name}={short(value)} of a {cls.__name__} record must be of type {wanted}")
 
 
 @cache
-def _checks(cls: Any) -> tuple[tuple[str, Any, Callable[[Any], bool]], ...]:
-    return tuple((name, hint, _check(hint)) for name, hint in hints(cls).items())
+def _checks(cls: Any) -> tuple[tuple[str, Any, frozenset[type], Callable[[Any], bool]], ...]:
+    return tuple((name, hint, _sure(hint), _check(hint)) for name, hint in hints(cls).items())
+
+
+def _sure(hint: Any) -> frozenset[type]:
+    """The types of which every value fits an annotated type and is what JSON gave: these need no look at the value."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return frozenset(t for t in options if isinstance(t, type) and t not in (int, str))
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -56,6 +56,7 @@ _OWN = {
     ),
     "errors": tuple(name for name in TABLES["errors"] if name not in {*_POINT_HEAD, "input_seed"}),
 }
+_OWN_CELLS = {name: itemgetter(*columns) for name, columns in _OWN.items()}
 
 
 def build(records: Iterable[Record], run_id: str) -> dict[str, DataFrame]:
@@ -155,7 +156,7 @@ def _cells(table: str, record: Record) -> tuple[Any, ...]:
     known: dict[str, Any] = {**vars(record), "status": str(record.status)}
     if isinstance(record, Timing):
         known |= _timing_cells(record)
-    return tuple(known[name] for name in _OWN[table])
+    return _OWN_CELLS[table](known)
 
 
 def _frame(
@@ -163,21 +164,22 @@ def _frame(
 ) -> DataFrame:
     import pandas as pd
 
-    columns: dict[str, Iterable[Any]] = {
-        name: map(itemgetter(at), (row.cells for row in rows)) for at, name in enumerate(_OWN[table])
-    }
-    columns["run_id"] = map(itemgetter(0), rows)
+    own = zip(*(row.cells for row in rows), strict=True) if rows else ((),) * len(_OWN[table])
+    columns: dict[str, Sequence[Any]] = dict(zip(_OWN[table], own, strict=True))
+    columns["run_id"] = [row.run_id for row in rows]
+    codes_of_points = [codes.get(row.point_id) for row in rows]
     if table == "errors":
-        columns["implementation"] = map(codes.get, (row.point_id for row in rows))
+        columns["implementation"] = codes_of_points
     else:
         # Old records of stages do not tell which code it was.
-        code, stage = (_OWN[table].index(name) for name in ("implementation", "stage"))
         columns["implementation"] = [
-            row.cells[code] or (codes.get(row.point_id) if row.cells[stage] else None) for row in rows
+            code or (of_point if stage else None)
+            for code, of_point, stage in zip(columns["implementation"], codes_of_points, columns["stage"], strict=True)
         ]
+    of_points = [heads[row.point_id] for row in rows]
     made = {}
     for name, kind in TABLES[table].items():
-        column = columns[name] if name in columns else (heads[row.point_id][name] for row in rows)
+        column = columns[name] if name in columns else [head[name] for head in of_points]
         made[name] = pd.Series(list(column), dtype=object if kind == "text" else kind)
     return pd.DataFrame(made)
 

@@ -169,8 +169,9 @@ def test_a_run_without_stages_has_no_figure_of_them_and_says_how_to_get_one(meas
     assert "stages left out: this run holds no stages" in call("plot", "--run", str(measured), "--out", "figures").out
 
 
-# A real run is killed in tests/survival as well.
-@pytest.mark.parametrize("with_signal", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT])
+# Real parents and workers are stopped in tests/measure/runner and tests/survival as well.
+@pytest.mark.slow
+@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_in_the_middle_nothing_is_lost_and_the_rest_follows(
     tmp_path: Path, call: Call, with_signal: signal.Signals
 ) -> None:

@@ -81,7 +81,6 @@ ASKED = [
     (["run", "device=cuda"], "sees no CUDA GPU", "cpu"),
     (["run", "method=[flash2]", "+method.mine._target_=no_such_module.attention"], "no_such_module", ""),
     (["run", "method=[hyper]", "method.hyper.num_projections=99"], "num_projections", "15"),
-    (["run", "method=[hyper]", "method.hyper.pairing=buckets"], "pairing", "bucket"),
     (["run", "input.std=-1"], "input.std=-1", "at least 0"),
 ]
 

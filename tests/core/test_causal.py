@@ -81,7 +81,7 @@ def test_with_bucket_pairing_queries_after_t_change_nothing_either(
     assert unchanged_up_to(t, before, call(*everything, params))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize(
     ("length", "leaf", "block_size", "sample_size"),

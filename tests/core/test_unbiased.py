@@ -136,7 +136,11 @@ class TestUnbiased:
 
     @pytest.mark.parametrize(
         "mistake",
-        [with_sample_weights(0.9), with_sample_weights(1.1), outside_blocks_only],
+        [
+            with_sample_weights(0.9),
+            pytest.param(with_sample_weights(1.1), marks=pytest.mark.slow),
+            pytest.param(outside_blocks_only, marks=pytest.mark.slow),
+        ],
     )
     def test_a_wrong_weight_would_not_pass(self, mistake: Change, sampling: str, pairing: str, is_causal: bool) -> None:
         draws = sum_draws(sampling, pairing, is_causal, mistake, SEEDS[:2])
@@ -158,7 +162,9 @@ class TestZeroQueries:
     """With q = 0 every logit is 0: den counts keys, so it must be their number, not block_size + sample_size."""
 
     @pytest.mark.parametrize("pairing", PAIRINGS)
-    @pytest.mark.parametrize(("num_keys", "block_size", "sample_size"), [(97, 13, 8), (61, 16, 30)])
+    @pytest.mark.parametrize(
+        ("num_keys", "block_size", "sample_size"), [(97, 13, 8), pytest.param(61, 16, 30, marks=pytest.mark.slow)]
+    )
     def test_iid_lse_is_log_of_the_number_of_keys_up_to_a_binomial(
         self, num_keys: int, block_size: int, sample_size: int, pairing: str
     ) -> None:

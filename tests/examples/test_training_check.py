@@ -108,7 +108,7 @@ def test_a_wrong_gradient_would_have_been_noticed(losses: Losses) -> None:
 class TestMergedParts:
     """The estimator written part by part, with and without the gradient of its log-sum-exps."""
 
-    @settings(max_examples=40)
+    @settings(max_examples=15)
     @given(
         st.builds(
             HyperAttentionParams,
