@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import collections.abc as abc
 import dataclasses
 import math
 import types
 import typing
 from collections.abc import Callable
-from enum import StrEnum
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
+
+import msgspec
 
 #: The largest integer that a column of the tables holds.
 MAX_INT = 2**63 - 1
 _SHOWN_CHARS = 60
 _MAX_LEVELS = 8
-_NON_FINITE = ("inf", "-inf", "nan")
 
 
 @cache
@@ -25,92 +24,64 @@ def hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-@cache
-def _names(cls: Any) -> frozenset[str]:
-    return frozenset(f.name for f in dataclasses.fields(cls))
-
-
-def from_mapping(cls: Any, data: Any) -> Any:
-    """A record from a mapping of its fields. Raises ValueError on an unknown or missing key or a wrong value."""
-    if not isinstance(data, dict):
-        raise ValueError(f"a {cls.__name__} record is a mapping, not {short(data)}")
-    names = _names(cls)
-    if not names.issuperset(data):
-        unknown = sorted(set(data) - names)[0]
-        raise ValueError(f"unknown key {unknown!r} in a {cls.__name__} record; allowed: {', '.join(sorted(names))}")
-    try:
-        return cls(**data)
-    except TypeError as error:
-        raise ValueError(f"a {cls.__name__} record is malformed: {error}") from None
-
-
 def decoded(hint: Any, value: Any) -> Any:
-    """A value of JSON as its annotated type: mappings become records, lists tuples, texts enumerations or infinities.
+    """A value of JSON as its annotated type: mappings become records, lists tuples, texts enumerations.
 
-    What does not fit is left as it is, for the record to refuse. Raises ValueError on an unknown or missing key.
+    Raises ValueError on anything that does not fit, and on an unknown or missing key of the record itself.
     """
-    decode = _decoder(hint)
-    return value if decode is None else decode(value)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        value = _whole(hint, value)
+    try:
+        return msgspec.convert(value, hint)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"a {getattr(hint, '__name__', hint)} record is malformed: {error}") from None
 
 
-# A journal has very many values of few types: how each is decoded and checked is worked out once for a type.
-@cache
-def _decoder(hint: Any) -> Callable[[Any], Any] | None:
-    """A function that decodes a value of JSON as an annotated type; None where it stays as it is."""
-    if isinstance(hint, types.UnionType):
-        inner = _decoder(typing.get_args(hint)[0])
-        return None if inner is None else lambda value: None if value is None else inner(value)
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        item = None if args[0] in (int, float, str) else _decoder(args[0])
-        items = tuple if item is None else lambda value: tuple(map(item, value))
-        return lambda value: items(value) if isinstance(value, list) else value
-    if origin is abc.Mapping:
-        return lambda value: {name: decoded(args[1], item) for name, item in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return partial(_decoded_record, hint)
-    if hint is float:
-        return lambda value: float(value) if isinstance(value, str) and value in _NON_FINITE else value
-    return hint if isinstance(hint, type) and issubclass(hint, StrEnum) else None
-
-
-def _decoded_record(cls: Any, value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    fields = dict(value)
-    for name, left, decode in _decoders(cls):
-        if name in fields and type(fields[name]) not in left:
-            fields[name] = decode(fields[name])
-    return from_mapping(cls, fields)
+def _whole(cls: Any, data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a record with the defaults of those that are missing. Raises ValueError on an unknown key."""
+    defaults = _defaults(cls)
+    if not defaults.keys() >= data.keys():
+        unknown = sorted(data.keys() - defaults.keys())[0]
+        raise ValueError(f"unknown key {unknown!r} in a {cls.__name__} record; allowed: {', '.join(sorted(defaults))}")
+    if len(data) == len(defaults):
+        return data
+    # msgspec leaves a default to the class: the record itself would lack it, and the tables read the record's own.
+    missing = dataclasses.MISSING
+    return {name: value for name, value in {**defaults, **data}.items() if value is not missing}
 
 
 @cache
-def _decoders(cls: Any) -> tuple[tuple[str, frozenset[type], Callable[[Any], Any]], ...]:
-    """The fields of a record that may have to be decoded: types of values that stay as they are, and the function."""
-    decoders = {name: _decoder(hint) for name, hint in hints(cls).items()}
-    return tuple((name, _sure(hints(cls)[name]), decode) for name, decode in decoders.items() if decode is not None)
+def _defaults(cls: Any) -> dict[str, Any]:
+    """Every field of a record with its default, MISSING where it has none or makes a new one each time."""
+    return {field.name: field.default for field in dataclasses.fields(cls)}
+
+
+@cache
+def numbers(cls: Any) -> tuple[str, ...]:
+    """The fields of a record that may hold a number that is no integer."""
+    return tuple(name for name, hint in hints(cls).items() if float in (typing.get_args(hint) or (hint,)))
 
 
 def check_types(record: Any) -> None:
     """Raise ValueError unless every field of a record is of its annotated type."""
     values = vars(record)
     cls: Any = type(record)
-    for name, hint, sure, check in _checks(cls):
+    for name, hint, check in _checks(cls, tuple(map(type, values.values()))):
         value = values[name]
-        if type(value) not in sure and not check(value):
+        if not check(value):
             wanted = getattr(hint, "__name__", str(hint))
             raise ValueError(f"{name}={short(value)} of a {cls.__name__} record must be of type {wanted}")
 
 
-@cache
-def _checks(cls: Any) -> tuple[tuple[str, Any, frozenset[type], Callable[[Any], bool]], ...]:
-    return tuple((name, hint, _sure(hint), _check(hint)) for name, hint in hints(cls).items())
-
-
-def _sure(hint: Any) -> frozenset[type]:
-    """The types of which every value fits an annotated type and is what JSON gave: these need no look at the value."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return frozenset(t for t in options if isinstance(t, type) and t not in (int, str))
+# A journal has very many records whose fields are of few types: which of them need a look is worked out once.
+@lru_cache(maxsize=4096)
+def _checks(cls: Any, found: tuple[type, ...]) -> tuple[tuple[str, Any, Callable[[Any], bool]], ...]:
+    """The fields whose values of these types do not fit by their type alone, with their annotated types and checks."""
+    return tuple(
+        (name, hint, _check(hint))
+        for (name, hint), kind in zip(hints(cls).items(), found, strict=True)
+        if kind in (int, str) or kind not in (typing.get_args(hint) or (hint,))
+    )
 
 
 def fits(value: Any, hint: Any) -> bool:

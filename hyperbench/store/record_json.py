@@ -8,10 +8,11 @@ import math
 from functools import lru_cache
 from typing import Any
 
-from hyperbench.store.plain_data import decoded, short
+from hyperbench.store.plain_data import decoded, numbers, short
 from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Status, Timing
 
 _KINDS: dict[str, type[Any]] = {"timing": Timing, "error": ErrorRow}
+_NON_FINITE = ("inf", "-inf", "nan")
 #: Kind of a stage in journals written before a stage became a timing.
 _OLD_STAGE = "stage"
 
@@ -38,7 +39,11 @@ def from_json(data: Any) -> Record:
         kind, fields = "timing", _from_old_stage(fields)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"unknown record kind {short(kind)}; allowed: {', '.join(_KINDS)}")
-    record: Record = decoded(_KINDS[kind], fields)
+    cls: Any = _KINDS[kind]
+    for name in numbers(cls):
+        if fields.get(name) in _NON_FINITE:
+            fields[name] = float(fields[name])
+    record: Record = decoded(cls, fields)
     return record
 
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from hyperbench.store.plain_data import MAX_INT as MAX_INT
-from hyperbench.store.plain_data import check_types, fits, from_mapping, is_plain, short
+from hyperbench.store.plain_data import check_types, decoded, fits, is_plain, short
 
 #: 2: lines of a journal carry a checksum, and a header names the run.
 SCHEMA_VERSION = 2
@@ -141,7 +141,8 @@ class Point:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Point:
         """The inverse of `as_dict`. Raises ValueError on an unknown or missing key."""
-        return from_mapping(cls, data)
+        point: Point = decoded(cls, data)
+        return point
 
 
 @dataclass(frozen=True)
