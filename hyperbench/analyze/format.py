@@ -21,6 +21,8 @@ FLAG_MEANINGS: dict[str, str] = {
     Flag.BUSY_MACHINE: "other processes used the cores meanwhile",
     Flag.THROTTLED: "the clocks of the device were held down meanwhile",
     Flag.ABOVE_PEAK: "more operations per second than the device can do: not all of the work was timed",
+    Flag.LEAKS: "under the causal mask it sees later keys or values: its times and errors are not those of causal "
+    "attention",
 }
 
 
@@ -31,6 +33,11 @@ def is_null(value: Any) -> bool:
     if isinstance(value, float):
         return math.isnan(value)
     return type(value).__name__ in ("NAType", "NaTType")
+
+
+def is_flag(value: Any) -> bool:
+    """True for a truth value, of Python or of numpy."""
+    return type(value).__name__ in ("bool", "bool_")
 
 
 def escape(value: Any) -> str:
@@ -46,7 +53,7 @@ def plain(value: Any) -> str:
     """A cell as text: 256.0 is "256", True is "true", null is ""."""
     if is_null(value):
         return ""
-    if type(value).__name__ in ("bool", "bool_"):
+    if is_flag(value):
         return "true" if value else "false"
     if isinstance(value, numbers.Real) and float(value).is_integer():
         return str(int(float(value)))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import plain, status_text
+from hyperbench.analyze.format import is_null, plain, status_text
 from hyperbench.config.catalog import nearest
+from hyperbench.store.parameters import input_parameters, method_parameters
+from hyperbench.store.tables import ERROR_SUFFIXES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,11 +16,8 @@ if TYPE_CHECKING:
 DEFAULT_BASELINE = "flash2"
 SHAPE_DIMS = ("device", "dtype", "is_causal", "batch", "heads", "kv_heads", "seq_len", "head_dim")
 CONDITION_DIMS = ("input", "seed", "protocol")
-HYPER_DIMS = ("block_size", "sample_size", "num_projections", "min_seq_len", "sampling", "pairing")
-DIMENSIONS = ("method", *SHAPE_DIMS, *HYPER_DIMS, *CONDITION_DIMS, "pass", "run_id")
-
-#: Columns of an error metric: its name with each of these behind it.
-ERROR_SUFFIXES = ("", "_low", "_high", "_half_width")
+#: The word for a parameter that a method has, and that is null at some of its points.
+NULL = "null"
 
 
 class DoesNotFitError(ValueError):
@@ -83,79 +82,99 @@ def masks_in(frame: pd.DataFrame) -> list[bool]:
     return sorted(bool(m) for m in frame["is_causal"].unique())
 
 
-def varying(frame: pd.DataFrame, dims: Iterable[str] = DIMENSIONS) -> dict[str, list[Any]]:
-    """The dimensions that take several values, with the values sorted.
+def dimensions(frame: pd.DataFrame) -> list[str]:
+    """The columns that say what a row of a table, or of a view's timings, is of; the parameters of methods among them.
 
-    A method's own parameters count within each method, since each is named with it; kv_heads counts only where it is
-    not simply the number of heads.
+    Parameters of inputs are not: the name of an input has those that tell it from others.
+    """
+    return ["method", *SHAPE_DIMS, *method_parameters(frame), *CONDITION_DIMS, "pass", "run_id"]
+
+
+def varying(frame: pd.DataFrame, dims: Iterable[str] | None = None) -> dict[str, list[Any]]:
+    """The dimensions (default: all) that take several values, with the values sorted, and None last.
+
+    A method's own parameters count within each method, since each is named with it, and null is a value of one that the
+    method has elsewhere; kv_heads counts only where it is not simply the number of heads.
     """
     found: dict[str, list[Any]] = {}
-    plain_heads = bool((frame["kv_heads"] == frame["heads"]).all())
-    for dim in dims:
+    plain_heads, own = bool((frame["kv_heads"] == frame["heads"]).all()), method_parameters(frame)
+    for dim in dimensions(frame) if dims is None else dims:
         if dim == "kv_heads" and plain_heads:
             continue
-        groups = [g for _, g in frame.groupby("method", sort=False)] if dim in HYPER_DIMS else [frame]
-        values = {v for g in groups if g[dim].nunique() > 1 for v in g[dim].dropna().unique()}
-        if values:
-            found[dim] = sorted(values, key=lambda v: (isinstance(v, str), v))
+        groups = [g[dim] for _, g in frame.groupby("method", sort=False)] if dim in own else [frame[dim]]
+        several = [cells for cells in groups if cells.nunique(dropna=dim not in own) > 1]
+        if several:
+            values = {v for cells in several for v in cells.dropna().unique()}
+            nulls = [None] if dim in own and any(cells.isna().any() for cells in several) else []
+            found[dim] = sorted(values, key=lambda v: (isinstance(v, str), v)) + nulls
     return found
 
 
-def check_single(frame: pd.DataFrame, shown_dims: Sequence[str]) -> None:
-    """Raise ValueError, naming the dimension and its values, where one that is not in `shown_dims` varies.
+def value_text(value: Any) -> str:
+    """A value of a dimension as a filter writes it."""
+    return NULL if is_null(value) else plain(value)
 
-    Also where two points differ in no column at all (in a parameter of a custom method or of the input).
+
+def check_single(frame: pd.DataFrame, shown_dims: Sequence[str]) -> None:
+    """Raise DoesNotFitError, naming the dimension and its values, where one that is not in `shown_dims` varies.
+
+    A parameter of the input that is shown stands for the input, as far as that differs in nothing else. Raises it also
+    where two points differ in no column at all.
     """
+    shown_input = [dim for dim in shown_dims if dim in input_parameters(frame)]
+    told = bool(shown_input) and bool((frame.groupby(shown_input, dropna=False)["input"].nunique() == 1).all())
     for dim, values in varying(frame).items():
-        if dim not in shown_dims:
-            listed = ", ".join(plain(v) for v in values)
+        if dim not in shown_dims and not (dim == "input" and told):
+            listed = ", ".join(value_text(v) for v in values)
             raise DoesNotFitError(
-                f"{dim} varies ({listed}) and this figure does not show it; choose one: {dim}={plain(values[0])}"
+                f"{dim} varies ({listed}) and this figure does not show it; choose one: {dim}={value_text(values[0])}"
             )
     points = frame.drop_duplicates(["point_id", "pass", "protocol"])
-    twice = points[points.duplicated(list(DIMENSIONS))]
+    twice = points[points.duplicated(dimensions(frame))]
     if len(twice):
         row = twice.iloc[0]
         raise DoesNotFitError(
-            f"several points of method {row['method']!r} at seq_len={plain(row['seq_len'])} differ only in a parameter "
-            "that is no column of the tables; this figure cannot tell them apart"
+            f"several points of method {row['method']!r} at seq_len={plain(row['seq_len'])} differ only in what is no "
+            "column of the tables; this figure cannot tell them apart"
         )
 
 
 def parse_filters(texts: Iterable[str]) -> dict[str, list[str]]:
-    """Filters written as `name=value` or `name=value,value`. Raises ValueError on an unknown dimension or no value."""
+    """Filters written as `name=value` or `name=value,value`. Raises ValueError on one without a value."""
     where: dict[str, list[str]] = {}
     for text in texts:
         name, _, values = text.partition("=")
-        name = name.strip()
-        if name not in DIMENSIONS:
-            near = nearest(name, DIMENSIONS)
-            raise ValueError(f"unknown dimension {name!r} in {text!r}; allowed: {', '.join(DIMENSIONS)}{near}")
         chosen = [v.strip() for v in values.split(",") if v.strip()]
         if not chosen:
-            raise ValueError(f"no value in {text!r}; write {name}=value or {name}=value,value")
-        where[name] = chosen
+            raise ValueError(f"no value in {text!r}; write {name.strip()}=value or {name.strip()}=value,value")
+        where[name.strip()] = chosen
     return where
 
 
 def select(frame: pd.DataFrame, where: Mapping[str, Sequence[str]], keep_method: str | None = None) -> pd.DataFrame:
-    """The rows that match every filter; a null (a parameter that a method lacks) matches.
+    """The rows that match every filter; those of a method that lacks a parameter match whatever is asked of it.
 
-    Rows of `keep_method` stay whatever the filters of `method` and of parameters say. Raises ValueError where a
-    filter matches nothing, with the values there are.
+    Rows of `keep_method` stay whatever the filters of `method` and of parameters say. Raises ValueError on an unknown
+    dimension, and where a filter matches nothing, with the values there are.
     """
+    own, allowed = method_parameters(frame), [*dimensions(frame), *input_parameters(frame)]
     for name, wanted in where.items():
+        if name not in allowed:
+            raise ValueError(f"unknown dimension {name!r}; allowed: {', '.join(allowed)}{nearest(name, allowed)}")
         cells = frame[name].map(plain)
-        lowered = {value.lower() if name == "is_causal" else value for value in wanted}
+        if name in own:
+            has = frame["method"].map(frame[name].notna().groupby(frame["method"]).any()).astype(bool)
+            cells = cells.mask(has & frame[name].isna(), NULL)
+        lowered = {value.lower() if str(frame[name].dtype) in ("bool", "boolean") else value for value in wanted}
         present = sorted({c for c in cells if c})
         unmatched = sorted(lowered - set(present))
         if unmatched:
             listed, near = ", ".join(present) or "none", nearest(unmatched[0], present)
             raise ValueError(f"{name}={unmatched[0]} is not in this run; there is: {listed}{near}")
         match = cells.isin(lowered)
-        if name in HYPER_DIMS:
+        if name in own:
             match |= cells == ""
-        if keep_method is not None and (name == "method" or name in HYPER_DIMS):
+        if keep_method is not None and (name == "method" or name in own):
             match |= frame["method"] == keep_method
         frame = frame[match]
     return frame

@@ -12,6 +12,7 @@ from hyperbench.analyze.joins import records
 from hyperbench.analyze.stage_table import missing_stages
 from hyperbench.analyze.text_table import FLAGGED, print_table, speedup_note, stage_tables, time_tables
 from hyperbench.analyze.view import View, causal_in_q, causality_notes, error_columns, make_view, provenance, reason
+from hyperbench.store.parameters import input_parameters, method_parameters
 from hyperbench.store.run_folder import Run, load_run
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 _KEYS = (
     "point_id", "method", "implementation", "device", "dtype", "is_causal", "batch", "heads", "kv_heads", "seq_len",
-    "head_dim", "block_size", "sample_size", "num_projections", "min_seq_len", "sampling", "pairing", "input", "seed",
-    "pass", "protocol", "status", "n_samples", "median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "first_call_ms",
-    "host_ms", "memory_before_bytes", "peak_memory_bytes", "resident_peak_bytes", "flags", "baseline_median_ms",
-    "baseline_status", "speedup", "speedup_low", "speedup_high", "speedup_rounds", "message",
+    "head_dim", "input", "seed", "pass", "protocol", "status", "n_samples", "median_ms", "ci_low_ms", "ci_high_ms",
+    "p20_ms", "first_call_ms", "setup_ms", "host_ms", "memory_before_bytes", "peak_memory_bytes", "resident_peak_bytes",
+    "flags", "baseline_median_ms", "baseline_status", "speedup", "speedup_low", "speedup_high", "speedup_rounds",
+    "message",
 )  # fmt: skip
 _STAGE_KEYS = (
     "point_id", "method", "is_causal", "seq_len", "stage", "status", "n_samples", "median_ms", "ci_low_ms",
@@ -68,6 +69,7 @@ def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
     view = make_view(run, baseline)
     frame = view.timings
     errors = error_columns(frame)
+    keys = (*_KEYS, *method_parameters(frame), *input_parameters(frame))
     return {
         "run": str(run.path),
         "environment": json_value(run.environment),
@@ -78,7 +80,7 @@ def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
         "statuses": {str(k): int(v) for k, v in frame["status"].value_counts().items()},
         "rows": [
             {
-                **{key: json_value(row[key]) for key in _KEYS},
+                **{key: json_value(row[key]) for key in keys},
                 "causal_in_q": causal_in_q(row),
                 "errors": {metric: json_value(row[metric]) for metric in errors},
                 "error_half_widths": {

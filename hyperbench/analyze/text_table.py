@@ -6,11 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, is_null, milliseconds, plain, ratio, significant
-from hyperbench.analyze.joins import HYPER_DIMS, masks_in, records, varying
+from hyperbench.analyze.format import (
+    MASK_LABELS,
+    PASS_LABELS,
+    is_null,
+    milliseconds,
+    plain,
+    printable,
+    ratio,
+    significant,
+)
+from hyperbench.analyze.joins import masks_in, records, varying
 from hyperbench.analyze.stage_table import by_point, missing_stages, stages_in
 from hyperbench.analyze.view import AS_PAPER, MAIN_ERROR, View
 from hyperbench.stats.rounds import MIN_ROUNDS
+from hyperbench.store.parameters import method_parameters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,11 +91,12 @@ def print_table(table: TextTable, console: Console) -> None:
     from rich.cells import cell_len
     from rich.text import Text
 
-    widths = [max(map(cell_len, column)) for column in zip(table.columns, *table.rows, strict=True)]
+    columns, *rows = ([printable(cell) for cell in row] for row in (table.columns, *table.rows))
+    widths = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
     console.print(Text(f"\n{table.title}", style="bold"))
     if sum(widths) + 2 * (len(widths) - 1) > console.width:
-        for row in table.rows:
-            cells = [f"{name} {cell}" for name, cell in zip(table.columns, row, strict=True) if cell]
+        for row in rows:
+            cells = [f"{name} {cell}" for name, cell in zip(columns, row, strict=True) if cell]
             console.print(Text(" · ".join(cells)), overflow="fold")
         return
 
@@ -95,9 +106,9 @@ def print_table(table: TextTable, console: Console) -> None:
         return "  ".join(space + cell if is_number else cell + space for cell, space, is_number in aligned).rstrip()
 
     # At once and as it is: a table of rich takes seconds for thousands of rows.
-    console.print(Text(line(table.columns), style="bold"), soft_wrap=True)
+    console.print(Text(line(columns), style="bold"), soft_wrap=True)
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    console.print(Text("\n".join([rule, *map(line, table.rows)])), soft_wrap=True)
+    console.print(Text("\n".join([rule, *map(line, rows)])), soft_wrap=True)
 
 
 def _title(view: View, is_causal: bool) -> str:
@@ -107,18 +118,16 @@ def _title(view: View, is_causal: bool) -> str:
 def _time_table(view: View, frame: pd.DataFrame, methods: Sequence[str], dims: list[str], title: str) -> TextTable:
     with_base = bool((frame["method"] == view.baseline).any())
     with_error = MAIN_ERROR in frame
-    ranked = frame.assign(rank=frame["pass"].map(list(PASS_LABELS).index))
-    listed = [
-        ((*_place(row, dims), row["pass"]), row) for row in records(ranked.sort_values([*dims, "rank"], kind="stable"))
-    ]
-    met = {_shape(key, dims) for key, row in listed if row["method"] != view.baseline}
+    own = [dim in (*method_parameters(frame), "point_id") for dim in dims]
+    listed = [((*_place(row, dims), row["pass"]), row) for row in records(_ordered(frame, dims))]
+    met = {_shape(key, own) for key, row in listed if row["method"] != view.baseline}
     cells: dict[Key, dict[str, Row]] = {}
     base: dict[Key, str] = {}
     for key, row in listed:
         if row["method"] != view.baseline:
             cells.setdefault(key, {})[row["method"]] = row
             base[key] = _time(row, "baseline_")
-        elif _shape(key, dims) not in met:
+        elif _shape(key, own) not in met:
             cells[key] = {}
             base[key] = _time(row)
     names = [view.baseline] if with_base else []
@@ -135,6 +144,14 @@ def _time_table(view: View, frame: pd.DataFrame, methods: Sequence[str], dims: l
         rows.append(tuple(texts))
     is_number = (*_are_numbers(frame, dims), False, *[True] * len(names))
     return TextTable(title, (*_heads(dims), "pass", *names), is_number, tuple(rows))
+
+
+def _ordered(frame: pd.DataFrame, dims: Sequence[str]) -> pd.DataFrame:
+    """The rows in the order of the dimensions, and of the passes as they are shown."""
+    ranks = {name: rank for rank, name in enumerate(PASS_LABELS)}
+    return frame.sort_values(
+        [*dims, "pass"], kind="stable", key=lambda cells: cells.map(ranks) if cells.name == "pass" else cells
+    )
 
 
 def speedup_note(view: View) -> str:
@@ -175,9 +192,9 @@ def _place(row: Row, dims: Sequence[str]) -> list[str]:
     return [f"{int(row[d]):,}" if d == "seq_len" else plain(row[d]) for d in dims]
 
 
-def _shape(key: Key, dims: Sequence[str]) -> Key:
-    """A row's key without parameters of methods, which the baseline lacks."""
-    return (*(cell for cell, dim in zip(key[:-1], dims, strict=True) if dim not in (*HYPER_DIMS, "point_id")), key[-1])
+def _shape(key: Key, own: Sequence[bool]) -> Key:
+    """A row's key without parameters of methods, which are their `own`, and which the baseline lacks."""
+    return (*(cell for cell, is_own in zip(key[:-1], own, strict=True) if not is_own), key[-1])
 
 
 def _time(row: Row, prefix: str = "", with_share: bool = False) -> str:

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import differing, is_null, machine_of, plain, status_text
+from hyperbench.analyze.format import differing, is_null, machine_of, plain, short, status_text
 from hyperbench.analyze.joins import (
-    ERROR_SUFFIXES,
-    HYPER_DIMS,
     DoesNotFitError,
     check_baseline,
     error_table,
@@ -19,7 +17,9 @@ from hyperbench.analyze.joins import (
 )
 from hyperbench.analyze.rounds import add_speedup, combine_rounds
 from hyperbench.analyze.stage_table import stage_table
-from hyperbench.store.tables import CONDITIONS
+from hyperbench.store.parameters import KNOWN, method_parameters
+from hyperbench.store.schema import KINDS
+from hyperbench.store.tables import CONDITIONS, ERROR_SUFFIXES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +33,10 @@ TRIVIAL_ERRORS = {"mean_v_rel_fro": "answering mean(v)", "zero_rel_fro": "answer
 AS_PAPER = "timed the authors' way (they state 20th percentiles, p20_ms): no result by itself"
 #: Stands among the metrics and is a property: 1 where later queries leave earlier outputs alone, 0 where they do not.
 CAUSAL_IN_Q = "causal_in_q"
+#: Longer values of parameters are cut in notes and hovers.
+_VALUE_CHARS = 40
+#: Longer lists of inputs are counted there.
+_INPUTS_CHARS = 80
 _SHORT = {"block_size": "b", "sample_size": "m", "num_projections": "r", "min_seq_len": "leaf"}
 _MEANINGS = {
     "block_size": "b: keys in a query's block",
@@ -49,8 +53,8 @@ class View:
     `stages` has a row per stage of a forward pass, as `stage_table` makes them.
     `descriptions` are those of methods, `exact_methods` those known to be exact, `error_reasons` why a point (by its
     id) has no error; all may lack some. `as_paper`: timed the authors' way, which is no result by itself. `differing`
-    says, a line each, which conditions differ within the rows. Where rows are of several runs, the id of a point begins
-    with that of its run.
+    says, a line each, which conditions differ within the rows; `kinds` which methods are trivial answers and which are
+    oracles, KINDS by name. Where rows are of several runs, the id of a point begins with that of its run.
     """
 
     timings: pd.DataFrame
@@ -62,6 +66,7 @@ class View:
     error_reasons: dict[str, str] = field(default_factory=dict)
     as_paper: bool = False
     differing: tuple[str, ...] = ()
+    kinds: dict[str, str] = field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
@@ -91,6 +96,7 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
         missing_errors(errors, MAIN_ERROR),
         _timed_as_paper(run.config, chosen),
         tuple(differing({name: Counter(chosen[name].dropna()) for name in ("run_id", *CONDITIONS)})),
+        {m: node["kind"] for m, node in nodes.items() if node.get("kind") in KINDS},
     )
 
 
@@ -146,13 +152,28 @@ def require_timings(view: View) -> None:
 def parameters(frame: pd.DataFrame, method: str, without: Sequence[str] = ()) -> str:
     """A method's own parameters in short, "b=256 m=256 leaf=1,024 iid sampling"; several are listed, none is ""."""
     rows = frame[frame["method"] == method]
+    values = {dim: [v for v in rows[dim].unique() if not is_null(v)] for dim in method_parameters(frame)}
+    return _in_short({dim: found for dim, found in values.items() if found and dim not in without})
+
+
+def own_parameters(row: Mapping[str, Any], frame: pd.DataFrame) -> str:
+    """The parameters of a row of a table, as `parameters` has them; "" where its method has none."""
+    return _in_short({dim: [row[dim]] for dim in method_parameters(frame) if not is_null(row[dim])})
+
+
+def _in_short(values: Mapping[str, Sequence[Any]]) -> str:
     parts = []
-    for dim in HYPER_DIMS:
-        values = [] if dim in without else [v for v in rows[dim].unique() if not is_null(v)]
-        if values:
-            listed = "|".join(v if isinstance(v, str) else f"{int(v):,}" for v in sorted(values))
-            parts.append(f"{_SHORT[dim]}={listed}" if dim in _SHORT else f"{listed} {dim}")
+    for dim, found in values.items():
+        listed = "|".join(_value(v) for v in sorted(found))
+        categorical = dim in KNOWN and dim not in _SHORT
+        parts.append(f"{listed} {dim}" if categorical else f"{_SHORT.get(dim, dim)}={listed}")
     return " ".join(parts)
+
+
+def _value(value: Any) -> str:
+    """A value of a parameter: 1,024 for a whole number, and a long text cut."""
+    text = short(plain(value), _VALUE_CHARS)
+    return f"{int(text):,}" if not isinstance(value, str) and text.isdecimal() else text
 
 
 def meanings(view: View, without: Sequence[str] = ()) -> list[str]:
@@ -206,7 +227,7 @@ def headline(view: View) -> list[str]:
     methods = [f"{m}: {view.descriptions[m]}" for m in view.methods if m in view.descriptions]
     exact = ["exact attention"] if view.baseline in view.exact_methods else []
     base = [f"{view.baseline}: {', '.join([*exact, *kernels])}"] if kernels else []
-    inputs = ", ".join(plain(v) for v in frame["input"].unique())
+    inputs = _inputs(frame)
     dtypes = ", ".join(plain(v) for v in frame["dtype"].unique())
     marked = f"; {AS_PAPER}" if view.as_paper else ""
     where = f"{machine_of(view.environment)}; {dtypes}; {inputs} input{marked}"
@@ -221,7 +242,7 @@ def provenance(view: View, varying_dims: Sequence[str] = ()) -> list[str]:
     frame, env = view.timings, view.environment
     listed = {
         dim: ", ".join(plain(v) for v in frame[dim].dropna().unique())
-        for dim in ("device", "dtype", "batch", "heads", "kv_heads", "head_dim", "protocol", "input", "seed")
+        for dim in ("device", "dtype", "batch", "heads", "kv_heads", "head_dim", "protocol", "seed")
     }
     shape = [f"{dim}={listed[dim]}" for dim in ("batch", "heads", "head_dim") if dim not in varying_dims]
     if listed["kv_heads"] != listed["heads"]:
@@ -236,9 +257,18 @@ def provenance(view: View, varying_dims: Sequence[str] = ()) -> list[str]:
         *(f"{m}: {text}" for m, text in methods if text),
         f"baseline {view.baseline}" + (f" = {', '.join(kernels)}" if kernels else " (not in this run)"),
         f"protocol {listed['protocol']}",
-        f"input {listed['input']} (seed {listed['seed']})",
+        f"input {_inputs(frame)} (seed {listed['seed']})",
         f"commit {commit[:10] or 'not recorded'}" + (", dirty" if env.get("dirty") else ""),
     ]
+
+
+def _inputs(frame: pd.DataFrame) -> str:
+    """The names of the inputs, or the first of them and how many more there are."""
+    names = [plain(v) for v in frame["input"].unique()]
+    text = ", ".join(names)
+    if len(names) == 1 or len(text) <= _INPUTS_CHARS:
+        return text
+    return f"{short(names[0], _INPUTS_CHARS)} and {len(names) - 1} more"
 
 
 def _implementations(view: View) -> list[str]:

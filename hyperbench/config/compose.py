@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hyperbench.config import catalog, types
 from hyperbench.config.catalog import ConfigError, check_name, nearest
 from hyperbench.config.overrides import Overrides, apply, parse
-from hyperbench.config.types import DeviceConfig, ErrorConfig, ProtocolConfig
+from hyperbench.config.types import CallOptions, DeviceConfig, ErrorConfig, ProtocolConfig
 from hyperbench.store.run_folder import config_hash
 from hyperbench.store.schema import Point
 
@@ -23,7 +23,7 @@ _SHAPE_KEYS = ("batch", "heads", "kv_heads", "seq_len", "head_dim")
 #: Keys that may hold several values; those of an input or of a method as well.
 _AXIS_KEYS = (*(f"shape.{key}" for key in _SHAPE_KEYS), "dtype", "is_causal", "seed")
 #: Keys of a method's file that are not its parameters.
-_METHOD_KEYS = ("_target_", "description", "exact", "isolate")
+_METHOD_KEYS = ("_target_", "description", "exact", "isolate", "kind", "layout", "causal", "allow_leak")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RunConfig:
     """Everything a run needs to know, checked; `resolved` is what config.yaml holds.
 
     Parameters of `points` that are null are not yet those of the method; `exact_methods` claim to be exact,
-    `isolated_methods` get worker processes of their own.
+    `isolated_methods` get worker processes of their own; `call_options` say how each method is called.
     """
 
     sweep: str
@@ -43,6 +43,7 @@ class RunConfig:
     points: tuple[Point, ...]
     exact_methods: frozenset[str]
     isolated_methods: frozenset[str]
+    call_options: dict[str, CallOptions]
     axes: dict[str, list[Any]]
     out: Path | None
     resolved: dict[str, Any]
@@ -93,6 +94,7 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
         points=_expand(base, {key: values for key, values in axes.items() if key != "input"}, device_config),
         exact_methods=_marked("exact", resolved["method"]),
         isolated_methods=_marked("isolate", resolved["method"]),
+        call_options={name: types.call_options(name, node) for name, node in resolved["method"].items()},
         axes=axes,
         out=overrides.out,
         resolved=resolved,
@@ -187,6 +189,8 @@ def _check_axis_key(key: str, composed: dict[str, Any]) -> None:
         if parts[1] not in composed["method"]:
             chosen = ", ".join(composed["method"])
             raise ConfigError(f"{key} is swept, but {parts[1]} is none of the methods of this run ({chosen})")
+        if parts[2] in _METHOD_KEYS:
+            raise ConfigError(f"{key} takes one value for a run: {parts[2]} is no parameter of the method")
         return
     raise ConfigError(
         f"{key} takes one value for a run; axes of a grid are {', '.join(_AXIS_KEYS)}, input.KEY and method.NAME.KEY"

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hyperbench.config.catalog import ConfigError, check_name
-from hyperbench.store.schema import MAX_INT, PARAMETER_TYPES, Pass
+from hyperbench.store.schema import KINDS, MAX_INT, PARAMETER_TYPES, Pass
 
 _ENDLESS = 1e300
 _PASS_NAMES = ", ".join(Pass)
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+#: Orders of the axes of q, k, v and of the output: (batch, heads, seq_len, head_dim) and (batch, seq_len, heads, ...).
+LAYOUTS = ("bhnd", "bnhd")
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """How a method is called; None where its function says so itself.
+
+    `layout` is one of LAYOUTS; `causal` is false for a method that has no causal form; with `allow_leak` one that sees
+    later keys or values under a causal mask is measured nevertheless, and marked.
+    """
+
+    layout: str | None = None
+    causal: bool | None = None
+    allow_leak: bool = False
+
+
+#: Those of a method of which the configuration says nothing.
+PLAIN_CALL = CallOptions()
 
 
 @dataclass(frozen=True)
@@ -127,6 +147,17 @@ def typed(cls: type[T], data: Any, key: str) -> T:
     if missing:
         raise ConfigError(f"{key}.{missing[0]} is missing")
     return cls(**data)
+
+
+def call_options(method: str, node: Mapping[str, Any]) -> CallOptions:
+    """The options of a method's node. Raises ConfigError on a value of one, or of `kind`, that is not allowed."""
+    for key, allowed in (("layout", LAYOUTS), ("kind", KINDS)):
+        if node.get(key) is not None:
+            check_name(f"method.{method}.{key}", node[key], allowed)
+    for key in ("causal", "allow_leak"):
+        if node.get(key) is not None:
+            check_bool(f"method.{method}.{key}", node[key])
+    return CallOptions(node.get("layout"), node.get("causal"), bool(node.get("allow_leak")))
 
 
 def passes_of(value: Any, protocol: ProtocolConfig) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hyperbench.config.compose import RunConfig
-from hyperbench.config.types import ErrorConfig, ProtocolConfig
+from hyperbench.config.types import PLAIN_CALL, CallOptions, ErrorConfig, ProtocolConfig
 from hyperbench.stats.samples import median
 from hyperbench.store.schema import ALL_STAGES, Cause, ErrorRow, Pass, Point, Record, Status, Timing
 
@@ -25,7 +25,7 @@ class WorkItem:
     """The work left to do at a point in one round: passes to time, seeds whose error is to be measured, stages.
 
     `exact` is true if the method claims to be exact, `stages` if stages of the forward pass are to be timed, all but
-    those in `timed_stages`.
+    those in `timed_stages`; `options` say how the method is called.
     """
 
     point: Point
@@ -34,6 +34,7 @@ class WorkItem:
     seeds: tuple[int, ...] = ()
     stages: bool = False
     timed_stages: tuple[str, ...] = ()
+    options: CallOptions = PLAIN_CALL
 
     @property
     def is_empty(self) -> bool:
@@ -47,7 +48,7 @@ class WorkItem:
 
     def only(self, **parts: Any) -> WorkItem:
         """The same point with nothing to do but these parts."""
-        return WorkItem(self.point, self.exact, **parts)
+        return WorkItem(self.point, self.exact, options=self.options, **parts)
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,15 @@ class Group:
 def with_defaults(points: Iterable[Point], defaults: Mapping[str, Mapping[str, Any]]) -> tuple[Point, ...]:
     """The points with parameters that are null or not given filled in; points that become equal are one.
 
-    `defaults` is target -> parameter -> value. Raises ValueError on a value that no point can hold.
+    `defaults` is target -> parameter -> value; a seed among them that is not given is that of the inputs. Raises
+    ValueError on a value that no point can hold.
     """
     found: dict[str, Point] = {}
     for point in points:
         given = {name: value for name, value in point.hyper.items() if value is not None}
-        hyper = {**dict.fromkeys(point.hyper), **defaults.get(point.target, {}), **given}
+        own = defaults.get(point.target, {})
+        seed = {"seed": point.seed} if "seed" in own else {}
+        hyper = {**dict.fromkeys(point.hyper), **own, **seed, **given}
         filled = replace(point, hyper=hyper)
         found.setdefault(filled.point_id, filled)
     return tuple(found.values())
@@ -173,6 +177,7 @@ def remaining(point: Point, config: RunConfig, round_: int, progress: Progress) 
         seeds=seeds,
         stages=timed_stages is not None,
         timed_stages=timed_stages or (),
+        options=config.call_options.get(point.method, PLAIN_CALL),
     )
 
 

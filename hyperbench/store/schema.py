@@ -24,6 +24,8 @@ SCHEMA_VERSION = 2
 PARAMETER_TYPES: dict[str, type[Any]] = {
     "block_size": int, "sample_size": int, "num_projections": int, "min_seq_len": int, "sampling": str, "pairing": str,
 }  # fmt: skip
+#: Kinds of methods that are none of those compared: answers that any method has to beat, and what none can beat.
+KINDS = ("trivial", "oracle")
 #: In the place of a stage's name: all stages of a point, where none could be told apart.
 ALL_STAGES = "all"
 
@@ -88,6 +90,8 @@ class Flag(StrEnum):
     THROTTLED = "throttled"
     #: More operations per second than the device can do: not all of the work was done, or not all was timed.
     ABOVE_PEAK = "above_peak"
+    #: Under a causal mask the method sees keys or values after a position, and was measured all the same.
+    LEAKS = "leaks"
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,8 @@ class Timing:
     the whole pass. The stage ALL_STAGES stands for all that have no record of their own: nothing could be told of them.
 
     `first_call_ms` is the wall time of the first such call in the process (compilation, tuning, page faults), never a
-    sample. `host_ms` is the median time after which a call gave the host back, on a device that works alongside it.
+    sample, and `setup_ms` that of what a method makes beforehand (its `prepare`). `host_ms` is the median time after
+    which a call gave the host back, on a device that works alongside it.
     `peak_memory_bytes` is the most that PyTorch's allocator held above what it held before the call; on a CPU the
     resident set of the process rose by `resident_peak_bytes` meanwhile. `memory_before_bytes` was in use before.
     `flags` say what a reader must know before trusting it; `conditions` hold load, clocks, power and so on.
@@ -182,6 +187,7 @@ class Timing:
     all_stages: tuple[str, ...] = ()
     cause: Cause | None = None
     resident_peak_bytes: int | None = None
+    setup_ms: float | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -195,7 +201,7 @@ class Timing:
             samples = getattr(self, name)
             if not all(map(math.isfinite, samples)) or min(samples, default=0.0) < 0.0:
                 raise ValueError(f"{name} must be non-negative numbers")
-        for name in ("first_call_ms", "host_ms"):
+        for name in ("first_call_ms", "host_ms", "setup_ms"):
             if not 0.0 <= (getattr(self, name) or 0.0) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be a non-negative number")
         for name in ("round", "peak_memory_bytes", "memory_before_bytes", "resident_peak_bytes"):

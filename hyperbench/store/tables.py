@@ -10,36 +10,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hyperbench.stats.samples import Summary, summarise
-from hyperbench.store.schema import ALL_STAGES, PARAMETER_TYPES, Point, Record, Timing
+from hyperbench.store.parameters import KNOWN, ParameterColumns, parameter_columns
+from hyperbench.store.schema import ALL_STAGES, Point, Record, Timing
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-#: Parameters of methods that have a column of their own; null for a method that lacks them.
-HYPER_COLUMNS = {name: "Int64" if kind is int else "text" for name, kind in PARAMETER_TYPES.items()}
 _POINT_HEAD = {
     **dict.fromkeys(("run_id", "point_id", "method", "implementation", "device", "dtype"), "text"),
     "is_causal": "bool",
     **dict.fromkeys(("batch", "heads", "kv_heads", "seq_len", "head_dim"), "int64"),
-    **HYPER_COLUMNS,
+    **KNOWN,
     "input": "text",
 }
 _STATISTICS = {field.name: "float64" for field in dataclasses.fields(Summary) if field.name != "n_samples"}
+#: Columns of an error metric that is joined to a table: its name with each of these behind it.
+ERROR_SUFFIXES = ("", "_low", "_high", "_half_width")
 #: First characters of a cell that a spreadsheet takes for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
 #: Conditions of a timing that have a column of their own: those that hold for all of a worker process.
 CONDITIONS = {"threads": "Int64", "affinity": "text", "machine": "text", "torch": "text"}
 
-#: Column name -> type, for each table. The types are pandas' own; "text" is an object column of str or None.
+#: Column name -> type, for each table; the columns of further parameters stand around `input` (see parameters). The
+#: types are pandas' own; "text" is an object column of str or None.
 TABLES: dict[str, dict[str, str]] = {
     "timings": {
         **_POINT_HEAD,
         "seed": "int64", "pass": "text", "stage": "text", "position": "Int64", "num_stages": "Int64",
         "protocol": "text", "round": "int64", "status": "text", "stop_reason": "text", "n_samples": "int64",
         **_STATISTICS,
-        "first_call_ms": "float64", "host_ms": "float64", "memory_before_bytes": "Int64", "peak_memory_bytes": "Int64",
-        "resident_peak_bytes": "Int64", "exact_equivalent_flops": "float64", "executed_flops": "float64",
-        "flags": "text", **CONDITIONS, "message": "text",
+        "first_call_ms": "float64", "setup_ms": "float64", "host_ms": "float64", "memory_before_bytes": "Int64",
+        "peak_memory_bytes": "Int64", "resident_peak_bytes": "Int64", "exact_equivalent_flops": "float64",
+        "executed_flops": "float64", "flags": "text", **CONDITIONS, "message": "text",
     },
     "errors": {
         **_POINT_HEAD,
@@ -83,10 +85,33 @@ def build_of_runs(records: Iterable[tuple[str, Record]]) -> dict[str, DataFrame]
             errors[run_id, *record.key] = _Row(run_id, record.point.point_id, _cells("errors", record))
     code = _OWN["timings"].index("implementation")
     codes = {row.point_id: row.cells[code] for row in timings.values() if row.cells[code]}
-    inputs = _input_names(points)
-    heads = {point_id: _head_cells(point, inputs[point_id]) for point_id, point in points.items()}
-    return {name: _frame(name, list(rows.values()), heads, codes)
-            for name, rows in (("timings", timings), ("errors", errors))}  # fmt: skip
+    inputs, parameters = _input_names(points), parameter_columns(points.values(), _taken(key[-1] for key in errors))
+    heads = {
+        point_id: _head_cells(point, inputs[point_id]) | parameters.cells[point_id]
+        for point_id, point in points.items()
+    }
+    return {
+        name: _frame(name, _columns(name, parameters), list(rows.values()), heads, codes)
+        for name, rows in (("timings", timings), ("errors", errors))
+    }
+
+
+def _taken(metrics: Iterable[Any]) -> set[str]:
+    """The names that no parameter's column may have: those of all other columns, and of these metrics once joined."""
+    joined = {f"{metric}{suffix}" for metric in set(metrics) for suffix in ERROR_SUFFIXES}
+    return {*TABLES["timings"], *TABLES["errors"], *joined}
+
+
+def _columns(table: str, parameters: ParameterColumns) -> dict[str, str]:
+    """The columns of a table and their types, those of all parameters among them."""
+    found: dict[str, str] = {}
+    for name, kind in TABLES[table].items():
+        if name == "input":
+            found |= parameters.of_methods
+        found[name] = kind
+        if name == "input":
+            found |= parameters.of_inputs
+    return found
 
 
 class _Row(NamedTuple):
@@ -129,12 +154,15 @@ def to_parquet(frame: DataFrame, path: Path) -> None:
 def to_csv(frame: DataFrame, path: Path) -> None:
     """Write a table; a text that a spreadsheet would run as a formula begins with ' there, and line breaks are all \\n.
 
-    Numbers stay as they are.
+    So do the names of columns, which parameters give theirs. Numbers stay as they are.
     """
     from pandas.api.types import is_numeric_dtype
 
-    texts = {name: frame[name].map(_csv_cell) for name in frame.columns if not is_numeric_dtype(frame[name])}
-    frame.assign(**texts).to_csv(path, index=False)
+    written = frame.copy(deep=False)
+    for name in frame.columns:
+        if not is_numeric_dtype(frame[name]):
+            written[name] = frame[name].map(_csv_cell)
+    written.rename(columns=_csv_cell).to_csv(path, index=False)
 
 
 def _csv_cell(cell: Any) -> Any:
@@ -147,8 +175,7 @@ def _csv_cell(cell: Any) -> Any:
 
 def _head_cells(point: Point, input_name: str) -> dict[str, Any]:
     """The cells of the columns that all rows of a point share."""
-    hyper = {name: point.hyper.get(name) for name in HYPER_COLUMNS}
-    return {**vars(point), **hyper, "point_id": point.point_id, "input": input_name, "input_seed": point.seed}
+    return {**vars(point), "point_id": point.point_id, "input": input_name, "input_seed": point.seed}
 
 
 def _cells(table: str, record: Record) -> tuple[Any, ...]:
@@ -160,7 +187,11 @@ def _cells(table: str, record: Record) -> tuple[Any, ...]:
 
 
 def _frame(
-    table: str, rows: Sequence[_Row], heads: Mapping[str, Mapping[str, Any]], codes: Mapping[str, str]
+    table: str,
+    kinds: Mapping[str, str],
+    rows: Sequence[_Row],
+    heads: Mapping[str, Mapping[str, Any]],
+    codes: Mapping[str, str],
 ) -> DataFrame:
     import pandas as pd
 
@@ -178,7 +209,7 @@ def _frame(
         ]
     of_points = [heads[row.point_id] for row in rows]
     made = {}
-    for name, kind in TABLES[table].items():
+    for name, kind in kinds.items():
         column = columns[name] if name in columns else [head[name] for head in of_points]
         made[name] = pd.Series(list(column), dtype=object if kind == "text" else kind)
     return pd.DataFrame(made)

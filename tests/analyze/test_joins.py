@@ -82,10 +82,44 @@ def test_methods_may_differ_in_their_own_parameters() -> None:
     check_single(timings(records), SHOWN)
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ((64, 128), r"rank varies \(64, 128\).*choose one: rank=64"),
+        ((0.5, 2), r"rank varies \(0.5, 2\)"),
+        (("low", "high"), r"rank varies \(high, low\)"),
+        ((True, False), r"rank varies \(false, true\)"),
+        ((64, None), r"rank varies \(64, null\)"),
+        (([1, 2], [3]), r"rank varies \(\[1, 2\], \[3\]\)"),
+    ],
+)
+def test_a_parameter_of_any_method_is_a_dimension(values: tuple[Any, Any], told: str) -> None:
+    records = [timing(point("mine", 1024, hyper={"rank": v}), Pass.FORWARD, 1.0) for v in values]
+    frame = timings([*records, timing(point("flash2", 1024), Pass.FORWARD, 2.0)])
+    with pytest.raises(ValueError, match=told):
+        check_single(frame, SHOWN)
+    check_single(frame, (*SHOWN, "rank"))
+
+
 def test_points_that_differ_in_no_column_are_refused() -> None:
-    records = [timing(point("mine", 1024, hyper={"rank": r}), Pass.FORWARD, 1.0) for r in (1, 2)]
+    # The text "1" and the number 1 are one text in a column that holds both.
+    records = [timing(point("mine", 1024, hyper={"rank": r}), Pass.FORWARD, 1.0) for r in (1, "1")]
     with pytest.raises(ValueError, match="no column"):
         check_single(timings(records), SHOWN)
+
+
+def test_a_parameter_of_the_input_stands_for_it_where_nothing_else_differs() -> None:
+    def of(**params: Any) -> Record:
+        return timing(point("flash2", 1024, input="captured", input_params=params), Pass.FORWARD, 1.0)
+
+    layers = timings([of(layer=0), of(layer=8)])
+    check_single(layers, (*SHOWN, "input.layer"))
+    check_single(layers, (*SHOWN, "input"))
+    with pytest.raises(ValueError, match="input varies"):
+        check_single(layers, SHOWN)
+    with pytest.raises(ValueError, match="input varies"):
+        check_single(timings([of(layer=0, head=0), of(layer=8, head=0), of(layer=8, head=1)]), (*SHOWN, "input.layer"))
+    assert list(select(layers, {"input.layer": ["8"]}, keep_method="flash2")["input.layer"]) == [8]
 
 
 def test_heads_and_kv_heads_count_once_unless_they_part() -> None:
@@ -111,6 +145,16 @@ def test_filters_choose_rows_and_keep_the_baseline() -> None:
     assert set(forward["pass"]) == {"forward"}
 
 
+def test_filters_choose_by_a_parameter_of_any_method_and_by_its_null() -> None:
+    mine = [timing(point("mine", 1024, hyper={"rank": r}), Pass.FORWARD, 1.0) for r in (1, 2, None)]
+    others = [timing(point("flash2", 1024), Pass.FORWARD, 2.0), timing(point("other", 1024), Pass.FORWARD, 2.0)]
+    for wanted, ranks in (("1,2", {"1", "2"}), ("null", set()), ("2", {"2"})):
+        chosen = select(timings([*mine, *others]), parse_filters([f"rank={wanted}"]))
+        assert {str(r) for r in chosen["rank"].dropna()} == ranks
+        assert list(chosen["method"]).count("mine") == max(len(ranks), 1)
+        assert {"flash2", "other"} <= set(chosen["method"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -121,7 +165,7 @@ def test_filters_choose_rows_and_keep_the_baseline() -> None:
 )
 def test_bad_filters_are_one_clear_line(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        parse_filters([text])
+        select(timings(grid(lengths=(1024,))), parse_filters([text]))
     assert "\n" not in str(caught.value)
 
 

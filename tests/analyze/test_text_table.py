@@ -88,8 +88,19 @@ def test_what_varies_gets_a_column(axis: str, values: tuple[object, ...]) -> Non
     assert all(row[table.columns.index("flash2")] for row in table.rows)
 
 
+def test_a_parameter_of_any_method_gets_a_column_where_it_varies() -> None:
+    points = [point("mine", 1024, hyper={"rank": r, "mode": "a"}) for r in (2, 10, 100)]
+    records = [timing(p, Pass.FORWARD, 1.0 + i) for i, p in enumerate(points)]
+    (table,) = time_tables(view_from([*records, timing(point("flash2", 1024), Pass.FORWARD, 9.0)]))
+    assert "mode" not in table.columns
+    column, time = table.columns.index("rank"), table.columns.index("mine")
+    assert [row[column] for row in table.rows] == ["2", "10", "100"]
+    assert [row[time].split(" ±")[0] for row in table.rows] == ["1.00 ms", "2.00 ms", "3.00 ms"]
+    assert all(row[table.columns.index("flash2")] for row in table.rows)
+
+
 def test_points_that_differ_in_no_column_are_told_apart_by_their_id() -> None:
-    points = [point("mine", 1024, hyper={"rank": r}) for r in (1, 2)]
+    points = [point("mine", 1024, hyper={"rank": r}) for r in (1, "1")]
     (table,) = time_tables(view_from([timing(p, Pass.FORWARD, 1.0 + i) for i, p in enumerate(points)]))
     column = table.columns.index("point_id")
     assert {row[column] for row in table.rows} == {p.point_id for p in points}

@@ -36,8 +36,8 @@ DOCUMENTED = {
     "timings": [
         *POINT_COLUMNS, "seed", "pass", "stage", "position", "num_stages", "protocol", "round", "status", "stop_reason",
         "n_samples", "median_ms", "ci_low_ms", "ci_high_ms", "p20_ms", "p80_ms", "min_ms", "mad_ms", "first_call_ms",
-        "host_ms", "memory_before_bytes", "peak_memory_bytes", "resident_peak_bytes", "exact_equivalent_flops",
-        "executed_flops", "flags", "threads", "affinity", "machine", "torch", "message",
+        "setup_ms", "host_ms", "memory_before_bytes", "peak_memory_bytes", "resident_peak_bytes",
+        "exact_equivalent_flops", "executed_flops", "flags", "threads", "affinity", "machine", "torch", "message",
     ],
     "errors": [*POINT_COLUMNS, "input_seed", "seed", "metric", "value", "low", "high", "status", "message"],
 }  # fmt: skip
@@ -287,13 +287,16 @@ def test_an_environment_of_another_version_is_read(tmp_path: Path) -> None:
 
 
 def test_tables_have_the_documented_columns_and_types(tmp_path: Path) -> None:
-    for journal in (b"", b"".join(map(line_of, SOME))):
+    for journal, of_inputs in ((b"", []), (b"".join(map(line_of, SOME)), ["input.std"])):
         run = load_run(make_run(tmp_path / "run", journal))
         for table, columns in DOCUMENTED.items():
             frame: pd.DataFrame = getattr(run, table)
-            assert list(frame.columns) == columns
+            place = columns.index("input") + 1
+            assert list(frame.columns) == [*columns[:place], *of_inputs, *columns[place:]]
             for name, dtype in frame.dtypes.items():
-                if name in WHOLE:
+                if name in of_inputs:
+                    assert dtype == "float64"
+                elif name in WHOLE:
                     assert dtype == "int64"
                 elif name in WHOLE_OR_NULL:
                     assert dtype == "Int64"
@@ -397,13 +400,16 @@ def test_csv_and_parquet_agree(tmp_path: Path) -> None:
 
 
 def test_empty_tables_keep_their_types(tmp_path: Path) -> None:
-    kinds = {}
+    kinds: dict[str, dict[str, dict[str, pa.DataType]]] = {}
     for name, journal in (("empty", b""), ("full", b"".join(map(line_of, SOME)))):
         folder = make_run(tmp_path / name, journal)
         write_tables(folder)
-        kinds[name] = {table: pq.read_schema(folder / f"{table}.parquet").remove_metadata() for table in DOCUMENTED}
-    assert kinds["empty"] == kinds["full"]
-    assert pa.null() not in {field.type for schema in kinds["empty"].values() for field in schema}
+        schemas = {table: pq.read_schema(folder / f"{table}.parquet") for table in DOCUMENTED}
+        kinds[name] = {table: dict(zip(schema.names, schema.types, strict=True)) for table, schema in schemas.items()}
+    for table, columns in DOCUMENTED.items():
+        assert list(kinds["empty"][table]) == columns
+        assert all(kinds["full"][table][column] == kind for column, kind in kinds["empty"][table].items())
+        assert pa.null() not in kinds["full"][table].values()
 
 
 def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def _hover(row: dict[str, Any], view: View) -> str:
         f"<b>{escape(row['method'])}, {PASS_LABELS[row['pass']]}, n = {int(row['seq_len']):,}</b>",
         _speedup_text(row),
         f"{escape(row['method'])}: {traces.timing_text(row)}",
+        *traces.parameter_lines(row, view),
         f"{escape(view.baseline)}: {traces.timing_text(row, 'baseline_')}",
         *errors.error_lines(row, view),
     ]

@@ -1,22 +1,24 @@
-"""Time and error against the one swept parameter: block_size, sample_size, num_projections, heads and their like."""
+"""Time and error against the one swept parameter: that of a method or of the input, heads, batch or head_dim."""
 
 from __future__ import annotations
 
+import math
+import numbers
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, escape, is_null, plain, ratio
-from hyperbench.analyze.joins import HYPER_DIMS, DoesNotFitError, check_single, masks_in, records, varying
+from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, escape, is_flag, is_null, plain, ratio
+from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records, value_text, varying
 from hyperbench.analyze.plotting import errors, style, traces
 from hyperbench.analyze.plotting.layout import Panel, Sheet
 from hyperbench.analyze.view import MAIN_ERROR, View, require_timings
+from hyperbench.store.parameters import input_parameters, method_parameters
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-AXES = (*HYPER_DIMS, "heads", "kv_heads", "batch", "head_dim")
-_CATEGORIES = ("sampling", "pairing")
+_SHAPE_AXES = ("heads", "kv_heads", "batch", "head_dim")
 _LABELS = {
     "block_size": "block size b (keys in a query's block)",
     "sample_size": "sample size m (sampled keys)",
@@ -39,10 +41,11 @@ def build(view: View) -> go.Figure:
     require_timings(view)
     axis = swept_axis(view.timings)
     check_single(view.timings, ("method", "is_causal", "pass", axis))
+    view = replace(view, timings=_on_axis(view.timings, axis))
     rows = view.timings.sort_values(axis, kind="stable")
     masks = masks_in(rows)
-    places = sorted(rows[axis].dropna().unique())
-    x_axis = _x_axis(axis, places)
+    places = list(rows[axis].dropna().unique())
+    x_axis = _x_axis(places)
     y_axis = style.log_axis([*rows["ci_low_ms"].dropna(), *rows["ci_high_ms"].dropna()], pad=0.08)
     scale = errors.error_scale(view, _ERRORS)
     colors = style.method_colors(list(view.timings["method"].unique()), view.baseline)
@@ -65,7 +68,7 @@ def build(view: View) -> go.Figure:
     return sheet.finish(
         view,
         title=f"Time and error over {label.partition(' (')[0]}, n = {int(length):,}",
-        axes=(label, ("time in ms", errors.AXIS_TITLE)),
+        axes=(_LABELS.get(axis) or escape(axis), ("time in ms", errors.AXIS_TITLE)),
         notes=[
             "Times: medians, bands: 95 % intervals (least to most below 6 samples)."
             + (f" Lines with small marks: methods without {axis}." if rows[axis].isna().any() else ""),
@@ -78,24 +81,42 @@ def build(view: View) -> go.Figure:
     )
 
 
+def axes_of(frame: pd.DataFrame) -> list[str]:
+    """The columns that can be the axis: parameters of methods and of inputs, and sizes."""
+    return [*method_parameters(frame), *input_parameters(frame), *_SHAPE_AXES]
+
+
 def swept_axis(frame: pd.DataFrame) -> str:
     """The one axis that varies. Raises DoesNotFitError where none or several do, saying how to choose."""
-    found = varying(frame, (*AXES, "seq_len"))
+    allowed = axes_of(frame)
+    found = varying(frame, (*allowed, "seq_len"))
     axes = [dim for dim in found if dim != "seq_len"]
     if not axes:
         but = " but seq_len, which fig4 and times show" if "seq_len" in found else ""
-        raise DoesNotFitError(f"no parameter varies in this run{but}; this figure shows one of {', '.join(AXES)}")
+        raise DoesNotFitError(f"no parameter varies in this run{but}; this figure shows one of {', '.join(allowed)}")
     if len(found) > 1:
-        listed = "; ".join(f"{dim}: {', '.join(plain(v) for v in values)}" for dim, values in found.items())
+        listed = "; ".join(f"{dim}: {', '.join(value_text(v) for v in values)}" for dim, values in found.items())
         fixed = next(dim for dim in reversed(found) if dim != axes[0])
-        raise DoesNotFitError(
-            f"several axes vary ({listed}); keep one and choose a value of each other: {fixed}={plain(found[fixed][0])}"
-        )
+        choice = f"{fixed}={value_text(found[fixed][0])}"
+        raise DoesNotFitError(f"several axes vary ({listed}); keep one and choose a value of each other: {choice}")
     return axes[0]
 
 
-def _x_axis(axis: str, places: list[Any]) -> dict[str, Any]:
-    if axis in _CATEGORIES:
+def _on_axis(frame: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """The same rows with places on the axis: as they are where all are numbers, else categories, null the last."""
+    import pandas as pd
+
+    values = varying(frame, [axis])[axis]
+    if all(isinstance(v, numbers.Real) and not is_flag(v) and math.isfinite(v) for v in values):
+        return frame
+    has = frame[axis].notna().groupby(frame["method"]).transform("any")
+    every = [*sorted(frame[axis].dropna().unique()), *([None] if None in values else [])]
+    texts = frame[axis].map(value_text).astype(object).where(has, None)
+    return frame.assign(**{axis: pd.Categorical(texts, list(map(value_text, every)), ordered=True)})
+
+
+def _x_axis(places: list[Any]) -> dict[str, Any]:
+    if isinstance(places[0], str):
         return {"type": "category", "categoryorder": "array", "categoryarray": [traces.place_of(p) for p in places]}
     return style.value_axis([float(p) for p in places])
 
@@ -128,6 +149,7 @@ def _time_curves(panel: Panel, part: pd.DataFrame, view: View, axis: str, places
 def _hover(row: dict[str, Any], view: View, axis: str) -> str:
     value = f", {axis} = {plain(row[axis])}" if not is_null(row[axis]) else ""
     lines = [f"<b>{escape(row['method'])}, {PASS_LABELS[row['pass']]}{escape(value)}</b>", traces.timing_text(row)]
+    lines += traces.parameter_lines(row, view)
     if row["method"] != view.baseline:
         if not is_null(row["speedup"]):
             lines.append(f"speedup over {escape(view.baseline)} {ratio(row['speedup'])}")

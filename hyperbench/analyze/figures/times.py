@@ -94,4 +94,4 @@ def _curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
 def _hover(row: dict[str, Any], view: View) -> str:
     head = f"<b>{escape(row['method'])}, {PASS_LABELS[row['pass']]}, n = {int(row['seq_len']):,}</b>"
     lost = [] if row["method"] == view.baseline else errors.error_lines(row, view)
-    return "<br>".join([head, traces.timing_text(row), *lost])
+    return "<br>".join([head, traces.timing_text(row), *traces.parameter_lines(row, view), *lost])

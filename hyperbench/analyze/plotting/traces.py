@@ -10,7 +10,7 @@ from hyperbench.analyze.format import PASS_LABELS, at, escape, is_null, lengths_
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.plotting.layout import Panel
 from hyperbench.analyze.plotting.style import FAILED_COLOR, Look, rgba
-from hyperbench.analyze.view import reason
+from hyperbench.analyze.view import View, own_parameters, reason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,8 +137,11 @@ def notes_by_reason(
     rows: pd.DataFrame, reasons: Sequence[str] | pd.Series, head: str, with_passes: bool = False
 ) -> list[str]:
     """Footnotes on rows, one per method and reason, with their lengths; `head` has the place of the method."""
+    import pandas as pd
+
     notes = []
-    for (method, why), part in rows.assign(reason=reasons).groupby(["method", "reason"], sort=False):
+    whys = pd.Series(list(reasons), rows.index, dtype=object).rename("reason")
+    for (method, why), part in rows.groupby([rows["method"], whys], sort=False):
         passes = [PASS_LABELS[name] for name in passes_in(part["pass"])] if with_passes else []
         name = f"{method} {', '.join(passes)}".strip()
         notes.append(f"{head.format(name)} at n = {lengths_text(part['seq_len'].unique())} ({short(str(why))}).")
@@ -159,6 +162,12 @@ def throttled_notes(frame: pd.DataFrame, or_baseline: bool = False) -> list[str]
     who = "they, or their baseline," if or_baseline else "they"
     lengths = lengths_text(slow["seq_len"].unique())
     return [f"Hollow points: clocks were throttled while {who} were timed (n = {lengths})."]
+
+
+def parameter_lines(row: Mapping[str, Any], view: View) -> list[str]:
+    """The line of a hover that tells the parameters of a row's method, escaped; none where it has none."""
+    told = own_parameters(row, view.timings)
+    return [escape(told)] if told else []
 
 
 def timing_text(row: Mapping[str, Any], prefix: str = "") -> str:

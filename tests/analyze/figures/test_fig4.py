@@ -328,7 +328,7 @@ def test_an_error_measured_at_some_lengths_only_leaves_gaps() -> None:
                 [timing(point("mine", 1024, hyper={"rank": r}), Pass.FORWARD, 1.0) for r in (1, 2)]
                 + [timing(point("flash2", 1024), Pass.FORWARD, 1.0)]
             ),
-            "differ only in a parameter that is no column",
+            r"rank varies \(1, 2\) and this figure does not show it",
         ),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyperbench.analyze.figures.sweep import AXES, build, swept_axis
+from hyperbench.analyze.figures.sweep import axes_of, build, swept_axis
 from hyperbench.analyze.format import PASS_LABELS
 from hyperbench.analyze.joins import DoesNotFitError
 from hyperbench.analyze.view import MAIN_ERROR
@@ -197,4 +197,53 @@ def test_an_unsupported_sweep_point_leaves_the_others() -> None:
     assert [y is None for y in curve(fig, 1, 1, "hyper, forward").y] == [True, *[False] * 5]
     assert "unsupported: too small" in footer(fig)
     assert not panel(fig, 2, 1)
-    assert set(AXES) >= {axis for axis, _ in SWEEPS}
+    assert set(axes_of(view_from(records).timings)) >= {axis for axis, _ in SWEEPS}
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        ((64, 128, 512), [64, 128, 512]),
+        ((0.25, 0.5, 1), [0.25, 0.5, 1.0]),
+        (("low", "high"), ["high", "low"]),
+        ((False, True), ["false", "true"]),
+        ((64, 8, None), ["8", "64", "null"]),
+    ],
+)
+def test_a_parameter_of_any_method_is_an_axis(values: tuple[Any, ...], places: list[Any]) -> None:
+    base, records = point("flash2", 16_384), []
+    points = [point("mine", 16_384, hyper={"window": value, "mode": "a"}) for value in values]
+    for p in (base, *points):
+        records += [timing(p, x, exact_ms(p, x)) for x in PASSES]
+    for p in points:
+        records += errors(p)
+    view = view_from(records)
+    assert swept_axis(view.timings) == "window"
+    fig = build(view)
+    assert list(curve(fig, 1, 1, "mine, forward").x) == places
+    assert list(curve(fig, 1, 1, "flash2, forward").x) == places
+    assert list(curve(fig, 2, 1, "error of out, mine").x) == places
+    assert "mode=a" in footer(fig)
+    assert "window" not in footer(fig).replace("methods without window", "")
+    told = shown(curve(fig, 1, 1, "mine, forward").hovertext[0])
+    assert f"mine, forward, window = {values[0] if values[0] is not False else 'false'}" in told or None in values
+    assert "mode=a" in told
+
+
+def test_a_parameter_of_the_input_is_an_axis() -> None:
+    records: list[Record] = []
+    for layer in (0, 8, 16):
+        for method in ("flash2", "mine"):
+            p = point(method, 16_384, input="captured", input_params={"layer": layer, "path": "a.safetensors"})
+            records += [timing(p, Pass.FORWARD, 1.0 + layer)]
+    fig = build(view_from(records))
+    assert list(curve(fig, 1, 1, "mine, forward").x) == [0, 8, 16]
+    assert list(curve(fig, 1, 1, "flash2, forward").x) == [0, 8, 16]
+
+
+def test_the_name_of_a_parameter_is_letters_on_the_page() -> None:
+    name = "<b>w</b>"
+    points = [point("flash2", 1024), *(point("mine", 1024, hyper={name: v}) for v in ("<i>a</i>", "<i>b</i>"))]
+    fig = build(view_from([timing(p, Pass.FORWARD, 1.0) for p in points]))
+    assert "<b>w" not in fig.to_json().replace("\\u003c", "<").replace("<b>Time and error over", "")
+    assert "<i>" not in fig.to_json().replace("\\u003c", "<")
