@@ -95,7 +95,7 @@ def test_a_parameter_of_any_method_gets_a_column_where_it_varies() -> None:
     assert "mode" not in table.columns
     column, time = table.columns.index("rank"), table.columns.index("mine")
     assert [row[column] for row in table.rows] == ["2", "10", "100"]
-    assert [row[time].split(" ±")[0] for row in table.rows] == ["1.00 ms", "2.00 ms", "3.00 ms"]
+    assert [round(float(row[time].split()[0])) for row in table.rows] == [1, 2, 3]
     assert all(row[table.columns.index("flash2")] for row in table.rows)
 
 
