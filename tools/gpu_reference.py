@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Each is the sweep gpu_<name> and the folder <name>.
 STEPS = ("headline", "backward", "stages", "leaves", "long", "fig4", "fig4_backward")
 #: Figures need plotly and .parquet needs pyarrow, but both can be made later, elsewhere, from the journal.
-_NEEDED = ("torch", "triton", "pandas", "hydra", "omegaconf", "yaml", "typer", "rich", "pytest")
+_NEEDED = ("torch", "triton", "pandas", "hydra", "omegaconf", "msgspec", "yaml", "typer", "rich", "pytest")
 #: Kernels are compiled, whatever the shell says; the tests need no plugin of pytest, and one may be broken there.
 _ENV = {"TRITON_INTERPRET": "0", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 _ASK_TORCH = """import torch

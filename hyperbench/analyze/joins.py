@@ -74,7 +74,8 @@ def missing_errors(errors: pd.DataFrame, metric: str) -> dict[str, str]:
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as dictionaries by column name."""
-    return [{str(name): cell for name, cell in row.items()} for row in frame.to_dict("records")]
+    names, columns = [str(name) for name in frame.columns], [frame[name].tolist() for name in frame.columns]
+    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
 def masks_in(frame: pd.DataFrame) -> list[bool]:
