@@ -83,9 +83,10 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 
 def summarise(samples_ms: Sequence[float]) -> Summary:
     """All statistics of a list of samples. Raises ValueError if there is none."""
-    low, high = median_interval(samples_ms)
+    ordered = sorted(samples_ms)  # what is in order is quickly sorted again
+    low, high = median_interval(ordered)
     return Summary(
-        n_samples=len(samples_ms), median_ms=median(samples_ms), ci_low_ms=low, ci_high_ms=high,
-        p20_ms=percentile(samples_ms, 20.0), p80_ms=percentile(samples_ms, 80.0),
-        min_ms=float(min(samples_ms)), mad_ms=mad(samples_ms),
+        n_samples=len(ordered), median_ms=median(ordered), ci_low_ms=low, ci_high_ms=high,
+        p20_ms=percentile(ordered, 20.0), p80_ms=percentile(ordered, 80.0),
+        min_ms=float(ordered[0]), mad_ms=mad(ordered),
     )  # fmt: skip
