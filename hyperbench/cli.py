@@ -126,11 +126,32 @@ def plot(
 
 
 @app.command()
-def show(run_dir: RunDir = None, baseline: Baseline = "flash2", as_json: AsJson = False) -> None:
-    """Print a run's tables: medians with their intervals, speedups, errors, and what failed and why."""
+def show(
+    filters: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Part of the run to show; default: all of it."),
+    ] = None,
+    run_dir: RunDir = None,
+    baseline: Baseline = "flash2",
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="speed|error|method", help="Order of tables that have a row per method, and ask for them."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a run's verdicts and tables: medians with intervals, speedups, errors, and what failed and why.
+
+    Examples:
+      hyperbench show
+      hyperbench show input=gaussian is_causal=true --sort error
+
+    From three methods beside the baseline on, tables have a row per method, the fastest first.
+    """
     from hyperbench.commands import reading
 
-    raise typer.Exit(reading.show(run_dir, baseline, as_json=as_json))
+    raise typer.Exit(reading.show(run_dir, filters, baseline, sort, as_json=as_json))
 
 
 @app.command()
@@ -164,12 +185,15 @@ def compare(
     fail_on_regression: Annotated[
         str | None, typer.Option(metavar="PCT", help="Exit 1 if B is slower by more than PCT %, or lacks a time.")
     ] = None,
+    fail_on_error: Annotated[
+        bool, typer.Option("--fail-on-error", help="Exit 1 if an error of B is worse beyond its interval, or lost.")
+    ] = False,
     threshold: Annotated[
         str | None, typer.Option(metavar="PCT", help="Smaller differences count as none (never below the A/A floor).")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two runs, or two methods of one: same, faster, slower or ambiguous, and why.
+    """Compare two runs, or two methods of one: same, faster, slower or ambiguous, and why; and their errors.
 
     Examples:
       hyperbench compare results/runs/before results/runs/after
@@ -182,7 +206,11 @@ def compare(
     """
     from hyperbench.commands import compare as command
 
-    raise typer.Exit(command.compare(run_a, run_b, methods, fail_on_regression, threshold, as_json=as_json))
+    raise typer.Exit(
+        command.compare(
+            run_a, run_b, methods, fail_on_regression, threshold, fail_on_error=fail_on_error, as_json=as_json
+        )
+    )
 
 
 @app.command("list")

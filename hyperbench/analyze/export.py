@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hyperbench.analyze.format import printable
 from hyperbench.analyze.rounds import add_speedup
-from hyperbench.analyze.text_table import FLAGGED, TextTable, speedup_note, stage_tables, time_tables
+from hyperbench.analyze.text_table import FLAGGED, TextTable, kinds_note, run_tables, speedup_note, stage_tables
 from hyperbench.analyze.view import View, causality_notes, make_view, provenance
 from hyperbench.config.catalog import nearest
 from hyperbench.store.files import atomic_write, atomic_write_text
@@ -62,7 +62,7 @@ def latex(view: View) -> str:
         f"{latex_escape(speedup_note(view))}; error: relative Frobenius"
     )
     stages = f"medians ({FLAGGED}: samples flagged), and their part of the sum of the stages"
-    tables = [*((table, times) for table in time_tables(view)), *((table, stages) for table in stage_tables(view))]
+    tables = [*((table, times) for table in run_tables(view)), *((table, stages) for table in stage_tables(view))]
     note = latex_escape(_note(view))
     return "\n".join(_latex_table(table, f"{about}. {note}") for table, about in tables)
 
@@ -91,7 +91,7 @@ def markdown(view: View) -> str:
     """A Markdown table per masking, and those of the stages, with where it was measured."""
     return "\n".join(
         [
-            *(_markdown_table(table) for table in [*time_tables(view), *stage_tables(view)]),
+            *(_markdown_table(table) for table in [*run_tables(view), *stage_tables(view)]),
             "Medians, ± the wider side of the 95 % interval (of all samples below 6, none for one), "
             f"{markdown_escape(FLAGGED)} where samples are flagged; {markdown_escape(speedup_note(view))}; "
             "error: relative Frobenius. "
@@ -109,10 +109,9 @@ def _markdown_table(table: TextTable) -> str:
 
 
 def _note(view: View) -> str:
-    """The provenance of the numbers, and the methods that are not causal in q."""
-    return " ".join(
-        [f"{'; '.join(provenance(view))}.", *(f"{line}." for line in view.differing), *causality_notes(view.timings)]
-    )
+    """The provenance of the numbers, the methods that are no proposal, and those that are not causal in q."""
+    told = [line for line in (*view.differing, kinds_note(view)) if line]
+    return " ".join([f"{'; '.join(provenance(view))}.", *(f"{line}." for line in told), *causality_notes(view.timings)])
 
 
 def latex_escape(text: str) -> str:

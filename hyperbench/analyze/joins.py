@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +117,17 @@ def value_text(value: Any) -> str:
     return NULL if is_null(value) else plain(value)
 
 
+def settings(frame: pd.DataFrame) -> dict[str, str]:
+    """The parameters of each point, by its id, in which points of its method differ: "block_size=64 sampling=iid"."""
+    found = {}
+    for _, part in frame.drop_duplicates("point_id").groupby("method", sort=False):
+        names = [name for name in method_parameters(frame) if part[name].nunique(dropna=False) > 1]
+        for row in records(part):
+            texts = [f"{name}={plain(row[name])}" for name in names if plain(row[name])]
+            found[str(row["point_id"])] = " ".join(texts)
+    return found
+
+
 def check_single(frame: pd.DataFrame, shown_dims: Sequence[str]) -> None:
     """Raise DoesNotFitError, naming the dimension and its values, where one that is not in `shown_dims` varies.
 
@@ -128,7 +140,8 @@ def check_single(frame: pd.DataFrame, shown_dims: Sequence[str]) -> None:
         if dim not in shown_dims and not (dim == "input" and told):
             listed = ", ".join(value_text(v) for v in values)
             raise DoesNotFitError(
-                f"{dim} varies ({listed}) and this figure does not show it; choose one: {dim}={value_text(values[0])}"
+                f"{dim} varies ({listed}) and this figure does not show it; "
+                f"choose one: {shlex.quote(f'{dim}={value_text(values[0])}')}"
             )
     points = frame.drop_duplicates(["point_id", "pass", "protocol"])
     twice = points[points.duplicated(dimensions(frame))]
@@ -140,15 +153,35 @@ def check_single(frame: pd.DataFrame, shown_dims: Sequence[str]) -> None:
         )
 
 
+def inputs_in(frame: pd.DataFrame, most: int) -> list[str]:
+    """The inputs that occur, in the order of the rows. Raises DoesNotFitError where there are more than `most`."""
+    names = [str(name) for name in frame["input"].unique()]
+    if len(names) > most:
+        some = shlex.quote(f"input={','.join(names[:2])}")
+        raise DoesNotFitError(
+            f"{len(names)} inputs ({', '.join(names)}) are more than the {most} that this figure has panels for; "
+            f"choose some: {some}"
+        )
+    return names
+
+
 def parse_filters(texts: Iterable[str]) -> dict[str, list[str]]:
-    """Filters written as `name=value` or `name=value,value`. Raises ValueError on one without a value."""
+    """Filters written as `name=value` or `name=value,value`.
+
+    Raises ValueError on a text without `=`, on one without a value, and on a dimension that is given twice.
+    """
     where: dict[str, list[str]] = {}
     for text in texts:
-        name, _, values = text.partition("=")
+        name, equals, values = text.partition("=")
+        name = name.strip()
+        if not equals:
+            raise ValueError(f"{text!r} is no filter; write KEY=VALUE or KEY=VALUE,VALUE, for example input=gaussian")
         chosen = [v.strip() for v in values.split(",") if v.strip()]
         if not chosen:
-            raise ValueError(f"no value in {text!r}; write {name.strip()}=value or {name.strip()}=value,value")
-        where[name.strip()] = chosen
+            raise ValueError(f"no value in {text!r}; write {name}=value or {name}=value,value")
+        if name in where:
+            raise ValueError(f"{name} is filtered twice; write it once: {name}={','.join([*where[name], *chosen])}")
+        where[name] = chosen
     return where
 
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.format import FLAG_MEANINGS, counted, flags_in, is_null, json_value, short
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.stage_table import missing_stages
-from hyperbench.analyze.text_table import FLAGGED, print_table, speedup_note, stage_tables, time_tables
+from hyperbench.analyze.text_table import (
+    FLAGGED,
+    kinds_note,
+    print_table,
+    run_tables,
+    sorted_rows,
+    speedup_note,
+    stage_tables,
+)
+from hyperbench.analyze.verdict.report import verdict_data, verdict_lines, verdicts
 from hyperbench.analyze.view import View, causal_in_q, causality_notes, error_columns, make_view, provenance, reason
 from hyperbench.store.parameters import input_parameters, method_parameters
 from hyperbench.store.run_folder import Run, load_run
@@ -30,43 +39,87 @@ _STAGE_KEYS = (
     "ci_high_ms", "host_ms", "flags", "share", "sum_ms", "forward_ms", "message",
 )  # fmt: skip
 
+#: Rows of JSON are put in order within these.
+_SORTED_WITHIN = ("is_causal", "pass", "seq_len", "input")
 
-def show_run(run_dir: Path, console: Console, baseline: str = "flash2") -> None:
-    """Read and print a run. Raises ValueError on a missing or damaged one."""
-    print_run(load_run(Path(run_dir)), console, baseline)
+
+def show_run(
+    run_dir: Path,
+    console: Console,
+    baseline: str = "flash2",
+    where: Mapping[str, Sequence[str]] | None = None,
+    sort: str | None = None,
+) -> None:
+    """Read and print a run, or the rows of it that match filters, verdicts first.
+
+    `sort`: in tables with a row per method, whose order it is ("speed", "error" or "method"). Raises ValueError on a
+    missing or damaged run, and on a filter that matches nothing.
+    """
+    run = load_run(Path(run_dir))
+    view = make_view(run, baseline, where)
+    _print_head(run, view, console)
+    if not view.timings.empty:
+        _print_verdicts(view, console)
+        _print_tables(view, console, sort)
 
 
 def print_run(run: Run, console: Console, baseline: str = "flash2") -> None:
-    """Print a run: where it was measured, a table per masking, and what could not be measured and why."""
+    """Print a run that has ended: where it was measured, a table per masking, what is missing and why, the verdicts."""
+    view = make_view(run, baseline)
+    _print_head(run, view, console)
+    if not view.timings.empty:
+        _print_tables(view, console)
+        _print_verdicts(view, console)
+
+
+def _print_head(run: Run, view: View, console: Console) -> None:
     from rich.text import Text
 
-    view = make_view(run, baseline)
     console.print(Text(str(run.path), style="bold"))
     if view.timings.empty:
         console.print("This run holds no measurement yet.")
-        return
-    console.print(Text("  ·  ".join(provenance(view)), style="dim"))
-    for table in [*time_tables(view, methods_per_table=max(1, (console.width - 40) // 42)), *stage_tables(view)]:
+    else:
+        console.print(Text("  ·  ".join(provenance(view)), style="dim"))
+
+
+def _print_verdicts(view: View, console: Console) -> None:
+    from rich.text import Text
+
+    for line in verdict_lines(verdicts(view)):
+        console.print(Text(line, style="bold"))
+
+
+def _print_tables(view: View, console: Console, sort: str | None = None) -> None:
+    from rich.text import Text
+
+    tables = run_tables(view, sort, methods_per_table=max(1, (console.width - 40) // 42))
+    for table in [*tables, *stage_tables(view)]:
         print_table(table, console)
     for line in [*view.differing, *causality_notes(view.timings), *_flagged(view), *_missing(view)]:
         console.print(Text(line, style="yellow"))
-    console.print(
-        Text(
-            f"Times are medians, ± the wider side of the 95 % interval (of all samples below 6, none for one); "
-            f"{speedup_note(view)}; error: relative Frobenius.",
-            style="dim",
-        )
-    )
+    notes = [
+        "Times are medians, ± the wider side of the 95 % interval (of all samples below 6, none for one)",
+        speedup_note(view),
+        "error: relative Frobenius",
+        kinds_note(view),
+    ]
+    console.print(Text(f"{'; '.join(filter(None, notes))}.", style="dim"))
 
 
-def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
-    """A run as plain data that JSON can hold: environment, counts by status, a row per point and pass, and a row
-    per point and stage.
+def run_summary(
+    run_dir: Path,
+    baseline: str = "flash2",
+    where: Mapping[str, Sequence[str]] | None = None,
+    sort: str | None = None,
+) -> dict[str, Any]:
+    """A run as plain data that JSON can hold: environment, verdicts, counts by status, a row per point and pass, and a
+    row per point and stage.
 
-    Raises ValueError on a missing or damaged run.
+    Filters and order as those of `show_run`; without an order the rows stand as in the run. Raises ValueError as that
+    does.
     """
     run = load_run(Path(run_dir))
-    view = make_view(run, baseline)
+    view = make_view(run, baseline, where)
     frame = view.timings
     errors = error_columns(frame)
     keys = (*_KEYS, *method_parameters(frame), *input_parameters(frame))
@@ -76,6 +129,7 @@ def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
         "baseline": baseline,
         "methods": [str(m) for m in frame["method"].unique()],
         "differing": list(view.differing),
+        "verdicts": verdict_data(verdicts(view)),
         "points": int(frame["point_id"].nunique()),
         "statuses": {str(k): int(v) for k, v in frame["status"].value_counts().items()},
         "rows": [
@@ -87,7 +141,7 @@ def run_summary(run_dir: Path, baseline: str = "flash2") -> dict[str, Any]:
                     metric: json_value(width) for metric in errors if not is_null(width := row[f"{metric}_half_width"])
                 },
             }
-            for row in records(frame)
+            for row in (records(frame) if sort is None else sorted_rows(frame, sort, _SORTED_WITHIN))
         ],
         "stages": [{key: json_value(row[key]) for key in _STAGE_KEYS} for row in records(view.stages)],
     }

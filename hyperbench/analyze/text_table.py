@@ -11,14 +11,16 @@ from hyperbench.analyze.format import (
     PASS_LABELS,
     is_null,
     milliseconds,
+    passes_in,
     plain,
     printable,
     ratio,
     significant,
 )
-from hyperbench.analyze.joins import masks_in, records, varying
+from hyperbench.analyze.joins import masks_in, records, settings, varying
 from hyperbench.analyze.stage_table import by_point, missing_stages, stages_in
 from hyperbench.analyze.view import AS_PAPER, MAIN_ERROR, View
+from hyperbench.config.catalog import nearest
 from hyperbench.stats.rounds import MIN_ROUNDS
 from hyperbench.store.parameters import method_parameters
 
@@ -32,6 +34,10 @@ Key = tuple[str, ...]
 FLAGGED = "*"
 #: Stands behind a speedup of too few rounds for an interval over rounds.
 FEW_ROUNDS = "†"
+#: Orders of methods in a table that has a row for each: fastest first, most accurate first, as configured.
+SORTS = ("speed", "error", "method")
+#: From so many methods beside the baseline on a table has a row for each: their columns fit no page.
+MANY_METHODS = 3
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,71 @@ def time_tables(view: View, methods_per_table: int | None = None) -> list[TextTa
             part = frame[(frame["is_causal"] == is_causal) & frame["method"].isin([*methods, view.baseline])]
             tables.append(_time_table(view, part, methods, dims, title))
     return tables
+
+
+def run_tables(view: View, sort: str | None = None, methods_per_table: int | None = None) -> list[TextTable]:
+    """The tables of times: a row per method where there are many or an order is asked for, else columns for each."""
+    if sort is None and len(view.methods) < MANY_METHODS:
+        return time_tables(view, methods_per_table)
+    return method_tables(view, sort or SORTS[0])
+
+
+def method_tables(view: View, sort: str) -> list[TextTable]:
+    """A table per masking and pass: a row per method and setting at each place; time, speedup and error.
+
+    Within a place rows are in an order of SORTS; those without a value stand last.
+    """
+    told = settings(view.timings)
+    frame = view.timings.assign(setting=view.timings["point_id"].map(told))
+    own = method_parameters(frame)
+    dims = [d for d in _dims(frame) if d not in own]
+    if frame.duplicated([*dims, "setting", "method", "is_causal", "pass"]).any():
+        dims.append("point_id")
+    with_setting, with_error = any(told.values()), MAIN_ERROR in frame
+    columns = [*_heads(dims), "method", *(["parameters"] if with_setting else []), "time", "speedup"]
+    columns += ["error"] if with_error else []
+    tables = []
+    for is_causal in masks_in(frame):
+        for name in passes_in(frame["pass"]):
+            part = frame[(frame["is_causal"] == is_causal) & (frame["pass"] == name)]
+            rows = []
+            for row in sorted_rows(part, sort, dims):
+                texts = [*_place(row, dims), row["method"], *([row["setting"]] if with_setting else []), _time(row)]
+                texts += ["baseline" if row["method"] == view.baseline else _speedup(row)]
+                rows.append((*texts, *([_error(row)] if with_error else [])))
+            is_text = len(columns) - len(dims) - 2 - with_error
+            is_number = (*_are_numbers(frame, dims), *[False] * is_text, *[True] * (2 + with_error))
+            title = f"{PASS_LABELS[name]}, {_title(view, is_causal)}"
+            tables.append(TextTable(title, tuple(columns), is_number, tuple(rows)))
+    return tables
+
+
+def check_sort(sort: str | None) -> None:
+    """Raise ValueError on an order that is none of SORTS, with the nearest; None stands for no wish."""
+    if sort is not None and sort not in SORTS:
+        raise ValueError(f"--sort={sort} is unknown; allowed: {', '.join(SORTS)}{nearest(sort, SORTS)}")
+
+
+def sorted_rows(frame: pd.DataFrame, sort: str, dims: Sequence[str] = ("seq_len",)) -> list[dict[str, Any]]:
+    """The rows of a table, by the columns `dims` and within equal ones in an order of SORTS."""
+    column = {"speed": "median_ms", "error": MAIN_ERROR}.get(sort)
+    places: dict[Key, int] = {}
+
+    def rank(row: Row) -> tuple[int, bool, float]:
+        value = None if column is None else row.get(column)
+        place = places.setdefault(tuple(plain(row[dim]) for dim in dims), len(places))
+        return (place, is_null(value), 0.0 if value is None or is_null(value) else float(value))
+
+    return sorted(records(frame.sort_values(list(dims), kind="stable")), key=rank)
+
+
+def kinds_note(view: View) -> str:
+    """The methods that are no proposal, by kind: "trivial: uniform, zero; oracle: top_k"; "" without any."""
+    kinds: dict[str, list[str]] = {}
+    for method in view.methods:
+        if method in view.kinds:
+            kinds.setdefault(view.kinds[method], []).append(method)
+    return "; ".join(f"{kind}: {', '.join(methods)}" for kind, methods in kinds.items())
 
 
 def stage_tables(view: View) -> list[TextTable]:

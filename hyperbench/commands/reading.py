@@ -7,15 +7,19 @@ from pathlib import Path
 from hyperbench.commands.output import chosen_run, print_json, print_lines, stdout
 
 
-def show(run_dir: Path | None, baseline: str, *, as_json: bool) -> int:
-    """Print a run. Raises ValueError on a damaged run or an unknown baseline."""
+def show(run_dir: Path | None, filters: list[str] | None, baseline: str, sort: str | None, *, as_json: bool) -> int:
+    """Print a run. Raises ValueError on a damaged run, an unknown baseline or order, or a filter that fits nothing."""
+    from hyperbench.analyze.joins import parse_filters
     from hyperbench.analyze.show import run_summary, show_run
+    from hyperbench.analyze.text_table import check_sort
 
+    check_sort(sort)
+    where = parse_filters(filters or [])
     folder = chosen_run(run_dir)
     if as_json:
-        print_json(run_summary(folder, baseline))
+        print_json(run_summary(folder, baseline, where, sort))
     else:
-        show_run(folder, stdout(), baseline)
+        show_run(folder, stdout(), baseline, where, sort)
     return 0
 
 

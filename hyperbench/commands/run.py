@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hyperbench.analyze.show import print_run
+from hyperbench.analyze.verdict.report import verdict_data, verdicts
+from hyperbench.analyze.view import make_view
 from hyperbench.commands import exit_codes, progress
 from hyperbench.commands.output import print_json, stderr, stdout
 from hyperbench.commands.progress import duration
@@ -132,11 +134,18 @@ def print_dry_run(prepared: Prepared, console: Console) -> None:
 def outcome_data(run: Run, outcome: Outcome) -> dict[str, Any]:
     """The end of a run as plain data."""
     stages = {"stages_now": {str(k): n for k, n in outcome.stage_statuses.items()}} if outcome.stage_statuses else {}
+    found: dict[str, Any]
+    try:
+        found = {"verdicts": verdict_data(verdicts(make_view(run)))}
+    except ValueError as error:
+        # What was measured is no less finished for it.
+        found = {"verdicts": [], "no_verdicts": str(error)}
     return {
         "run": str(run.path),
         "rows": {str(k): int(v) for k, v in run.passes["status"].value_counts().items()},
         "measured_now": {str(status): count for status, count in outcome.statuses.items()},
         **stages,
+        **found,
         **outcome.time,
         "interrupted": outcome.interrupted,
     }

@@ -8,10 +8,13 @@ import pandas as pd
 import pytest
 
 from hyperbench.analyze.joins import (
+    DoesNotFitError,
     check_single,
     error_table,
+    inputs_in,
     parse_filters,
     select,
+    settings,
     varying,
 )
 from hyperbench.store import tables as columns
@@ -161,6 +164,7 @@ def test_filters_choose_by_a_parameter_of_any_method_and_by_its_null() -> None:
         ("blocksize=1", "did you mean 'block_size'"),
         ("seq_len=", "no value"),
         ("nonsense=1", "unknown dimension 'nonsense'"),
+        ("gaussian", "'gaussian' is no filter; write KEY=VALUE"),
     ],
 )
 def test_bad_filters_are_one_clear_line(text: str, message: str) -> None:
@@ -172,3 +176,33 @@ def test_bad_filters_are_one_clear_line(text: str, message: str) -> None:
 def test_a_filter_without_a_match_lists_what_there_is() -> None:
     with pytest.raises(ValueError, match="seq_len=4096 is not in this run; there is: 1024, 2048"):
         select(timings(grid(lengths=(1024, 2048))), parse_filters(["seq_len=4096"]))
+
+
+def test_a_dimension_that_is_filtered_twice_is_refused_with_what_to_write() -> None:
+    with pytest.raises(ValueError, match="input is filtered twice; write it once: input=a,b,c"):
+        parse_filters(["input=a", "seq_len=1", "input=b,c"])
+
+
+def test_a_value_with_spaces_is_quoted_where_it_is_to_be_typed() -> None:
+    records = [r for name in ("ramp slope=0", "ramp slope=1") for r in grid(lengths=(1024,), input=name)]
+    with pytest.raises(ValueError, match="choose one: 'input=ramp slope=0'"):
+        check_single(timings(records), SHOWN)
+
+
+def test_more_inputs_than_a_figure_has_panels_for_are_refused_with_what_to_type() -> None:
+    frame = timings([r for name in ("a", "b", "c d") for r in grid(lengths=(1024,), masks=(False,), input=name)])
+    assert inputs_in(frame, 3) == ["a", "b", "c d"]
+    with pytest.raises(DoesNotFitError, match=r"3 inputs \(a, b, c d\) are more than the 2 .* choose some: input=a,b$"):
+        inputs_in(frame, 2)
+
+
+def test_settings_are_the_parameters_in_which_points_of_a_method_differ() -> None:
+    points = [
+        point("hyper", 1024, hyper={**HYPER, "block_size": b, "sampling": s}) for b in (64, 128) for s in ("iid", None)
+    ]
+    records = [timing(p, Pass.FORWARD, 1.0) for p in (*points, point("uniform", 1024, hyper={"sample_size": 8}))]
+    told = settings(timings(records))
+    assert [told[p.point_id] for p in points] == [
+        "block_size=64 sampling=iid", "block_size=64", "block_size=128 sampling=iid", "block_size=128"
+    ]  # fmt: skip
+    assert told[records[-1].point.point_id] == ""

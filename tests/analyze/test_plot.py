@@ -30,15 +30,15 @@ def names(folder: Path) -> list[str]:
 def test_a_run_over_lengths_makes_the_figures_that_fit(full_run: Path, tmp_path: Path) -> None:
     paths, messages, _ = plot_run(full_run, None, "html", tmp_path)
     assert [p.name for p in paths] == names(tmp_path) == ["fig4.html", "stages.html", "times.html"]
-    (message,) = messages
-    assert message.startswith("sweep left out: no parameter varies")
+    assert [m.partition(":")[0] for m in messages] == ["methods left out", "sweep left out"]
+    assert messages[1].startswith("sweep left out: no parameter varies")
 
 
 def test_a_run_over_a_parameter_makes_the_sweep(make_run: MakeRun) -> None:
     run = make_run(sweep("block_size", (64, 128)))
     paths, messages, _ = plot_run(run, [], "html", None)
     assert [p.name for p in paths] == names(run / "figures") == ["sweep.html"]
-    assert {m.partition(" ")[0] for m in messages} == {"fig4", "stages", "times"}
+    assert {m.partition(" ")[0] for m in messages} == {"fig4", "methods", "stages", "times"}
     assert all("\n" not in m for m in messages)
 
 
@@ -71,11 +71,15 @@ def test_a_named_figure_that_does_not_fit_is_one_line(full_run: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["fig4", "times", "stages"])
 @pytest.mark.parametrize(
-    ("dim", "values"),
-    [("dtype", ("bfloat16", "float32")), ("input", ("clustered", "gaussian")), ("heads", (1, 2)), ("seed", (0, 1))],
-)
+    ("name", "dim", "values"),
+    [
+        *((name, dim, values) for name in ("fig4", "times", "stages") for dim, values in (
+            ("dtype", ("bfloat16", "float32")), ("heads", (1, 2)), ("seed", (0, 1))
+        )),
+        ("stages", "input", ("clustered", "gaussian")),
+    ],
+)  # fmt: skip
 def test_a_refusal_to_mix_says_how_to_choose_and_the_choice_works(
     make_run: MakeRun, tmp_path: Path, name: str, dim: str, values: tuple[object, object]
 ) -> None:
@@ -96,11 +100,12 @@ def test_a_refusal_to_mix_says_how_to_choose_and_the_choice_works(
         ("blocksize=1", "did you mean 'block_size'"),
         ("seq_len=5", "seq_len=5 is not in this run; there is: "),
         ("seq_len=", "no value"),
+        ("is_causal=true", "is_causal is filtered twice; write it once: is_causal=false,true"),
     ],
 )
 def test_a_bad_filter_is_one_line(full_run: Path, tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told) as caught:
-        plot_run(full_run, ["fig4", text], "html", tmp_path / "out")
+        plot_run(full_run, ["fig4", "is_causal=false", text], "html", tmp_path / "out")
     assert "\n" not in str(caught.value)
 
 
@@ -133,7 +138,7 @@ def test_a_baseline_that_is_not_there_names_what_is(full_run: Path, tmp_path: Pa
 
 
 def test_every_figure_says_in_a_line_what_it_shows_and_can_be_built() -> None:
-    assert {"fig4", "times", "sweep", "stages"} <= set(available())
+    assert {"fig4", "times", "sweep", "stages", "methods"} <= set(available())
     for name, line in available().items():
         assert line.endswith(".")
         assert "\n" not in line

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, milliseconds, ratio, significant
-from hyperbench.analyze.text_table import TextTable, time_tables
+from hyperbench.analyze.text_table import (
+    SORTS,
+    TextTable,
+    check_sort,
+    kinds_note,
+    method_tables,
+    run_tables,
+    time_tables,
+)
 from hyperbench.analyze.view import MAIN_ERROR, View
-from hyperbench.store.schema import Pass, Record, Status, Timing
+from hyperbench.store.schema import ErrorRow, Pass, Record, Status, Timing
 from tests.helpers.synthetic_runs import HYPER, PASSES, errors, failed, grid, hyper_ms, point, sweep, timing, view_from
 
 LENGTHS = (1024, 2048)
@@ -117,3 +127,90 @@ def test_a_run_without_the_baseline_has_times_and_no_speedup() -> None:
     assert "flash2" not in table.columns
     assert all(row[table.columns.index("speedup")] == "" for row in table.rows)
     assert all(row[table.columns.index("hyper")] for row in table.rows)
+
+
+def column(table: TextTable, name: str) -> list[str]:
+    """The cells of a column."""
+    return [row[table.columns.index(name)] for row in table.rows]
+
+
+def three_methods() -> list[Record]:
+    """Three methods at two lengths and inputs: uniform is the fastest, mine the most accurate, and one is lost."""
+    numbers = {"hyper": (5.0, 0.5), "uniform": (1.0, 2.0), "mine": (9.0, 0.1)}
+    records: list[Record] = []
+    for n in (16_384, 2048):
+        for name in ("gaussian", "clustered"):
+            base = point("flash2", n, input=name)
+            records.append(timing(base, Pass.FORWARD, 7.0))
+            for method, (ms, error) in numbers.items():
+                p = point(method, n, input=name, hyper={"sample_size": 64})
+                lost = method == "hyper" and n == 2048
+                records.append(failed(p, Pass.FORWARD) if lost else timing(p, Pass.FORWARD, ms))
+                records.append(ErrorRow(point=p, seed=0, metric=MAIN_ERROR, value=error))
+    return records
+
+
+@pytest.mark.parametrize(
+    ("sort", "order"),
+    [
+        ("speed", ["uniform", "hyper", "flash2", "mine"]),
+        ("error", ["mine", "hyper", "uniform", "flash2"]),
+        ("method", ["flash2", "hyper", "uniform", "mine"]),
+    ],
+)
+def test_a_row_per_method_is_in_the_order_that_is_asked_for_at_each_place(sort: str, order: list[str]) -> None:
+    (table,) = method_tables(view_from(three_methods()), sort)
+    assert table.title == "forward, without causal masking"
+    assert table.columns == ("n", "input", "method", "time", "speedup", "error")
+    places = list(dict.fromkeys((row[0], row[1]) for row in table.rows))
+    assert places == [("2,048", "clustered"), ("2,048", "gaussian"), ("16,384", "clustered"), ("16,384", "gaussian")]
+    for place in places:
+        found = [row[2] for row in table.rows if (row[0], row[1]) == place]
+        # What has no time stands last, where times decide.
+        late = [m for m in order if m != "hyper"] + ["hyper"] if sort == "speed" and place[0] == "2,048" else order
+        assert found == late
+
+
+def test_a_row_per_method_has_the_cells_of_the_view() -> None:
+    view = view_from(three_methods())
+    (table,) = method_tables(view, "speed")
+    rows = {(row[0].replace(",", ""), *row[1:3]): row[3:] for row in table.rows}
+    assert len(rows) == len(view.timings)
+    for row in view.timings.to_dict("records"):
+        time, speedup, error = rows[str(row["seq_len"]), row["input"], row["method"]]
+        assert time.startswith(milliseconds(row["median_ms"]) or "oom")
+        assert speedup.startswith("baseline" if row["method"] == "flash2" else ratio(row["speedup"]))
+        assert error == significant(row[MAIN_ERROR])
+
+
+def test_settings_of_a_method_are_rows_with_their_parameters() -> None:
+    (first, *_) = method_tables(view_from(sweep("block_size", (64, 128), methods=("hyper", "mine"))), "method")
+    assert column(first, "method") == ["flash2", "hyper", "hyper", "mine", "mine"]
+    assert column(first, "parameters") == ["", "block_size=64", "block_size=128", "block_size=64", "block_size=128"]
+
+
+def test_points_that_differ_in_no_column_have_rows_with_their_ids() -> None:
+    points = [point("mine", 1024, hyper={"rank": r}) for r in (1, 2)]
+    (table,) = method_tables(view_from([timing(p, Pass.FORWARD, 1.0 + i) for i, p in enumerate(points)]), "speed")
+    assert len(set(table.rows)) == 2
+
+
+def test_many_methods_or_an_order_make_a_row_of_each() -> None:
+    few, many = (view_from(grid(lengths=LENGTHS, methods=("flash2", *"abc"[:k]))) for k in (2, 3))
+    assert run_tables(few) == time_tables(few)
+    assert run_tables(few, "error") == method_tables(few, "error")
+    assert run_tables(many) == method_tables(many, "speed")
+
+
+@pytest.mark.parametrize("sort", [None, *SORTS])
+def test_orders_are_known(sort: str | None) -> None:
+    check_sort(sort)
+    with pytest.raises(ValueError, match="--sort=eror is unknown; allowed: speed, error, method; did you mean 'error'"):
+        check_sort("eror")
+
+
+def test_kinds_of_methods_are_named_below_a_table() -> None:
+    view = view_from(grid(lengths=LENGTHS, methods=("flash2", "hyper", "uniform", "zero", "top_k")))
+    assert kinds_note(view) == ""
+    kinds = {"uniform": "trivial", "top_k": "oracle", "zero": "trivial", "elsewhere": "trivial"}
+    assert kinds_note(dataclasses.replace(view, kinds=kinds)) == "trivial: uniform, zero; oracle: top_k"

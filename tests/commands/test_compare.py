@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hyperbench.analyze.view import MAIN_ERROR
+from hyperbench.store.schema import ErrorRow
 from tests.helpers.commands import Call
 from tests.helpers.made_rounds import failed, points, rounds, sweep, write_run
 
@@ -72,6 +74,19 @@ def test_one_round_is_no_verdict_and_no_passed_check(call: Call, tmp_path: Path)
     assert checked.code == 1
     assert "3.000 times as long, and it cannot be judged (too_few_rounds)" in checked.out
     assert "1 of 1 passes could not be judged" in checked.out
+
+
+def test_a_worse_error_fails_a_check_only_where_that_is_asked_for(call: Call, tmp_path: Path) -> None:
+    p = points(("hyper",), (1024,))[0]
+    for name, error in (("a", 0.3), ("b", 0.5)):
+        write_run(tmp_path / name, [*sweep(name), ErrorRow(p, 0, MAIN_ERROR, error)])
+    assert call("compare", "a", "b", "--fail-on-regression", "5").code == 0
+    answer = call("compare", "a", "b", "--fail-on-error")
+    assert answer.code == 1
+    assert "--fail-on-error: hyper n=1,024: error worse, 0.300 in A, 0.500 in B" in answer.out
+    data = json.loads(call("compare", "a", "b", "--fail-on-error", "--json").out)
+    assert (len(data["error_failures"]), data["fail_on_error"]) == (1, True)
+    assert call("compare", "b", "a", "--fail-on-error").code == 0
 
 
 def test_a_threshold_makes_small_changes_the_same(call: Call, before: Path, slower: Path) -> None:

@@ -77,8 +77,9 @@ def test_a_dry_run_counts_the_points_whose_stages_are_timed_and_their_time() -> 
 
 def test_the_outcome_is_plain_data(tmp_path: Path) -> None:
     run = run_of(tmp_path, a_timing(), a_timing(round=1), failed(Status.OOM))
-    data = command.outcome_data(run, Outcome(Counter({Status.OK: 1}), interrupted=True))
-    assert json.loads(json.dumps(data)) == {
+    data = json.loads(json.dumps(command.outcome_data(run, Outcome(Counter({Status.OK: 1}), interrupted=True))))
+    assert [verdict["outcome"] for verdict in data.pop("verdicts")] == ["no_verdict"]
+    assert data == {
         "run": str(tmp_path),
         "rows": {"ok": 2, "oom": 1},
         "measured_now": {"ok": 1},
@@ -125,6 +126,9 @@ def test_a_run_that_no_table_can_show_is_measured_all_the_same(tmp_path: Path) -
     command.print_outcome(run, Outcome(), console)
     assert "the tables cannot be printed: baseline 'flash2' has several rows" in text.getvalue()
     assert "next: hyperbench plot" in text.getvalue()
+    data = command.outcome_data(run, Outcome())
+    assert data["verdicts"] == []
+    assert "baseline 'flash2' has several rows" in data["no_verdicts"]
 
 
 @pytest.fixture

@@ -290,11 +290,10 @@ def test_a_torn_last_line_costs_one_measurement(run: Callable[..., Answer], call
 
 
 def test_a_figure_mixes_no_configurations(run: Callable[..., Answer], call: Call) -> None:
-    assert run("input=gaussian,clustered").code == 0
+    assert run("seed=0,1").code == 0
     answer = call("plot", "times", "--run", "run")
     assert answer.code == 2
-    assert Quote("input varies (clustered, gaussian) and this figure does not show it; choose one: input=clustered"
-                 ).stands_in(answer.err)  # fmt: skip
+    assert Quote("seed varies (0, 1) and this figure does not show it; choose one: seed=0").stands_in(answer.err)
     assert not (Path("run") / "figures").exists()
 
 

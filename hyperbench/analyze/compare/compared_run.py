@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hyperbench.analyze.format import differing, printable, short
+from hyperbench.analyze.view import MAIN_ERROR
 from hyperbench.config.catalog import nearest
 from hyperbench.stats.samples import median
 from hyperbench.store import environment
 from hyperbench.store.journal import each_record
 from hyperbench.store.run_folder import JOURNAL, check_run_folder, read_config, read_environment
-from hyperbench.store.schema import Pass, Point, Status, Timing
+from hyperbench.store.schema import ErrorRow, Pass, Point, Status, Timing
 from hyperbench.store.tables import CONDITIONS
 
 #: Keys of environment.json that change what a number means; the rest (when, which folder) differs between any two runs.
@@ -60,9 +62,31 @@ class RoundTime(NamedTuple):
         )  # fmt: skip
 
 
+class ErrorRange(NamedTuple):
+    """The main error of a point: the median over its draws, and the ends of the range of these and their intervals."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, rows: Iterable[ErrorRow]) -> ErrorRange | None:
+        """The range of some draws; None unless each has a finite error, of which there is one at least."""
+        listed = [(row.value, row.low, row.high) for row in rows]
+        values = [value for value, _, _ in listed if value is not None and math.isfinite(value)]
+        if not values or len(values) < len(listed):
+            return None
+        ends = [(value if low is None else low, value if high is None else high) for value, low, high in listed]
+        lows, highs = [low for low, _ in ends if low is not None], [high for _, high in ends if high is not None]
+        return cls(median(values), min(lows), max(highs))
+
+
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run, or one method of it; `timings` by point_id, pass, and run and round, of which the last written counts."""
+    """A run, or one method of it; `timings` by point_id, pass, and run and round, of which the last written counts.
+
+    `errors` are by point_id, as far as they are known.
+    """
 
     path: Path
     config: dict[str, Any]
@@ -70,6 +94,7 @@ class ComparedRun:
     timings: dict[str, dict[Pass, dict[RoundKey, RoundTime]]]
     points: tuple[Point, ...]
     method: str | None = None
+    errors: Mapping[str, ErrorRange] = field(default_factory=dict)
 
     @property
     def aa_floor(self) -> float | None:
@@ -127,12 +152,16 @@ def read_run(path: Path) -> ComparedRun:
     config, env = read_config(folder), read_environment(folder)
     timings: dict[str, dict[Pass, dict[RoundKey, RoundTime]]] = {}
     points: dict[str, Point] = {}
+    draws: dict[str, dict[tuple[str, int], ErrorRow]] = {}
     for run_id, record in each_record(folder / JOURNAL, str(env.get("run_id") or "")):
         if isinstance(record, Timing) and not record.stage:
             points.setdefault(record.point.point_id, record.point)
             rounds = timings.setdefault(record.point.point_id, {}).setdefault(record.pass_, {})
             rounds[run_id, record.round] = RoundTime.of(record)
-    return ComparedRun(folder, config, env, timings, tuple(points.values()))
+        elif isinstance(record, ErrorRow) and record.metric == MAIN_ERROR:
+            draws.setdefault(record.point.point_id, {})[run_id, record.seed] = record
+    errors = {point_id: found for point_id, rows in draws.items() if (found := ErrorRange.of(rows.values()))}
+    return ComparedRun(folder, config, env, timings, tuple(points.values()), errors=errors)
 
 
 #: A point of A and its partner of B; None stands for a partner that is not there.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.compare.compare import Comparison, Row
 from hyperbench.analyze.compare.compared_run import ComparedRun
+from hyperbench.analyze.compare.errors import error_data, error_lines, error_pairs, error_table
+from hyperbench.analyze.compare.labels import FIELDS, are_numbers, cell, dims_of, head, label, point_label, side_names
 from hyperbench.analyze.format import (
     FLAG_MEANINGS,
     PASS_LABELS,
@@ -16,14 +18,12 @@ from hyperbench.analyze.format import (
     json_value,
     machine_of,
     milliseconds,
-    plain,
     printable,
     short,
     significant,
 )
 from hyperbench.analyze.text_table import TextTable, print_table
 from hyperbench.stats.rounds import MIN_ROUNDS, Judgement, Reason, Verdict
-from hyperbench.store.schema import Point
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,14 +44,10 @@ _MEANINGS = {
 }
 #: The rounds were enough to judge, be it that more of them are wanted.
 _JUDGED = (Reason.INTERVAL_WITHIN_THRESHOLD, Reason.INTERVAL_BEYOND_THRESHOLD, Reason.INTERVAL_STRADDLES_THRESHOLD)
-_FIELDS = (
-    "is_causal", "seq_len", "device", "dtype", "batch", "heads", "kv_heads", "head_dim", "input", "seed"
-)  # fmt: skip
-_NUMBERS = ("seq_len", "batch", "heads", "kv_heads", "head_dim", "seed")
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print what is compared, what differs about it, a table of the verdicts, the points left over, and one line."""
+    """Print what is compared, what differs about it, tables of times and errors, the points left over, and one line."""
     from rich.text import Text
 
     def say(lines: Iterable[str], style: str) -> None:
@@ -59,7 +55,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             console.print(Text(line, style=style))
 
     runs = (("A", comparison.a), ("B", comparison.b))
-    dims = _dims(comparison)
+    dims = dims_of(comparison)
     reasons = {row.judgement.reason for row in comparison.rows}
     say((f"{name}  {_described(run)}" for name, run in runs), "bold")
     say((f"warning: {warning}" for warning in comparison.warnings), "yellow")
@@ -68,11 +64,16 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print()
     meanings = (f"{r}: {_MEANINGS[r]}{_rounds_note(comparison, r)}" for r in Reason if r in _MEANINGS and r in reasons)
     say(meanings, "dim")
-    details = (f"{_label(row, dims)}: {short(printable(row.detail))}" for row in comparison.rows if row.detail)
+    details = (f"{label(row, dims)}: {short(printable(row.detail))}" for row in comparison.rows if row.detail)
     flags = (line for name, run in runs for line in _flagged(name, run))
     say([*details, *flags, *_leftover(comparison, dims)], "yellow")
+    pairs = error_pairs(comparison)
+    if pairs:
+        print_table(error_table(comparison, pairs), console)
+        console.print()
+    say(error_lines(comparison, pairs)[:-1], "yellow")
     say([_method_note(comparison)], "dim")
-    say([comparison.headline()], "bold")
+    say([*error_lines(comparison, pairs)[-1:], comparison.headline()], "bold")
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:
@@ -86,6 +87,7 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
         "verdict": comparison.headline(),
         "counts": {str(verdict): count for verdict, count in comparison.counts.items()},
         "points": [_row_data(row) for row in comparison.rows],
+        "errors": error_data(error_pairs(comparison)),
         "unmatched": [_row_data(row) for row in comparison.unmatched],
     }
     return dict(json_value(data))
@@ -98,7 +100,7 @@ def failures_of(comparison: Comparison, percent: float) -> list[str]:
     slow call are few), and a comparison in which nothing could be judged: a check that cannot see a regression must not
     pass.
     """
-    dims, limit = _dims(comparison), 1.0 + percent / 100.0
+    dims, limit = dims_of(comparison), 1.0 + percent / 100.0
     lines = []
     for row in (*comparison.rows, *comparison.unmatched):
         found = row.judgement
@@ -110,7 +112,7 @@ def failures_of(comparison: Comparison, percent: float) -> list[str]:
             told = f"{significant(found.ratio, 4)} times as long, and it cannot be judged ({found.reason})"
         else:
             continue
-        lines.append(f"{_label(row, dims)}: {told}")
+        lines.append(f"{label(row, dims)}: {told}")
     if not lines and len(unjudged(comparison)) == len(comparison.rows):
         lines.append("no point could be judged, so a regression would not be seen")
     return lines
@@ -137,12 +139,11 @@ def _rounds_note(comparison: Comparison, reason: Reason) -> str:
 
 
 def _table(comparison: Comparison, dims: Sequence[str]) -> TextTable:
-    methods = (comparison.a.method, comparison.b.method)
-    names = [printable(m) for m in methods] if all(methods) and methods[0] != methods[1] else ["A", "B"]
+    names = side_names(comparison)
     heads = ("pass", *names, f"{names[1]}/{names[0]}", "95 % interval", "verdict", "reason")
     rows = tuple(
         (
-            *(_cell(row, dim) for dim in dims),
+            *(cell(row, dim) for dim in dims),
             PASS_LABELS[row.pass_],
             milliseconds(row.a_ms),
             milliseconds(row.b_ms),
@@ -153,8 +154,8 @@ def _table(comparison: Comparison, dims: Sequence[str]) -> TextTable:
         )
         for row in comparison.rows
     )
-    is_number = (*(dim in _NUMBERS for dim in dims), False, True, True, True, True, False, False)
-    return TextTable("B against A", (*map(_head, dims), *heads), is_number, rows)
+    is_number = (*are_numbers(dims), False, True, True, True, True, False, False)
+    return TextTable("B against A", (*map(head, dims), *heads), is_number, rows)
 
 
 def _described(run: ComparedRun) -> str:
@@ -201,61 +202,8 @@ def _leftover(comparison: Comparison, dims: Sequence[str]) -> list[str]:
     lines: dict[str, list[str]] = {}
     for row in comparison.unmatched:
         where = "only in A" if row.judgement.reason is Reason.MISSING_IN_B else "only in B"
-        lines.setdefault(f"{where}: {_point_label(row, dims)}", []).append(PASS_LABELS[row.pass_])
+        lines.setdefault(f"{where}: {point_label(row, dims)}", []).append(PASS_LABELS[row.pass_])
     return [f"{line}, {', '.join(passes)}" for line, passes in lines.items()]
-
-
-def _label(row: Row, dims: Sequence[str]) -> str:
-    return f"{_point_label(row, dims)}, {PASS_LABELS[row.pass_]}"
-
-
-def _point_label(row: Row, dims: Sequence[str]) -> str:
-    names = [d for d in dims if d not in ("method", "seq_len")]
-    told = [row.point.method] if not row.is_matched or "method" in dims else []
-    told.append(f"n={row.point.seq_len:,}")
-    told += [f"{_head(name)}={cell}" for name in names if (cell := _cell(row, name))]
-    return printable(" ".join(told))
-
-
-def _dims(comparison: Comparison) -> list[str]:
-    """The fields that tell rows apart: method and length always, the others where they vary within a run."""
-    rows = (*comparison.rows, *comparison.unmatched)
-    runs = [[_flat(row.point_a) for row in rows if row.point_a], [_flat(row.point_b) for row in rows if row.point_b]]
-    flats = [flat for run in runs for flat in run]
-    hidden = {"method", "seq_len"}
-    if all(flat["heads"] == flat["kv_heads"] for flat in flats):
-        hidden.add("kv_heads")
-    names = [name for name in dict.fromkeys(name for flat in flats for name in flat) if name not in hidden]
-    methods = [] if comparison.a.method != comparison.b.method else ["method"]
-    return [*methods, "seq_len", *(name for name in names if any(_varies(run, name) for run in runs))]
-
-
-def _varies(flats: Iterable[dict[str, Any]], name: str) -> bool:
-    """True if a field takes several values; a method's own parameter: within one method."""
-    values: dict[Any, set[str]] = {}
-    for flat in flats:
-        values.setdefault(None if name in _FIELDS else flat["method"], set()).add(plain(flat.get(name)))
-    return any(len(found) > 1 for found in values.values())
-
-
-def _flat(point: Point) -> dict[str, Any]:
-    """The fields of a point by name, its method's and its input's parameters among them."""
-    fields = {name: getattr(point, name) for name in ("method", *_FIELDS)}
-    return {**fields, **{f"input.{k}": v for k, v in point.input_params.items()}, **{
-        k if k not in fields else f"{point.method}.{k}": v for k, v in point.hyper.items()
-    }}  # fmt: skip
-
-
-def _cell(row: Row, name: str) -> str:
-    for point in (row.point_b, row.point_a):
-        value = _flat(point).get(name) if point is not None else None
-        if value is not None:
-            return f"{value:,}" if name == "seq_len" else printable(plain(value))
-    return ""
-
-
-def _head(name: str) -> str:
-    return {"seq_len": "n", "is_causal": "causal"}.get(name, printable(name))
 
 
 def _interval(found: Judgement) -> str:
@@ -283,7 +231,7 @@ def _row_data(row: Row) -> dict[str, Any]:
             for name in ("point_id", "method")
             for run, point in points.items()
         },
-        **{name: getattr(row.point, name) for name in _FIELDS},
+        **{name: getattr(row.point, name) for name in FIELDS},
         "input_params": row.point.input_params,
         **{f"hyper_{run}": point.hyper if point else None for run, point in points.items()},
         "pass": str(row.pass_),

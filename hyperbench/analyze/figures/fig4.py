@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, counted, escape, is_null, lengths_text, ratio, short
-from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records
+from hyperbench.analyze.joins import DoesNotFitError, check_single, inputs_in, masks_in, records
 from hyperbench.analyze.plotting import errors, style, traces
 from hyperbench.analyze.plotting.layout import Panel, Sheet
 from hyperbench.analyze.published import PublishedPoint, published_points
@@ -20,12 +21,19 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-SHOWN = ("method", "is_causal", "pass", "seq_len")
+SHOWN = ("method", "is_causal", "pass", "seq_len", "input")
+#: Runs of these are measurements of what the paper measured: only beside them do its points and the limit make sense.
+HYPER = ("hyper", "hyper_paper")
+_MAX_INPUTS = 6
+_PANELS_PX = 600
 Limits = dict[tuple[int, int, int], list[str]]
 
 
 def build(view: View) -> go.Figure:
-    """The figure of a run. Raises DoesNotFitError where it has no speedup or mixes a dimension that is not shown."""
+    """The figure of a run, two rows of panels an input.
+
+    Raises DoesNotFitError where it has no speedup or mixes a dimension that is not shown.
+    """
     require_timings(view)
     check_single(view.timings, SHOWN)
     rows = view.timings[view.timings["method"] != view.baseline].sort_values("seq_len", kind="stable")
@@ -34,47 +42,58 @@ def build(view: View) -> go.Figure:
             f"no speedup can be computed: no method has a time beside one of baseline {view.baseline!r}; "
             f"this run holds {', '.join(view.timings['method'].unique())}"
         )
-    masks = masks_in(rows)
-    stars = [p for p in published_points("fig4") if p.is_causal in masks]
+    masks, inputs = masks_in(rows), inputs_in(rows, _MAX_INPUTS)
+    with_hyper = any(method in HYPER for method in view.methods)
+    stars = [p for p in published_points("fig4") if p.is_causal in masks] if with_hyper else []
     lengths = sorted({int(n) for n in rows["seq_len"]} | {p.seq_len for p in stars})
-    limits = _limits(rows)
+    limits = _limits(rows) if with_hyper else {}
     heights = [h for bound in traces.SPEEDUPS for h in rows[bound].dropna()]
     heights += [*(p.speedup for p in stars), 1.0]
     heights += [work_ratio(max(lengths), *key, is_causal=m) for key in limits for m in masks]
     x_axis, y_axis = style.seq_len_axis(lengths), style.log_axis(heights, suffix="×", pad=0.07)
     scale = errors.error_scale(view, (MAIN_ERROR,))
-    # One method needs no colour of its own: its passes have theirs.
-    colors = style.method_colors(view.methods, view.baseline) if len(view.methods) > 1 else {}
-    looks = {
-        (m, MAIN_ERROR): (f"error of {m}", style.Look(colors.get(m, style.INK), width=2.2, symbol="diamond"))
-        for m in errors.with_errors(view)
-    }
-    sheet = Sheet(2, [MASK_LABELS[m] for m in masks], spacing=(0.045, 0.035), heights=(0.7, 0.3))
-    for col, is_causal in enumerate(masks, start=1):
-        part = rows[rows["is_causal"] == is_causal]
-        top, strip = sheet.panel(1, col, x_axis, y_axis), sheet.panel(2, col, x_axis, scale.axis)
-        _speedup_curves(top, part, view, colors)
+    # One method needs no look of its own: its passes have theirs.
+    looks = style.method_looks(view.methods, view.baseline) if len(view.methods) > 1 else {}
+    error_looks = {(m, MAIN_ERROR): (f"error of {m}", _error_look(looks.get(m))) for m in errors.with_errors(view)}
+    count = len(inputs)
+    heights_of_rows = [part / count for _ in inputs for part in (0.7, 0.3)]
+    sheet = Sheet(2 * count, [MASK_LABELS[m] for m in masks], (0.045 / count, 0.035), heights_of_rows)
+    for (i, name), (j, is_causal) in itertools.product(enumerate(inputs), enumerate(masks, start=1)):
+        part = rows[(rows["is_causal"] == is_causal) & (rows["input"] == name)]
+        top, strip = sheet.panel(2 * i + 1, j, x_axis, y_axis), sheet.panel(2 * i + 2, j, x_axis, scale.axis)
+        _speedup_curves(top, part, view, looks)
         traces.failures(top, part[part["speedup"].isna()], style.foot(y_axis))
         for point in stars:
             if point.is_causal == is_causal:
                 _star(top, point)
-        _limit_curves(top, limits, lengths, is_causal, colors)
-        errors.ErrorPanel(strip, scale, view, "seq_len").draw(part.drop_duplicates("point_id"), looks)
-        sheet.fig.add_hline(1.0, line={"color": style.INK, "width": 1}, row=1, col=col)
+        _limit_curves(top, limits, lengths, is_causal, looks)
+        errors.ErrorPanel(strip, scale, view, "seq_len").draw(part.drop_duplicates("point_id"), error_looks)
+        sheet.fig.add_hline(1.0, line={"color": style.INK, "width": 1}, row=2 * i + 1, col=j)
+    whose = [f"<br>{escape(short(name, 40))}" if count > 1 else "" for name in inputs]
+    over = f"speedup over {escape(short(view.baseline, 40))}"
     compared = f"{style.listed(view.methods, 'methods')} over {short(view.baseline, 24)}"
     return sheet.finish(
         view,
         title=f"Speedup of {compared}, and the error it costs",
-        axes=("sequence length n", (f"speedup over {escape(short(view.baseline, 40))}", errors.AXIS_TITLE)),
+        axes=("sequence length n", [title for at in whose for title in (f"{over}{at}", f"{errors.AXIS_TITLE}{at}")]),
         notes=[*_notes(rows, stars, limits), *errors.error_notes(view), *traces.gap_notes(rows, "speedup")],
-        plot_height=600,
+        plot_height=_PANELS_PX * count,
     )
 
 
-def _speedup_curves(panel: Panel, part: pd.DataFrame, view: View, colors: Mapping[str, str]) -> None:
-    several = bool(colors)
+def _error_look(look: style.Look | None) -> style.Look:
+    """The look of the errors of a method: of several each has its own, solid since there is one line of it."""
+    if look is None:
+        return style.Look(style.INK, width=2.2, symbol="diamond")
+    return replace(look, dash="solid", width=2.2)
+
+
+def _speedup_curves(panel: Panel, part: pd.DataFrame, view: View, looks: Mapping[str, style.Look]) -> None:
+    """Curves of the passes of each method: of several methods the passes differ in their dashes alone."""
+    several = bool(looks)
     for method, name, line in traces.lines_in(part, view.methods, "speedup"):
-        look = style.pass_look(name, colors.get(method, style.PASS_COLOR[name]))
+        look = style.pass_look(name, looks[method].color if several else style.PASS_COLOR[name])
+        look = replace(look, symbol=looks[method].symbol) if several else look
         hover = [_hover(row, view) for row in records(line)]
         lengths = [int(n) for n in line["seq_len"]]
         traces.curve(
@@ -90,6 +109,7 @@ def _speedup_curves(panel: Panel, part: pd.DataFrame, view: View, colors: Mappin
 def _hover(row: dict[str, Any], view: View) -> str:
     lines = [
         f"<b>{escape(row['method'])}, {PASS_LABELS[row['pass']]}, n = {int(row['seq_len']):,}</b>",
+        *traces.input_line(row, view),
         _speedup_text(row),
         f"{escape(row['method'])}: {traces.timing_text(row)}",
         *traces.parameter_lines(row, view),
@@ -123,13 +143,15 @@ def _limits(rows: pd.DataFrame) -> Limits:
     return found
 
 
-def _limit_curves(panel: Panel, limits: Limits, lengths: list[int], is_causal: bool, colors: Mapping[str, str]) -> None:
+def _limit_curves(
+    panel: Panel, limits: Limits, lengths: list[int], is_causal: bool, looks: Mapping[str, style.Look]
+) -> None:
     low, high = min(lengths), max(lengths)
     xs = sorted({low, *(2**e for e in range(low.bit_length(), high.bit_length()) if 2**e < high), high})
     for key, methods in limits.items():
         several = len(limits) > 1
         whose = f" of {', '.join(methods)}" if several else ""
-        color = colors[methods[0]] if several else style.LIMIT_COLOR
+        color = looks[methods[0]].color if several else style.LIMIT_COLOR
         ys = [work_ratio(x, *key, is_causal=is_causal) for x in xs]
         panel.add(
             f"limit/{key}",

@@ -133,14 +133,17 @@ def _across(frame: pd.DataFrame, axis: str, places: list[Any]) -> pd.DataFrame:
 
 def _time_curves(panel: Panel, part: pd.DataFrame, view: View, axis: str, places: list[Any]) -> None:
     methods = list(view.timings["method"].unique())
-    colors = style.method_colors(methods, view.baseline)
+    looks = style.method_looks(methods, view.baseline)
     for method, name, line in traces.lines_in(part, methods, "median_ms"):
         across = _across(line, axis, places)
         hover = [_hover(r, view, axis) for r in records(line.loc[across.index])]
+        look = style.pass_look(name, looks[method].color, size=3 if is_null(line[axis].iloc[0]) else 8)
+        # Of several methods the passes differ in their dashes alone.
+        look = replace(look, symbol=looks[method].symbol) if len(view.methods) > 1 else look
         traces.curve(
             panel,
             traces.points_of(across, traces.TIMES, [traces.place_of(x) for x in across[axis]], hover),
-            style.pass_look(name, colors[method], size=3 if is_null(line[axis].iloc[0]) else 8),
+            look,
             name=style.legend_name(f"{method}, {PASS_LABELS[name]}"),
             group=f"{method}/{name}",
         )

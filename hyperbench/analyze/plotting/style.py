@@ -10,10 +10,21 @@ from typing import Any
 
 from hyperbench.analyze.format import PASS_LABELS, escape, thousands
 
-# Okabe and Ito's palette, without its yellow, which is too pale for a thin line on white; then three of Tol's.
+# Okabe and Ito's palette, without its yellow, which is too pale for a thin line on white; then four of Tol's and a dark
+# green. So many colours are not all far apart for every eye (the nearest two: 13 in CIELAB for a colour-blind one, of
+# the first eight 16): therefore marks differ too.
 PALETTE = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#332288",
+    "#661100", "#006D2C",
 )  # fmt: skip
+#: Marks of methods, one fewer than colours: the two together repeat after the product of their numbers. The published
+#: points' star and the cross of what failed are none of them.
+SYMBOLS = (
+    "circle", "diamond", "triangle-up", "cross", "triangle-down", "pentagon", "x", "hourglass", "square", "bowtie",
+    "hexagon2",
+)  # fmt: skip
+_BASELINE_SYMBOL = "square"
+_DASHES = ("solid", "dash", "dashdot", "dot")
 BASELINE_COLOR = "#5F6368"
 PUBLISHED_COLOR = "#8A6100"
 LIMIT_COLOR = "#6B7075"
@@ -71,6 +82,20 @@ def method_colors(methods: Sequence[str], baseline: str) -> dict[str, str]:
     others = [m for m in methods if m != baseline]
     colors = {m: PALETTE[i % len(PALETTE)] for i, m in enumerate(others)}
     return {**colors, baseline: BASELINE_COLOR}
+
+
+def method_looks(methods: Sequence[str], baseline: str) -> dict[str, Look]:
+    """A look for each method in order, no two alike in colour, mark and dash; colours are those of `method_colors`.
+
+    The dash stays solid until the colours are used up.
+    """
+    others = [m for m in methods if m != baseline]
+    looks = {
+        m: Look(color, _DASHES[i // len(PALETTE) % len(_DASHES)], symbol=SYMBOLS[i % len(SYMBOLS)])
+        for i, (m, color) in enumerate(method_colors(others, baseline).items())
+        if m != baseline
+    }
+    return {**looks, baseline: Look(BASELINE_COLOR, symbol=_BASELINE_SYMBOL)}
 
 
 def listed(names: Sequence[str], kind: str) -> str:

@@ -114,6 +114,11 @@ def marks(
     panel.add(group, hover, x=list(x), y=[y] * len(x), mode="markers", name=name, marker=marker, cliponaxis=False)
 
 
+def input_line(row: Mapping[str, Any], view: View) -> list[str]:
+    """The input of a row as a line of its hover, escaped; none where all rows have the same."""
+    return [f"input {escape(row['input'])}"] if view.timings["input"].nunique() > 1 else []
+
+
 def place_of(value: Any) -> Any:
     """A value as a place on an axis: a number, or the escaped name of a category."""
     return escape(value) if isinstance(value, str) else float(value)

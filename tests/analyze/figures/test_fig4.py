@@ -16,10 +16,21 @@ from hypothesis import strategies as st
 from hyperbench.analyze.figures.fig4 import build
 from hyperbench.analyze.format import PASS_LABELS, milliseconds, ratio, significant
 from hyperbench.analyze.joins import DoesNotFitError
+from hyperbench.analyze.plotting import layout
 from hyperbench.analyze.view import MAIN_ERROR, View
 from hyperbench.flops import work_ratio
 from hyperbench.store.schema import Pass, Record, Status, Timing
-from tests.helpers.figure_reading import bands, crosses, curve, footer, has_curve, panel, shown, values
+from tests.helpers.figure_reading import (
+    bands,
+    crosses,
+    curve,
+    footer,
+    foreign_markup,
+    has_curve,
+    panel,
+    shown,
+    values,
+)
 from tests.helpers.synthetic_runs import (
     CPU_LENGTHS,
     GPU_LENGTHS,
@@ -363,3 +374,53 @@ def test_every_curve_and_band_lies_inside_its_axes(records: Callable[[], list[Re
             for trace in panel(fig, row, col):
                 assert all(low < y < high for y in trace.y if y is not None)
                 assert all(left < x < right for x in trace.x)
+
+
+def test_several_inputs_have_panels_of_their_own_with_the_numbers_of_each() -> None:
+    records = [
+        dataclasses.replace(r, samples_ms=tuple(k * s for s in r.samples_ms))
+        if isinstance(r, Timing) and r.point.method == "hyper"
+        else r
+        for k, name in enumerate(("gaussian", "<b>other</b>"), start=1)
+        for r in grid(lengths=(1024, 2048), input=name)
+    ]
+    view = view_from(records)
+    fig = build(view)
+    frame = view.timings
+    for i, name in enumerate(("gaussian", "<b>other</b>")):
+        assert shown(fig.get_subplot(2 * i + 1, 1).yaxis.title.text) == f"speedup over flash2 {name}"
+        for j, is_causal in enumerate((False, True), start=1):
+            rows = frame[(frame["method"] == "hyper") & (frame["input"] == name) & (frame["is_causal"] == is_causal)]
+            forward = rows[rows["pass"] == "forward"]
+            line = curve(fig, 2 * i + 1, j, "forward")
+            assert values(line) == dict(zip(forward["seq_len"], forward["speedup"], strict=True))
+            assert all(f"input {name}" in shown(text) for text in line.hovertext)
+            errors_ = values(curve(fig, 2 * i + 2, j, "error of hyper"))
+            assert errors_ == dict(zip(forward["seq_len"], forward[MAIN_ERROR], strict=True))
+    assert not foreign_markup(fig)
+    many = [r for i in range(7) for r in grid(lengths=(1024,), masks=(False,), input=f"input {i}")]
+    with pytest.raises(DoesNotFitError, match=r"7 inputs .* choose some: 'input=input 0,input 1'"):
+        build(view_from(many))
+
+
+@pytest.mark.parametrize(
+    ("methods", "expected"), [(("mine",), False), (("mine", "hyper"), True), (("hyper_paper",), True)]
+)
+def test_the_papers_points_and_the_limit_stand_only_beside_hyperattention(
+    methods: tuple[str, ...], expected: bool
+) -> None:
+    fig = build(view_from(grid(lengths=(1024, 2048), methods=("flash2", *methods))))
+    names = [shown(t.name) for t in fig.data if t.name]
+    assert (PUBLISHED in names) == any(name.startswith("limit at equal rate") for name in names) == expected
+    assert ("Stars: published" in footer(fig)) == ("Limit: exact work" in footer(fig)) == expected
+
+
+def test_twelve_methods_differ_in_colour_or_mark_and_the_legend_has_space_for_them() -> None:
+    methods = [f"method_{i}" for i in range(12)]
+    forward: Any = lambda t: t if t.pass_ is Pass.FORWARD else None  # noqa: E731
+    fig = build(view_from(grid((1024, 2048), ("flash2", *methods), masks=(False,), change=forward)))
+    lines = [curve(fig, 1, 1, f"{m}, forward") for m in methods]
+    assert len({(line.line.color, line.marker.symbol) for line in lines}) == 12
+    entries = [t for t in fig.data if t.showlegend]
+    axes = fig.layout.height - fig.layout.margin.t - fig.layout.margin.b
+    assert axes > len(entries) * 1.2 * layout.SIDE_LEGEND["font"]["size"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import plotly.graph_objects as go
 import pytest
@@ -163,3 +164,27 @@ def test_a_dimension_that_is_not_shown_is_refused() -> None:
     records = [timing(point("flash2", n, heads=h), Pass.FORWARD, 1.0) for n in (1024, 2048) for h in (1, 2)]
     with pytest.raises(DoesNotFitError, match=r"heads varies \(1, 2\).*choose one: heads=1"):
         build(view_from(records))
+
+
+def test_several_inputs_have_rows_of_panels_with_the_times_of_each() -> None:
+    records = grid(lengths=(1024, 2048)) + grid(lengths=(1024, 2048), masks=(True,), input="other")
+    view = view_from(records)
+    fig = build(view)
+    titles = [shown(fig.get_subplot(row, 1).yaxis.title.text) for row in (1, 2, 3)]
+    assert titles == [
+        "time in ms without causal masking gaussian", "time in ms with causal masking gaussian",
+        "time in ms with causal masking other",
+    ]  # fmt: skip
+    frame = view.timings
+    rows = frame[(frame["method"] == "hyper") & (frame["input"] == "other") & (frame["pass"] == "forward")]
+    line = line_of(fig, 3, 1, "hyper")
+    assert values(line) == dict(zip(rows["seq_len"], rows["median_ms"], strict=True))
+    assert all("input other" in text for text in line.hovertext)  # type: ignore[attr-defined]
+
+
+def test_twelve_methods_differ_in_colour_or_mark() -> None:
+    methods = [f"method_{i}" for i in range(12)]
+    forward: Any = lambda t: t if t.pass_ is Pass.FORWARD else None  # noqa: E731
+    fig = build(view_from(grid((1024, 2048), ("flash2", *methods), masks=(False,), change=forward)))
+    lines: list[Any] = [line_of(fig, 1, 1, m) for m in ("flash2", *methods)]
+    assert len({(line.line.color, line.marker.symbol) for line in lines}) == 13

@@ -173,3 +173,18 @@ def test_a_title_too_long_for_its_line_is_cut_at_a_word() -> None:
     title = shown(finished(title="word " * 60).layout.title.text)
     assert len(title) < 100
     assert title.strip().endswith("word …")
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 100))
+def test_no_two_methods_look_alike_and_the_first_twelve_have_colours_of_their_own(count: int) -> None:
+    methods = [f"method {i}" for i in range(count)]
+    looks = style.method_looks([*methods[:3], "base", *methods[3:]], "base")
+    assert set(looks) == {*methods, "base"}
+    assert len({(look.color, look.symbol) for look in looks.values()}) == count + 1
+    assert len({looks[m].color for m in methods[:12]}) == min(count, 12)
+    assert looks["base"].color == style.BASELINE_COLOR
+    assert {m: look.color for m, look in looks.items()} == style.method_colors(methods, "base")
+    # The look of a method does not depend on those after it, nor on the place of the baseline.
+    assert style.method_looks(["base", *methods, "another"], "base")[methods[-1]] == looks[methods[-1]]
+    assert not {look.symbol for look in looks.values()} & {"star", "x-thin"}
