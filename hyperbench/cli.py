@@ -213,6 +213,37 @@ def compare(
     )
 
 
+@app.command()
+def capture(
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", parser=_folder, help="The .safetensors file to write.")],
+    layers: Annotated[str, typer.Option(metavar="L,L,...", help="Layers to record, the first one is 0.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="DIR_OR_NAME", help="A Hugging Face model; default: SmolLM2-135M.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A text in UTF-8; default: the help that ships with Python.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens of the text; default: 4096.")] = None,
+    heads: Annotated[str | None, typer.Option(metavar="H,H,...", help="Query heads to keep; default: all.")] = None,
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32, or int8 with a scale a row.")] = "float16",
+    licence: Annotated[str | None, typer.Option(metavar="TEXT", help="Licences of model and text, to record.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Record q, k and v of a language model on a text, for input=captured.
+
+    Examples:
+      hyperbench capture --layers 0,8,16 --out smollm2.safetensors
+      hyperbench capture --model my/folder --text book.txt --layers 3 --max-tokens 8192 --out book.safetensors
+      hyperbench run input=captured input.path=book.safetensors shape.seq_len=8192
+
+    Needs transformers: pip install 'hyperbench[lm]'. docs/inputs.md tells what is recorded.
+    """
+    from hyperbench.commands import capture as command
+
+    options = command.Options(model, text, layers, out, max_tokens, heads, dtype, licence)
+    raise typer.Exit(command.capture(options, as_json=as_json))
+
+
 @app.command("list")
 def list_(
     what: Annotated[

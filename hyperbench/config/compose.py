@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.config import catalog, types
+from hyperbench.config import catalog, inputs, types
 from hyperbench.config.catalog import ConfigError, check_name, nearest
 from hyperbench.config.overrides import Overrides, apply, parse
 from hyperbench.config.types import CallOptions, DeviceConfig, ErrorConfig, ProtocolConfig
@@ -55,8 +55,9 @@ class RunConfig:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The functions that are measured, each once."""
-        return tuple(dict.fromkeys(point.target for point in self.points))
+        """The functions from outside or of our own that are measured, or make inputs; each once."""
+        makers = (inputs.target_of(point.input_params) for point in self.points)
+        return tuple(dict.fromkeys([*(point.target for point in self.points), *(name for name in makers if name)]))
 
 
 def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) -> RunConfig:
@@ -68,12 +69,12 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
     overrides = parse(words)
     asked = _only("device", overrides.groups.get("device", ["auto"]))
     device, reason = choose_device(asked)
-    inputs = overrides.groups.get("input", [])
+    names = overrides.groups.get("input", [])
     base = _compose(overrides, device)
     first = base[0]
-    axes = _axes(first, overrides, len(inputs) > 1)
-    if len(inputs) > 1:
-        axes = {**axes, "input": list(inputs)}
+    axes = _axes(first, overrides, len(names) > 1)
+    if len(names) > 1:
+        axes = {**axes, "input": list(names)}
     resolved = _resolve(first)
     resolved["sweep"]["axes"] = axes
     if len(base) > 1:
@@ -84,6 +85,9 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
     device_config = DeviceConfig(device, of_device["dtypes"], of_device["threads"], env, reason)
     protocol = types.typed(ProtocolConfig, resolved["protocol"], "protocol")
     passes = types.passes_of(resolved["passes"], protocol)
+    points = _expand(base, {key: values for key, values in axes.items() if key != "input"}, device_config)
+    if files := inputs.files_of(points):
+        resolved["input_files"] = files
     return RunConfig(
         sweep=_sweep_name(resolved["sweep"]["name"]),
         device=device_config,
@@ -91,7 +95,7 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
         error=types.typed(ErrorConfig, resolved["error"], "error"),
         passes=passes,
         stages=types.stages_of(resolved["stages"], passes),
-        points=_expand(base, {key: values for key, values in axes.items() if key != "input"}, device_config),
+        points=points,
         exact_methods=_marked("exact", resolved["method"]),
         isolated_methods=_marked("isolate", resolved["method"]),
         call_options={name: types.call_options(name, node) for name, node in resolved["method"].items()},
@@ -121,17 +125,17 @@ def _compose(overrides: Overrides, device: str) -> list[DictConfig]:
     from omegaconf.errors import OmegaConfBaseException
 
     catalog.check_files()
-    groups, inputs = overrides.groups, overrides.groups.get("input", [])
+    groups, names = overrides.groups, overrides.groups.get("input", [])
     words = [
         f"device={device}",
         *(f"{group}={_only(group, groups[group])}" for group in ("sweep", "protocol") if group in groups),
     ]
     words += [f"method=[{','.join(groups['method'])}]"] if "method" in groups else []
-    words += [f"input={name}" for name in inputs[:1]]
+    words += [f"input={name}" for name in names[:1]]
     try:
         with initialize_config_dir(str(catalog.conf_dir()), version_base="1.3"):
             found = [compose("config", words)]
-        for name in inputs[1:]:
+        for name in names[1:]:
             found.append(found[0].copy())
             with open_dict(found[-1]):
                 found[-1].input = OmegaConf.load(catalog.conf_dir() / "input" / f"{name}.yaml")
@@ -139,6 +143,7 @@ def _compose(overrides: Overrides, device: str) -> list[DictConfig]:
         raise ConfigError(" ".join(str(error).split())) from None
     for cfg in found:
         apply(overrides.settings, cfg)
+    inputs.fit_grid(found)
     return found
 
 
@@ -235,8 +240,8 @@ def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> Point:
     try:
         return Point(
             method=method, target=str(node["_target_"]), device=device.name, dtype=data["dtype"],
-            is_causal=data["is_causal"], input=str(data["input"]["name"]), seed=data["seed"], hyper=hyper,
-            input_params={k: v for k, v in data["input"].items() if k not in ("name", "description")}, **shape,
+            is_causal=data["is_causal"], input=inputs.name_of(data["input"]), seed=data["seed"], hyper=hyper,
+            input_params=inputs.params_of(data["input"], shape), **shape,
         )  # fmt: skip
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbench.config import catalog, paths
 from hyperbench.config.catalog import ConfigError, check_name, nearest, yaml_text
+from hyperbench.config.inputs import FUNCTION, TARGET
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -101,6 +102,9 @@ def parse(words: Sequence[str]) -> Overrides:
                 fixed[key] = values[0]
             else:
                 axes[key] = values
+    if f"input.{TARGET}" in given:
+        # A function alone: none of the parameters of the input that is chosen otherwise are its own.
+        groups.setdefault("input", [FUNCTION])
     return Overrides(tuple(settings), axes, fixed, groups, out)
 
 

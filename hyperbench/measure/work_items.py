@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,7 +105,7 @@ def groups_of(points: Sequence[Point], isolated: Collection[str] = ()) -> tuple[
     """Points grouped by input, shape and masking, the cheap groups first; after them those of each isolated method."""
     groups: dict[tuple[Any, ...], list[Point]] = {}
     for p in points:
-        params = tuple(sorted(p.input_params.items()))
+        params = json.dumps(p.input_params, sort_keys=True)
         shape = (p.batch, p.heads, p.kv_heads, p.seq_len, p.head_dim)
         alone = p.method if p.method in isolated else ""
         groups.setdefault((alone, shape, p.is_causal, p.dtype, p.input, params, p.seed), []).append(p)

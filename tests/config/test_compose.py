@@ -19,6 +19,10 @@ from hyperbench.config.compose import RunConfig, differing_keys, load
 from hyperbench.config.overrides import parse
 
 CPU_LENGTHS = [1024, 2048, 4096, 8192, 16_384, 32_768, 65_536]
+#: The inputs that need neither a file nor a function.
+WITHOUT_A_FILE = [
+    name for name, data in catalog.entries("input").items() if not {"path", "_target_"}.intersection(data)
+]
 CUDA_LENGTHS = [4096, 8192, 16_384, 32_768, 65_536, 131_072]
 
 
@@ -106,7 +110,7 @@ def test_a_resolved_configuration_is_plain_data_that_yaml_and_json_keep(sweep: s
 
 
 def test_every_method_input_and_protocol_composes() -> None:
-    methods, inputs = catalog.names("method"), catalog.names("input")
+    methods, inputs = catalog.names("method"), WITHOUT_A_FILE
     config = config_of(f"method=[{','.join(methods)}]", f"input={','.join(inputs)}")
     found = [(point.input, point.method) for point in config.points]
     assert found == list(itertools.product(inputs, methods))
@@ -376,7 +380,7 @@ def test_hydra_composes_once_whatever_is_asked_for(monkeypatch: pytest.MonkeyPat
     composed = []
     compose = hydra.compose
     monkeypatch.setattr(hydra, "compose", lambda *words: composed.append(words) or compose(*words))  # type: ignore[func-returns-value]
-    inputs = ",".join(catalog.names("input"))
+    inputs = ",".join(WITHOUT_A_FILE)
     config = config_of("sweep=smoke", f"input={inputs}", "method=[hyper,math]", "shape.seq_len=8,16", "+input.more=1")
     assert len(composed) == 1
     assert {point.input for point in config.points} == set(inputs.split(","))

@@ -2,7 +2,9 @@
 
 A family is a module of this package with a function `draw(numbers, shape, **parameters)` that returns q (B, H, N, D), k
 and v (B, Hkv, N, D). Its random numbers come from `numbers`, in float32 on the CPU, whatever the defaults of torch are;
-they are cast afterwards, so that two dtypes see the same numbers rounded.
+they are cast afterwards, so that two dtypes see the same numbers rounded. A module may have `check(**parameters)` too,
+which raises ValueError on values that `draw` cannot take. An input may be of a family of another name, by its parameter
+`family`, and, with `_target_`, a function from outside (`_function.py`).
 """
 
 from __future__ import annotations
@@ -12,13 +14,13 @@ import inspect
 import math
 import pkgutil
 import random
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hyperbench.config.catalog import check_name, nearest
+from hyperbench.config.inputs import TARGET
 from hyperbench.store.schema import Point
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -64,9 +66,19 @@ def available() -> list[str]:
 
 
 def make_inputs(point: Point) -> Inputs:
-    """q (B, H, N, D), k and v (B, Hkv, N, D) of a point, on its device, in its dtype. Raises ValueError if unknown."""
+    """q (B, H, N, D), k and v (B, Hkv, N, D) of a point, on its device, in its dtype.
+
+    Raises ValueError on an unknown input, on a file that is not what it was, and on what a function from outside gives
+    that is no q, k and v of the point's shape.
+    """
     shape = Shape(point.batch, point.heads, point.kv_heads, point.seq_len, point.head_dim)
-    drawn = _family(point.input)(Numbers(point.seed, point.input), shape, **point.input_params)
+    family, params = _family_of(point.input, point.input_params)
+    if (target := params.pop(TARGET, None)) is not None:
+        from hyperbench.measure.inputs import _function
+
+        drawn = _function.draw(target, shape, point.seed, params)
+    else:
+        drawn = _family(family).draw(Numbers(point.seed, family), shape, **params)
     q, k, v = (x.to(device=point.device, dtype=getattr(torch, point.dtype)) for x in drawn)
     return q, k, v
 
@@ -77,24 +89,45 @@ def make_grad_output(point: Point) -> Tensor:
     return drawn.to(device=point.device, dtype=getattr(torch, point.dtype))
 
 
-def check_params(family: str, params: dict[str, Any]) -> None:
-    """Raise ValueError on a parameter that the family lacks or a value it cannot take."""
-    known = list(inspect.signature(_family(family)).parameters)[2:]
-    for name, value in params.items():
-        if name not in known:
+def check_params(name: str, params: dict[str, Any]) -> None:
+    """Raise ValueError on a parameter that an input lacks or a value it cannot take.
+
+    `name` is that of the input; where it has no parameter `family`, its family is of that name.
+    """
+    family, params = _family_of(name, params)
+    if (target := params.pop(TARGET, None)) is not None:
+        from hyperbench.measure.inputs import _function
+
+        _function.check(target, params)
+        return
+    module = _family(family)
+    known = dict(list(inspect.signature(module.draw).parameters.items())[2:])
+    for key, value in params.items():
+        if key not in known:
             raise ValueError(
-                f"input.{name} is no parameter of {family}; allowed: {', '.join(known)}{nearest(name, known)}"
+                f"input.{key} is no parameter of {family}; allowed: {', '.join(known)}{nearest(key, known)}"
             )
-        whole = name.startswith("num_")
-        good = isinstance(value, int) if whole else isinstance(value, (int, float))
-        if isinstance(value, bool) or not good or not (1 if whole else 0) <= value < math.inf:
-            raise ValueError(
-                f"input.{name}={value} must be {'a positive integer' if whole else 'a number of at least 0'}"
-            )
+        # Values of other kinds are the family's own to check.
+        if known[key].annotation in (inspect.Parameter.empty, "float", "int"):
+            _check_number(key, value)
+    if hasattr(module, "check"):
+        module.check(**params)
 
 
-def _family(name: str) -> Callable[..., Inputs]:
-    """The `draw` function of a family. Raises ValueError on an unknown name, with the nearest one."""
+def _check_number(name: str, value: object) -> None:
+    whole = name.startswith("num_")
+    good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not good or not (1 if whole else 0) <= value < math.inf:  # type: ignore[operator]
+        raise ValueError(f"input.{name}={value} must be {'a positive integer' if whole else 'a number of at least 0'}")
+
+
+def _family_of(name: str, params: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The family of an input, and its parameters without it."""
+    others = dict(params)
+    return str(others.pop("family", name)), others
+
+
+def _family(name: str) -> Any:
+    """The module of a family. Raises ValueError on an unknown name, with the nearest one."""
     check_name("input", name, available())
-    draw: Callable[..., Inputs] = importlib.import_module(f"{__name__}.{name}").draw
-    return draw
+    return importlib.import_module(f"{__name__}.{name}")

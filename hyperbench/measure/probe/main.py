@@ -10,9 +10,12 @@ import os
 import re
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from hyperbench.child.code import admit_current_folder, running_code
+from hyperbench.config.inputs import target_of
+from hyperbench.store.schema import Point
 
 _RATE_SEQ_LEN = 2048
 _RATE_HEAD_DIM = 64
@@ -36,6 +39,7 @@ def main() -> None:
     os.dup2(2, 1)
     request = json.load(sys.stdin)
     targets = [item["target"] for item in request["methods"]]
+    targets += [name for item in request["inputs"] if (name := target_of(item["params"]))]
     admit_current_folder(targets)
     code = running_code(targets)
     start_s = time.perf_counter()
@@ -165,14 +169,18 @@ def _examine(item: dict[str, Any], answer: dict[str, Any]) -> None:
 
 
 def _input_problems(inputs: list[dict[str, Any]]) -> list[str]:
-    from hyperbench.measure.inputs import check_params
+    from hyperbench.measure.inputs import check_params, make_inputs
 
     problems = []
     for item in inputs:
         try:
             check_params(item["family"], item["params"])
+            if "point" in item:
+                make_inputs(replace(Point.from_dict(item["point"]), device="cpu"))
         except ValueError as error:
-            problems.append(str(error))
+            problems.append(" ".join(str(error).split()))
+        except Exception as error:  # of the code of others
+            problems.append(f"input {item['family']}: {type(error).__name__}: {' '.join(str(error).split())}")
     return problems
 
 

@@ -124,8 +124,7 @@ def environment_of(prepared: Prepared, more: Mapping[str, Any] | None = None) ->
     }
     if config.device.threads is not None:
         settings["threads"] = config.device.threads
-    targets = {point.target for point in config.points}
-    return provenance.collect(prepared.facts, settings, config.device.env, targets)
+    return provenance.collect(prepared.facts, settings, config.device.env, config.targets)
 
 
 def _make(prepared: Prepared, journal: Journal, fresh: bool) -> None:

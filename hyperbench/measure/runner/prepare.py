@@ -13,6 +13,7 @@ from hyperbench.child import command, limited
 from hyperbench.child.code import Code, other_files, package_files
 from hyperbench.config.catalog import ConfigError
 from hyperbench.config.compose import RunConfig, load
+from hyperbench.config.inputs import target_of
 from hyperbench.measure import work_items
 from hyperbench.measure.runner.estimate import Speed, plan_s
 from hyperbench.measure.runner.locks import busy_devices
@@ -127,8 +128,17 @@ def _request(config: RunConfig, *, measure_rate: bool) -> dict[str, Any]:
         item = methods.setdefault(point.target, {"name": point.method, "target": point.target, "hypers": []})
         if point.hyper not in item["hypers"]:
             item["hypers"].append(point.hyper)
-        inputs[repr((point.input, point.input_params))] = {"family": point.input, "params": point.input_params}
+        asked = inputs.setdefault(
+            repr((point.input, point.input_params)), {"family": point.input, "params": point.input_params}
+        )
+        # A function from outside is tried once, at the smallest of its points, before anything is measured.
+        if target_of(point.input_params) and _elements(point) <= asked.get("elements", _elements(point)):
+            asked |= {"elements": _elements(point), "point": point.as_dict()}
     return {"methods": list(methods.values()), "inputs": list(inputs.values()), "measure_rate": measure_rate}
+
+
+def _elements(point: Point) -> int:
+    return point.batch * point.heads * point.seq_len * point.head_dim
 
 
 def _check_device(config: RunConfig, facts: Facts) -> None:

@@ -95,11 +95,15 @@ class Settings:
 
     @contextmanager
     def standard(self) -> Iterator[None]:
-        """Run our own code under the settings as they were at first; those of an isolated method come back."""
+        """Run our own code under the settings as they were at first; those of an isolated method come back.
+
+        What a function that makes inputs has changed meanwhile is put back, so that no method is blamed for it.
+        """
         changes = self.restore()
         try:
             yield
         finally:
+            self.restore()
             _put({name: new for name, (_, new) in changes.items()})
 
     def _check(self, code: str, cause: Exception | None) -> None:

@@ -1,0 +1,1 @@
+"""Language models: the only place that imports transformers (extra `lm`)."""
