@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from hyperbench.analyze.format import short, significant
 from hyperbench.analyze.verdict.rules import Case, Finding, Interval, Outcome, Reason
-from hyperbench.analyze.view import AS_PAPER
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def _why_none(place: Place, case: Case, finding: Finding) -> str:
     missing = f" ({short(place.why_missing)})" if place.why_missing else ""
     speedup, error = _number(case.speedup), _number(case.error)
     reasons = {
-        Reason.NO_RESULT: AS_PAPER,
+        Reason.NO_RESULT: "it was timed the authors' way",
         Reason.NO_TIME: f"it has no time{missing}",
         Reason.NO_SPEEDUP: f"it has no speedup over {place.baseline}{missing}",
         Reason.NO_INTERVAL: f"its speedup of {speedup} has too few samples for an interval",
