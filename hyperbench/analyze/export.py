@@ -6,10 +6,11 @@ import re
 from functools import partial
 from pathlib import Path
 
+from hyperbench.analyze.caveats import caveats
 from hyperbench.analyze.format import printable
 from hyperbench.analyze.rounds import add_speedup
 from hyperbench.analyze.text_table import FLAGGED, TextTable, kinds_note, run_tables, speedup_note, stage_tables
-from hyperbench.analyze.view import View, causality_notes, make_view, provenance
+from hyperbench.analyze.view import View, make_view, provenance
 from hyperbench.config.catalog import nearest
 from hyperbench.store.files import atomic_write, atomic_write_text
 from hyperbench.store.run_folder import load_run, made_folder
@@ -109,9 +110,9 @@ def _markdown_table(table: TextTable) -> str:
 
 
 def _note(view: View) -> str:
-    """The provenance of the numbers, the methods that are no proposal, and those that are not causal in q."""
+    """The provenance of the numbers, the methods that are no proposal, and the caveats of methods."""
     told = [line for line in (*view.differing, kinds_note(view)) if line]
-    return " ".join([f"{'; '.join(provenance(view))}.", *(f"{line}." for line in told), *causality_notes(view.timings)])
+    return " ".join([f"{'; '.join(provenance(view))}.", *(f"{line}." for line in told), *caveats(view.timings)])
 
 
 def latex_escape(text: str) -> str:

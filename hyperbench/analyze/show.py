@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hyperbench.analyze.caveats import causal_in_q, caveats
 from hyperbench.analyze.format import FLAG_MEANINGS, counted, flags_in, is_null, json_value, short
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.stage_table import missing_stages
@@ -20,7 +21,7 @@ from hyperbench.analyze.text_table import (
     stage_tables,
 )
 from hyperbench.analyze.verdict.report import verdict_data, verdict_lines, verdicts
-from hyperbench.analyze.view import View, causal_in_q, causality_notes, error_columns, make_view, provenance, reason
+from hyperbench.analyze.view import View, error_columns, make_view, provenance, reason
 from hyperbench.store.parameters import input_parameters, method_parameters
 from hyperbench.store.run_folder import Run, load_run
 
@@ -95,7 +96,7 @@ def _print_tables(view: View, console: Console, sort: str | None = None) -> None
     tables = run_tables(view, sort, methods_per_table=max(1, (console.width - 40) // 42))
     for table in [*tables, *stage_tables(view)]:
         print_table(table, console)
-    for line in [*view.differing, *causality_notes(view.timings), *_flagged(view), *_missing(view)]:
+    for line in [*view.differing, *caveats(view.timings), *_flagged(view), *_missing(view)]:
         console.print(Text(line, style="yellow"))
     notes = [
         "Times are medians, ± the wider side of the 95 % interval (of all samples below 6, none for one)",

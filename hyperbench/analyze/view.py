@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hyperbench.analyze.caveats import CAUSAL_IN_Q, caveats
 from hyperbench.analyze.format import differing, is_null, machine_of, plain, short, status_text
 from hyperbench.analyze.joins import (
     DoesNotFitError,
@@ -31,8 +32,6 @@ MAIN_ERROR = "out_rel_fro"
 TRIVIAL_ERRORS = {"mean_v_rel_fro": "answering mean(v)", "zero_rel_fro": "answering zero"}
 #: The label of numbers of protocol=paper, under the title of a figure and in that of a table.
 AS_PAPER = "timed the authors' way (they state 20th percentiles, p20_ms): no result by itself"
-#: Stands among the metrics and is a property: 1 where later queries leave earlier outputs alone, 0 where they do not.
-CAUSAL_IN_Q = "causal_in_q"
 #: Longer values of parameters are cut in notes and hovers.
 _VALUE_CHARS = 40
 #: Longer lists of inputs are counted there.
@@ -177,47 +176,14 @@ def _value(value: Any) -> str:
 
 
 def meanings(view: View, without: Sequence[str] = ()) -> list[str]:
-    """Notes on the methods, where a title has no space for them, on the letters of parameters, and on methods that are
-    not causal in q.
+    """Notes on the methods, where a title has no space for them, on the letters of parameters, and their caveats.
 
     As far as they occur; parameters in `without` are on an axis. The texts are not escaped.
     """
     described = [f"{m}: {view.descriptions[m]}" for m in view.methods if m in view.descriptions]
     used = [t for dim, t in _MEANINGS.items() if dim not in without and view.timings[dim].notna().any()]
     texts = [f"{'; '.join(texts)}." for texts in (described if len(described) > 1 else [], used) if texts]
-    return [*causality_notes(view.timings), *texts]
-
-
-def causal_in_q(row: Mapping[str, Any]) -> bool | None:
-    """True if later queries leave earlier outputs of a row's method alone; None where that is not known."""
-    value = row.get(CAUSAL_IN_Q)
-    return None if value is None or is_null(value) else float(value) == 1.0
-
-
-def causality_notes(frame: pd.DataFrame) -> list[str]:
-    """A note on the methods of a view's timings that are not causal in q, and where. Not escaped."""
-    if CAUSAL_IN_Q not in frame:
-        return []
-    points = frame[frame[CAUSAL_IN_Q].notna()].drop_duplicates("point_id")
-    told = [
-        f"{method}{_where_not_causal(rows)}"
-        for method, rows in points.groupby("method", sort=False)
-        if (rows[CAUSAL_IN_Q] < 1.0).any()
-    ]
-    if not told:
-        return []
-    return [f"Not causal in q: {', '.join(told)}: under the causal mask, later queries change earlier outputs."]
-
-
-def _where_not_causal(rows: pd.DataFrame) -> str:
-    """The pairings and lengths at which a method is not causal in q, as far as it is elsewhere."""
-    moved = rows[rows[CAUSAL_IN_Q] < 1.0]
-    pairings = sorted(moved["pairing"].dropna().unique())
-    parts = [f"pairing={', '.join(pairings)}"] if 0 < len(pairings) < rows["pairing"].nunique() else []
-    alike = rows[rows["pairing"].isin(pairings)] if pairings else rows
-    if (alike[CAUSAL_IN_Q] == 1.0).any():
-        parts.append(f"n = {', '.join(f'{int(n):,}' for n in sorted(moved['seq_len'].unique()))}")
-    return f" ({', '.join(parts)})" if parts else ""
+    return [*caveats(view.timings), *texts]
 
 
 def headline(view: View) -> list[str]:

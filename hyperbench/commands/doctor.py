@@ -37,7 +37,8 @@ def examine() -> dict[str, Any]:
 
     `ok`: HyperAttention and its baseline can run on the device that `device=auto` takes.
     """
-    methods = catalog.entries("method")
+    # Not the user's own: their code is run where it is asked for.
+    methods = catalog.entries("method", shipped=True)
     # What is heavy would take the time of a run that is measuring.
     busy = busy_devices()
     request = {
@@ -57,6 +58,7 @@ def examine() -> dict[str, Any]:
                 measured = noise_floor.measure_noise(ask_probe, device, env)
         except DeviceBusyError as error:
             busy = str(error)
+    problems = [*facts["problems"], *facts.get("missing", {}).values()]
     found = provenance.collect(facts, {"device": device, **measured}, env)
     runnable = {
         name: {where: facts["methods"][data["_target_"]]["unsupported"][where] for where in ("cpu", "cuda")}
@@ -64,10 +66,10 @@ def examine() -> dict[str, Any]:
         if data["_target_"] in facts["methods"]
     }
     return {
-        "ok": not facts["problems"] and all(runnable[name][device] is None for name in ("flash2", "hyper")),
+        "ok": not problems and all(runnable[name][device] is None for name in ("flash2", "hyper")),
         "device": device, "environment": {k: v for k, v in found.items() if v is not None}, "methods": runnable,
         "triton_backend": {"runs": facts["triton_backend"] is None, "reason": facts["triton_backend"]},
-        "problems": facts["problems"], "attention_flops_per_s": facts.get("flops_per_s"), "timer": facts.get("timer"),
+        "problems": problems, "attention_flops_per_s": facts.get("flops_per_s"), "timer": facts.get("timer"),
         "noise": {**measured, "processes": noise_floor.PROCESSES} if measured else None, "busy": busy,
     }  # fmt: skip
 

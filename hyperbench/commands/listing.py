@@ -8,7 +8,7 @@ from hyperbench.commands.output import print_json, print_pairs, stdout
 from hyperbench.config import catalog
 
 #: Entries of a group's files that no command line sets.
-_NO_KEYS = ("name", "description", "exact")
+_NO_KEYS = ("name", "description", "exact", "kind")
 KINDS = (*catalog.GROUPS.values(), "figures", "keys")
 
 

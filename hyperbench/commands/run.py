@@ -52,6 +52,9 @@ def run(words: list[str], options: Options) -> int:
     begun = read_cpu_times()
     prepared = prepare.prepare(words)
     console, notes = stdout(), stderr()
+    for line in prepared.missing:
+        text = f"warning: {line}; its rows say so, and the other methods are measured"
+        notes.print(text, highlight=False, markup=False, soft_wrap=True)
     if options.dry_run:
         if options.as_json:
             print_json(dry_run_data(prepared))

@@ -23,7 +23,7 @@ _SHAPE_KEYS = ("batch", "heads", "kv_heads", "seq_len", "head_dim")
 #: Keys that may hold several values; those of an input or of a method as well.
 _AXIS_KEYS = (*(f"shape.{key}" for key in _SHAPE_KEYS), "dtype", "is_causal", "seed")
 #: Keys of a method's file that are not its parameters.
-_METHOD_KEYS = ("_target_", "description", "exact", "isolate", "kind", "layout", "causal", "allow_leak")
+METHOD_KEYS = ("_target_", "description", "exact", "isolate", "kind", "layout", "causal", "allow_leak")
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ def _compose(overrides: Overrides, device: str) -> list[DictConfig]:
     Keys are set afterwards, on what was composed without them: so a misspelt key is answered with the nearest name, and
     a further input takes no further composing.
     """
+    import yaml
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf, open_dict
@@ -132,14 +133,18 @@ def _compose(overrides: Overrides, device: str) -> list[DictConfig]:
     ]
     words += [f"method=[{','.join(groups['method'])}]"] if "method" in groups else []
     words += [f"input={name}" for name in names[:1]]
+    own = catalog.own_dir()
+    # By its name here alone: the grammar of Hydra's words would read signs in the path of the current folder.
+    words += [f"hydra.searchpath=[file://{own}]"] if own else []
     try:
         with initialize_config_dir(str(catalog.conf_dir()), version_base="1.3"):
             found = [compose("config", words)]
+        catalog.check_own(groups, OmegaConf.to_container(found[0], resolve=False))
         for name in names[1:]:
             found.append(found[0].copy())
             with open_dict(found[-1]):
-                found[-1].input = OmegaConf.load(catalog.conf_dir() / "input" / f"{name}.yaml")
-    except (HydraException, OmegaConfBaseException) as error:
+                found[-1].input = OmegaConf.load(catalog.path_of("input", name))
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(" ".join(str(error).split())) from None
     for cfg in found:
         apply(overrides.settings, cfg)
@@ -194,7 +199,7 @@ def _check_axis_key(key: str, composed: dict[str, Any]) -> None:
         if parts[1] not in composed["method"]:
             chosen = ", ".join(composed["method"])
             raise ConfigError(f"{key} is swept, but {parts[1]} is none of the methods of this run ({chosen})")
-        if parts[2] in _METHOD_KEYS:
+        if parts[2] in METHOD_KEYS:
             raise ConfigError(f"{key} takes one value for a run: {parts[2]} is no parameter of the method")
         return
     raise ConfigError(
@@ -234,7 +239,7 @@ def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> Point:
             f"method.{method} has no _target_; name its function: +method.{method}._target_=package.function"
         )
     shape = {key: data["shape"][key] for key in _SHAPE_KEYS}
-    hyper = {str(key): value for key, value in node.items() if key not in _METHOD_KEYS}
+    hyper = {str(key): value for key, value in node.items() if key not in METHOD_KEYS}
     types.check_shape(shape, data["is_causal"], data["seed"], method, hyper)
     check_name("dtype", data["dtype"], device.dtypes)
     try:

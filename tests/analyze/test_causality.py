@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from hyperbench.analyze.caveats import causal_in_q, caveats
 from hyperbench.analyze.export import export_run
 from hyperbench.analyze.figures import builder
 from hyperbench.analyze.plotting import errors
 from hyperbench.analyze.show import run_summary, show_run
-from hyperbench.analyze.view import causal_in_q, causality_notes, error_columns
+from hyperbench.analyze.view import error_columns
 from hyperbench.measure.work_items import CAUSAL_IN_Q
 from hyperbench.store.run_folder import load_run
-from hyperbench.store.schema import ErrorRow, Point, Record
+from hyperbench.store.schema import ErrorRow, Point, Record, Timing
 from tests.helpers.figure_reading import footer
 from tests.helpers.synthetic_runs import HYPER, MakeRun, grid, view_from
 
@@ -83,7 +84,7 @@ def test_exported_tables_hold_it_as_a_metric(make_run: MakeRun) -> None:
 
 
 def test_where_it_depends_on_the_length_the_lengths_are_named() -> None:
-    (note,) = causality_notes(view_from(a_run({"hyper_paper": (2048, 4096)})).timings)
+    (note,) = caveats(view_from(a_run({"hyper_paper": (2048, 4096)})).timings)
     assert note == f"Not causal in q: hyper_paper (n = 2,048, 4,096){END}"
 
 
@@ -95,14 +96,14 @@ def test_where_it_depends_on_the_pairing_the_pairing_is_named() -> None:
             paired.append(dataclasses.replace(r, point=p))
     points = {r.point.point_id: r.point for r in paired if r.point.is_causal}
     paired += [ErrorRow(p, 0, CAUSAL_IN_Q, float(p.hyper["pairing"] == "bucket")) for p in points.values()]
-    (note,) = causality_notes(view_from(paired).timings)
+    (note,) = caveats(view_from(paired).timings)
     assert note == f"Not causal in q: hyper (pairing=rank){END}"
 
 
 def test_a_run_from_before_it_was_measured_is_shown_as_ever(full_run: Path) -> None:
     assert all(row["causal_in_q"] is None for row in run_summary(full_run)["rows"])
     view = view_from(grid(LENGTHS))
-    assert causality_notes(view.timings) == []
+    assert caveats(view.timings) == []
     assert causal_in_q(view.timings.iloc[0].to_dict()) is None
     assert CAUSAL_IN_Q not in error_columns(view_from(a_run({})).timings)
 
@@ -115,3 +116,33 @@ def test_committed_runs_without_it_are_read(name: str) -> None:
     for folder in folders:
         known = CAUSAL_IN_Q in set(load_run(folder).errors["metric"])
         assert known or all(row["causal_in_q"] is None for row in run_summary(folder)["rows"])
+
+
+def test_leaks_and_set_ups_are_told_wherever_numbers_are_shown(make_run: MakeRun, tmp_path: Path) -> None:
+    def change(t: Timing) -> Timing:
+        if t.point.method != "hyper":
+            return t
+        return dataclasses.replace(t, flags=("leaks",) if t.point.is_causal else (), setup_ms=float(t.point.seq_len))
+
+    run = make_run(grid(LENGTHS, staged=True, change=change))
+    view = view_from(grid(LENGTHS, staged=True, change=change))
+    leaks, setup = caveats(view.timings)
+    assert leaks.startswith("Leaks: hyper (n = 1,024, 2,048, 4,096): under the causal mask later keys or values change")
+    assert setup == "Not in the times: the set-up of hyper (up to 4,096 ms)."
+    for figure in ("fig4", "times", "stages"):
+        assert leaks in footer(builder(figure)(view))
+        assert setup in footer(builder(figure)(view))
+    console = Console(file=io.StringIO(), width=400, color_system=None)
+    show_run(run, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert leaks in shown
+    assert setup in shown
+    assert "* leaks: hyper (9 rows)" in shown
+    (page,) = export_run(run, "markdown", tmp_path)
+    assert "Leaks: hyper" in page.read_text()
+    rows = run_summary(run)["rows"]
+    assert {row["flags"] for row in rows if row["method"] == "hyper" and row["is_causal"]} == {"leaks"}
+    for row in view.timings.to_dict("records"):
+        lines = errors.error_lines({str(k): v for k, v in row.items()}, view)
+        assert lines[0].startswith("leaks: ") == (row["is_causal"] and row["method"] == "hyper")
+    assert caveats(view_from(grid(LENGTHS)).timings) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -23,7 +24,8 @@ from hyperbench.analyze.view import (
     reason,
     require_timings,
 )
-from hyperbench.store.run_folder import load_run
+from hyperbench.store import tables
+from hyperbench.store.run_folder import Run, load_run
 from hyperbench.store.schema import ErrorRow, Pass, Record, Status
 from tests.helpers.synthetic_runs import (
     ENVIRONMENT,
@@ -168,6 +170,19 @@ def test_parameters_are_those_of_the_method_alone() -> None:
     frame = view_from(grid(lengths=(1024,), methods=("flash2", "hyper"))).timings
     assert parameters(frame, "flash2") == ""
     assert parameters(frame, "hyper", without=("sampling", "pairing")) == "b=256 m=256 r=7 leaf=1,024"
+
+
+def test_parameters_of_any_method_are_named_with_their_values() -> None:
+    hypers = [{"window": w, "rate": 0.5, "block_size": 64, "exact_rows": True} for w in (1024, 64)]
+    records = [timing(point("mine", 1024, hyper=h), Pass.FORWARD, 1.0) for h in hypers]
+    assert parameters(view_from(records).timings, "mine") == "b=64 window=64|1,024 rate=0.5 exact_rows=true"
+
+
+def test_kinds_of_methods_are_those_of_the_configuration_as_far_as_they_are_known() -> None:
+    kinds = {"flash2": None, "zero": "trivial", "top_k": "oracle", "mine": "<b>best</b>", "other": ["trivial"]}
+    config = {"method": {name: {"kind": kind} for name, kind in kinds.items()}}
+    view = make_view(Run(Path("run"), config, {}, **tables.build(grid(lengths=(1024,)), "run")))
+    assert view.kinds == {"zero": "trivial", "top_k": "oracle"}
 
 
 def test_the_headline_says_what_is_compared_and_calls_exact_only_what_is() -> None:

@@ -82,7 +82,7 @@ def test_a_mistake_is_one_line_that_names_it_and_what_is_allowed(
 # These reach the process that imports torch, so they take a second or two each.
 ASKED = [
     (["run", "device=cuda"], "sees no CUDA GPU", "cpu"),
-    (["run", "method=[flash2]", "+method.mine._target_=no_such_module.attention"], "no_such_module", ""),
+    (["run", "method=[flash2]", "method.flash2._target_=no_such_module.attention"], "no_such_module", ""),
     (["run", "method=[hyper]", "method.hyper.num_projections=99"], "num_projections", "15"),
     (["run", "input.std=-1"], "input.std=-1", "at least 0"),
 ]

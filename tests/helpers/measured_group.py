@@ -7,6 +7,7 @@ import gc
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from hyperbench.config.types import PLAIN_CALL, CallOptions
 from hyperbench.measure import work_items
 from hyperbench.measure.messages import Message, Task
 from hyperbench.measure.worker.conditions.machine import Machine
@@ -46,11 +47,16 @@ class MemoryPeak:
 
 
 def item(
-    target: str, *, exact: bool = False, hyper: dict[str, Any] | None = None, **changes: Any
+    target: str,
+    *,
+    exact: bool = False,
+    hyper: dict[str, Any] | None = None,
+    options: CallOptions = PLAIN_CALL,
+    **changes: Any,
 ) -> work_items.WorkItem:
     """A point of a method by its target, nothing to do yet."""
     point = a_point(**{**SHAPE, "method": target.rpartition(".")[2], "target": target, "hyper": hyper or {}, **changes})
-    return work_items.WorkItem(point, exact)
+    return work_items.WorkItem(point, exact, options=options)
 
 
 def odd(name: str, **options: Any) -> work_items.WorkItem:
@@ -74,7 +80,8 @@ class Measured:
         error = dataclasses.replace(config.error, **options.pop("error", {}))
         protocol = dataclasses.replace(config.protocol, **options.pop("protocol", {}))
         exact = frozenset(one.point.method for one in items if one.exact)
-        config = dataclasses.replace(config, passes=passes, error=error, exact_methods=exact)
+        options_of = {one.point.method: one.options for one in items}
+        config = dataclasses.replace(config, passes=passes, error=error, exact_methods=exact, call_options=options_of)
         progress = work_items.Progress(protocol)
         progress.finished |= options.pop("finished", set())
         left = tuple(work_items.remaining(one.point, config, round_, progress) for one in items)

@@ -16,7 +16,7 @@ HYPER = "hyperbench.measure.methods.hyper.hyper"
 
 def examined(target: str, *hypers: dict[str, Any]) -> dict[str, Any]:
     """The findings of the probe about a method."""
-    answer: dict[str, Any] = {"methods": {}, "problems": []}
+    answer: dict[str, Any] = {"methods": {}, "missing": {}, "problems": []}
     probe._examine({"name": "mine", "target": target, "hypers": list(hypers)}, answer)
     return answer
 
@@ -57,7 +57,8 @@ def test_a_good_method_has_defaults_and_reasons() -> None:
     ],
 )
 def test_a_problem_is_one_line_with_the_name_of_the_method(target: str, hyper: dict[str, Any], words: str) -> None:
-    (problem,) = examined(target, hyper)["problems"]
+    answer = examined(target, hyper)
+    (problem,) = [*answer["problems"], *answer["missing"].values()]
     assert problem.startswith(words)
     assert "\n" not in problem
 
@@ -122,8 +123,8 @@ def test_what_imported_code_prints_does_not_mix_with_the_answer(monkeypatch: pyt
         "tests.helpers.prints_at_import.exact",
         "tests.helpers.odd_methods.keyword_defaults",
     }
-    assert [problem.split(":")[0] for problem in answer["problems"]] == [
+    assert [problem.split(":")[0] for problem in answer["problems"]] == ["input=gausian is unknown; allowed"]
+    assert [line.split(":")[0] for line in answer["missing"].values()] == [
         "method tests.helpers.raises_at_import.f",
         "method tests.helpers.exits_at_import.f",
-        "input=gausian is unknown; allowed",
     ]

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hyperbench.analyze.caveats import caveats_of
 from hyperbench.analyze.format import at, escape, is_null, plain, short, significant
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.plotting import style
 from hyperbench.analyze.plotting.layout import Panel
 from hyperbench.analyze.plotting.traces import Points, crosses, curve, marks, notes_by_reason, place_of
-from hyperbench.analyze.view import MAIN_ERROR, TRIVIAL_ERRORS, View, causal_in_q, error_columns
+from hyperbench.analyze.view import MAIN_ERROR, TRIVIAL_ERRORS, View, error_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +157,7 @@ class ErrorPanel:
 def error_lines(row: Mapping[str, Any], view: View) -> list[str]:
     """Every error metric of a row, escaped, the main one first, with the range over the seeds of the draw.
 
-    Before them a line where the method is not causal in q.
+    Before them a line where the method is not causal in q, or leaks.
     """
     lines = []
     for metric in sorted(error_columns(view.timings), key=lambda name: name != MAIN_ERROR):
@@ -168,7 +169,7 @@ def error_lines(row: Mapping[str, Any], view: View) -> list[str]:
         estimated = "" if is_null(half_width) or math.isinf(half_width) else f" ±{100 * half_width:.1f}%"
         lines.append(f"{escape(metric)} {significant(row[metric])}{estimated}{spread}")
     lost = view.error_reasons.get(row["point_id"])
-    moved = ["not causal in q: later queries change earlier outputs"] if causal_in_q(row) is False else []
+    moved = caveats_of(row)
     if not lines:
         return [*moved, f"error not measured{f': {escape(short(lost))}' if lost else ''}"]
     return [*moved, *lines, *([f"a draw without error: {escape(short(lost))}"] if lost else [])]

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hyperbench.analyze.caveats import causal_in_q, leaks
 from hyperbench.analyze.format import PASS_LABELS, counted, is_null, json_value, plain
 from hyperbench.analyze.joins import CONDITION_DIMS, SHAPE_DIMS, records, settings, varying
 from hyperbench.analyze.verdict.rules import Case, Finding, Interval, Outcome, Reason, best, judge
 from hyperbench.analyze.verdict.words import Place, sentence
-from hyperbench.analyze.view import MAIN_ERROR, View, causal_in_q, reason
+from hyperbench.analyze.view import MAIN_ERROR, View, reason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,6 +111,7 @@ def _verdict(view: View, part: pd.DataFrame, told: Mapping[str, str], named: Seq
     )
     text = sentence(place, case, finding, _answers(row))
     text += "; it is not causal in q" if causal_in_q(row) is False else ""
+    text += "; it leaks: it sees later keys or values" if leaks(row) else ""
     return Verdict(row, case, finding, text, setting, len(rows))
 
 

@@ -58,7 +58,7 @@ class Method:
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters())
         known = sorted({p.name for p in keywords} | set(self.defaults()))
         for name in hyper:
-            if name not in known and not (takes_any and not self.defaults()):
+            if name not in known and not (takes_any and self.defaults().keys() <= {"seed"}):
                 allowed = ", ".join(known) or "none"
                 raise ValueError(f"{self.target} has no parameter {name!r}; allowed: {allowed}{nearest(name, known)}")
         for parameter in (p for p in keywords if p.name != "seed"):

@@ -43,7 +43,7 @@ def main() -> None:
     admit_current_folder(targets)
     code = running_code(targets)
     start_s = time.perf_counter()
-    answer = {**facts(), "methods": {}, "problems": [], "code": code.fingerprint, "files": code.files}
+    answer = {**facts(), "methods": {}, "missing": {}, "problems": [], "code": code.fingerprint, "files": code.files}
     answer["start_s"] = time.perf_counter() - start_s
     for item in request["methods"]:
         _examine(item, answer)
@@ -147,12 +147,16 @@ def _devices(answer: dict[str, Any]) -> list[str]:
 
 
 def _examine(item: dict[str, Any], answer: dict[str, Any]) -> None:
-    """Add a method's defaults and why it cannot run where, or a problem with it, to the answer."""
+    """Add a method's defaults and why it cannot run where, that it is missing, or a problem with it, to the answer."""
     from hyperbench.measure.methods import method as registry
 
     target = item["target"]
     try:
         method = registry.find(target)
+    except ValueError as error:
+        answer["missing"][target] = f"method {item['name']}: {' '.join(str(error).split())}"
+        return
+    try:
         defaults = method.defaults()
         for hyper in item["hypers"]:
             filled = {name: defaults.get(name) if value is None else value for name, value in hyper.items()}

@@ -31,7 +31,7 @@ class Prepared:
 
     `ask` puts further questions to a probe. `began_s` is when it began, on a clock that never goes back. `busy` says
     which devices others are measuring: this machine's speed was then not measured, and estimates are those of a usual
-    one.
+    one. `missing` tells, a line each, which methods cannot be imported: their rows will say so.
     """
 
     config: RunConfig
@@ -40,6 +40,11 @@ class Prepared:
     ask: Ask
     began_s: float = field(default_factory=time.monotonic)
     busy: str = ""
+
+    @property
+    def missing(self) -> list[str]:
+        """The methods that cannot be imported, and why."""
+        return list(self.facts.get("missing", {}).values())
 
     @property
     def speed(self) -> Speed:
@@ -83,7 +88,7 @@ def prepare(words: Sequence[str], ask: Ask = ask_probe) -> Prepared:
 
     The probe says which device `auto` stands for. Composing for the likely one beforehand answers a wrong word at once,
     and is done again only where PyTorch cannot use a GPU that is there. Raises ConfigError, one line, on anything that
-    cannot be run.
+    cannot be run, and where no method at all can be imported.
     """
     began_s, asked = time.monotonic(), ""
 
@@ -95,8 +100,9 @@ def prepare(words: Sequence[str], ask: Ask = ask_probe) -> Prepared:
     config = load(words, likely_device)
     busy = busy_devices()
     facts = ask(_request(config, measure_rate=not busy), config.device.env)
-    if facts["problems"]:
-        raise ConfigError(facts["problems"][0])
+    missing = facts.get("missing", {})
+    if problems := [*facts["problems"], *(missing.values() if missing.keys() >= set(config.targets) else ())]:
+        raise ConfigError(problems[0])
     device, reason = choose_device(asked, facts)
     if device == config.device.name:
         config = replace(config, device=replace(config.device, reason=reason))

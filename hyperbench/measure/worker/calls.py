@@ -3,17 +3,60 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from hyperbench.measure.inputs import Inputs
+from hyperbench.measure.methods.method import Method
+from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
-from hyperbench.store.schema import Pass
+from hyperbench.store.schema import Pass, Point
 
 Result = TypeVar("Result")
+
+
+@contextmanager
+def seeded(method: Method, point: Point) -> Iterator[None]:
+    """Make the draws of a method that takes no seed those of the point's: it draws from PyTorch's global generators.
+
+    These are seeded before, and are afterwards what they were.
+    """
+    if method.takes_seed:
+        yield
+        return
+    generators = [torch.default_generator]
+    if point.device == "cuda":
+        generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
+    states = [generator.get_state() for generator in generators]
+    for generator in generators:
+        # Not torch.manual_seed, which also notes the seed for devices that nobody uses.
+        generator.manual_seed(point.seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+class SeedingClock:
+    """A clock that has the draws of a method seeded before each call, outside its time; the rest is the clock's."""
+
+    def __init__(self, clock: Clock, method: Method, point: Point) -> None:
+        self._clock = clock
+        self._method = method
+        self._point = point
+
+    def time_ms(self, call: Callable[[], object], *, is_load: bool = False) -> float:
+        """The clock's time of a call."""
+        with seeded(self._method, self._point):
+            return self._clock.time_ms(call, is_load=is_load)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._clock, name)
 
 
 def timed_call(
@@ -70,8 +113,14 @@ def rotated(inputs: Inputs, count: int) -> list[Inputs]:
     seq_len = inputs[0].shape[2]
     count = max(1, min(count, seq_len))
     shifts = [index * seq_len // count for index in range(1, count)]
-    copies = [(q.roll(shift, 2), k.roll(shift, 2), v.roll(shift, 2)) for q, k, v in [inputs] for shift in shifts]
-    return [inputs, *copies]
+    q, k, v = inputs
+    return [inputs, *((_rolled(q, shift), _rolled(k, shift), _rolled(v, shift)) for shift in shifts)]
+
+
+def _rolled(x: Tensor, shift: int) -> Tensor:
+    """x (B, H, N, D) shifted along the sequence, in memory as x is."""
+    rolled = x.roll(shift, 2)
+    return rolled if x.is_contiguous() else torch.empty_like(x).copy_(rolled)
 
 
 def number_of_copies(

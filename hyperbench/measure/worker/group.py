@@ -18,6 +18,7 @@ from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.reference import Reference, make_reference
 from hyperbench.measure.worker.errors.rows import Estimate
+from hyperbench.measure.worker.failures import classify
 from hyperbench.measure.worker.gate.gate import Gate, slow_after_s
 from hyperbench.measure.worker.memory import MemoryPeak
 from hyperbench.measure.worker.report import Emit, Report
@@ -57,6 +58,8 @@ class GroupMeasurement:
         # By the seed with which rows were drawn.
         self._references: dict[int, Reference] = {}
         self._context: dict[int, dict[str, Estimate]] = {}
+        # By the layout of the methods that they check.
+        self._gates: dict[str, Gate] = {}
 
     @property
     def poisoned(self) -> bool:
@@ -86,12 +89,11 @@ class GroupMeasurement:
                 if self.poisoned:
                     raise
             _release()
-        gate = Gate(given, self._memory_peak, self._clock, slow_after_s(self._task.protocol), self._report.begin)
         passing = []
         for subject in subjects:
             self._report.begin(Work.CHECK, subject.point)
             try:
-                self._check(subject, given, gate)
+                self._check(subject, given, self._gate(subject, given))
                 passing.append(subject)
             except Exception as error:  # of the measured code
                 self._report.fail(subject.item, *self._report.classify(error, subject))
@@ -100,7 +102,7 @@ class GroupMeasurement:
                 return
         for pass_ in map(Pass, self._task.passes):
             try:
-                self._time(pass_, [s for s in passing if pass_ in s.item.passes], given, gate)
+                self._time(pass_, [(s, self._gate(s, given)) for s in passing if pass_ in s.item.passes])
             except _Poisoned:
                 return
             _release()
@@ -109,23 +111,41 @@ class GroupMeasurement:
             if subject.item.stages and not self.poisoned:
                 protocol, around = self._task.protocol, self._machine
                 stages = StageMeasurement(subject, self._clock, protocol, around, self._report)
-                stages.run(given.inputs)
+                stages.run(self._gate(subject, given).given.inputs)
                 _release()
 
     def _subject(self, item: work_items.WorkItem) -> Subject | None:
         point = item.point
         try:
             with self._settings.kept(point.target):
-                method = registry.find(point.target)
+                method = registry.find(point.target, item.options)
                 reason = method.why_unsupported(point.device, point.dtype)
+                if reason is None and point.is_causal and not method.has_causal_form:
+                    reason = f"{point.method} has no causal form"
         except SettingsError as error:
             self._report.fail(item, Status.INCORRECT, str(error))
             self._report.poisoned = self._report.poisoned or not error.restored
+            return None
+        except ValueError as error:  # there is no such function, or a package that it needs is missing
+            self._report.fail(item, Status.ERROR, str(error))
+            return None
+        except Exception as error:  # of the measured code
+            self._report.fail(item, *classify(error))
             return None
         if reason is None:
             return Subject(item, method)
         self._report.fail(item, Status.UNSUPPORTED, reason)
         return None
+
+    def _gate(self, subject: Subject, given: GroupInputs) -> Gate:
+        """The gate of a subject: that of its layout, with the inputs as that has them."""
+        layout = subject.method.layout
+        if layout not in self._gates:
+            self._gates[layout] = Gate(
+                given.arranged(layout), self._memory_peak, self._clock, slow_after_s(self._task.protocol),
+                self._report.begin,
+            )  # fmt: skip
+        return self._gates[layout]
 
     def _make_reference(self, given: GroupInputs, seed: int) -> Reference:
         """The reference; where it is of a part of the rows, these are drawn with the seed."""
@@ -195,9 +215,9 @@ class GroupMeasurement:
         self, subject: Subject, seed: int, given: GroupInputs, gate: Gate, known: dict[str, Estimate] | None
     ) -> None:
         """Write the error rows of one seed of the draw; `known` are those of the check, if it ran under this seed."""
-        inputs, (reference, context) = given.inputs, self._reference_of(seed, given)
+        inputs, (reference, context) = gate.given.inputs, self._reference_of(seed, given)
         errors = dict(known or {})
-        with torch.no_grad():
+        with torch.no_grad(), subject.seeded():
             if subject.method.with_lse is not None:
                 out, lse = subject.method.with_lse(*inputs, is_causal=subject.point.is_causal, **subject.hyper(seed))
                 errors = {**accuracy.lse_errors(lse, reference), **errors}
@@ -207,7 +227,7 @@ class GroupMeasurement:
                 errors |= accuracy.output_errors(accuracy.check_output(out, inputs[0], inputs[2]), reference)
         if known is None and reference.grads is not None and Pass.FORWARD_BACKWARD not in subject.failed:
             leaves = as_leaves(inputs)
-            raw = gradients(subject.call(*leaves, seed=seed), leaves, given.grad_output)
+            raw = gradients(subject.call(*leaves, seed=seed), leaves, gate.given.grad_output)
             errors |= accuracy.grad_errors(accuracy.check_grads(raw, inputs), reference)
         gate.check_inputs()
         if subject.causal_in_q is not None:
@@ -215,14 +235,14 @@ class GroupMeasurement:
             errors = {work_items.CAUSAL_IN_Q: Estimate(subject.causal_in_q), **errors}
         self._report.write_errors(subject, seed, errors | context)
 
-    def _time(self, pass_: Pass, subjects: list[Subject], given: GroupInputs, gate: Gate) -> None:
-        """Time one pass of all subjects in turns and write a row for each.
+    def _time(self, pass_: Pass, subjects: list[tuple[Subject, Gate]]) -> None:
+        """Time one pass of all subjects, each with its gate, in turns and write a row for each.
 
         Raises _Poisoned as soon as one leaves the device unusable: the rows of the others are still to be measured.
         """
-        timed: list[tuple[Subject, TimedCall]] = []
-        protocol, copies = self._task.protocol, [given.inputs]
-        for subject in subjects:
+        timed: list[tuple[Subject, Gate, TimedCall]] = []
+        protocol, copies = self._task.protocol, {layout: [gate.given.inputs] for layout, gate in self._gates.items()}
+        for subject, gate in subjects:
             if pass_ in subject.failed:
                 self._report.write_timing(subject, pass_, *subject.failed[pass_])
                 continue
@@ -230,7 +250,8 @@ class GroupMeasurement:
             try:
                 with self._settings.kept():
                     one = prepare_pass(
-                        subject, pass_, copies, given.grad_output, self._clock, protocol, self._machine.conditions(),
+                        subject, pass_, copies[subject.method.layout], gate.given.grad_output, self._clock, protocol,
+                        self._machine.conditions(),
                         partial(gate.result_check, subject, pass_, adds_up=protocol.as_paper),
                     )  # fmt: skip
                 gate.check_inputs()
@@ -239,20 +260,29 @@ class GroupMeasurement:
                 if self.poisoned:
                     raise _Poisoned from None
                 continue
-            timed.append((subject, one))
+            timed.append((subject, gate, one))
 
         def on_turn(index: int) -> None:
-            gate.turn(timed[index][1].result_check)
-            self._report.begin(Work.TIME, timed[index][0].point, pass_)
+            subject, gate, one = timed[index]
+            self._end_turns(but_of=gate)
+            gate.turn(one.result_check)
+            self._report.begin(Work.TIME, subject.point, pass_)
 
         def on_done(index: int) -> None:
-            gate.turn(None)
+            subject, _, one = timed[index]
+            self._end_turns()
             # At once: a kill while a slower method is still being timed must not lose what is finished.
-            self._report.timing(timed[index][0], pass_, timed[index][1])
+            self._report.timing(subject, pass_, one)
             if self.poisoned:
                 raise _Poisoned
 
-        take_turns([one for _, one in timed], protocol, protocol.budget_s[pass_], on_turn, on_done)
+        take_turns([one for *_, one in timed], protocol, protocol.budget_s[pass_], on_turn, on_done)
+
+    def _end_turns(self, but_of: Gate | None = None) -> None:
+        """End the turn of whatever was timed last, whose results are then looked at."""
+        for gate in self._gates.values():
+            if gate is not but_of:
+                gate.turn(None)
 
 
 def _release() -> None:

@@ -17,7 +17,7 @@ from hyperbench.measure.worker.failures import classify, poisons_device
 from hyperbench.measure.worker.settings import Settings, SettingsError
 from hyperbench.measure.worker.subject import Subject
 from hyperbench.measure.worker.timing.passes import TimedCall
-from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Status, Timing
+from hyperbench.store.schema import ErrorRow, Flag, Pass, Point, Record, Status, Timing
 
 Emit = Callable[[Message], object]
 
@@ -79,6 +79,7 @@ class Report:
                 "exact_equivalent_flops": exact_flops(point, pass_),
                 "executed_flops": executed_flops,
                 "first_call_ms": subject.first_ms.get(pass_),
+                "setup_ms": subject.setup_ms,
             }
             if cost := subject.costs.get(pass_):
                 of_pass |= {
@@ -97,7 +98,7 @@ class Report:
             samples_ms=tuple(sampler.samples_ms),
             warmup_ms=tuple(sampler.warmup_ms),
             host_ms=judged.host_ms,
-            flags=judged.flags,
+            flags=(*judged.flags, *([Flag.LEAKS] if subject.leak else [])),
             conditions=conditions,
             stage=stage,
             all_stages=all_stages,
@@ -115,7 +116,12 @@ class Report:
     def write_errors(self, subject: Subject, seed: int, errors: Mapping[str, Estimate]) -> None:
         """Write the errors of one seed of the draw, and rows without a number for gradients that failed."""
         for metric, value in errors.items():
-            self.write(ErrorRow(subject.point, seed, metric, float(value), low=value.low, high=value.high))
+            self.write(
+                ErrorRow(
+                    subject.point, seed, metric, float(value), low=value.low, high=value.high,
+                    message=f"leaks: {subject.leak}" if subject.leak else "",
+                )
+            )  # fmt: skip
         failed = subject.failed.get(Pass.FORWARD_BACKWARD)
         if failed is None:
             return

@@ -11,7 +11,7 @@ from torch import Tensor
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.messages import Work
-from hyperbench.measure.worker.calls import in_turn, without_gradient
+from hyperbench.measure.worker.calls import SeedingClock, in_turn, without_gradient
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.errors import accuracy
@@ -79,21 +79,24 @@ class StageMeasurement:
     def _run_once(self, inputs: Inputs) -> tuple[Stages, object]:
         """The stages on these inputs, and what the last one gave."""
         point = self.subject.point
-        stages = self.subject.method.stages(*inputs, is_causal=point.is_causal, **point.hyper)
+        with self.subject.seeded():
+            stages = self.subject.method.stages(*inputs, is_causal=point.is_causal, **point.hyper)
         self._names = self._names or tuple(stages)
         if tuple(stages) != self._names:
             raise ValueError(f"stages must be the same on all inputs of a shape: {list(self._names)}, {list(stages)}")
         out: object = None
-        for call in stages.values():
-            out = call()
+        with self.subject.seeded():
+            for call in stages.values():
+                out = call()
         return stages, out
 
     def _timed(self, calls: list[Callable[[], object]]) -> TimedCall:
         """One stage on several sets of inputs in turn."""
         point = self.subject.point
         between = other_layers(point, self.protocol)
+        clock = SeedingClock(self.clock, self.subject.method, point)
         return TimedCall(
-            sampler=Sampler(without_gradient(in_turn(calls)), self.clock, self.protocol, self._budget_s, between),
+            sampler=Sampler(without_gradient(in_turn(calls)), clock, self.protocol, self._budget_s, between),
             conditions=self.machine.conditions(),
             facts={"input_copies": len(calls)},
             device=point.device,

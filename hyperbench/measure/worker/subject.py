@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from hyperbench.measure import work_items
 from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.methods import method as registry
+from hyperbench.measure.methods.method import Attend, arranged
+from hyperbench.measure.worker.calls import seeded
 from hyperbench.measure.worker.errors.reference import Reference
 from hyperbench.measure.worker.fingerprints import Fingerprint
 from hyperbench.measure.worker.memory import CallCost
@@ -29,15 +32,21 @@ class GroupInputs:
     grad_output: Tensor
     reference: Reference | None = None
 
+    def arranged(self, layout: str) -> GroupInputs:
+        """The same for methods of a layout: tensors that lie in memory as these take them."""
+        q, k, v = (arranged(x, layout) for x in self.inputs)
+        return replace(self, inputs=(q, k, v), grad_output=arranged(self.grad_output, layout))
+
 
 @dataclass
 class Subject:
     """The method of a work item under measurement, with what its check found.
 
-    That is what a call of each pass took (`costs`), how many milliseconds its first call in this process took, which
-    passes failed, and why. `given` is what each pass gave before it was timed,
-    `causal_in_q` is true if later queries leave earlier outputs alone (None without a causal mask). `unlooked` are the
-    passes whose properties were to be looked for at the point itself and were not, for want of time or memory.
+    That is what a call of each pass took (`costs`), how many milliseconds its first call in this process and its set-up
+    took (`setup_ms`, None where it has none), which passes failed, and why. `given` is what each pass gave before it
+    was timed, `causal_in_q` is true if later queries leave earlier outputs alone (None without a causal mask), `leak`
+    says what else is not causal in a method that may leak. `unlooked` are the passes whose properties were to be looked
+    for at the point itself and were not, for want of time or memory.
     """
 
     item: work_items.WorkItem
@@ -48,6 +57,8 @@ class Subject:
     given: dict[Pass, Fingerprint] = field(default_factory=dict)
     causal_in_q: bool | None = None
     unlooked: set[Pass] = field(default_factory=set)
+    setup_ms: float | None = None
+    leak: str = ""
 
     def peak_bytes(self, pass_: Pass) -> int:
         """Peak memory of a pass; 0 where it is not known."""
@@ -58,9 +69,20 @@ class Subject:
         """The point that is measured."""
         return self.item.point
 
+    def ready(self, inputs: Inputs, *, seed: int | None = None) -> Attend:
+        """The method for these inputs, its set-up made, under another seed of the draw if one is given."""
+        with self.seeded():
+            return self.method.ready(*inputs, is_causal=self.point.is_causal, **self.hyper(seed))
+
+    def seeded(self) -> AbstractContextManager[None]:
+        """Give a method that takes no seed that of the point, for the calls within."""
+        return seeded(self.method, self.point)
+
     def call(self, q: Tensor, k: Tensor, v: Tensor, *, seed: int | None = None) -> Tensor:
-        """The method on these inputs, under another seed of the draw if one is given."""
-        return self.method.function(q, k, v, is_causal=self.point.is_causal, **self.hyper(seed))
+        """One call of the method on these inputs, set-up and all, under another seed of the draw if one is given."""
+        attend = self.ready((q, k, v), seed=seed)
+        with self.seeded():
+            return attend(q, k, v)
 
     def hyper(self, seed: int | None) -> dict[str, Any]:
         """The method's parameters, the seed of the draw replaced where there is one."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hyperattn_core import HyperAttentionParams, exact_attention
 from hyperbench.config import catalog
+from hyperbench.config.compose import METHOD_KEYS
 from hyperbench.flops import exact_flops
 from hyperbench.measure.methods import exact, trivial
 from hyperbench.measure.methods import method as registry
@@ -28,7 +29,7 @@ SHAPES = [(1, 1, 1, 64, 8), (2, 4, 2, 50, 16), (1, 2, 2, 1, 8)]
 def filled(method: registry.Method) -> dict[str, Any]:
     """All parameters of a method, small where they are sizes."""
     values = {**method.defaults(), **SMALL, "seed": 0}
-    return {name: values[name] for name in (method.defaults() or {p.name for p in method._keywords()})}
+    return {name: values[name] for name in {*method.defaults(), *(p.name for p in method._keywords())}}
 
 
 def on_cpu(name: str) -> registry.Method:
@@ -109,7 +110,7 @@ def test_defaults_of_hyper_are_those_of_the_library() -> None:
     for name, params in (("hyper", HyperAttentionParams()), ("hyper_paper", HyperAttentionParams.paper())):
         method = registry.find(METHODS[name])
         assert method.defaults() == {**dataclasses.asdict(params), "seed": 0}
-        shipped = set(catalog.entries("method")[name]) - {"_target_", "description"}
+        shipped = set(catalog.entries("method")[name]) - set(METHOD_KEYS)
         assert shipped == set(method.defaults())
         assert method.with_lse is not None
 
@@ -117,7 +118,7 @@ def test_defaults_of_hyper_are_those_of_the_library() -> None:
 def test_shipped_parameters_are_those_that_the_methods_take() -> None:
     for data in catalog.entries("method").values():
         method = registry.find(data["_target_"])
-        hyper = {k: 1 for k in data if k not in ("_target_", "description", "exact", "sampling", "pairing")}
+        hyper = {k: 1 for k in data if k not in (*METHOD_KEYS, "sampling", "pairing")}
         method.check(hyper)
 
 

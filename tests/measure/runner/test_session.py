@@ -101,6 +101,16 @@ def test_the_first_problem_of_a_method_is_the_answer() -> None:
     assert refusal(problems=["method mine: no such module", "method x: y"]) == "method mine: no such module"
 
 
+def test_a_method_that_is_missing_keeps_none_of_the_others_from_being_measured() -> None:
+    words = ("method=flash2", "+method.mine._target_=no.such")
+    missing = {"no.such": "method mine: _target_=no.such cannot be imported"}
+    run = prepared(*words, missing=missing)
+    assert run.missing == list(missing.values())
+    assert {point.method for point in run.points} == {"flash2", "mine"}
+    everything = {**missing, "hyperbench.measure.methods.exact.flash2": "method flash2: no PyTorch"}
+    assert refusal(*words, missing=everything) == "method mine: _target_=no.such cannot be imported"
+
+
 def test_a_default_that_no_point_can_hold_is_refused() -> None:
     words = ("method=flash2", "+method.mine._target_=a.b")
     methods = {"hyperbench.measure.methods.exact.flash2": {"defaults": {}}, "a.b": {"defaults": {"block_size": "big"}}}

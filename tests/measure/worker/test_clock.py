@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -265,7 +265,9 @@ def test_lasting_load_reaches_the_clock_of_the_gpu_through_all_that_stands_befor
         tiny().config.protocol, fixed_time=True, max_samples=10, warmup_min_s=0.01, warmup_max_s=0.01, input_copies=1,
         budget_s={"forward": 0.1},
     )  # fmt: skip
-    subject: Any = SimpleNamespace(call=method, point=a_point(), first_ms={}, peaks={})
+    subject: Any = SimpleNamespace(
+        ready=lambda inputs: method, seeded=nullcontext, point=a_point(), first_ms={}, peaks={}
+    )
     timed = prepare_pass(
         subject, Pass.FORWARD, [(x, x, x)], x, clock, protocol, Conditions(),
         lambda call, period: ResultCheck(call, clock, (x, x, x), None, None, period),

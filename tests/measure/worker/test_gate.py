@@ -115,7 +115,7 @@ def test_longer_points_of_one_configuration_are_examined_once(monkeypatch: pytes
     watched = registry.Method("some.counted_method", counted)
     for seq_len in (1024, 2048, 65536):
         point = a_point(**{**SMALL, "seq_len": seq_len, "is_causal": True}, target="some.counted_method")
-        assert properties.examine(watched, point, exact=False) is True
+        assert properties.examine(watched, point, exact=False).in_q is True
     assert set(calls) == {1024}
     once = len(calls)
     properties.examine(watched, a_point(**{**SMALL, "seq_len": 96}, target="some.counted_method"), exact=False)
@@ -125,13 +125,13 @@ def test_longer_points_of_one_configuration_are_examined_once(monkeypatch: pytes
 def test_one_position_alone_is_examined_for_what_it_can_show() -> None:
     for is_causal in (False, True):
         point = a_point(**{**SMALL, "seq_len": 1}, target="tests.helpers.odd_methods.exact", is_causal=is_causal)
-        assert properties.examine(registry.find("tests.helpers.odd_methods.exact"), point, exact=True) is None
+        assert properties.examine(registry.find("tests.helpers.odd_methods.exact"), point, exact=True).in_q is None
 
 
 @pytest.mark.parametrize("seq_len", [2, 3, 5])
 def test_the_shortest_causal_sequences_have_a_verdict(seq_len: int) -> None:
     point = a_point(**{**SMALL, "seq_len": seq_len}, target="tests.helpers.odd_methods.exact", is_causal=True)
-    assert properties.examine(registry.find("tests.helpers.odd_methods.exact"), point, exact=False) is True
+    assert properties.examine(registry.find("tests.helpers.odd_methods.exact"), point, exact=False).in_q is True
 
 
 def test_of_calls_on_several_inputs_only_those_on_the_groups_own_are_compared() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -59,7 +60,10 @@ def conditions(*reasons: str) -> Conditions:
 
 def a_subject(method: Any, forward_ms: float = 0.0) -> Any:
     """A subject as far as its preparation goes."""
-    return SimpleNamespace(call=method, point=a_point(), first_ms={Pass.FORWARD: forward_ms}, peak_bytes=lambda p: 0)
+    return SimpleNamespace(
+        ready=lambda inputs: method, seeded=nullcontext, point=a_point(), first_ms={Pass.FORWARD: forward_ms},
+        peak_bytes=lambda p: 0,
+    )  # fmt: skip
 
 
 def unwatched(clock: FakeClock, call: Callable[[], object], period: int) -> ResultCheck:
@@ -110,6 +114,12 @@ def test_copies_hold_other_values_of_the_same_kind(count: int) -> None:
             assert not any(torch.equal(x, y) for x, y in zip(one, other, strict=True))
     out = inputs[0] @ inputs[1].mT @ inputs[2]
     assert all(torch.allclose((q @ k.mT @ v).sum(2), out.sum(2), atol=1e-4) for q, k, v in copies)
+
+
+def test_copies_lie_in_memory_as_the_inputs_do() -> None:
+    q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in qkv())
+    for copy in rotated((q, k, v), 3):
+        assert all(x.stride() == q.stride() and not x.is_contiguous() for x in copy)
 
 
 def test_copies_are_bounded_by_bytes_and_by_what_they_cost_to_make() -> None:

@@ -139,7 +139,9 @@ def _check_tensor(what: str, x: object, shape: tuple[int, ...], like: Tensor, fi
     if not isinstance(x, Tensor):
         raise IncorrectError(f"{what} is {'None' if x is None else 'a ' + type(x).__name__}, not a tensor")
     if tuple(x.shape) != shape:
-        raise IncorrectError(f"{what} has shape {tuple(x.shape)}, not {shape}")
+        swapped = len(shape) == x.dim() and tuple(x.shape) == (shape[0], shape[2], shape[1], *shape[3:])
+        hint = "; heads and seq_len are swapped: layout=bnhd is for a method of that layout" if swapped else ""
+        raise IncorrectError(f"{what} has shape {tuple(x.shape)}, not {shape}{hint}")
     if x.dtype != like.dtype:
         raise IncorrectError(f"{what} is {x.dtype}, not {like.dtype}".replace("torch.", ""))
     if x.device != like.device:

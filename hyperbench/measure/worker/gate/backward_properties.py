@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hyperbench.measure.inputs import Inputs, make_grad_output, make_inputs
-from hyperbench.measure.methods.method import Method
-from hyperbench.measure.worker.calls import as_leaves, gradients
+from hyperbench.measure.methods.method import Method, arranged
+from hyperbench.measure.worker.calls import as_leaves, gradients, seeded
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.gate.checks import check_count, copies, counted, if_it_takes_the_shape, once, replaced
@@ -32,7 +32,8 @@ def examine_backward(method: Method, point: Point) -> None:
     Raises KeptGraphError where it is wrong on a graph that has been run before and right on a new one.
     """
     probe = probe_point(point)
-    once((probe.point_id, method.target, "backward"), lambda: if_it_takes_the_shape(lambda: _examine(method, probe)))
+    key = (probe.point_id, method.target, method.options, "backward")
+    once(key, lambda: if_it_takes_the_shape(lambda: _examine(method, probe)))
 
 
 def examine_exact_gradients(method: Method, point: Point) -> None:
@@ -43,7 +44,7 @@ def examine_exact_gradients(method: Method, point: Point) -> None:
     probe = probe_point(point)
 
     def examine() -> None:
-        inputs, grad_output = make_inputs(probe), make_grad_output(probe)
+        inputs, grad_output = _inputs_of(method, probe)
         leaves = as_leaves(inputs)
         raw = gradients(_call(method, probe, leaves), leaves, grad_output)
         reference = exact_answer(probe, inputs, grad_output)
@@ -95,12 +96,21 @@ def other_grad_output(grad_output: Tensor) -> Tensor:
     return 0.5 * grad_output.flip(2)
 
 
+def _inputs_of(method: Method, probe: Point) -> tuple[Inputs, Tensor]:
+    """The inputs and the grad_output of a point, as the method's layout has them in memory."""
+    q, k, v = (arranged(x, method.layout) for x in make_inputs(probe))
+    return (q, k, v), arranged(make_grad_output(probe), method.layout)
+
+
 def _call(method: Method, probe: Point, leaves: Inputs) -> Tensor:
-    return method.function(*leaves, is_causal=probe.is_causal, **probe.hyper)
+    with seeded(method, probe):
+        attend = method.ready(*leaves, is_causal=probe.is_causal, **probe.hyper)
+    with seeded(method, probe):
+        return attend(*leaves)
 
 
 def _examine(method: Method, probe: Point) -> None:
-    inputs, grad_output = make_inputs(probe), make_grad_output(probe)
+    inputs, grad_output = _inputs_of(method, probe)
     leaves = as_leaves(inputs)
     out = _call(method, probe, leaves)
     kept = partial(gradients, out, leaves, grad_output, keep_graph=True)

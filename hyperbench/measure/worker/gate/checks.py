@@ -15,11 +15,16 @@ from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.methods.method import Method
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
+from hyperbench.store.schema import Point
 
 Result = TypeVar("Result")
 MEMOISED_IN_PLACE = (
     "a memoised result: after q, k and v were changed in place, the output is not that of the same values in other "
     "storage"
+)
+_GOES_BY_VALUES = (
+    "a set-up that goes by the values of q, k and v, and whose time is not taken: after they were changed in place, "
+    "the callable of prepare gives another output than one that is prepared for these values"
 )
 NOT_CAUSAL = "not causal: outputs up to position"
 _outcomes: dict[Hashable, Any] = {}
@@ -46,6 +51,16 @@ def if_it_takes_the_shape(examine: Callable[[], object]) -> None:
         raise
     except Exception:
         return
+
+
+def stale(method: Method) -> str:
+    """The refusal of a method whose output is that of values which are gone."""
+    return _GOES_BY_VALUES if method.has_setup else MEMOISED_IN_PLACE
+
+
+def how_to_leak(point: Point) -> str:
+    """The end of a refusal: the key with which a method that leaks is measured nevertheless."""
+    return f"; with +method.{point.method}.allow_leak=true it is measured all the same, and marked as leaking"
 
 
 def changed_in_place(names: list[str]) -> str:

@@ -17,7 +17,8 @@ from torch import Tensor
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.measure.inputs import Inputs, make_grad_output, make_inputs
 from hyperbench.measure.messages import Work
-from hyperbench.measure.worker.calls import as_leaves, gradients, without_gradient
+from hyperbench.measure.methods.method import Attend
+from hyperbench.measure.worker.calls import SeedingClock, as_leaves, gradients, without_gradient
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
@@ -80,8 +81,9 @@ class Gate:
         alone. Raises IncorrectError on a wrong answer.
         """
         self._say(subject, Pass.FORWARD, measures_errors=True)
-        call = without_gradient(lambda: subject.call(*self._inputs))
-        out, first = self._measured(call)
+        attend = self._ready(subject)
+        call = without_gradient(lambda: attend(*self._inputs))
+        out, first = self._measured(subject, call)
         subject.first_ms[Pass.FORWARD] = first.ms
         self.check_inputs()
         accuracy.check_output(out, self._inputs[0], self._inputs[2])
@@ -97,12 +99,12 @@ class Gate:
         base = out.clone() if looks and self._has_time(first.ms) else None
         del out
         if self._has_time(first.ms):
-            measured = self._measured(call)[1]
+            measured = self._measured(subject, call)[1]
         subject.costs[Pass.FORWARD] = measured
-        subject.causal_in_q = examine(subject.method, subject.point, exact)
+        subject.causal_in_q, subject.leak = examine(subject.method, subject.point, exact)
         if base is not None and measured.ms <= self.slow_s * 1e3:
             with _as_far_as_memory_goes(subject, Pass.FORWARD):
-                examine_at_point(subject, self._inputs, base)
+                examine_at_point(subject, attend, self._inputs, base)
             self.check_inputs()
         elif looks:
             subject.unlooked.add(Pass.FORWARD)
@@ -165,8 +167,18 @@ class Gate:
             check_answers(grads, fresh, self._inputs, subject.method.ignores)
             check_kept(kept, fresh, self._inputs, subject.method, subject.point.dtype)
 
-    def _measured(self, call: Callable[[], Result]) -> tuple[Result, CallCost]:
-        results, costs = self.memory_peak.measure([call], self.clock.now_s)
+    def _ready(self, subject: Subject) -> Attend:
+        """The method for the inputs of the group; how long its set-up takes is noted."""
+        if not subject.method.has_setup:
+            return subject.ready(self._inputs)
+        attend, cost = self._measured(subject, lambda: subject.ready(self._inputs))
+        subject.setup_ms = cost.ms
+        self.check_inputs()
+        return attend
+
+    def _measured(self, subject: Subject, call: Callable[[], Result]) -> tuple[Result, CallCost]:
+        with subject.seeded():
+            results, costs = self.memory_peak.measure([call], self.clock.now_s)
         return results[0], costs[0]
 
     def _both_passes(
@@ -177,17 +189,18 @@ class Gate:
         The costs of both passes and of going back are noted.
         """
         made: list[Tensor] = []
-        keeps = False
+        keeps, attend = False, subject.ready(self._inputs)
 
         def calls() -> Iterator[Callable[[], object]]:
             nonlocal keeps
             start_s = self.clock.now_s()
-            yield lambda: made.append(subject.call(*leaves))
+            yield lambda: made.append(attend(*leaves))
             # A backward pass takes two to three times its forward pass.
             keeps = may_keep and self._has_time(_FORWARD_PARTS * (self.clock.now_s() - start_s) * 1e3)
             yield lambda: gradients(made[0], leaves, grad_output, keep_graph=keeps)
 
-        (_, raw), (_, last, both) = self.memory_peak.measure(calls(), self.clock.now_s)
+        with subject.seeded():
+            (_, raw), (_, last, both) = self.memory_peak.measure(calls(), self.clock.now_s)
         subject.costs |= {Pass.BACKWARD: last, Pass.FORWARD_BACKWARD: both}
         return made[0], raw, keeps
 
@@ -225,7 +238,8 @@ class Gate:
         to_the_bit = pass_ is Pass.FORWARD and subject.point.device == "cpu" and subject.method.deterministic
         tolerance = None if to_the_bit else accuracy.EXACT_TOLERANCES[subject.point.dtype]
         before = None if adds_up and pass_ is not Pass.FORWARD else subject.given.get(pass_)
-        return ResultCheck(call, self.clock, self._inputs, before, tolerance, period)
+        clock = SeedingClock(self.clock, subject.method, subject.point)
+        return ResultCheck(call, clock, self._inputs, before, tolerance, period)
 
     def turn(self, result_check: ResultCheck | None) -> None:
         """Begin the turn of another result check, or of none; the one before must have left all as it was."""

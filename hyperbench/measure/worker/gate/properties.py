@@ -8,73 +8,94 @@ seen at the very point that is timed: by two calls, none in float64.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hyperbench.measure.inputs import Inputs, make_inputs
-from hyperbench.measure.methods.method import Method
+from hyperbench.measure.methods.method import Attend, Method, arranged
+from hyperbench.measure.worker.calls import seeded
 from hyperbench.measure.worker.errors import accuracy
 from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.errors.reference import Reference, make_reference
 from hyperbench.measure.worker.gate.checks import (
-    MEMOISED_IN_PLACE,
     NOT_CAUSAL,
     changed_in_place,
     check_count,
     copies,
     counted,
     difference,
+    how_to_leak,
     once,
     replaced,
+    stale,
 )
 from hyperbench.measure.worker.subject import Subject
 from hyperbench.store.schema import Point
 
 _MIN_PROBE_LEN = 1024
 _MAX_PROBE_SIDE = 2
+#: The axes of a layout, in words.
+_AXES = {"bhnd": "(batch, heads, seq_len, head_dim)", "bnhd": "(batch, seq_len, heads, head_dim), as layout=bnhd says"}
 #: How much larger keys and values after a position are made to tempt a mask; float16 ends at 65,504.
 _LARGE = {"float16": 16.0}
 _LARGE_OTHERWISE = 1000.0
 
 
-def examine(method: Method, point: Point, exact: bool) -> bool | None:
-    """Examine a method at a short length; True if outputs depend on no later query (None without a causal mask).
+class Causality(NamedTuple):
+    """What outputs under a causal mask depend on, as far as it is after them.
+
+    `in_q`: on no later query (None without a mask, or without other positions). `leak` says which keys and values
+    reach an output of a method that may leak; "" where none does.
+    """
+
+    in_q: bool | None
+    leak: str
+
+
+def examine(method: Method, point: Point, exact: bool) -> Causality:
+    """Examine a method at a short length; a method is examined once.
 
     Raises IncorrectError, saying what is wrong, if the method changes its inputs, ignores one that it does not say it
-    ignores, answers from memory, gives another output for the same inputs, sees keys or values after a position, or
-    claims to be exact and is not.
+    ignores, answers from memory, gives another output for the same inputs, sees keys or values after a position and is
+    not allowed to, or claims to be exact and is not.
     """
     short = probe_point(point)
-    return once((short.point_id, method.target, exact), lambda: _first_answer(method, short, point, exact))
+    key = (short.point_id, method.target, method.options, exact)
+    return once(key, lambda: _first_answer(method, short, point, exact))
 
 
-def examine_at_point(subject: Subject, inputs: Inputs, base: Tensor) -> None:
+def examine_at_point(subject: Subject, attend: Attend, inputs: Inputs, base: Tensor) -> None:
     """Change the inputs where they lie, behind one position, and look at what the method makes of it.
 
-    `base` is its output (B, H, N, Dv) on the inputs as they are; afterwards they are that again. Raises IncorrectError
-    if the output is not that of the same values elsewhere, if that of the last position takes no notice of other
-    values, or if, under a causal mask, one up to the position does.
+    `attend` was made ready for the inputs as they are, and `base` is its output (B, H, N, Dv); afterwards they are that
+    again. Raises IncorrectError if the output is not that of the same values elsewhere, if that of the last position
+    takes no notice of other values, or if, under a causal mask, one up to the position does and must not.
     """
     method, point = subject.method, subject.point
     # No round number of blocks for most of their sizes.
     t = point.seq_len // 3
     changed = _changed(inputs, t + 1 if point.is_causal else 0, point.is_causal and not subject.causal_in_q)
     with torch.no_grad(), replaced(inputs, changed):
-        got = accuracy.check_output(subject.call(*inputs), inputs[0], inputs[2], finite=not point.is_causal).clone()
+        with subject.seeded():
+            out = attend(*inputs)
+        got = accuracy.check_output(out, inputs[0], inputs[2], finite=not point.is_causal).clone()
         elsewhere = subject.call(*copies(inputs))
     where = f"; so at seq_len={point.seq_len}, whatever it does at shorter ones"
     moved = difference(elsewhere, got, method, point.dtype)
     if moved is not None:
-        raise IncorrectError(f"{MEMOISED_IN_PLACE} (relative difference {moved:.3g}){where}")
+        raise IncorrectError(f"{stale(method)} (relative difference {moved:.3g}){where}")
     last = got[:, :, -1], base[:, :, -1]
     if "v" not in method.ignores and not torch.equal(inputs[2], changed[2]) and torch.equal(*last):
         raise IncorrectError(
             f"the output of the last position stays the same when the values of other positions change{where}"
         )
     if point.is_causal and _reaches(base, got, t, subject.item.exact or not method.deterministic, point.dtype):
-        raise IncorrectError(f"{NOT_CAUSAL} {t} change with the keys or the values after it{where}")
+        leak = f"{NOT_CAUSAL} {t} change with the keys or the values after it"
+        if not method.options.allow_leak:
+            raise IncorrectError(f"{leak}{where}{how_to_leak(point)}")
+        subject.leak = subject.leak or leak
 
 
 def probe_point(point: Point) -> Point:
@@ -127,7 +148,7 @@ def _gaussian(point: Point, seq_len: int, batch: int, kv_heads: int) -> Point:
     )
 
 
-def _first_answer(method: Method, short: Point, point: Point, exact: bool) -> bool | None:
+def _first_answer(method: Method, short: Point, point: Point, exact: bool) -> Causality:
     whole = _gaussian(point, point.seq_len, point.batch, point.kv_heads)
     try:
         return _Examination(method, short, exact).run()
@@ -149,11 +170,11 @@ class _Examination:
         self._probe = probe
         self._exact = exact
         self._is_compared = exact and is_compared
-        self._inputs: Inputs = make_inputs(probe)
-        self._others: Inputs = make_inputs(dataclasses.replace(probe, seed=probe.seed ^ 1))
+        self._inputs = self._drawn(probe.seed)
+        self._others = self._drawn(probe.seed ^ 1)
 
-    def run(self) -> bool | None:
-        """The answer of `examine`, None also where there is no other position."""
+    def run(self) -> Causality:
+        """The answer of `examine`."""
         base = self._check_memory()
         if self._is_compared:
             reference = exact_answer(self._probe, self._inputs, None)
@@ -161,21 +182,28 @@ class _Examination:
             accuracy.check_rows(base, reference, self._probe.dtype)
         if self._probe.seq_len < 2:
             # A single key has all the weight, whatever it and the query are.
-            return None
+            return Causality(None, "")
         self._check_dependence(base)
         if not self._probe.is_causal:
-            return None
-        self._check_causality(base)
-        return self._is_causal_in_q(base)
+            return Causality(None, "")
+        leak = self._leak(base)
+        if leak and not self._method.options.allow_leak:
+            raise IncorrectError(f"{leak}{how_to_leak(self._probe)}")
+        return Causality(self._is_causal_in_q(base), leak)
+
+    def _drawn(self, seed: int) -> Inputs:
+        q, k, v = make_inputs(dataclasses.replace(self._probe, seed=seed))
+        return arranged(q, self._method.layout), arranged(k, self._method.layout), arranged(v, self._method.layout)
 
     def _check_memory(self) -> Tensor:
         """The output on the inputs, from a method that answers anew when values change where they lie."""
         held = copies(self._inputs)
-        base = self._ask(*held)
+        attend = self._ready(held)
+        base = self._checked(self._call(attend, held), held, copies(self._inputs))
         for x, y in zip(held, self._others, strict=True):
             x.copy_(y)
-        got, first = self._counted(held)
-        again, second = self._counted(held)
+        got, first = self._counted(attend, held)
+        again, second = self._counted(attend, held)
         moved = self._moved(got, again)
         if moved is not None:
             raise IncorrectError(
@@ -184,7 +212,7 @@ class _Examination:
             )
         moved = self._moved(got, self._ask(*copies(self._others)))
         if moved is not None:
-            raise IncorrectError(f"{MEMOISED_IN_PLACE} (relative difference {moved:.3g})")
+            raise IncorrectError(f"{stale(self._method)} (relative difference {moved:.3g})")
         check_count(first, second, "a second call on the same values", IncorrectError)
         return base
 
@@ -205,11 +233,11 @@ class _Examination:
             if name == "v" and self._moved(base[:, :, -1:], out[:, :, -1:]) is None:
                 raise IncorrectError(
                     "the output of the last position stays the same when the values of all others change: the axes "
-                    "must be (batch, heads, seq_len, head_dim)"
+                    f"must be {_AXES[self._method.layout]}"
                 )
 
-    def _check_causality(self, base: Tensor) -> None:
-        """No key and no value after a position reaches an output up to it, not even a large one."""
+    def _leak(self, base: Tensor) -> str:
+        """The keys and values after a position that reach an output up to it, if only large ones; "" if none does."""
         large = _LARGE.get(self._probe.dtype, _LARGE_OTHERWISE)
         early, *later = self._positions()
         for t, scale in [(early, 1.0), *((t, large) for t in (early, *later))]:
@@ -219,7 +247,8 @@ class _Examination:
                 continue
             both = {"keys": (k, old_v), "values": (old_k, v)}
             kinds = [name for name, changed in both.items() if self._reaches(base, t, q, *changed)]
-            raise IncorrectError(f"{NOT_CAUSAL} {t} change with the {' and the '.join(kinds or both)} after it")
+            return f"{NOT_CAUSAL} {t} change with the {' and the '.join(kinds or both)} after it"
+        return ""
 
     def _is_causal_in_q(self, base: Tensor) -> bool:
         _, k, v = self._inputs
@@ -242,19 +271,24 @@ class _Examination:
     def _moved(self, one: Tensor, other: Tensor) -> float | None:
         return difference(one, other, self._method, self._probe.dtype)
 
-    def _counted(self, inputs: Inputs) -> tuple[Tensor, int | None]:
+    def _counted(self, attend: Attend, inputs: Inputs) -> tuple[Tensor, int | None]:
         """The method's output, and the number of calls of PyTorch behind it; None where they cannot be seen."""
         before = copies(inputs)
-        out, count = counted(lambda: self._call(*inputs))
+        out, count = counted(lambda: self._call(attend, inputs))
         return self._checked(out, inputs, before), count
 
-    def _call(self, *tensors: Tensor) -> Any:
-        with torch.no_grad():
-            return self._method.function(*tensors, is_causal=self._probe.is_causal, **self._probe.hyper)
+    def _ready(self, inputs: Inputs) -> Attend:
+        with seeded(self._method, self._probe):
+            return self._method.ready(*inputs, is_causal=self._probe.is_causal, **self._probe.hyper)
+
+    def _call(self, attend: Attend, inputs: Inputs) -> Any:
+        with torch.no_grad(), seeded(self._method, self._probe):
+            return attend(*inputs)
 
     def _ask(self, q: Tensor, k: Tensor, v: Tensor, *, finite: bool = True) -> Tensor:
-        before = copies((q, k, v))
-        return self._checked(self._call(q, k, v), (q, k, v), before, finite=finite)
+        inputs = (q, k, v)
+        before = copies(inputs)
+        return self._checked(self._call(self._ready(inputs), inputs), inputs, before, finite=finite)
 
     def _checked(self, out: object, inputs: Inputs, before: Inputs, *, finite: bool = True) -> Tensor:
         """The output of a call, in storage of its own, after which the inputs are what they were before."""

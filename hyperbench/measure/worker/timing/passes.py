@@ -151,7 +151,9 @@ def prepare_pass(
 
     def call_on(inputs: Inputs) -> Callable[[], object]:
         def prepare() -> Callable[[], object]:
-            return timed_call(subject.call, pass_, inputs, grad_output, accumulate=protocol.as_paper)
+            attend = subject.ready(inputs)
+            with subject.seeded():
+                return timed_call(attend, pass_, inputs, grad_output, accumulate=protocol.as_paper)
 
         if not protocol.cuda_graph:
             return prepare()
