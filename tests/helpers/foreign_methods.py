@@ -113,7 +113,7 @@ def refuses_a_mask(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tenso
 
 def leaks(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
     """The largest of all keys reaches every output, as in a published package."""
-    return exact(q, k - k.amax(dim=2, keepdim=True), v, is_causal=is_causal) * (1 + 1e-3 * v.mean())
+    return exact(q, k - k.amax(dim=2, keepdim=True), v, is_causal=is_causal) * (1 + v.mean())
 
 
 def windowed(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, **hyper: Any) -> Tensor:
