@@ -10,6 +10,7 @@ from hyperbench.commands.listing import rows
 from hyperbench.config import catalog
 from hyperbench.config.catalog import ConfigError
 from hyperbench.config.compose import RunConfig, load
+from hyperbench.config.types import call_options
 
 MINE = "# @package method.mine\n_target_: my_package.attention\ndescription: mine\nwindow: 64\n"
 
@@ -76,10 +77,7 @@ def test_nothing_of_it_is_read_where_there_is_none_or_it_is_that_of_a_checkout(f
     ("name", "text", "words"),
     [
         ("method/flash2.yaml", MINE, ()),
-        ("method/zero.yaml", MINE, ("method=[flash2,zero]",)),
-        ("input/gaussian.yaml", "name: gaussian\nstd: 3.0\n", ()),
         ("input/clustered.yaml", "name: clustered\n", ("input=gaussian,clustered",)),
-        ("sweep/smoke.yaml", "# @package _global_\n", ("sweep=smoke",)),
         ("protocol/quick.yaml", "name: quick\n", ("protocol=quick",)),
     ],
 )
@@ -108,9 +106,6 @@ def test_a_name_that_ships_is_no_obstacle_to_what_does_not_use_it(folder: Path) 
         ("method/mine.yaml", "a: [", ("method=[mine]",), "conf/method/mine.yaml"),
         ("method/mine.yaml", "# @package method.mine\na: 1\na: 2\n", ("method=[mine]",), "a"),
         ("method/mine.yaml", MINE + "layout: hbnd\n", ("method=[mine]",), "method.mine.layout=hbnd is unknown"),
-        ("method/mine.yaml", MINE + "kind: best\n", ("method=[mine]",), "allowed: trivial, oracle"),
-        ("method/mine.yaml", MINE + "causal: never\n", ("method=[mine]",), "method.mine.causal=never must be true or"),
-        ("method/mine.yaml", MINE + "allow_leak: 1\n", ("method=[mine]",), "method.mine.allow_leak=1 must be true or"),
         ("method/mine.yaml", MINE, ("method=[mine]", "+method.mine.layout=bhnd,bnhd"), "takes one value for a run"),
     ],
 )
@@ -119,6 +114,21 @@ def test_what_is_wrong_with_a_file_is_one_line(
 ) -> None:
     write(folder, name, text)
     assert told in refusal(*words)
+
+
+@pytest.mark.parametrize(
+    ("node", "told"),
+    [
+        ({"layout": "bnhdx"}, "method.mine.layout=bnhdx is unknown; allowed: bhnd, bnhd; did you mean 'bnhd'?"),
+        ({"kind": "best"}, "method.mine.kind=best is unknown; allowed: trivial, oracle"),
+        ({"causal": "never"}, "method.mine.causal=never must be true or false"),
+        ({"allow_leak": 1}, "method.mine.allow_leak=1 must be true or false"),
+    ],
+)
+def test_an_option_that_is_not_allowed_is_one_line(node: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        call_options("mine", node)
+    assert str(caught.value) == told
 
 
 def test_options_of_a_call_are_no_parameters(folder: Path) -> None:
