@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CallOptions:
-    """Way in which a method is called; None where its function says so itself.
+    """Way of calling a method; None where its function says so itself.
 
     `layout` is one of LAYOUTS; `causal` is false for a method that has no causal form; with `allow_leak` one that sees
     later keys or values under a causal mask is measured nevertheless, and marked.

@@ -44,7 +44,7 @@ _LARGE_OTHERWISE = 1000.0
 
 
 class Causality(NamedTuple):
-    """What outputs under a causal mask depend on, as far as it is after them.
+    """Dependence of outputs under a causal mask on what is after them.
 
     `in_q`: on no later query (None without a mask, or without other positions). `leak` says which keys and values
     reach an output of a method that may leak; "" where none does.
