@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.config import catalog, inputs, types
-from hyperbench.config.catalog import ConfigError, check_name, nearest
+from hyperbench.config.axes import INPUT_AXIS, METHOD_KEYS, SHAPE_KEYS, Axes, axes_of, grids_of, inputs_of
+from hyperbench.config.catalog import ConfigError, check_name
 from hyperbench.config.overrides import Overrides, apply, parse
 from hyperbench.config.types import CallOptions, DeviceConfig, ErrorConfig, ProtocolConfig
 from hyperbench.store.run_folder import config_hash
@@ -18,12 +19,6 @@ from hyperbench.store.schema import Point
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-_SHAPE_KEYS = ("batch", "heads", "kv_heads", "seq_len", "head_dim")
-#: Keys that may hold several values; those of an input or of a method as well.
-_AXIS_KEYS = (*(f"shape.{key}" for key in _SHAPE_KEYS), "dtype", "is_causal", "seed")
-#: Keys of a method's file that are not its parameters.
-METHOD_KEYS = ("_target_", "description", "exact", "isolate", "kind", "layout", "causal", "allow_leak")
 
 
 @dataclass(frozen=True)
@@ -69,14 +64,12 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
     overrides = parse(words)
     asked = _only("device", overrides.groups.get("device", ["auto"]))
     device, reason = choose_device(asked)
-    names = overrides.groups.get("input", [])
-    base = _compose(overrides, device)
-    first = base[0]
-    axes = _axes(first, overrides, len(names) > 1)
-    if len(names) > 1:
-        axes = {**axes, "input": list(names)}
-    resolved = _resolve(first)
+    names, base = _compose(overrides, device)
+    resolved = _resolve(base[0])
+    axes, grids = axes_of(base[0], resolved, overrides, names), grids_of(resolved, overrides, names)
     resolved["sweep"]["axes"] = axes
+    if "grids" in resolved["sweep"]:
+        resolved["sweep"]["grids"] = grids
     if len(base) > 1:
         resolved["inputs"] = [_resolve(cfg)["input"] for cfg in base]
     resolved.pop("out")
@@ -85,7 +78,7 @@ def load(words: Sequence[str], choose_device: Callable[[str], tuple[str, str]]) 
     device_config = DeviceConfig(device, of_device["dtypes"], of_device["threads"], env, reason)
     protocol = types.typed(ProtocolConfig, resolved["protocol"], "protocol")
     passes = types.passes_of(resolved["passes"], protocol)
-    points = _expand(base, {key: values for key, values in axes.items() if key != "input"}, device_config)
+    points = _expand(base, {key: values for key, values in axes.items() if key != INPUT_AXIS}, grids, device_config)
     if files := inputs.files_of(points):
         resolved["input_files"] = files
     return RunConfig(
@@ -113,8 +106,8 @@ def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return sorted(key for key in left.keys() | right.keys() if left.get(key, absent) != right.get(key, absent))
 
 
-def _compose(overrides: Overrides, device: str) -> list[DictConfig]:
-    """The configuration for each input that was chosen, or for that of the sweep: composed once by Hydra.
+def _compose(overrides: Overrides, device: str) -> tuple[list[str], list[DictConfig]]:
+    """The inputs that were chosen and the configuration for each, or none and that of the default: composed once.
 
     Keys are set afterwards, on what was composed without them: so a misspelt key is answered with the nearest name, and
     a further input takes no further composing.
@@ -126,30 +119,30 @@ def _compose(overrides: Overrides, device: str) -> list[DictConfig]:
     from omegaconf.errors import OmegaConfBaseException
 
     catalog.check_files()
-    groups, names = overrides.groups, overrides.groups.get("input", [])
+    groups = overrides.groups
     words = [
         f"device={device}",
         *(f"{group}={_only(group, groups[group])}" for group in ("sweep", "protocol") if group in groups),
     ]
     words += [f"method=[{','.join(groups['method'])}]"] if "method" in groups else []
-    words += [f"input={name}" for name in names[:1]]
     own = catalog.own_dir()
     # By its name here alone: the grammar of Hydra's words would read signs in the path of the current folder.
     words += [f"hydra.searchpath=[file://{own}]"] if own else []
     try:
         with initialize_config_dir(str(catalog.conf_dir()), version_base="1.3"):
-            found = [compose("config", words)]
-        catalog.check_own(groups, OmegaConf.to_container(found[0], resolve=False))
-        for name in names[1:]:
-            found.append(found[0].copy())
-            with open_dict(found[-1]):
-                found[-1].input = OmegaConf.load(catalog.path_of("input", name))
+            composed = compose("config", words)
+        catalog.check_own(groups, OmegaConf.to_container(composed, resolve=False))
+        names = inputs_of(composed, overrides)
+        found = [composed.copy() for _ in names] or [composed]
+        for name, cfg in zip(names, found, strict=False):
+            with open_dict(cfg):
+                cfg.input = OmegaConf.load(catalog.path_of("input", name))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(" ".join(str(error).split())) from None
     for cfg in found:
         apply(overrides.settings, cfg)
     inputs.fit_grid(found)
-    return found
+    return names, found
 
 
 def _resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -164,72 +157,52 @@ def _resolve(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items()}
 
 
-def _axes(cfg: DictConfig, overrides: Overrides, several_inputs: bool) -> dict[str, list[Any]]:
-    """The axes of the sweep, replaced by those of the command line; a list where one value belongs is an axis too."""
-    from omegaconf import ListConfig, OmegaConf
-
-    composed = _resolve(cfg)
-    sweep_axes = composed["sweep"]["axes"]
-    for key in sweep_axes:
-        _check_axis_key(key, composed)
-    axes = {key: list(value) if isinstance(value, list) else [value] for key, value in sweep_axes.items()}
-    axes.update({key: [value] for key, value in overrides.fixed.items() if key in axes})
-    for key, values in overrides.axes.items():
-        _check_axis_key(key, composed)
-        axes[key] = values
-    for key in _AXIS_KEYS:
-        value = OmegaConf.select(cfg, key)
-        if key not in overrides.axes and isinstance(value, ListConfig) and (key not in axes or key in overrides.fixed):
-            axes[key] = list(value)
-    for key, values in axes.items():
-        if len(values) == 1 and isinstance(values[0], list):
-            axes[key] = values = list(values[0])
-        if not values:
-            raise ConfigError(f"{key}=[] is empty; give at least one value")
-        if several_inputs and key.startswith("input."):
-            raise ConfigError(f"{key} cannot be swept together with several inputs; choose one input")
-    return axes
-
-
-def _check_axis_key(key: str, composed: dict[str, Any]) -> None:
-    parts = key.split(".")
-    if key in _AXIS_KEYS or (parts[0] == "input" and len(parts) == 2):
-        return
-    if parts[0] == "method" and len(parts) == 3:
-        if parts[1] not in composed["method"]:
-            chosen = ", ".join(composed["method"])
-            raise ConfigError(f"{key} is swept, but {parts[1]} is none of the methods of this run ({chosen})")
-        if parts[2] in METHOD_KEYS:
-            raise ConfigError(f"{key} takes one value for a run: {parts[2]} is no parameter of the method")
-        return
-    raise ConfigError(
-        f"{key} takes one value for a run; axes of a grid are {', '.join(_AXIS_KEYS)}, input.KEY and method.NAME.KEY"
-        f"{nearest(key, _AXIS_KEYS)}"
-    )
-
-
-def _expand(bases: list[DictConfig], axes: dict[str, list[Any]], device: DeviceConfig) -> tuple[Point, ...]:
-    """The product of the axes; an axis of one method's parameter multiplies the points of that method only."""
+def _expand(bases: list[DictConfig], axes: Axes, grids: Sequence[Axes], device: DeviceConfig) -> tuple[Point, ...]:
+    """The product of the axes with those of each grid; an axis of one method's parameter multiplies that method."""
     from omegaconf import OmegaConf, open_dict
 
-    common = {key: values for key, values in axes.items() if not key.startswith("method.")}
     found: dict[str, Point] = {}
-    for base, combination in itertools.product(bases, itertools.product(*common.values())):
+    for base, (common, own_axes) in itertools.product(bases, _combinations(axes, grids)):
         cfg = base.copy()
         with open_dict(cfg):
-            for key, value in zip(common, combination, strict=True):
+            for key, value in common.items():
                 OmegaConf.update(cfg, key, value)
-            without_own = _resolve(cfg)
-            for method in map(str, base.method):
-                own = {key: values for key, values in axes.items() if key.startswith(f"method.{method}.")}
-                for choice in itertools.product(*own.values()):
-                    for key, value in zip(own, choice, strict=True):
-                        OmegaConf.update(cfg, key, value)
-                    point = _point(_resolve(cfg) if own else without_own, method, device)
-                    found.setdefault(point.point_id, point)
+        without_own = _resolve(cfg)
+        for method in map(str, base.method):
+            for own in _choices(method, own_axes):
+                chosen = cfg.copy() if own else cfg
+                with open_dict(chosen):
+                    for key, value in own.items():
+                        OmegaConf.update(chosen, key, value)
+                point = _point(_resolve(chosen) if own else without_own, method, device)
+                found.setdefault(point.point_id, point)
     if not found:
         raise ConfigError("no method is left; choose some by method=NAME,NAME")
     return tuple(found.values())
+
+
+def _combinations(axes: Axes, grids: Sequence[Axes]) -> list[tuple[dict[str, Any], list[Axes]]]:
+    """Every combination of the axes that all methods share, once, with the axes of methods' own of all its grids."""
+    found: dict[str, tuple[dict[str, Any], list[Axes]]] = {}
+    for grid in grids:
+        every = axes | grid
+        shared = {key: values for key, values in every.items() if not key.startswith("method.")}
+        own = {key: values for key, values in every.items() if key not in shared}
+        for values in itertools.product(*shared.values()):
+            combination = dict(zip(shared, values, strict=True))
+            found.setdefault(repr(combination), (combination, []))[1].append(own)
+    return list(found.values())
+
+
+def _choices(method: str, own_axes: Sequence[Axes]) -> list[dict[str, Any]]:
+    """Every choice of a method's own parameters that one of these grids makes, once."""
+    found: dict[str, dict[str, Any]] = {}
+    for axes in own_axes:
+        own = {key: values for key, values in axes.items() if key.startswith(f"method.{method}.")}
+        for values in itertools.product(*own.values()):
+            choice = dict(zip(own, values, strict=True))
+            found.setdefault(repr(choice), choice)
+    return list(found.values())
 
 
 def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> Point:
@@ -238,7 +211,7 @@ def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> Point:
         raise ConfigError(
             f"method.{method} has no _target_; name its function: +method.{method}._target_=package.function"
         )
-    shape = {key: data["shape"][key] for key in _SHAPE_KEYS}
+    shape = {key: data["shape"][key] for key in SHAPE_KEYS}
     hyper = {str(key): value for key, value in node.items() if key not in METHOD_KEYS}
     types.check_shape(shape, data["is_causal"], data["seed"], method, hyper)
     check_name("dtype", data["dtype"], device.dtypes)

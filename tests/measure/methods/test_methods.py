@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hyperattn_core import HyperAttentionParams, exact_attention
 from hyperbench.config import catalog
-from hyperbench.config.compose import METHOD_KEYS
+from hyperbench.config.axes import METHOD_KEYS
 from hyperbench.flops import exact_flops
 from hyperbench.measure.methods import exact, trivial
 from hyperbench.measure.methods import method as registry
