@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hyperbench.analyze.caveats import causal_in_q, caveats
 from hyperbench.analyze.format import FLAG_MEANINGS, counted, flags_in, is_null, json_value, short
 from hyperbench.analyze.joins import records
+from hyperbench.analyze.measures import measure_columns
 from hyperbench.analyze.stage_table import missing_stages
 from hyperbench.analyze.text_table import (
     FLAGGED,
@@ -122,7 +123,7 @@ def run_summary(
     run = load_run(Path(run_dir))
     view = make_view(run, baseline, where)
     frame = view.timings
-    errors = error_columns(frame)
+    errors, measures = error_columns(frame), measure_columns(frame)
     keys = (*_KEYS, *method_parameters(frame), *input_parameters(frame))
     return {
         "run": str(run.path),
@@ -141,6 +142,8 @@ def run_summary(
                 "error_half_widths": {
                     metric: json_value(width) for metric in errors if not is_null(width := row[f"{metric}_half_width"])
                 },
+                # Properties of the input, and masses that a plan catches, where they were measured.
+                **({"measures": {metric: json_value(row[metric]) for metric in measures}} if measures else {}),
             }
             for row in (records(frame) if sort is None else sorted_rows(frame, sort, _SORTED_WITHIN))
         ],

@@ -16,6 +16,7 @@ from hyperbench.analyze.joins import (
     missing_errors,
     select,
 )
+from hyperbench.analyze.measures import is_measure, metric_columns
 from hyperbench.analyze.rounds import add_speedup, combine_rounds
 from hyperbench.analyze.stage_table import stage_table
 from hyperbench.store.parameters import KNOWN, method_parameters
@@ -135,8 +136,7 @@ def _method_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def error_columns(frame: pd.DataFrame) -> list[str]:
     """The error metrics among a view's columns, without their low and high companions."""
-    others = ("speedup", CAUSAL_IN_Q)
-    return [c for c in frame.columns if {f"{c}_low", f"{c}_high"} <= set(frame.columns) and c not in others]
+    return [c for c in metric_columns(frame) if c != CAUSAL_IN_Q and not is_measure(c)]
 
 
 def require_timings(view: View) -> None:

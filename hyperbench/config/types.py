@@ -12,6 +12,9 @@ from hyperbench.store.schema import KINDS, MAX_INT, PARAMETER_TYPES, Pass
 
 _ENDLESS = 1e300
 _PASS_NAMES = ", ".join(Pass)
+#: What error.extra may ask for: errors of each head, the mass that a plan catches, properties of the input that the
+#: paper's theorem is stated in, bias and spread over seeds, the error of the softmax's denominator.
+EXTRA_ERRORS = ("per_head", "recall", "theory", "bias", "denominator")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 #: Orders of the axes of q, k, v and of the output: (batch, heads, seq_len, head_dim) and (batch, seq_len, heads, ...).
 LAYOUTS = ("bhnd", "bnhd")
@@ -94,13 +97,14 @@ class ProtocolConfig:
 
 @dataclass(frozen=True)
 class ErrorConfig:
-    """Rules of measuring the error: for which seeds, on how many rows, and up to which lengths."""
+    """Rules of measuring the error: for which seeds, on how many rows, up to which lengths, and what else."""
 
     seeds: tuple[int, ...]
     rows: int
     grad_max_seq_len: int | None
     operator_norm_max_seq_len: int
     float64_max_seq_len: int
+    extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.seeds, (list, tuple)) or not self.seeds:
@@ -114,6 +118,13 @@ class ErrorConfig:
         for name in ("grad_max_seq_len", "operator_norm_max_seq_len", "float64_max_seq_len"):
             if getattr(self, name) is not None or name != "grad_max_seq_len":
                 check_int(f"error.{name}", getattr(self, name), low=0)
+        if not isinstance(self.extra, (list, tuple)):
+            raise ConfigError(f"error.extra={self.extra} must be a list of {', '.join(EXTRA_ERRORS)}")
+        for name in self.extra:
+            check_name("error.extra", name, EXTRA_ERRORS)
+        object.__setattr__(self, "extra", tuple(self.extra))
+        if "bias" in self.extra and len(self.seeds) < 2:
+            raise ConfigError(f"error.extra has bias, which needs two seeds or more; error.seeds={list(self.seeds)}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,12 @@ GRAD_METRICS = ("dq_rel_fro", "dk_rel_fro", "dv_rel_fro")
 #: A property and no error: 1 if later queries leave earlier outputs alone. Rows of points under a causal mask have it.
 CAUSAL_IN_Q = "causal_in_q"
 _CONTEXT_METRICS = ("mean_v_rel_fro", "zero_rel_fro")
+#: Rows of every point where error.extra asks for them; those of each head come after their median and maximum.
+HEAD_SUMMARY = ("out_rel_fro_head_median", "out_rel_fro_head_max")
+_EXTRA_METRICS = {
+    "theory": ("alpha", "kappa", "stable_rank"),
+    "bias": ("out_bias_rel_fro", "out_std_rel_fro"),
+}
 
 
 @dataclass(frozen=True)
@@ -194,13 +200,25 @@ def wants_grads(point: Point, passes: Iterable[str], error: ErrorConfig) -> bool
 
 
 def expected_metrics(point: Point, passes: Iterable[str], error: ErrorConfig) -> tuple[str, ...]:
-    """The metrics that every method has at a point; lse_mean_abs and causal_in_q are not waited for."""
+    """The metrics that every method has at a point; what only some have is not waited for.
+
+    That is lse_mean_abs and causal_in_q, and of error.extra what comes of a plan or a log-sum-exp.
+    """
     metrics = list(_OUTPUT_METRICS)
     if point.seq_len <= error.operator_norm_max_seq_len:
         metrics.append("out_rel_op")
     if wants_grads(point, passes, error):
         metrics.extend(GRAD_METRICS)
+    for name in error.extra:
+        metrics.extend(_EXTRA_METRICS.get(name, ()))
+    if "per_head" in error.extra:
+        metrics.extend((*HEAD_SUMMARY, *map(head_metric, range(point.heads))))
     return (*metrics, *_CONTEXT_METRICS)
+
+
+def head_metric(head: int) -> str:
+    """The name of the error of one head of the output."""
+    return f"out_rel_fro_head{head}"
 
 
 def failed_records(

@@ -18,7 +18,7 @@ OF_INPUT, OF_METHOD = "input.", "method."
 #: Names, and beginnings of names, of columns that are joined when a table is read.
 _JOINED = (
     "speedup", "speedup_low", "speedup_high", "speedup_rounds", "share", "sum_ms", "errors", "error_half_widths",
-    "causal_in_q",
+    "measures", "causal_in_q",
 )  # fmt: skip
 _JOINED_BEGINNINGS = ("baseline_", "forward_", "error ")
 #: Integers up to this size are themselves as floats.

@@ -29,6 +29,7 @@ ERROR: dict[str, Any] = {
     "grad_max_seq_len": None,
     "operator_norm_max_seq_len": 64,
     "float64_max_seq_len": 64,
+    "extra": [],
 }
 
 
@@ -79,12 +80,22 @@ def test_a_warm_up_cannot_last_longer_than_its_longest_time() -> None:
     [
         ("seeds", []), ("seeds", None), ("seeds", "01"), ("seeds", [1, 1]), ("seeds", [-1]), ("seeds", [0.5]),
         ("seeds", [MAX_INT + 1]), ("rows", 0), ("rows", 2.5), ("grad_max_seq_len", -1), ("grad_max_seq_len", "all"),
-        ("operator_norm_max_seq_len", None), ("float64_max_seq_len", -3),
+        ("operator_norm_max_seq_len", None), ("float64_max_seq_len", -3), ("extra", "theory"), ("extra", None),
+        ("extra", ["thoery"]),
     ],
 )  # fmt: skip
 def test_an_error_configuration_refuses_what_it_cannot_do(name: str, bad: Any) -> None:
     with pytest.raises(ConfigError, match=rf"^error\.{name}"):
         typed(ErrorConfig, {**ERROR, name: bad}, "error")
+
+
+def test_further_measures_are_named_and_bias_needs_two_seeds() -> None:
+    extra = ["bias", "theory"]
+    assert typed(ErrorConfig, {**ERROR, "extra": extra}, "error").extra == ("bias", "theory")
+    with pytest.raises(ConfigError, match=r"error\.extra=thoery is unknown; .*did you mean 'theory'"):
+        typed(ErrorConfig, {**ERROR, "extra": ["thoery"]}, "error")
+    with pytest.raises(ConfigError, match=r"^error\.extra has bias, which needs two seeds or more"):
+        typed(ErrorConfig, {**ERROR, "seeds": [3], "extra": extra}, "error")
 
 
 @pytest.mark.parametrize("name", sorted(ERROR))

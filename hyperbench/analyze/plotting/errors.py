@@ -8,6 +8,7 @@ nothing, and one whose error is unknown.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ NOTE = (
 )
 _MAX_NOTES = 3
 _EXACT_PART, _MISSING_PART = 0.05, 0.14
+_OF_A_HEAD = re.compile(r"out_rel_fro_head\d+")
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ def error_lines(row: Mapping[str, Any], view: View) -> list[str]:
     """
     lines = []
     for metric in sorted(error_columns(view.timings), key=lambda name: name != MAIN_ERROR):
-        if is_null(row[metric]):
+        # Those of single heads, which may be many, are told by their median and maximum.
+        if is_null(row[metric]) or _OF_A_HEAD.fullmatch(metric):
             continue
         low, high = significant(row[f"{metric}_low"]), significant(row[f"{metric}_high"])
         spread = f" ({low} to {high} over seeds)" if low != high else ""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperattn_core import HyperAttentionParams, hyper_attention
+from hyperattn_core import AttentionPlan, HyperAttentionParams, hyper_attention, make_plan
 from hyperattn_core.backends import backend_for
 from hyperattn_core.functional import attention_stages
 from hyperbench import __version__
@@ -41,6 +41,10 @@ class Hyper:
             enable_gqa=q.shape[1] != k.shape[1], return_lse=True,
         )  # fmt: skip
         return out, lse
+
+    def plan(self, q: Tensor, k: Tensor, *, is_causal: bool, seed: int = 0, **hyper: Any) -> AttentionPlan:
+        """The plan at which a call on q (B, H, N, D) and k (B, Hkv, N, D) attends."""
+        return make_plan(q, k, self._made(hyper), seed, is_causal=is_causal)
 
     def stages(
         self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, seed: int = 0, **hyper: Any

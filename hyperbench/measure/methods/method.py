@@ -3,11 +3,11 @@
 A method is any callable f(q, k, v, *, is_causal, **hyper). It may have further attributes, each optional:
 implementation(device) -> str, implementation_at(point) -> str (where the point decides), note(point) -> str (a line for
 the timing's message), why_unsupported(device, dtype) -> str | None, defaults() -> dict, check(hyper) raising
-ValueError, executed_flops(point, pass) -> float, with_lse(...) -> (out, lse), stages(...) -> the parts of its forward
-pass, prepare(...) -> the callable f(q, k, v) that is measured in its place, layout ("bnhd" for (batch, seq_len, heads,
-head_dim)), causal (False where it has no causal form), ignores (names among "q", "k" and "v" on which its output does
-not depend on purpose), deterministic (False where the same inputs and seed do not give the same output to the last
-bit).
+ValueError, executed_flops(point, pass) -> float, with_lse(...) -> (out, lse), plan(q, k, *, is_causal, **hyper) -> the
+AttentionPlan at which a call attends, stages(...) -> the parts of its forward pass, prepare(...) -> the callable
+f(q, k, v) that is measured in its place, layout ("bnhd" for (batch, seq_len, heads, head_dim)), causal (False where it
+has no causal form), ignores (names among "q", "k" and "v" on which its output does not depend on purpose),
+deterministic (False where the same inputs and seed do not give the same output to the last bit).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperattn_core import AttentionPlan
 from hyperbench.config.catalog import check_name, nearest
 from hyperbench.config.types import LAYOUTS, PLAIN_CALL, CallOptions
 from hyperbench.flops import exact_flops
@@ -152,6 +153,11 @@ class Method:
             return _swapped(out), lse
 
         return call
+
+    @property
+    def plan(self) -> Callable[..., AttentionPlan] | None:
+        """The plan that the method attends at, from q (B, H, N, D) and k (B, Hkv, N, D), if it has one."""
+        return getattr(self.function, "plan", None)
 
     def stages(
         self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, **hyper: Any

@@ -29,6 +29,10 @@ _ELEMENT_S = 3e-9
 #: rows (softmax and products) in float64, and the operator norm (some eighty products with one dense matrix).
 _ROW_PAIR_FLOPS = 4e3
 _NORM_PAIR_FLOPS = 2.2e4
+#: The same for what error.extra asks for: properties of the input (some ten products with D^-1 A, made anew each time),
+#: and the mass that a plan catches (masks, and the heaviest keys of each row).
+_THEORY_PAIR_FLOPS = 1.5e4
+_RECALL_PAIR_FLOPS = 4e3
 _REFERENCE_S = 0.05
 #: Work of other layers before each sample on a CPU (see worker/timing/other_layers): seconds for an entry of the hidden
 #: state, and entries at most.
@@ -108,7 +112,23 @@ def common_s(items: Sequence[work_items.WorkItem], config: RunConfig, flops_per_
         flops = p.batch * p.heads * p.seq_len * rows * slowness * _ROW_PAIR_FLOPS * (1.0 if grads else 0.5)
     if norm:
         flops += p.batch * p.heads * p.seq_len**2 * slowness * _NORM_PAIR_FLOPS
+    if "theory" in error.extra:
+        # Under a causal mask of half of the queries over half of the keys.
+        flops += p.batch * p.heads * p.seq_len**2 * slowness * _THEORY_PAIR_FLOPS * (0.25 if p.is_causal else 1.0)
     return _REFERENCE_S + inputs_s + flops / flops_per_s
+
+
+def _extra_s(item: work_items.WorkItem, config: RunConfig, forward_s: float, flops_per_s: float) -> float:
+    """Seconds that the measures of error.extra are likely to take for one method; those of its input are common."""
+    p, error, cost_s = item.point, config.error, 0.0
+    if "bias" in error.extra:
+        cost_s += forward_s * len(work_items.draw_seeds(p, error))
+    # Only the method knows whether it has a plan; one with blocks is likely to.
+    if "recall" in error.extra and p.hyper.get("block_size") is not None:
+        whole = work_items.wants_grads(p, config.passes, error) or p.seq_len <= error.operator_norm_max_seq_len
+        pairs = p.batch * p.heads * p.seq_len * (p.seq_len if whole else min(error.rows, p.seq_len))
+        cost_s += len(item.seeds) * pairs * _RECALL_PAIR_FLOPS / flops_per_s
+    return cost_s
 
 
 def estimate_s(item: work_items.WorkItem, config: RunConfig, flops_per_s: float) -> dict[str, float]:
@@ -119,6 +139,8 @@ def estimate_s(item: work_items.WorkItem, config: RunConfig, flops_per_s: float)
     call_s = {pass_: _call_s(item, pass_, flops_per_s) for pass_ in Pass}
     both = call_s[Pass.FORWARD_BACKWARD] if any(p != Pass.FORWARD for p in config.passes) else call_s[Pass.FORWARD]
     parts = {"check": _CHECK_S + call_s[Pass.FORWARD] + both * max(1, len(item.seeds))}
+    if item.seeds:
+        parts["check"] += _extra_s(item, config, call_s[Pass.FORWARD], flops_per_s)
     between_s = _between_s(item.point, protocol)
     for pass_ in item.passes:
         fitting = min(protocol.max_samples, protocol.budget_s[pass_] / (call_s[pass_] + between_s))

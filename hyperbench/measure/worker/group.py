@@ -16,6 +16,7 @@ from hyperbench.measure.worker.calls import as_leaves, gradients
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.errors import accuracy
+from hyperbench.measure.worker.errors.extra import ExtraErrors
 from hyperbench.measure.worker.errors.reference import Reference, make_reference
 from hyperbench.measure.worker.errors.rows import Estimate
 from hyperbench.measure.worker.failures import classify
@@ -60,6 +61,7 @@ class GroupMeasurement:
         self._context: dict[int, dict[str, Estimate]] = {}
         # By the layout of the methods that they check.
         self._gates: dict[str, Gate] = {}
+        self._extra = ExtraErrors(task.error)
 
     @property
     def poisoned(self) -> bool:
@@ -161,7 +163,8 @@ class GroupMeasurement:
                 operator_norm=point.seq_len <= error.operator_norm_max_seq_len,
                 seed=seed,
             )
-            self._context[seed] = accuracy.trivial_errors(given.inputs, reference, point.is_causal)
+            trivial = accuracy.trivial_errors(given.inputs, reference, point.is_causal)
+            self._context[seed] = trivial | self._extra.of_input(point, given.inputs, reference.out.dtype)
         self._references[seed] = reference
         return reference
 
@@ -198,7 +201,8 @@ class GroupMeasurement:
             reason = self._no_reference or "no reference was made"
             self._report.fail(subject.item.only(seeds=subject.item.seeds), Status.ERROR, reason)
             return
-        own_seed = subject.point.hyper.get("seed", subject.point.seed)
+        # What is looked at again is not kept from the check.
+        own_seed = None if self._extra.need_output else subject.point.hyper.get("seed", subject.point.seed)
         if subject.item.seeds:
             self._report.begin(Work.ERRORS, subject.point)
         for seed in subject.item.seeds:
@@ -216,7 +220,7 @@ class GroupMeasurement:
     ) -> None:
         """Write the error rows of one seed of the draw; `known` are those of the check, if it ran under this seed."""
         inputs, (reference, context) = gate.given.inputs, self._reference_of(seed, given)
-        errors = dict(known or {})
+        errors, lse = dict(known or {}), None
         with torch.no_grad(), subject.seeded():
             if subject.method.with_lse is not None:
                 out, lse = subject.method.with_lse(*inputs, is_causal=subject.point.is_causal, **subject.hyper(seed))
@@ -229,6 +233,8 @@ class GroupMeasurement:
             leaves = as_leaves(inputs)
             raw = gradients(subject.call(*leaves, seed=seed), leaves, gate.given.grad_output)
             errors |= accuracy.grad_errors(accuracy.check_grads(raw, inputs), reference)
+        if self._extra.need_output and given.reference is not None:
+            errors = self._extra.around(errors, subject.answer(inputs, seed, out, lse), reference, given.reference)
         gate.check_inputs()
         if subject.causal_in_q is not None:
             # First, like lse_mean_abs: what only some points have is not missed when a run goes on.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from hyperbench.measure.inputs import Inputs
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.methods.method import Attend, arranged
 from hyperbench.measure.worker.calls import seeded
+from hyperbench.measure.worker.errors.extra import Answer
 from hyperbench.measure.worker.errors.reference import Reference
 from hyperbench.measure.worker.fingerprints import Fingerprint
 from hyperbench.measure.worker.memory import CallCost
@@ -83,6 +85,12 @@ class Subject:
         attend = self.ready((q, k, v), seed=seed)
         with self.seeded():
             return attend(q, k, v)
+
+    def answer(self, inputs: Inputs, seed: int, out: Tensor, lse: Tensor | None) -> Answer:
+        """An output, and its log-sum-exp if there is one, on these inputs under a seed: an answer to be measured."""
+        q, k, _ = inputs
+        plan = self.method.plan and partial(self.method.plan, q, k, is_causal=self.point.is_causal, **self.hyper(seed))
+        return Answer(self.point, inputs, out, lse, plan, lambda other: self.call(*inputs, seed=other))
 
     def hyper(self, seed: int | None) -> dict[str, Any]:
         """The method's parameters, the seed of the draw replaced where there is one."""

@@ -44,7 +44,11 @@ def on_cpu(name: str) -> registry.Method:
 def run(method: registry.Method, inputs: tuple[Tensor, ...], is_causal: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The output of a method and its gradients."""
     leaves = [x.clone().requires_grad_() for x in inputs[:3]]
-    out = method.function(*leaves, is_causal=is_causal, **filled(method))
+    try:
+        out = method.function(*leaves, is_causal=is_causal, **filled(method))
+    except NotImplementedError as error:
+        assert is_causal
+        pytest.skip(str(error))
     return out.detach(), torch.autograd.grad(out, leaves, inputs[3])
 
 

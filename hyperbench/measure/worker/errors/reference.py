@@ -99,12 +99,12 @@ def _by_products(inputs: Inputs, cotangent: Tensor | None, rows: Rows, is_causal
     out = q.new_empty(*q.shape[:2], len(rows), v.shape[3])
     lse = q.new_empty(*q.shape[:2], len(rows))
     dq, dk, dv = q.new_empty(*q.shape[:2], len(rows), q.shape[3]), torch.zeros_like(k), torch.zeros_like(v)
-    for batch, head, kv_head in _each_head(q, k):
-        for part in _chunks(len(rows), seq_len):
+    for batch, head, kv_head in each_head(q, k):
+        for part in chunks(len(rows), seq_len):
             picked = rows.positions[part]
             visible = slice(int(picked[-1]) + 1 if is_causal else seq_len)
             keys, values, queries = k[batch, kv_head, visible], v[batch, kv_head, visible], q[batch, head, picked]
-            probs, lse[batch, head, part] = _softmax(queries, keys, picked, is_causal)
+            probs, lse[batch, head, part] = softmax_rows(queries, keys, picked, is_causal)
             out[batch, head, part] = probs @ values
             if cotangent is not None:
                 g = cotangent[batch, head, picked]
@@ -126,8 +126,8 @@ def _operator_scale(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, seed: int)
     """|D^-1 A|_op |V|_op of every head, the first by block power iteration on one dense matrix at a time."""
     norms = operator_norms(v).repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     positions = torch.arange(q.shape[2], device=q.device)
-    for batch, head, kv_head in _each_head(q, k):
-        probs, _ = _softmax(q[batch, head], k[batch, kv_head], positions, is_causal)
+    for batch, head, kv_head in each_head(q, k):
+        probs, _ = softmax_rows(q[batch, head], k[batch, kv_head], positions, is_causal)
         generator = torch.Generator(device="cpu").manual_seed(seed)
         drawn = torch.randn(k.shape[2], _POWER_BLOCK, generator=generator, device="cpu", dtype=torch.float32)
         x = drawn.to(device=q.device, dtype=q.dtype)
@@ -139,7 +139,8 @@ def _operator_scale(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, seed: int)
     return norms
 
 
-def _softmax(q: Tensor, k: Tensor, positions: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+def softmax_rows(q: Tensor, k: Tensor, positions: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+    """Rows of D^-1 A (R, N) and their log-sum-exp (R,), of queries (R, D) at these positions over keys (N, D)."""
     logits = q @ k.T / math.sqrt(q.shape[1])
     if is_causal:
         hidden = torch.arange(k.shape[0], device=k.device) > positions.unsqueeze(1)
@@ -148,13 +149,14 @@ def _softmax(q: Tensor, k: Tensor, positions: Tensor, is_causal: bool) -> tuple[
     return logits.sub_(lse.unsqueeze(1)).exp_(), lse
 
 
-def _each_head(q: Tensor, k: Tensor) -> Iterator[tuple[int, int, int]]:
+def each_head(q: Tensor, k: Tensor) -> Iterator[tuple[int, int, int]]:
     """Entry of the batch, head and kv head of every head of q."""
     group = q.shape[1] // k.shape[1]
     return ((batch, head, head // group) for batch in range(q.shape[0]) for head in range(q.shape[1]))
 
 
-def _chunks(num_rows: int, num_columns: int) -> Iterator[slice]:
+def chunks(num_rows: int, num_columns: int) -> Iterator[slice]:
+    """Slices of the rows of a matrix with so many columns, each small enough to be held."""
     step = max(1, _CHUNK_ELEMENTS // num_columns)
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))

@@ -47,15 +47,16 @@ class Rows:
         return Rows(self.positions.to(device), None if self.weights is None else self.weights.to(device))
 
     def root_of_ratio(self, parts: Tensor, wholes: Tensor) -> Estimate:
-        """The root of the total of `parts` over that of `wholes`, each (R,) and not negative.
+        """The root of the total of `parts` over that of `wholes`, each (R,); the latter are not negative.
 
-        Nothing over nothing is nothing, anything else over nothing infinite.
+        Nothing over nothing is nothing, anything else over nothing infinite. A total below nothing, as the difference
+        of two estimates may have, counts as nothing.
         """
         parts, wholes = parts.double(), wholes.double()
         weights = torch.ones_like(parts) if self.weights is None else self.weights
         part, whole = float((weights * parts).sum()), float((weights * wholes).sum())
-        if whole == 0.0 or part == 0.0:
-            value = 0.0 if part == 0.0 else math.inf
+        if whole == 0.0 or part <= 0.0:
+            value = 0.0 if part <= 0.0 else math.inf
             return Estimate(value) if self.weights is None else Estimate(value, value, value)
         ratio = part / whole
         if self.weights is None:
