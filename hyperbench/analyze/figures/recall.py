@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import MASK_LABELS, at, escape, is_null, plain, short
-from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records, varying
+from hyperbench.analyze.format import MASK_LABELS, at, escape, is_null, short
+from hyperbench.analyze.joins import DoesNotFitError, check_single, masks_in, records, value_text, varying
 from hyperbench.analyze.measures import measure_columns
 from hyperbench.analyze.plotting import style, traces
 from hyperbench.analyze.plotting.layout import Panel, Sheet
@@ -78,11 +78,11 @@ def _axis(rows: pd.DataFrame) -> str:
     """The one dimension that varies, the input where none does. Raises DoesNotFitError where several do."""
     found = {dim: values for dim, values in varying(rows).items() if dim not in SHOWN}
     if len(found) > 1:
-        listed = "; ".join(f"{dim}: {', '.join(plain(v) for v in values)}" for dim, values in found.items())
+        listed = "; ".join(f"{dim}: {', '.join(value_text(v) for v in values)}" for dim, values in found.items())
         fixed = next(dim for dim in found if dim != "input")
         raise DoesNotFitError(
             f"several dimensions vary ({listed}); keep one and choose a value of each other: "
-            f"{fixed}={plain(found[fixed][0])}"
+            f"{fixed}={value_text(found[fixed][0])}"
         )
     return next(iter(found), "input")
 
