@@ -82,11 +82,11 @@ def check_own(chosen: Mapping[str, Iterable[str]], composed: Mapping[str, Any]) 
 
     `chosen` are names by group; `composed` is the configuration that Hydra made of them.
     """
-    used = {group: [composed[group].get("name")] for group in OWN_GROUPS if group != "method"}
-    used["method"] = list(composed["method"])
+    defaults = {group: [composed[group].get("name")] for group in OWN_GROUPS if group != "method"}
     for group in OWN_GROUPS:
         own = _own_files(group)
-        for name in dict.fromkeys([*chosen.get(group, ()), *used[group]]):
+        used = composed["method"] if group == "method" else chosen.get(group, defaults[group])
+        for name in dict.fromkeys([*chosen.get(group, ()), *used]):
             path_of(group, str(name))
             place = f"method.{name}" if group == "method" else "_global_"
             misplaced = name not in composed["method"] if group == "method" else "sweep" in composed["sweep"]

@@ -131,7 +131,8 @@ def _compose(overrides: Overrides, device: str) -> tuple[list[str], list[DictCon
     try:
         with initialize_config_dir(str(catalog.conf_dir()), version_base="1.3"):
             composed = compose("config", words)
-        catalog.check_own(groups, OmegaConf.to_container(composed, resolve=False))
+        plain: Any = OmegaConf.to_container(composed, resolve=False)
+        catalog.check_own(groups, plain)
         names = inputs_of(composed, overrides)
         found = [composed.copy() for _ in names] or [composed]
         for name, cfg in zip(names, found, strict=False):
