@@ -93,9 +93,11 @@ def test_a_name_that_ships_is_refused_where_it_is_used(
 
 def test_a_name_that_ships_is_no_obstacle_to_what_does_not_use_it(folder: Path) -> None:
     write(folder, "method/zero.yaml", MINE)
+    write(folder, "input/gaussian.yaml", "name: gaussian\n")
     write(folder, "device/cpu.yaml", "name: mine\n")
-    assert [p.method for p in config_of().points] == ["flash2", "hyper"]
-    assert config_of().device.name == "cpu"
+    config = config_of("input=clustered")
+    assert [p.method for p in config.points] == ["flash2", "hyper"]
+    assert config.device.name == "cpu"
 
 
 @pytest.mark.parametrize(
