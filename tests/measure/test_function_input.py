@@ -14,6 +14,7 @@ from hyperbench.measure.work_items import groups_of
 from hyperbench.measure.worker.settings import Settings
 from hyperbench.store.schema import Point
 from tests.helpers.made_records import a_point
+from tests.helpers.made_runs import facts
 
 OWN = "tests.helpers.own_inputs"
 SIZES = {"batch": 2, "heads": 4, "kv_heads": 2, "seq_len": 24, "head_dim": 8}
@@ -93,6 +94,15 @@ def test_a_run_asks_the_probe_to_try_a_function_at_its_smallest_point() -> None:
         prepare.prepare(words, ask)
     (item,) = asked[0]["inputs"]
     assert (item["family"], item["params"], item["point"]["seq_len"]) == ("waves", {"_target_": "my.waves"}, 16)
+
+
+def test_a_function_that_makes_inputs_is_no_method_that_could_be_measured() -> None:
+    def ask(request: dict[str, Any], env: Any) -> Any:
+        return {**facts(request), "missing": {"a.b": "method mine: there is no a"}}
+
+    words = ["input._target_=my.waves", "~method.flash2", "~method.hyper", "+method.mine._target_=a.b", "device=cpu"]
+    with pytest.raises(ValueError, match="method mine: there is no a"):
+        prepare.prepare(words, ask)
 
 
 def test_settings_that_it_changes_are_put_back_and_no_method_is_blamed() -> None:

@@ -100,8 +100,8 @@ def prepare(words: Sequence[str], ask: Ask = ask_probe) -> Prepared:
     config = load(words, likely_device)
     busy = busy_devices()
     facts = ask(_request(config, measure_rate=not busy), config.device.env)
-    missing = facts.get("missing", {})
-    if problems := [*facts["problems"], *(missing.values() if missing.keys() >= set(config.targets) else ())]:
+    missing, measured = facts.get("missing", {}), {point.target for point in config.points}
+    if problems := [*facts["problems"], *(missing.values() if missing.keys() >= measured else ())]:
         raise ConfigError(problems[0])
     device, reason = choose_device(asked, facts)
     if device == config.device.name:
