@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import cProfile
 import io
-import json
 import pstats
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -51,8 +51,8 @@ def test_each_line_is_parsed_once(
     command: Callable[[Path], None], reads: int, runs: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed = []
-    loads = json.loads
-    monkeypatch.setattr("hyperbench.store.journal_lines.json.loads", lambda text: parsed.append(0) or loads(text))
+    decode = msgspec.json.decode
+    monkeypatch.setattr(msgspec.json, "decode", lambda text: parsed.append(0) or decode(text))
     command(runs[1])
     assert ROWS * reads <= len(parsed) <= ROWS * reads + 20
 

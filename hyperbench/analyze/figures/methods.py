@@ -93,7 +93,9 @@ def build(view: View) -> go.Figure:
         fixed=[f"seq_len={length}"],
     )
     longest = max(len(label) for place in places.values() for label in place.labels.values())
-    return fig.update_layout(margin_l=int(90 + _CHAR_PX * min(longest, _LABEL_CHARS)))
+    labels_px = int(_CHAR_PX * min(longest, _LABEL_CHARS)) + 16
+    # Wider by as much: the footer begins where the axes do.
+    return fig.update_layout(margin_l=fig.layout.margin.l + labels_px, width=fig.layout.width + labels_px)
 
 
 def _place(view: View, frame: pd.DataFrame, told: Mapping[str, str]) -> _Place:

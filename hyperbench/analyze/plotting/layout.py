@@ -21,7 +21,7 @@ _LINE_CHARS = {"title": 84, "subtitle": 140, "footer": 158}
 _SEPARATOR = " · "
 _SUBTITLE_LINE_PX = 18
 _FOOTER_LINE_PX = 17
-_LEGEND_ROW_PX = 22
+_LEGEND_ROW_PX = 23
 _MARGIN = {"left": 76, "right": 236, "top": 88, "bottom": 66}
 #: Right margin of a figure whose legends stand inside its panels.
 _NARROW_MARGIN = 36

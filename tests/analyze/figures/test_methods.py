@@ -11,6 +11,7 @@ import pytest
 from hyperbench.analyze.figures.methods import build
 from hyperbench.analyze.format import PASS_LABELS
 from hyperbench.analyze.joins import DoesNotFitError
+from hyperbench.analyze.plotting import layout
 from hyperbench.analyze.view import MAIN_ERROR, View
 from hyperbench.store.schema import ErrorRow, Record, Status, Timing
 from tests.helpers.figure_reading import crosses, curve, footer, foreign_markup, panel, shown
@@ -88,6 +89,12 @@ def test_settings_and_inputs_have_rows_and_panels_of_their_own() -> None:
         labels = set(curve(fig, row, 1, "forward").y)
         assert labels == {"flash2", "uniform", "hyper block_size=64", "hyper block_size=128"}
         assert shown(fig.get_subplot(row, 1).yaxis.title.text) == f"without causal masking {name}"
+
+
+def test_long_labels_take_no_width_from_the_axes_and_the_footer(fig: go.Figure) -> None:
+    long = build(view_from(grid((1024,), ("flash2", "hyper", "a method with a long name"), masks=(False,))))
+    widths = [f.layout.width - f.layout.margin.l - f.layout.margin.r for f in (fig, long)]
+    assert widths[0] == widths[1] >= layout.WIDTH - 320
 
 
 def test_what_has_no_value_has_a_cross_with_the_reason() -> None:
