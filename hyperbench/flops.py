@@ -7,6 +7,7 @@ hashing, sorting and moving data are left out, as is usual for attention. A back
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 from hyperbench.store.schema import Pass, Point
@@ -28,7 +29,7 @@ _MARGIN = 1.1
 
 def exact_flops(point: Point, pass_: Pass) -> float:
     """Operations of exact attention at a point: 4 B H N^2 D for a forward pass, half of it under a causal mask."""
-    return _flops(point, exact_pairs(point.seq_len, is_causal=point.is_causal), pass_)
+    return pair_flops(point, exact_pairs(point.seq_len, is_causal=point.is_causal), pass_)
 
 
 def hyper_flops(point: Point, pass_: Pass) -> float:
@@ -38,7 +39,12 @@ def hyper_flops(point: Point, pass_: Pass) -> float:
     """
     sizes = (int(point.hyper[name]) for name in ("block_size", "sample_size", "min_seq_len"))
     pairs = hyper_pairs(point.seq_len, *sizes, is_causal=point.is_causal, sampling=str(point.hyper.get("sampling")))
-    return _flops(point, pairs, pass_)
+    return pair_flops(point, pairs, pass_)
+
+
+def pair_flops(point: Point, pairs: float, pass_: Pass) -> float:
+    """Operations at a point whose heads each let so many pairs of a query and a key meet."""
+    return _FLOPS_PER_PAIR * point.batch * point.heads * point.head_dim * pairs * PASS_FACTORS[pass_]
 
 
 def exact_pairs(seq_len: int, *, is_causal: bool) -> float:
@@ -58,10 +64,7 @@ def hyper_pairs(
 
     Raises ValueError on a length or size below 1 (m: below 0).
     """
-    lows = {"seq_len": 1, "block_size": 1, "sample_size": 0, "min_seq_len": 1}
-    for (name, low), value in zip(lows.items(), (seq_len, block_size, sample_size, min_seq_len), strict=True):
-        if value < low:
-            raise ValueError(f"{name} must be at least {low}, got {value}")
+    _check_sizes(seq_len, block_size, sample_size, min_seq_len)
     every_key_once = block_size >= seq_len or (sampling == "stratified" and sample_size >= seq_len)
     if seq_len <= min_seq_len or (not is_causal and every_key_once):
         return exact_pairs(seq_len, is_causal=is_causal)
@@ -69,12 +72,30 @@ def hyper_pairs(
         return float(seq_len * _keys_met(seq_len, block_size, sample_size, sampling))
     full, rest = divmod(seq_len, min_seq_len)
     pairs = (full * min_seq_len**2 + rest**2) / 2
-    node_len = min_seq_len
-    while node_len < seq_len:
-        queries = sum(min(node_len, seq_len - start) for start in range(node_len, seq_len, 2 * node_len))
+    for node_len, queries in _causal_levels(seq_len, min_seq_len):
         pairs += queries * _keys_met(node_len, block_size, sample_size, sampling)
-        node_len *= 2
     return pairs
+
+
+@lru_cache(maxsize=4096)
+def hyper_keys(seq_len: int, block_size: int, sample_size: int, min_seq_len: int, *, is_causal: bool) -> float:
+    """Keys that have a weight for a query of HyperAttention, on average over the queries; stratified samples.
+
+    Unlike in `hyper_pairs`, which counts what is computed, a sampled key that lies in the query's own block counts
+    once, a last block counts the keys it has, and a leaf those up to the query, itself included. Each block is taken to
+    meet queries in proportion to its keys.
+
+    Raises ValueError on a length or size below 1 (m: below 0).
+    """
+    _check_sizes(seq_len, block_size, sample_size, min_seq_len)
+    if not is_causal:
+        is_exact = seq_len <= min_seq_len
+        return float(seq_len) if is_exact else _keys_weighed(seq_len, block_size, sample_size)
+    full, rest = divmod(seq_len, min_seq_len)
+    pairs = (full * min_seq_len * (min_seq_len + 1) + rest * (rest + 1)) / 2
+    for node_len, queries in _causal_levels(seq_len, min_seq_len):
+        pairs += queries * _keys_weighed(node_len, block_size, sample_size)
+    return pairs / seq_len
 
 
 def work_ratio(
@@ -107,8 +128,19 @@ def above_peak_note(flops: float | None, median_ms: float, peak: float | None) -
     return f"{rate / _TERA:,.4g} TFLOP/s of executed operations, and the device can do {peak / _TERA:,.4g} at most"
 
 
-def _flops(point: Point, pairs: float, pass_: Pass) -> float:
-    return _FLOPS_PER_PAIR * point.batch * point.heads * point.head_dim * pairs * PASS_FACTORS[pass_]
+def _check_sizes(seq_len: int, block_size: int, sample_size: int, min_seq_len: int) -> None:
+    lows = {"seq_len": 1, "block_size": 1, "sample_size": 0, "min_seq_len": 1}
+    for (name, low), value in zip(lows.items(), (seq_len, block_size, sample_size, min_seq_len), strict=True):
+        if value < low:
+            raise ValueError(f"{name} must be at least {low}, got {value}")
+
+
+def _causal_levels(seq_len: int, leaf_len: int) -> Iterator[tuple[int, int]]:
+    """Keys of a node, and queries of all nodes, of each level above the leaves (Algorithm 4)."""
+    node_len = leaf_len
+    while node_len < seq_len:
+        yield node_len, sum(min(node_len, seq_len - start) for start in range(node_len, seq_len, 2 * node_len))
+        node_len *= 2
 
 
 def _keys_met(num_keys: int, block_size: int, sample_size: int, sampling: str) -> int:
@@ -116,3 +148,10 @@ def _keys_met(num_keys: int, block_size: int, sample_size: int, sampling: str) -
     if block_size >= num_keys:
         return num_keys
     return block_size + (min(sample_size, num_keys) if sampling == "stratified" else sample_size)
+
+
+def _keys_weighed(num_keys: int, block_size: int, sample_size: int) -> float:
+    """Keys with a weight per query: those of its block and the samples outside it."""
+    full, rest = divmod(num_keys, block_size)
+    of_block = (full * block_size**2 + rest**2) / num_keys
+    return of_block + min(sample_size, num_keys) * (1 - of_block / num_keys)

@@ -56,7 +56,7 @@ def test_parameters_that_are_not_given_are_filled_in_too() -> None:
 
 def test_a_parameter_no_method_knows_stays_null() -> None:
     points = prepared("method=uniform", "method.uniform.sample_size=null").points
-    assert points[0].hyper == {"sample_size": None, "seed": 0}
+    assert points[0].hyper["sample_size"] is None
 
 
 def test_configurations_that_resolve_alike_are_one_point() -> None:

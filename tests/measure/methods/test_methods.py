@@ -28,7 +28,7 @@ SHAPES = [(1, 1, 1, 64, 8), (2, 4, 2, 50, 16), (1, 2, 2, 1, 8)]
 
 def filled(method: registry.Method) -> dict[str, Any]:
     """All parameters of a method, small where they are sizes."""
-    values = {**method.defaults(), **SMALL, "seed": 0}
+    values = {**method.defaults(), **SMALL, "match": "hyper", "seed": 0}
     return {name: values[name] for name in {*method.defaults(), *(p.name for p in method._keywords())}}
 
 

@@ -1,0 +1,1 @@
+"""Exact attention over a window of keys around each query and the first tokens, in linear time and memory."""
