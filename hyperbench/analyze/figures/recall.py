@@ -91,7 +91,13 @@ def _x_axis(rows: pd.DataFrame, axis: str) -> dict[str, Any]:
     places = list(rows[axis].dropna().unique())
     if any(isinstance(place, str) for place in places):
         names = [traces.place_of(place) for place in places]
-        ticks = {"tickvals": names, "ticktext": _short_names([str(place) for place in places]), "tickangle": 0}
+        ticks: dict[str, Any] = {
+            "tickvals": names,
+            "ticktext": _short_names([str(place) for place in places]),
+            "tickangle": 0,
+        }
+        # Half a place on either side, so that labels at the edges of neighbouring panels do not touch.
+        ticks["range"] = [-0.5, len(names) - 0.5]
         return {"type": "category", "categoryorder": "array", "categoryarray": names, **ticks}
     return style.seq_len_axis(places) if axis == "seq_len" else style.value_axis(sorted(float(p) for p in places))
 
