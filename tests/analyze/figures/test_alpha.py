@@ -95,6 +95,6 @@ def test_what_is_not_shown_must_not_vary() -> None:
 
 
 def test_names_of_inputs_are_letters() -> None:
-    made = build(view_from([r for text in HOSTILE for r in measured(input=text)]))
+    made = build(view_from([r for text in HOSTILE for r in measured(input=text) if r.point.seq_len < 2048]))
     assert foreign_markup(made) == []
     assert curve(build(view_from(measured())), 1, 1, "gaussian alpha ∝ n 0.50 ").legendgroup == "gaussian"

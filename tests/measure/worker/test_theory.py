@@ -42,7 +42,7 @@ def dense(q: Tensor, k: Tensor, is_causal: bool) -> list[float]:
     return [float(alpha), float(kappa), float((norms[0] / norms[1]).square().max())]
 
 
-@pytest.mark.parametrize("chunk", [1, 100, 2**22])
+@pytest.mark.parametrize("chunk", [100, 2**22])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_properties_are_those_of_the_dense_matrix(
