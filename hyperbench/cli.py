@@ -172,6 +172,26 @@ def export(
 
 
 @app.command()
+def claims(
+    run_dirs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--run",
+            metavar="DIR",
+            parser=_folder,
+            help="Folder of a run, or of several; may be given again; default: the reference runs, else the newest.",
+        ),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if a claim does not hold.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hold what was measured against what the paper claims: holds, does not hold, or not measured here, and why."""
+    from hyperbench.commands import reading
+
+    raise typer.Exit(reading.claims(run_dirs, strict=strict, as_json=as_json))
+
+
+@app.command()
 def compare(
     run_a: Annotated[
         Path, typer.Argument(metavar="A", parser=_folder, help="Folder of the run that is compared with (before).")
@@ -242,6 +262,46 @@ def capture(
 
     options = command.Options(model, text, layers, out, max_tokens, heads, dtype, licence)
     raise typer.Exit(command.capture(options, as_json=as_json))
+
+
+@app.command()
+def tune(
+    max_error: Annotated[
+        str,
+        typer.Option("--max-error", metavar="E", help="Relative error of the output that is good enough."),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="The input, shape and mask to tune for; KEY=A,B of the method makes another grid of settings.",
+            autocompletion=listing.complete_override,
+        ),
+    ] = None,
+    input_: Annotated[str | None, typer.Option("--input", metavar="NAME", help="The same as input=NAME.")] = None,
+    check_input: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Input of the check, such as input.layer=8; default: another seed."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Measure only what this run's folder lacks.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace the run in out=DIR.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the fastest setting of hyper whose error stays below a limit, on an input and shape.
+
+    Examples:
+      hyperbench tune --max-error 0.1 --input clustered_values shape.seq_len=8192
+      hyperbench tune --max-error 0.3 --input smollm2 input.layer=4 --check-input input.layer=13 is_causal=true
+      hyperbench tune --max-error 0.1 --input clustered_values method.hyper.block_size=64,128 out=DIR --resume
+
+    The setting is then measured again on inputs and draws of other seeds, and that error is told beside the first.
+    """
+    from hyperbench.commands import run as run_command
+    from hyperbench.commands import tune as command
+
+    words = [*(overrides or []), *([f"input={input_}"] if input_ is not None else [])]
+    options = run_command.Options(resume=resume, fresh=fresh, as_json=as_json)
+    raise typer.Exit(command.tune(words, max_error, check_input or [], options))
 
 
 @app.command("list")

@@ -1,4 +1,4 @@
-"""`hyperbench show`, `plot` and `export`: the tables and figures of a run."""
+"""`hyperbench show`, `plot`, `export` and `claims`: the tables and figures of a run, and what it says of the paper."""
 
 from __future__ import annotations
 
@@ -62,3 +62,20 @@ def plot(
         for page in (path for path in paths if path.suffix == ".html"):
             typer.launch(str(page))
     return 0 if paths and not unwritten else 1
+
+
+def claims(run_dirs: list[Path] | None, *, strict: bool, as_json: bool) -> int:
+    """Hold runs against the published claims and print the verdicts; 1 if strict and a claim does not hold.
+
+    Raises ValueError on a folder that is no run, a damaged run or a malformed claim.
+    """
+    from hyperbench.analyze.claims.findings import Verdict
+    from hyperbench.analyze.claims.report import chosen_runs, claims_data, judge, print_claims
+
+    runs = chosen_runs(run_dirs)
+    judged = judge(runs)
+    if as_json:
+        print_json(claims_data(judged, runs))
+    else:
+        print_claims(judged, stdout())
+    return int(strict and any(one.verdict is Verdict.FAILS for one in judged))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -16,7 +17,7 @@ from hyperbench.analyze.view import make_view
 from hyperbench.commands import exit_codes, progress
 from hyperbench.commands.output import print_json, stderr, stdout
 from hyperbench.commands.progress import duration
-from hyperbench.measure.cpu_load import busy_warning, read_cpu_times
+from hyperbench.measure.cpu_load import CpuTimes, busy_warning, read_cpu_times
 from hyperbench.measure.runner import open_run, prepare, session
 from hyperbench.measure.runner.locks import DeviceLock, device_key
 from hyperbench.measure.runner.outcome import GOOD_STATUSES, PRODUCTIVE, Outcome
@@ -64,7 +65,23 @@ def run(words: list[str], options: Options) -> int:
         return 0
     if not options.as_json:
         print_grid(prepared, notes)
-    out = prepared.config.out
+    outcome = measure(prepared, options, prepared.config.out, begun)
+    if options.as_json:
+        print_json(outcome_data(outcome.run, outcome))
+    else:
+        print_outcome(outcome.run, outcome, console)
+    if outcome.interrupted:
+        return exit_codes.INTERRUPTED
+    return 1 if has_failures(outcome.run) else 0
+
+
+def measure(prepared: Prepared, options: Options, out: Path | None, begun: CpuTimes) -> Outcome:
+    """Measure in the run's folder what it lacks, the device locked, and show how that gets on.
+
+    `begun` is the use of the cores when the preparation began. Raises ValueError or OSError, one line, on anything that
+    cannot be run.
+    """
+    notes = stderr()
     with DeviceLock(device_key(prepared.config.device.name, prepared.facts)) as lock:
         if lock.note:
             notes.print(f"warning: {lock.note}", highlight=False, markup=False, soft_wrap=True)
@@ -76,14 +93,7 @@ def run(words: list[str], options: Options) -> int:
         if busy and not options.as_json:
             notes.print(f"warning: {busy}", highlight=False, markup=False, soft_wrap=True)
         with progress.listener(notes, quiet=options.as_json) as shown:
-            outcome = session.measure(prepared, journal, shown, retry_failed=options.retry_failed, start=shown.start)
-    if options.as_json:
-        print_json(outcome_data(outcome.run, outcome))
-    else:
-        print_outcome(outcome.run, outcome, console)
-    if outcome.interrupted:
-        return exit_codes.INTERRUPTED
-    return 1 if has_failures(outcome.run) else 0
+            return session.measure(prepared, journal, shown, retry_failed=options.retry_failed, start=shown.start)
 
 
 def print_grid(prepared: Prepared, console: Console) -> None:

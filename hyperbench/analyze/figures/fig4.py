@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from hyperbench.analyze.claims.published import PublishedPoint, published_points
 from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, counted, escape, is_null, lengths_text, ratio, short
 from hyperbench.analyze.joins import DoesNotFitError, check_single, inputs_in, masks_in, records
 from hyperbench.analyze.plotting import errors, style, traces
 from hyperbench.analyze.plotting.layout import Panel, Sheet
-from hyperbench.analyze.published import PublishedPoint, published_points
 from hyperbench.analyze.view import MAIN_ERROR, View, require_timings
 from hyperbench.flops import work_ratio
 from hyperbench.stats.rounds import MIN_ROUNDS

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from pathlib import Path
 
-from hyperbench.analyze.published import data_folder, load_claims, published_points
+import pandas as pd
+import pytest
+
+from hyperbench.analyze.claims.published import data_folder, load_claims, published_points
 
 
 def test_claims_have_unique_ids_and_sources() -> None:
@@ -20,7 +23,7 @@ def test_fig4_marks_the_papers_two_points() -> None:
 
 def test_recalled_claims_say_so_in_their_label() -> None:
     recalled = [c for c in load_claims() if c.recalled]
-    assert {c.id for c in recalled} == {"fig3-all-layers", "alpha"}
+    assert {c.id for c in recalled} == {"fig3-all-layers", "alpha", "abstract-causal"}
     assert all("recalled" in c.label for c in recalled)
     assert not any("recalled" in c.label for c in load_claims() if not c.recalled)
 
@@ -46,3 +49,31 @@ def test_claims_read_from_a_plot_agree_with_its_curve() -> None:
             causal, name = claim.setting["is_causal"], claim.setting["pass"]
             row = curves[(curves["is_causal"] == causal) & (curves["pass"] == name)]
             assert list(row["speedup"]) == [claim.value]
+
+
+ENTRY = """
+- {id: one, claim: c, setting: {}, quantity: q, value: 1.0, source: s, recalled: false, check: {rule: speedup_grows}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (ENTRY.replace("source: s", "sauce: s"), "claim 'one': unknown key 'sauce'"),
+        (ENTRY.replace("source: s", "sauce: s"), "did you mean 'source'?"),
+        (ENTRY.replace("source: s, ", ""), "claim 'one': missing"),
+        (ENTRY.replace("value: 1.0", "value: many"), "value='many'"),
+        (ENTRY.replace("recalled: false", "recalled: 0"), "recalled=0"),
+        ("- one", "a claim is a mapping"),
+        (" {}", "no list of claims"),
+        ("- {a: [", "damaged"),
+        ("- !!python/object/apply:os.system [true]", "damaged"),
+    ],
+)
+def test_a_malformed_claim_is_refused_in_one_line(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "claims.yaml"
+    path.write_text("claims:\n" + text)
+    with pytest.raises(ValueError, match=r"claims\.yaml") as refused:
+        load_claims(path)
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
