@@ -214,7 +214,7 @@ BAD = [
     (("--max-error", "1", "input=gaussian,clustered"), "several values have input"),
     (("--max-error", "1", "shape.seq_len=64,128"), "several values have shape.seq_len"),
     (("--max-error", "1", "method=[flash2]"), "method.hyper.block_size is swept, but hyper is none of the methods"),
-    (("--max-error", "1", "method=[flash2,hyper,zero]"), "one approximate method beside the exact ones; chosen: hyper,"),
+    (("--max-error", "1", "method=[flash2,hyper,zero]"), "one approximate method beside the exact ones; chosen: hyper"),
     (("--max-error", "1", "sweep=single", "method=[flash2]"), "chosen: none"),
     (("--max-error", "1", "--check-input", "seed=3"), "--check-input seed=3 must name an input"),
     (("--max-error", "1", "--check-input", "clustered"), "--check-input clustered must name an input"),
