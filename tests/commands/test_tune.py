@@ -93,7 +93,7 @@ def point_of(block_size: int, sample_size: int) -> Point:
                  {"block_size": block_size, "sample_size": sample_size})  # fmt: skip
 
 
-@pytest.mark.parametrize("limit", [0.07, 0.1, 0.13, 10.0])
+@pytest.mark.parametrize("limit", [0.1, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.07, 0.13, 10.0))])
 def test_the_choice_is_that_of_brute_force_and_is_checked_on_other_inputs(tune: Tune, limit: float) -> None:
     answer = tune("--max-error", str(limit), *WORDS, "out=run", "--json")
     assert answer.code == 0, answer.err
@@ -112,6 +112,7 @@ def test_the_choice_is_that_of_brute_force_and_is_checked_on_other_inputs(tune: 
     assert checked == (1, 2)
 
 
+@pytest.mark.slow
 def test_the_command_and_the_yaml_that_it_prints_are_those_of_the_setting(tune: Tune, call: Call) -> None:
     told = json.loads(tune("--max-error", "0.1", *WORDS, "out=run", "--json").out)
     best = by_brute_force(0.1)
@@ -137,6 +138,7 @@ def test_people_are_told_the_setting_its_check_and_the_estimate(tune: Tune) -> N
     assert answer.err.count("estimated time: ") == 2
 
 
+@pytest.mark.slow
 def test_an_error_above_the_limit_elsewhere_is_told_and_is_no_success(tune: Tune) -> None:
     answer = tune("--max-error", "0.1", *WORDS, "out=run", worker=Worse)
     assert answer.code == 1
@@ -167,13 +169,14 @@ def test_a_search_that_was_killed_goes_on_where_it_was(tune: Tune) -> None:
     assert again.code == 0, again.err
     assert json.loads(again.out) == json.loads(whole.out)
     assert len(read_journal(journal)) == len(lines) - 1
-    assert [len(task.items) for task in Made.tasks_of_all] == [3], "of the three points whose times were lost"
+    assert [len(task.items) for task in Made.tasks_of_all] == [4], "of the four points whose times were lost"
     (check / "journal.jsonl").write_bytes((check / "journal.jsonl").read_bytes()[:-40])
     third = tune("--max-error", "0.1", *WORDS, "out=run", "--resume", "--json")
     assert json.loads(third.out) == json.loads(whole.out)
     assert [len(task.items) for task in Made.tasks_of_all] == [1]
 
 
+@pytest.mark.slow
 def test_another_limit_needs_no_new_search(tune: Tune) -> None:
     tune("--max-error", "0.1", *WORDS, "out=run")
     told = json.loads(tune("--max-error", "0.13", *WORDS, "out=run", "--resume", "--json").out)
@@ -181,6 +184,7 @@ def test_another_limit_needs_no_new_search(tune: Tune) -> None:
     assert {item.point.seed for task in Made.tasks_of_all for item in task.items} == {1}, "only its check is measured"
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_is_told_as_such(tune: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(self: Made, task: Task) -> Iterator[Message]:
         raise KeyboardInterrupt
@@ -193,6 +197,7 @@ def test_an_interrupted_search_is_told_as_such(tune: Tune, monkeypatch: pytest.M
     assert tune("--max-error", "0.1", *WORDS, "out=run", "--resume").code == 0
 
 
+@pytest.mark.slow
 def test_the_grid_follows_the_mask(tune: Tune) -> None:
     for words, keys in (
         ((), {"block_size", "sample_size", "num_projections"}),
@@ -225,7 +230,15 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "told"), BAD, ids=[" ".join(words) for words, _ in BAD])
+#: The refusals of the command itself, and one of the grid; the others take half a second each.
+_BY_DEFAULT = ("must", "Missing", "give one", "several values have shape.seq_len")
+CASES = [
+    pytest.param(words, told, marks=() if any(part in told for part in _BY_DEFAULT) else pytest.mark.slow)
+    for words, told in BAD
+]
+
+
+@pytest.mark.parametrize(("words", "told"), CASES, ids=[" ".join(words) for words, _ in BAD])
 def test_what_cannot_be_tuned_is_refused_in_one_line_before_anything_is_measured(
     tune: Tune, tmp_path: Path, words: tuple[str, ...], told: str
 ) -> None:
@@ -236,6 +249,7 @@ def test_what_cannot_be_tuned_is_refused_in_one_line_before_anything_is_measured
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("input=clustered",), ("input=clustered_values", "input.noise_std=0.6")])
 def test_the_input_of_the_check_can_be_named(tune: Tune, words: tuple[str, ...]) -> None:
     named = [part for word in words for part in ("--check-input", word)]
