@@ -176,10 +176,7 @@ def claims(
     run_dirs: Annotated[
         list[Path] | None,
         typer.Option(
-            "--run",
-            metavar="DIR",
-            parser=_folder,
-            help="Folder of a run, or of several; may be given again; default: the reference runs, else the newest.",
+            "--run", metavar="DIR", parser=_folder, help="Run or folder of runs; default: the reference runs."
         ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if a claim does not hold.")] = False,
