@@ -217,7 +217,7 @@ def _print(
     lines = tuned.choice_lines(choice, search.method, baseline, search.max_error)
     if check is not None:
         lines.append(f"{check.line}: {tuned.setting_line(check.setting, baseline)}")
-        if not _is_within(check, search.max_error):
+        if check.setting.error is not None and not _is_within(check, search.max_error):
             lines.append(f"there it is above {search.max_error:g}: it does not keep to the limit")
     if len(choice.within) > 1:
         print_table(tuned.settings_table(choice, baseline), console)

@@ -8,7 +8,7 @@ from typing import Any
 
 from hyperbench.config.catalog import nearest
 from hyperbench.store.files import StoreError, load_yaml, read_mapping
-from hyperbench.store.plain_data import check_types
+from hyperbench.store.plain_data import decoded
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -30,9 +30,6 @@ class Claim:
     check: dict[str, Any]
     figure: str | None = None
     caveat: str = ""
-
-    def __post_init__(self) -> None:
-        check_types(self)
 
     @property
     def label(self) -> str:
@@ -97,6 +94,7 @@ def _claim(entry: Any) -> Claim:
             known = f"allowed: {', '.join(names)}{nearest(str(name), names)}"
             raise ValueError(f"claim {entry.get('id')!r}: unknown key {name!r}; {known}")
     try:
-        return Claim(**entry)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"claim {entry.get('id')!r}: {str(error).removeprefix('Claim.__init__() ')}") from None
+        claim: Claim = decoded(Claim, entry)
+    except ValueError as error:
+        raise ValueError(f"claim {entry.get('id')!r}: {error}") from None
+    return claim

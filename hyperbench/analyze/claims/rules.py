@@ -23,7 +23,7 @@ from hyperbench.analyze.joins import records
 from hyperbench.analyze.view import View
 from hyperbench.config.catalog import check_name
 from hyperbench.stats.growth import MIN_LENGTHS, exponent
-from hyperbench.store.plain_data import check_types, from_mapping
+from hyperbench.store.plain_data import decoded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,9 +59,6 @@ class SpeedupAtLeast:
 
     hardware: str = ""
     tolerance: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_types(self)
 
     def judge(self, claim: Claim, view: View) -> Finding:
         """Holds where the interval of every pass lies above the published value. Raises ValueError if there is none."""
@@ -123,9 +120,6 @@ class GrowsSublinearly:
     metric: str
     inputs: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        check_types(self)
-
     def judge(self, claim: Claim, view: View) -> Finding:
         """Holds where it grows as a power of n below 1 on every such input, layer and mask that the run has."""
         frame = view.timings
@@ -152,9 +146,6 @@ class NotMeasured:
 
     reason: str
 
-    def __post_init__(self) -> None:
-        check_types(self)
-
     def judge(self, claim: Claim, view: View) -> Finding:
         """Not measured here."""
         return Finding(Verdict.OPEN, self.reason)
@@ -171,10 +162,9 @@ RULES: dict[str, type[Any]] = {
 def rule_of(claim: Claim) -> Rule:
     """The rule that a claim names. Raises ValueError (one line) on an unknown one or on parameters it does not take."""
     check_name(f"claim {claim.id}: check.rule", claim.check.get("rule"), RULES)
-    given = {name: value for name, value in claim.check.items() if name != "rule"}
-    parameters = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    parameters = {name: value for name, value in claim.check.items() if name != "rule"}
     try:
-        rule: Rule = from_mapping(RULES[claim.check["rule"]], parameters)
+        rule: Rule = decoded(RULES[claim.check["rule"]], parameters)
     except ValueError as error:
         raise ValueError(f"claim {claim.id}: check: {error}") from None
     return rule

@@ -61,9 +61,9 @@ ENTRY = """
     [
         (ENTRY.replace("source: s", "sauce: s"), "claim 'one': unknown key 'sauce'"),
         (ENTRY.replace("source: s", "sauce: s"), "did you mean 'source'?"),
-        (ENTRY.replace("source: s, ", ""), "claim 'one': missing"),
-        (ENTRY.replace("value: 1.0", "value: many"), "value='many'"),
-        (ENTRY.replace("recalled: false", "recalled: 0"), "recalled=0"),
+        (ENTRY.replace("source: s, ", ""), "missing required field `source`"),
+        (ENTRY.replace("value: 1.0", "value: many"), "$.value"),
+        (ENTRY.replace("recalled: false", "recalled: 0"), "$.recalled"),
         ("- one", "a claim is a mapping"),
         (" {}", "no list of claims"),
         ("- {a: [", "damaged"),

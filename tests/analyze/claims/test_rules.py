@@ -196,7 +196,7 @@ def test_every_claim_names_a_rule_that_takes_its_parameters() -> None:
         ({"rule": "speedup_atleast"}, "did you mean 'speedup_at_least'?"),
         ({}, "check.rule=None is unknown"),
         ({"rule": "speedup_at_least", "hardwear": "A100"}, "unknown key 'hardwear'"),
-        ({"rule": "speedup_at_least", "hardware": 100}, "must be of type str"),
+        ({"rule": "speedup_at_least", "hardware": 100}, "Expected `str`, got `int`"),
         ({"rule": "grows_sublinearly", "metric": "alpha"}, "inputs"),
     ],
 )
