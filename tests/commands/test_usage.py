@@ -101,7 +101,7 @@ def test_what_only_torch_can_tell_is_one_line_too(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["run", "plot", "show", "compare", "export", "list", "doctor"])
+@pytest.mark.parametrize("command", ["run", "plot", "show", "compare", "export", "claims", "tune", "list", "doctor"])
 def test_every_command_explains_itself(call: Call, command: str) -> None:
     answer = call(command, "--help")
     assert answer.code == 0

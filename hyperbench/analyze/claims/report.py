@@ -148,7 +148,9 @@ def _lines(found: Found) -> list[str]:
     told = f"{finding.verdict}: {finding.reason}" if finding.reason else str(finding.verdict)
     if not finding.numbers:
         return [told]
-    return [*(number.text for number in finding.numbers), f"{told} ({found.machine}; {found.run})"]
+    here = Path.cwd()
+    run = found.run.relative_to(here) if found.run.is_relative_to(here) else found.run
+    return [*(number.text for number in finding.numbers), f"{told} ({found.machine}; {run})"]
 
 
 def _data(found: Found) -> dict[str, Any]:
