@@ -35,7 +35,7 @@ _FILE_HASH = "sha256"
 
 @dataclass(frozen=True)
 class _Search:
-    """What is tuned: the words that were given, the method, its swept parameters, and the limit of the error."""
+    """The search: the words that were given, the method, its swept parameters, and the limit of the error."""
 
     words: tuple[str, ...]
     method: str
@@ -60,7 +60,7 @@ class _Check:
 
     @property
     def line(self) -> str:
-        """Where the setting was measured again, in words."""
+        """The place of the second measurement, in words."""
         if self.same_input:
             return f"on the same input, {self.seeds}: a recording has no other seed; --check-input names another one"
         return f"on inputs it was not tuned on, {self.seeds}"
@@ -176,7 +176,7 @@ def _check(search: _Search, prepared: Prepared, again: Prepared, view: View, fol
 
 
 def _is_within(check: _Check | None, limit: float) -> bool:
-    error = check and check.setting.error
+    error = None if check is None else check.setting.error
     return error is not None and error.value <= limit
 
 

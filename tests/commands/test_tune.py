@@ -126,6 +126,7 @@ def test_the_command_and_the_yaml_that_it_prints_are_those_of_the_setting(tune: 
     assert (point["seq_len"], point["input"]) == (2048, "clustered_values")
 
 
+@pytest.mark.slow
 def test_people_are_told_the_setting_its_check_and_the_estimate(tune: Tune) -> None:
     answer = tune("--max-error", "0.1", *WORDS, "out=run")
     assert answer.code == 0, answer.err
@@ -145,6 +146,7 @@ def test_an_error_above_the_limit_elsewhere_is_told_and_is_no_success(tune: Tune
     assert "there it is above 0.1: it does not keep to the limit" in answer.out
 
 
+@pytest.mark.slow
 def test_without_a_setting_within_the_limit_the_best_is_told_and_nothing_is_checked(tune: Tune) -> None:
     answer = tune("--max-error", "0.01", *WORDS, "out=run")
     assert answer.code == 1
@@ -158,10 +160,9 @@ def test_without_a_setting_within_the_limit_the_best_is_told_and_nothing_is_chec
 
 
 def test_a_search_that_was_killed_goes_on_where_it_was(tune: Tune) -> None:
-    """Killed within the search, or within the check: what is finished is not measured again."""
+    """What is finished is not measured again."""
     whole = tune("--max-error", "0.1", *WORDS, "out=run", "--json")
     journal = Path("run", "journal.jsonl")
-    (check,) = Path("run").glob("check-*")
     before = journal.read_bytes()
     lines = before.splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:-4]) + lines[-4][:30])
@@ -170,9 +171,15 @@ def test_a_search_that_was_killed_goes_on_where_it_was(tune: Tune) -> None:
     assert json.loads(again.out) == json.loads(whole.out)
     assert len(read_journal(journal)) == len(lines) - 1
     assert [len(task.items) for task in Made.tasks_of_all] == [4], "of the four points whose times were lost"
-    (check / "journal.jsonl").write_bytes((check / "journal.jsonl").read_bytes()[:-40])
-    third = tune("--max-error", "0.1", *WORDS, "out=run", "--resume", "--json")
-    assert json.loads(third.out) == json.loads(whole.out)
+
+
+@pytest.mark.slow
+def test_a_check_that_was_killed_goes_on_where_it_was(tune: Tune) -> None:
+    whole = tune("--max-error", "0.1", *WORDS, "out=run", "--json")
+    (journal,) = Path("run").glob("check-*/journal.jsonl")
+    journal.write_bytes(journal.read_bytes()[:-40])
+    again = tune("--max-error", "0.1", *WORDS, "out=run", "--resume", "--json")
+    assert json.loads(again.out) == json.loads(whole.out)
     assert [len(task.items) for task in Made.tasks_of_all] == [1]
 
 
