@@ -10,6 +10,7 @@ from hyperbench.analyze.format import counted, is_null, json_value, milliseconds
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.text_table import TextTable
 from hyperbench.analyze.view import MAIN_ERROR, View, reason
+from hyperbench.store.parameters import OF_METHOD
 
 #: Passes by which speed is judged, the widest first.
 WIDEST = ("forward_backward", "forward", "backward")
@@ -168,7 +169,7 @@ def setting_data(setting: Setting | None) -> dict[str, Any] | None:
 
 def _parameter(row: Mapping[str, Any], name: str) -> Any:
     # A parameter with the name of another column stands under a longer one.
-    return row[f"method.{name}"] if f"method.{name}" in row else row[name]
+    return row.get(f"{OF_METHOD}{name}", row.get(name))
 
 
 def _measured(row: Mapping[str, Any], *names: str) -> Measured | None:

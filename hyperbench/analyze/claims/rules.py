@@ -23,6 +23,7 @@ from hyperbench.analyze.joins import records
 from hyperbench.analyze.view import View
 from hyperbench.config.catalog import check_name
 from hyperbench.stats.growth import MIN_LENGTHS, exponent
+from hyperbench.store.parameters import OF_INPUT, input_parameters
 from hyperbench.store.plain_data import decoded
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class GrowsSublinearly:
         frame = view.timings
         if self.metric not in frame or not frame[self.metric].notna().any():
             return Finding(Verdict.OPEN, f"{self.metric} was not measured; error.extra=[theory] measures it")
-        given = [name for name in map(str, frame.columns) if name.startswith("input.")]
+        given = input_parameters(frame.columns)
         same = ("run_id", "is_causal", "batch", "heads", "head_dim", "dtype", "input", "seed", *given)
         curves = list(_curves(frame.drop_duplicates([*same, "seq_len"]), same, self.metric))
         if not curves:
@@ -243,5 +244,5 @@ def _family(curve: pd.DataFrame) -> str:
 
 def _input_place(curve: pd.DataFrame, told: Iterable[str]) -> str:
     first = records(curve.head(1))[0]
-    parameters = [f"{name.removeprefix('input.')} {plain(first[name])}" for name in told if not is_null(first[name])]
+    parameters = [f"{name.removeprefix(OF_INPUT)} {plain(first[name])}" for name in told if not is_null(first[name])]
     return ", ".join([first["input"], *parameters, MASK_LABELS[bool(first["is_causal"])]])
