@@ -12,7 +12,7 @@ import typer
 
 from hyperbench import __version__
 from hyperbench.commands import exit_codes, listing, streams
-from hyperbench.config import paths
+from hyperbench.options import AsJson, Baseline, Fresh, OutDir, Resume, RunDir, RunDirs, folder
 
 app = typer.Typer(
     name="hyperbench",
@@ -23,25 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _folder(text: str) -> Path:
-    """A folder as it is named on the command line."""
-    try:
-        return paths.folder(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-RunDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--run", metavar="DIR", parser=_folder, help="Folder of the run; default: the newest under results/runs."
-    ),
-]
-Baseline = Annotated[str, typer.Option(metavar="METHOD", help="Method that speedups are over.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-OutDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", parser=_folder, help="Folder to write to.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -70,8 +51,8 @@ def run(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the points and the estimated time.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Measure only what this run's folder lacks.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Replace the run in out=DIR.")] = False,
+    resume: Resume = False,
+    fresh: Fresh = False,
     retry_failed: Annotated[bool, typer.Option(help="With --resume: measure failed points again.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -173,12 +154,7 @@ def export(
 
 @app.command()
 def claims(
-    run_dirs: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--run", metavar="DIR", parser=_folder, help="Run or folder of runs; default: the reference runs."
-        ),
-    ] = None,
+    run_dirs: RunDirs = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if a claim does not hold.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -191,10 +167,10 @@ def claims(
 @app.command()
 def compare(
     run_a: Annotated[
-        Path, typer.Argument(metavar="A", parser=_folder, help="Folder of the run that is compared with (before).")
+        Path, typer.Argument(metavar="A", parser=folder, help="Folder of the run that is compared with (before).")
     ],
     run_b: Annotated[
-        Path | None, typer.Argument(metavar="B", parser=_folder, help="Folder of the other run (after).")
+        Path | None, typer.Argument(metavar="B", parser=folder, help="Folder of the other run (after).")
     ] = None,
     methods: Annotated[
         str | None, typer.Option(metavar="M1,M2", help="Compare method M1 of A with M2 of B, or of A itself.")
@@ -232,7 +208,7 @@ def compare(
 
 @app.command()
 def capture(
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", parser=_folder, help="The .safetensors file to write.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", parser=folder, help="The .safetensors file to write.")],
     layers: Annotated[str, typer.Option(metavar="L,L,...", help="Layers to record, the first one is 0.")],
     model: Annotated[
         str | None, typer.Option(metavar="DIR_OR_NAME", help="A Hugging Face model; default: SmolLM2-135M.")
@@ -263,10 +239,7 @@ def capture(
 
 @app.command()
 def tune(
-    max_error: Annotated[
-        str,
-        typer.Option("--max-error", metavar="E", help="Relative error of the output that is good enough."),
-    ],
+    max_error: Annotated[str, typer.Option(metavar="E", help="Relative error of the output that is good enough.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -280,8 +253,8 @@ def tune(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Input of the check, such as input.layer=8; default: another seed."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Measure only what this run's folder lacks.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Replace the run in out=DIR.")] = False,
+    resume: Resume = False,
+    fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the fastest setting of hyper whose error stays below a limit, on an input and shape.

@@ -22,6 +22,7 @@ from hyperbench.commands import exit_codes
 from hyperbench.commands import run as run_command
 from hyperbench.commands.output import print_json, stderr, stdout
 from hyperbench.config.catalog import ConfigError, yaml_text
+from hyperbench.config.inputs import FILE_HASH
 from hyperbench.measure.cpu_load import read_cpu_times
 from hyperbench.measure.runner import prepare
 from hyperbench.measure.runner.prepare import Prepared
@@ -29,8 +30,6 @@ from hyperbench.measure.work_items import groups_of
 
 #: Keys of words that a check and a command line of the chosen setting have of their own.
 _OWN_KEYS = ("seed", "error.seeds", "out")
-#: Among the parameters of an input that is a recording, the hash of its file.
-_FILE_HASH = "sha256"
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ def _check(search: _Search, prepared: Prepared, again: Prepared, view: View, fol
     (setting,) = tuned.settings_of(view, search.method, search.parameters)
     one, other = prepared.points[0], again.points[0]
     # A recording is the same whatever the seed.
-    same = _FILE_HASH in one.input_params and (one.input, one.input_params) == (other.input, other.input_params)
+    same = FILE_HASH in one.input_params and (one.input, one.input_params) == (other.input, other.input_params)
     draws = f"draws {', '.join(map(str, again.config.error.seeds))}"
     return _Check(folder, setting, same, draws if same else f"seed {other.seed}, {draws}")
 

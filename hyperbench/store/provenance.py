@@ -21,7 +21,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 #: The packages of this project.
 OWN_PACKAGES = ("hyperbench", "hyperattn_core")
 #: Parts of hyperbench that make no numbers: what reads them, and the command line.
-_NOT_MEASURING = ("analyze", "commands", "cli.py", "__main__.py")
+_NOT_MEASURING = ("analyze", "commands", "cli.py", "options.py", "__main__.py")
 #: Environment variables that change what is measured.
 _ENV_PREFIXES = (
     "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "DNNL_", "ONEDNN_", "ATEN_", "MALLOC_", "PYTORCH_", "CUDA_",

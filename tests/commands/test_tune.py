@@ -270,6 +270,18 @@ def test_the_input_of_the_check_can_be_named(tune: Tune, words: tuple[str, ...])
 
 
 @pytest.mark.slow
+def test_a_recording_judges_itself_unless_another_is_named(tune: Tune) -> None:
+    words = last_of(*TINY, *GRID, "shape.seq_len=2048", "shape.head_dim=64", "input=smollm2", "input.layer=4")
+    same = tune("--max-error", "0.1", *words, "out=same")
+    assert "on the same input, draws 2, 3: a recording has no other seed; --check-input names another one" in same.out
+    other = tune("--max-error", "0.1", *words, "--check-input", "input.layer=13", "out=other", "--json")
+    told = json.loads(other.out)["check"]
+    assert told["same_input"] is False
+    points = [r.point for r in read_journal(Path(told["run"], "journal.jsonl"))]
+    assert {p.input_params["layer"] for p in points} == {13}
+
+
+@pytest.mark.slow
 def test_a_real_search_finds_the_setting_of_a_sweep(call: Call) -> None:
     """Errors are those of a sweep over the same grid, and the choice is the fastest of those that it finds within."""
     words = (

@@ -212,7 +212,7 @@ def test_the_fingerprint_holds_what_decides_when_to_stop_and_nothing_that_only_s
     monkeypatch.setattr(provenance, "_PACKAGE", tmp_path)
     before = provenance.code_fingerprint()
     (tmp_path / "commands").mkdir()
-    for name in ("analyze/show.py", "commands/doctor.py", "cli.py"):
+    for name in ("analyze/show.py", "commands/doctor.py", "cli.py", "options.py"):
         (tmp_path / name).write_text("x = 1\n")
     assert provenance.code_fingerprint() == before
     (tmp_path / "stats").mkdir()
