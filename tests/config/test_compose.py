@@ -120,7 +120,7 @@ def test_every_method_input_and_protocol_composes() -> None:
     assert found == list(itertools.product(inputs, methods))
     assert {point.target for point in config.points} == set(config.targets)
     exact = config.exact_methods
-    assert exact == {"flash2", "flash_attn", "math", "cudnn"}
+    assert exact == {"flash2", "flash_attn", "math", "cudnn", "flex"}
     for protocol in catalog.names("protocol"):
         assert config_of(f"protocol={protocol}").protocol.name == protocol
 

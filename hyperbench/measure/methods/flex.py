@@ -36,6 +36,14 @@ class Flex:
         out: Tensor = _compiled()(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
         return out
 
+    def prepare(
+        self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The same for inputs of these shapes, compiled."""
+        attend = functools.partial(self, is_causal=is_causal)
+        attend(q, k, v)
+        return attend
+
     def implementation(self, device: str) -> str:
         """The name for the table, with the version of PyTorch that brings it."""
         return f"torch-{torch.__version__.partition('+')[0]}-flex-{device}"

@@ -10,7 +10,7 @@ from hyperbench.measure.methods.trivial import repeat_heads
 
 @own_code(lambda point: point.head_dim)
 def efficient(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> Tensor:
-    """softmax_D(Q) (softmax_N(K)^T V), the paper's equations 4 and 5 with softmax as normalisation: (B, H, N, Dv).
+    """softmax_D(Q) (softmax_N(K)^T V): (B, H, N, Dv), the paper's attention with softmax as its normalisation.
 
     Queries are normalised over their D features, keys over all N positions; q.k is never scaled. It is another
     attention than softmax(Q K^T) V and converges to it in no limit. Raises NotImplementedError under a causal mask.

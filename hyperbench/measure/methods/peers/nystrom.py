@@ -61,7 +61,7 @@ def segment_means(x: Tensor, count: int) -> Tensor:
 
 
 def pseudo_inverse(a: Tensor, iterations: int) -> Tensor:
-    """Moore-Penrose inverse of matrices a (..., M, M) by the paper's iteration of order three.
+    """Moore-Penrose inverse of matrices a (..., M, M) by the iteration that Nystromformer takes.
 
     Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4, from A^T / (|A|_1 |A|_inf), each matrix by norms of its own.
     """
