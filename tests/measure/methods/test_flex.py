@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import create_block_mask
 
 from hyperbench.measure.methods import flex as module
 from hyperbench.measure.methods.flex import causal_block_mask, flex
 from tests.helpers.brute_force import attention, drawn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seq_len", [1, 128, 300, 512])
 def test_the_causal_mask_is_that_of_pytorch(seq_len: int) -> None:
+    # Loads the compiler.
+    from torch.nn.attention.flex_attention import create_block_mask
+
     ours = causal_block_mask(seq_len, "cpu")
     theirs = create_block_mask(lambda b, h, i, j: i >= j, None, None, seq_len, seq_len, device="cpu")
     assert torch.equal(ours.to_dense(), theirs.to_dense())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -56,11 +56,11 @@ def orthogonal_directions(head_dim: int, count: int, seed: int, device: str) -> 
     Each is a Gaussian direction by itself; those of one matrix are orthogonal, which lowers the variance.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    options = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
-    orthogonal, upper = torch.linalg.qr(torch.randn(-(-count // head_dim), head_dim, head_dim, **options))
+    normal = partial(torch.randn, generator=generator, dtype=torch.float64, device="cpu")
+    orthogonal, upper = torch.linalg.qr(normal(-(-count // head_dim), head_dim, head_dim))
     # With a positive diagonal of the triangular factor, and only so, the other factor is uniformly distributed.
     orthogonal = orthogonal * upper.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)
-    lengths = torch.randn(count, head_dim, **options).norm(dim=1)
+    lengths = normal(count, head_dim).norm(dim=1)
     rows = orthogonal.transpose(1, 2).flatten(0, 1)[:count]
     return (rows * lengths.unsqueeze(1)).t().to(device)
 
