@@ -23,10 +23,6 @@ from tests.helpers.made_records import a_point
 METHODS = {name: data["_target_"] for name, data in catalog.entries("method").items()}
 #: Small enough that HyperAttention is no exact attention.
 SMALL = {"block_size": 8, "sample_size": 8, "num_projections": 3, "min_seq_len": 16}
-#: Those with a backward pass here; FlexAttention has none on a CPU, and tests of its own.
-DIFFERENTIABLE = [name for name in METHODS if name != "flex"]
-#: No algorithm of these has a causal form.
-NOT_CAUSAL = ("efficient", "kdeformer", "nystrom")
 SHAPES = [(1, 1, 1, 64, 8), (2, 4, 2, 50, 16), (1, 2, 2, 1, 8)]
 
 
@@ -58,12 +54,10 @@ def run(method: registry.Method, inputs: tuple[Tensor, ...], is_causal: bool) ->
 
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_answers_in_the_right_shape_and_has_gradients(
     name: str, shape: tuple[int, ...], is_causal: bool
 ) -> None:
-    if is_causal and name in NOT_CAUSAL:
-        pytest.skip(f"{name} has no causal form")
     inputs = tuple(x.float() for x in drawn(*shape))
     out, grads = run(on_cpu(name), inputs, is_causal)
     assert out.shape == inputs[0].shape
