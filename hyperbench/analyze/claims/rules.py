@@ -22,7 +22,7 @@ from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, is_null, machine
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.view import View
 from hyperbench.config.catalog import check_name
-from hyperbench.stats.growth import MIN_LENGTHS, exponent
+from hyperbench.stats.power_law import MIN_LENGTHS, exponent
 from hyperbench.store.parameters import OF_INPUT, input_parameters
 from hyperbench.store.plain_data import decoded
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from hyperbench.stats.growth import exponent
+from hyperbench.stats.power_law import exponent
 
 LENGTHS = [float(2**e) for e in range(9, 14)]
 
