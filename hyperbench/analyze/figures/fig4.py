@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.claims.published import PublishedPoint, published_points
-from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, counted, escape, is_null, lengths_text, ratio, short
+from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, escape, is_null, lengths_text, ratio, short
 from hyperbench.analyze.joins import DoesNotFitError, check_single, inputs_in, masks_in, records
 from hyperbench.analyze.plotting import errors, style, traces
 from hyperbench.analyze.plotting.layout import Panel, Sheet
@@ -110,7 +110,7 @@ def _hover(row: dict[str, Any], view: View) -> str:
     lines = [
         f"<b>{escape(row['method'])}, {PASS_LABELS[row['pass']]}, n = {int(row['seq_len']):,}</b>",
         *traces.input_line(row, view),
-        _speedup_text(row),
+        traces.speedup_text(row),
         f"{escape(row['method'])}: {traces.timing_text(row)}",
         *traces.parameter_lines(row, view),
         f"{escape(view.baseline)}: {traces.timing_text(row, 'baseline_')}",
@@ -121,14 +121,6 @@ def _hover(row: dict[str, Any], view: View) -> str:
     if not is_null(row["message"]) and row["message"]:
         lines.append(escape(row["message"]))
     return "<br>".join(lines)
-
-
-def _speedup_text(row: Mapping[str, Any]) -> str:
-    """A speedup, its interval where it has one, and its number of rounds."""
-    if is_null(row["speedup"]):
-        return "no speedup"
-    interval = "" if is_null(row["speedup_low"]) else f" [{ratio(row['speedup_low'])}, {ratio(row['speedup_high'])}]"
-    return f"speedup {ratio(row['speedup'])}{interval}, {counted(int(row['speedup_rounds']), 'round')}"
 
 
 def _limits(rows: pd.DataFrame) -> Limits:

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import PASS_LABELS, at, escape, is_null, lengths_text, milliseconds, passes_in, short
+from hyperbench.analyze.format import (
+    PASS_LABELS,
+    at,
+    counted,
+    escape,
+    is_null,
+    lengths_text,
+    milliseconds,
+    passes_in,
+    ratio,
+    short,
+)
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.plotting.layout import Panel
 from hyperbench.analyze.plotting.style import FAILED_COLOR, Look, rgba
@@ -185,6 +196,14 @@ def timing_text(row: Mapping[str, Any], prefix: str = "") -> str:
     samples = row[f"{prefix}n_samples"]
     count = "" if is_null(samples) else f", {int(samples)} samples"
     return f"{milliseconds(median)} [{milliseconds(low)}, {milliseconds(high)}]{count}"
+
+
+def speedup_text(row: Mapping[str, Any]) -> str:
+    """A speedup, its interval where it has one, and its number of rounds."""
+    if is_null(row["speedup"]):
+        return "no speedup"
+    interval = "" if is_null(row["speedup_low"]) else f" [{ratio(row['speedup_low'])}, {ratio(row['speedup_high'])}]"
+    return f"speedup {ratio(row['speedup'])}{interval}, {counted(int(row['speedup_rounds']), 'round')}"
 
 
 def _runs(low: Sequence[Any], high: Sequence[Any]) -> list[list[int]]:
