@@ -176,3 +176,17 @@ def test_inputs_that_are_none_are_one_line(words: list[str], axes: dict[str, Any
 def test_axes_that_are_no_mapping_and_sizes_that_are_none_are_refused(of_sweep: Compose) -> None:
     assert "sweep.axes=3 must be a mapping" in refusal(of_sweep, axes=3)
     assert "shape.seq_len=0 must be an integer of at least 1" in refusal(of_sweep, grids=[{"shape.seq_len": [0]}])
+
+
+def test_the_tradeoff_sweep_holds_baselines_to_the_budgets_of_hyper() -> None:
+    words = ("input=gaussian", "shape.seq_len=4096", "is_causal=false")
+    config = load(["sweep=tradeoff", *words], lambda asked: ("cpu", ""))
+    budgets = [(None, None), (64, 64), (128, 128), (512, 512)]
+    for method in ("uniform", "window_sinks", "block_only"):
+        assert settings(config, method, "block_size", "sample_size") == budgets
+        assert set(settings(config, method, "match")) == {("hyper",)}
+    assert settings(config, "hyper", "block_size", "sample_size")[:4] == budgets
+    for method in ("flash2", "hyper_paper", "mean_v", "zero"):
+        assert len(settings(config, method, "seq_len")) == 1
+    # Far fewer than the product of six axes.
+    assert len(config.points) < 40
