@@ -29,17 +29,19 @@ def names(folder: Path) -> list[str]:
 
 def test_a_run_over_lengths_makes_the_figures_that_fit(full_run: Path, tmp_path: Path) -> None:
     paths, messages, _ = plot_run(full_run, None, "html", tmp_path)
-    assert [p.name for p in paths] == names(tmp_path) == ["fig4.html", "stages.html", "times.html"]
+    fitting = ["crossover", "fig4", "stages", "times"]
+    assert [p.stem for p in paths] == fitting
+    assert names(tmp_path) == [f"{name}.html" for name in fitting]
     # There is a reason for every figure that does not fit.
-    assert {m.partition(" left out: ")[0] for m in messages} == available().keys() - {"fig4", "stages", "times"}
+    assert {m.partition(" left out: ")[0] for m in messages} == available().keys() - {*fitting}
     assert any(m.startswith("sweep left out: no parameter varies") for m in messages)
 
 
 def test_a_run_over_a_parameter_makes_the_sweep(make_run: MakeRun) -> None:
     run = make_run(sweep("block_size", (64, 128)))
     paths, messages, _ = plot_run(run, [], "html", None)
-    assert [p.name for p in paths] == names(run / "figures") == ["sweep.html"]
-    assert {m.partition(" left out: ")[0] for m in messages} == available().keys() - {"sweep"}
+    assert [p.name for p in paths] == names(run / "figures") == ["sweep.html", "tradeoff.html"]
+    assert {m.partition(" left out: ")[0] for m in messages} == available().keys() - {"sweep", "tradeoff"}
     assert all("\n" not in m for m in messages)
 
 
