@@ -48,9 +48,12 @@ def verdicts(view: View) -> list[Verdict]:
     """A verdict for each approximate method, masking and input, at the largest length that has a speedup.
 
     The pass is forward+backward, or the forward pass where that one alone was timed. Of several settings of a method
-    the best counts. Methods that are exact, trivial or an oracle get none.
+    the best counts. Methods that are exact, trivial or an oracle get none, and nothing does in a run without the
+    baseline.
     """
     frame = view.timings
+    if not (frame["method"] == view.baseline).any():
+        return []
     named = list(varying(frame, [dim for dim in _PLACE if dim not in _TOLD]))
     told = settings(frame)
     judged = [m for m in view.methods if m not in view.exact_methods and m not in view.kinds]

@@ -33,7 +33,7 @@ def sentence(place: Place, case: Case, finding: Finding, answers: Sequence[Case]
     if finding.outcome is Outcome.DOES_NOT_PAY:
         at = "up to" if place.slower_before else "at"
         speed = f"{_number(case.speedup)} times its speed"
-        return f"{place.method} is slower than {place.baseline} {at} {place.where}, {speed}: does not pay"
+        return f"{place.method} is slower than {place.baseline} {at} {place.where}, {speed}: does not pay {here}"
     against = finding.against
     told = f"{place.method} {_speed(place, case.speedup)}; its error is {_number(case.error)}"
     if finding.outcome is Outcome.NOT_USEFUL:

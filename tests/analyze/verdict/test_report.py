@@ -97,11 +97,15 @@ def test_exact_and_trivial_methods_and_oracles_get_no_verdict() -> None:
     assert only(view).finding.slower_and_closer is None
 
 
+def test_without_the_baseline_there_is_no_verdict() -> None:
+    assert verdicts(view_of([timing(point("hyper", 1024), Pass.FORWARD, 1.0)])) == []
+
+
 def test_a_method_that_was_never_faster_is_slower_up_to_the_largest_length() -> None:
     records = [r for n in (1024, 2048, 4096) for r in run_of({"hyper": (0.8, 0.1)}, n)]
     assert only(view_of(records)).text == (
         "hyper is slower than flash2 up to n = 4,096 without a causal mask (forward), 0.800 times its "
-        "speed: does not pay"
+        "speed: does not pay on this input (gaussian)"
     )
     records = run_of({"hyper": (2.0, 0.1)}, 1024) + run_of({"hyper": (0.8, 0.1)}, 4096)
     assert "slower than flash2 at n = 4,096" in only(view_of(records)).text
@@ -122,8 +126,11 @@ def test_the_largest_length_with_a_speedup_and_the_widest_pass_count() -> None:
             Reason.NO_TIME, "it has no time (oom: out of memory)",
         ),
         (
-            [timing(point("hyper", 1024), Pass.FORWARD, 1.0), *with_error(point("hyper", 1024), 0.1)],
-            Reason.NO_SPEEDUP, "it has no speedup over flash2 (baseline missing)",
+            [
+                failed(point("flash2", 1024), Pass.FORWARD), timing(point("hyper", 1024), Pass.FORWARD, 1.0),
+                *with_error(point("hyper", 1024), 0.1),
+            ],
+            Reason.NO_SPEEDUP, "it has no speedup over flash2 (baseline oom: out of memory)",
         ),
         (run_of({"hyper": (1.001, 0.1)}), Reason.SPEED_WITHIN_INTERVAL, "its speedup is 1.00, and 1 within the"),
         (run_of({"hyper": (9.0, 0.815)}), Reason.ERROR_WITHIN_INTERVAL, "answering mean(v) (0.820) are not apart"),
