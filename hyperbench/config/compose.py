@@ -168,18 +168,31 @@ def _expand(bases: list[DictConfig], axes: Axes, grids: Sequence[Axes], device: 
         with open_dict(cfg):
             for key, value in common.items():
                 OmegaConf.update(cfg, key, value)
-        without_own = _resolve(cfg)
+        resolved = _resolve(cfg)
         for method in map(str, base.method):
             for own in _choices(method, own_axes):
-                chosen = cfg.copy() if own else cfg
-                with open_dict(chosen):
-                    for key, value in own.items():
-                        OmegaConf.update(chosen, key, value)
-                point = _point(_resolve(chosen) if own else without_own, method, device)
+                node = _node_with(cfg, method, own) if own else resolved["method"][method]
+                point = _point({**resolved, "method": {method: node}}, method, device)
                 found.setdefault(point.point_id, point)
     if not found:
         raise ConfigError("no method is left; choose some by method=NAME,NAME")
     return tuple(found.values())
+
+
+def _node_with(cfg: DictConfig, method: str, own: dict[str, Any]) -> Any:
+    """The configuration of a method as plain data with these of its parameters; `cfg` stays as it is.
+
+    A copy of all of it for each point would take longer than anything else of a large grid.
+    """
+    from omegaconf import OmegaConf, open_dict
+
+    kept = cfg.method[method].copy()
+    with open_dict(cfg):
+        for key, value in own.items():
+            OmegaConf.update(cfg, key, value)
+        node = _resolve(cfg.method[method])
+        cfg.method[method] = kept
+    return node
 
 
 def _combinations(axes: Axes, grids: Sequence[Axes]) -> list[tuple[dict[str, Any], list[Axes]]]:
