@@ -68,7 +68,7 @@ def test_an_exact_method_is_exact_and_an_approximate_one_is_not(measured: Path) 
 
 def test_figures_tables_and_exports_are_made_from_the_folder(measured: Path, call: Call, tmp_path: Path) -> None:
     plotted = json.loads(call("plot", "--run", str(measured), "--out", "figures", "--json").out)
-    assert {Path(p).name for p in plotted["paths"]} == {"fig4.html", "times.html"}
+    assert {Path(p).name for p in plotted["paths"]} == {"crossover.html", "fig4.html", "times.html"}
     assert (tmp_path / "figures" / "fig4.html").stat().st_size > 1_000_000
     shown = call("show", "--run", str(measured))
     assert shown.code == 0

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hyperattn_core import hyper_attention
-from hyperattn_core.triton_backend.kernels import attend
+from hyperattn_core.triton_backend.kernels import attend, common
 from tests.helpers.triton_inputs import Call, normal
 
 CALL = Call(queries=83, is_causal=True, params={"num_projections": 3, "min_seq_len": 20})
@@ -33,7 +33,8 @@ def product_by_elements(a: Any, b: Any, acc: Any) -> Any:
 @pytest.fixture
 def rows_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy's product of matrices rounds a row by its place among the others; a tensor core does not, nor does this."""
-    monkeypatch.setattr(attend, "add_product", product_by_elements)
+    for module in (attend, common):
+        monkeypatch.setattr(module, "add_product", product_by_elements)
 
 
 @pytest.mark.usefixtures("rows_by_themselves")
