@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from hyperbench.analyze.joins import DoesNotFitError, check_single, inputs_in, m
 from hyperbench.analyze.plotting import errors, style, traces
 from hyperbench.analyze.plotting.layout import Panel, Sheet
 from hyperbench.analyze.view import View, require_timings
+from hyperbench.stats.power_law import power_law
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,10 +73,8 @@ def fitted_slope(lengths: Sequence[int], times_ms: Sequence[float]) -> float | N
     """The exponent p of time ~ n^p by least squares in log-log over the larger half of the lengths; None below two."""
     pairs = sorted(zip(lengths, times_ms, strict=True))
     pairs = pairs[-max(2, math.ceil(len(pairs) / 2)) :]
-    xs = [math.log(n) for n, _ in pairs]
-    if len(set(xs)) < 2:
-        return None
-    return statistics.linear_regression(xs, [math.log(ms) for _, ms in pairs]).slope
+    law = power_law(pairs)
+    return None if law is None else law.exponent
 
 
 def _curves(panel: Panel, part: pd.DataFrame, view: View) -> None:
