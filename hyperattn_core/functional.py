@@ -95,7 +95,7 @@ def hyper_attention(
     if chosen == "oracle":
         if any(level.key() == TransformType.Vmap for level in retrieve_all_functorch_interpreters()):
             raise RuntimeError("backend='oracle' takes no vmap: use the batch dimension, or backend='torch'")
-        plan = plan or make_plan(q, k, params, seed, is_causal=is_causal, backend="torch")
+        plan = plan or make_plan(q, k, params, seed, is_causal=is_causal, scale=factor, backend="torch")
         out, lse = oracle_attention(q, k, v, plan, factor)
         out, lse = out.to(q.dtype), lse.to(lse_dtype(q))
         return (out, lse) if return_lse else out
@@ -103,7 +103,7 @@ def hyper_attention(
         packed = _exact_plan(q, is_causal) if plan.is_exact else implementation(chosen).pack(plan)
     else:
         assert params is not None
-        packed = _plan(q, k, v, params, seed, is_causal, chosen)
+        packed = _plan(q, k, v, params, seed, is_causal, chosen, factor)
     out, lse = _attend(q, k, v, packed, chosen, factor)
     return (out, lse) if return_lse else out
 
@@ -147,6 +147,7 @@ def make_plan(
     seed: int = 0,
     *,
     is_causal: bool = False,
+    scale: float | None = None,
     tile_size: int | None = None,
     backend: str = "auto",
 ) -> AttentionPlan:
@@ -162,6 +163,7 @@ def make_plan(
         seed: seed of the projections and samples; the same seed gives the same plan on every device, but for
             projections within rounding of zero.
         is_causal: plan causal attention (Nq == Nk).
+        scale: factor of the logits that probes see, 1 / sqrt(D) if None; without "probed" sampling nothing asks it.
         tile_size: most queries in a tile, a matter of speed only; the backend's own choice if None.
         backend: "torch", "triton" or "auto", as for hyper_attention; both make the same plan.
 
@@ -180,7 +182,7 @@ def make_plan(
         return AttentionPlan(params, seed, is_causal, shape, (), None)
     passes = implementation(chosen)
     tile_size = tile_size or passes.default_tile_size(q.device, q.dtype, q.shape[3])
-    packed = ops.plan(q, k, seed, chosen, Settings(params, is_causal, tile_size))
+    packed = ops.plan(q, k, seed, chosen, Settings(params, is_causal, tile_size), default_scale(q, scale))
     levels = passes.unpack(packed, shape, seed)
     leaf_len = params.min_seq_len if is_causal else None
     return PackedPlan(params, seed, is_causal, shape, levels, leaf_len, packed, chosen, packed_levels=levels)
@@ -204,7 +206,8 @@ def attention_stages(
     hyper_attention to the last bit. After that each may be called again by itself, any number of times: it repeats its
     own work on the results of the stages before it. No stage records a gradient.
 
-    hash: ranks of queries and keys. sort: their order, the pairing and the tiles. sample: the sampled keys. attend: the
+    hash: ranks of queries and keys (projections, with "centred" hashing). probe, with "probed" sampling: how much the
+    probes attend to each key. sort: the order, the pairing and the tiles. sample: the sampled keys. attend: the
     non-causal levels. leaves and merge, under a causal mask: exact attention on the diagonal, and the union of all
     parts. A call that is exact attention has the one stage exact.
 
@@ -240,13 +243,20 @@ def _outside_autocast(stage: Callable[[], object], device_type: str) -> Callable
 
 
 def _plan(
-    q: Tensor, k: Tensor, v: Tensor, params: HyperAttentionParams, seed: int, is_causal: bool, backend: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    params: HyperAttentionParams,
+    seed: int,
+    is_causal: bool,
+    backend: str,
+    scale: float,
 ) -> Packed:
     # In a graph that serves all lengths, the operators find out by themselves that a call is exact.
     if not torch.compiler.is_compiling() and not level_shapes(plan_shape(q, k), params, is_causal=is_causal):
         return _exact_plan(q, is_causal)
     tile_size = implementation(backend).default_tile_size(q.device, q.dtype, max(q.shape[3], v.shape[3]))
-    return ops.plan(q, k, seed, backend, Settings(params, is_causal, tile_size))
+    return ops.plan(q, k, seed, backend, Settings(params, is_causal, tile_size), scale)
 
 
 def _exact_plan(q: Tensor, is_causal: bool) -> Packed:

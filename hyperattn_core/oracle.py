@@ -42,7 +42,7 @@ def _add_node(
     key_order = level.key_order[key_row].long().cpu()
     query_order = level.query_order[query_row].long().cpu()
     samples = level.sample_index[key_row].long().cpu()
-    sample_weight = level.sample_weight.cpu()
+    sample_weight = level.sample_weight[key_row].cpu()
     tiles = zip(level.tile_first[query_row], level.tile_count[query_row], level.tile_block[query_row], strict=True)
     for first, count, block in ((int(f), int(c), int(i)) for f, c, i in tiles):
         queries = query_order[first : first + count]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-Sampling = Literal["iid", "stratified"]
-Pairing = Literal["rank", "bucket"]
+Sampling = Literal["iid", "stratified", "probed"]
+Pairing = Literal["rank", "bucket", "routed"]
+Hashing = Literal["angular", "centred"]
 
 MAX_NUM_PROJECTIONS = 15
 
 
 @dataclass(frozen=True)
 class HyperAttentionParams:
-    """Parameters of HyperAttention (Han et al., ICLR 2024, Algorithms 1 to 4).
+    """Parameters of HyperAttention (Han et al., ICLR 2024, Algorithms 1 to 4), and of what goes beyond the paper.
 
     Attributes:
         block_size: b, keys per block of the block-diagonal part.
@@ -24,10 +25,20 @@ class HyperAttentionParams:
         num_projections: r, hyperplanes of the angular LSH; 2**r buckets.
         min_seq_len: number of keys up to which attention is exact; the leaf length of the causal recursion.
         sampling: "iid" draws m keys independently (the paper); "stratified" draws one key from each of m equal
-            slices of the sorted keys: unbiased too, and exact at m = Nk.
+            slices of the sorted keys: unbiased too, and exact at m = Nk; "probed" draws m different keys, those that a
+            few probe queries attend to with the higher probability, each weighed by its inverse: unbiased and exact at
+            m = Nk as well, and of far less variance where some keys draw the attention of all queries.
         pairing: "rank" pairs the i-th slice of sorted queries with the i-th block of sorted keys (the paper; under
             a causal mask not causal in q); "bucket" sends a query to the block that holds the keys of its own hash
-            rank (strictly causal).
+            rank (strictly causal); "routed" to the block whose mean key has the largest logit with it (also strictly
+            causal).
+        hashing: "angular" hashes a row by the signs of its projections (the paper); "centred" by whether each lies
+            above its mean, that of the node's keys for keys, and for queries that of the queries at the keys' positions
+            (of all queries where there is no mask).
+        num_probes: probe queries of a head and node, with "probed" sampling: the last ones at the positions of the
+            node's keys, or where there is no mask queries drawn from the seed. At most min_seq_len.
+        probe_floor: f in (0, 1], the share of the probability of "probed" sampling that is the same for every key; it
+            bounds the weights.
 
     Raises:
         ValueError: a value is out of its range.
@@ -39,13 +50,20 @@ class HyperAttentionParams:
     min_seq_len: int = 1024
     sampling: Sampling = "stratified"
     pairing: Pairing = "bucket"
+    hashing: Hashing = "angular"
+    num_probes: int = 32
+    probe_floor: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "sample_size", "num_projections", "min_seq_len"):
+        for name in ("block_size", "sample_size", "num_projections", "min_seq_len", "num_probes"):
             high = MAX_NUM_PROJECTIONS if name == "num_projections" else None
             object.__setattr__(self, name, check_int(name, getattr(self, name), low=1, high=high))
         check_choice("sampling", self.sampling, get_args(Sampling))
         check_choice("pairing", self.pairing, get_args(Pairing))
+        check_choice("hashing", self.hashing, get_args(Hashing))
+        object.__setattr__(self, "probe_floor", check_share("probe_floor", self.probe_floor))
+        if self.sampling == "probed" and self.num_probes > self.min_seq_len:
+            raise ValueError(f"num_probes must be at most min_seq_len={self.min_seq_len}, got {self.num_probes}")
 
     @classmethod
     def paper(cls) -> HyperAttentionParams:
@@ -78,6 +96,17 @@ def check_int(name: str, value: object, *, low: int | None = None, high: int | N
             return number
     least = "" if low is None else f" of at least {low}"
     raise ValueError(f"{name} must be an integer{least if high is None else f' from {low} to {high}'}, got {value!r}")
+
+
+def check_share(name: str, value: object) -> float:
+    """The value as a float.
+
+    Raises:
+        ValueError: it is no number above 0 and up to 1; the message names the key, the value and what is allowed.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool) and 0.0 < value <= 1.0:
+        return float(value)
+    raise ValueError(f"{name} must be a number above 0 and up to 1, got {value!r}")
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -18,3 +18,12 @@ def rounds_products(device: torch.device, dtype: torch.dtype) -> bool:
     if setting is None:  # PyTorch 2.8 and older
         return torch.get_float32_matmul_precision() != "highest"
     return setting not in ("none", "ieee")
+
+
+def planning_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype in which a plan takes products of x: float32, and float64 for float64 or where PyTorch may round them.
+
+    What is hashed and what is sampled does not depend on that setting.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.float64 if rounds_products(x.device, dtype) else dtype

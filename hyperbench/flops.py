@@ -1,8 +1,8 @@
 """Operations of attention, counted from the configuration, and peak rates of devices.
 
 A pair of a query and a key that meet costs 4 D operations: two matrix products, a multiply-add is two. Softmax,
-hashing, sorting and moving data are left out, as is usual for attention. A backward pass counts 2.5 forward passes
-(five matrix products for two), both passes 3.5.
+hashing, probing, sorting and moving data are left out, as is usual for attention. A backward pass counts 2.5 forward
+passes (five matrix products for two), both passes 3.5.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def hyper_pairs(
     Raises ValueError on a length or size below 1 (m: below 0).
     """
     _check_sizes(seq_len, block_size, sample_size, min_seq_len)
-    every_key_once = block_size >= seq_len or (sampling == "stratified" and sample_size >= seq_len)
+    every_key_once = block_size >= seq_len or (sampling != "iid" and sample_size >= seq_len)
     if seq_len <= min_seq_len or (not is_causal and every_key_once):
         return exact_pairs(seq_len, is_causal=is_causal)
     if not is_causal:
@@ -79,7 +79,7 @@ def hyper_pairs(
 
 @lru_cache(maxsize=4096)
 def hyper_keys(seq_len: int, block_size: int, sample_size: int, min_seq_len: int, *, is_causal: bool) -> float:
-    """Keys that have a weight for a query of HyperAttention, on average over the queries; stratified samples.
+    """Keys that have a weight for a query of HyperAttention, on average over the queries; no key sampled twice.
 
     Unlike in `hyper_pairs`, which counts what is computed, a sampled key that lies in the query's own block counts
     once, a last block counts the keys it has, and a leaf those up to the query, itself included. Each block is taken to
@@ -147,7 +147,7 @@ def _keys_met(num_keys: int, block_size: int, sample_size: int, sampling: str) -
     """Keys per query: those of one block and the samples; no sample where one block holds every key."""
     if block_size >= num_keys:
         return num_keys
-    return block_size + (min(sample_size, num_keys) if sampling == "stratified" else sample_size)
+    return block_size + (sample_size if sampling == "iid" else min(sample_size, num_keys))
 
 
 def _keys_weighed(num_keys: int, block_size: int, sample_size: int) -> float:

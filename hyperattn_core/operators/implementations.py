@@ -25,8 +25,8 @@ class Implementation(Protocol):
     def plan_sizes(self, shape: CallShape, settings: Settings) -> tuple[int, int]:
         """Elements of a packed plan: indices and weights."""
 
-    def packed_plan(self, q: Tensor, k: Tensor, seed: int, settings: Settings) -> Packed:
-        """Hash, sort, pair and sample."""
+    def packed_plan(self, q: Tensor, k: Tensor, seed: int, settings: Settings, scale: float) -> Packed:
+        """Hash, sort, pair and sample; probes weigh keys with the logits' factor `scale`."""
 
     def pack(self, plan: AttentionPlan) -> Packed:
         """Any plan in the layout of this backend."""

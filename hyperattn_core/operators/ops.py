@@ -33,7 +33,7 @@ _PLAN = "Tensor data, Tensor weights, str backend, int[] settings, float scale"
 
 torch.library.define(
     "hyperattn::plan",
-    "(Tensor q, Tensor k, SymInt seed, str long_seed, str backend, int[] settings) -> (Tensor, Tensor)",
+    "(Tensor q, Tensor k, SymInt seed, str long_seed, str backend, int[] settings, float scale) -> (Tensor, Tensor)",
     tags=_TAGS,
 )
 torch.library.define("hyperattn::attend", f"(Tensor q, Tensor k, Tensor v, {_PLAN}) -> (Tensor, Tensor)", tags=_TAGS)
@@ -51,17 +51,21 @@ def no_plan(q: Tensor, backend: str) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.impl("hyperattn::plan", "default")
-def _plan(q: Tensor, k: Tensor, seed: int, long_seed: str, backend: str, settings: list[int]) -> tuple[Tensor, Tensor]:
+def _plan(
+    q: Tensor, k: Tensor, seed: int, long_seed: str, backend: str, settings: list[int], scale: float
+) -> tuple[Tensor, Tensor]:
     passes, unpacked = implementation(backend), Settings.from_list(settings)
     if passes.plan_sizes(plan_shape(q, k), unpacked) == (0, 0):
         return no_plan(q, backend)
     with outside_autocast(q.device.type):
-        packed = passes.packed_plan(q, k, int(long_seed) if long_seed else seed, unpacked)
+        packed = passes.packed_plan(q, k, int(long_seed) if long_seed else seed, unpacked, scale)
     return packed.data, packed.weights
 
 
 @torch.library.register_fake("hyperattn::plan")
-def _(q: Tensor, k: Tensor, seed: int, long_seed: str, backend: str, settings: list[int]) -> tuple[Tensor, Tensor]:
+def _(
+    q: Tensor, k: Tensor, seed: int, long_seed: str, backend: str, settings: list[int], scale: float
+) -> tuple[Tensor, Tensor]:
     shape = plan_shape(q, k)
     if all(isinstance(size, int) for size in shape):
         sizes = implementation(backend).plan_sizes(shape, Settings.from_list(settings))
@@ -205,11 +209,11 @@ def _refuse_in_graph() -> None:
         )
 
 
-def plan(q: Tensor, k: Tensor, seed: int, backend: str, settings: Settings) -> Packed:
-    """Hash, sort, pair and sample: a plan in the layout of a backend."""
+def plan(q: Tensor, k: Tensor, seed: int, backend: str, settings: Settings, scale: float) -> Packed:
+    """Hash, sort, pair and sample: a plan in the layout of a backend; probes alone ask for the logits' `scale`."""
     short = -(2**63) <= seed < 2**63
     seeds = (seed, "") if short else (0, str(seed))
-    data, weights = torch.ops.hyperattn.plan(q.detach(), k.detach(), *seeds, backend, settings.to_list())
+    data, weights = torch.ops.hyperattn.plan(q.detach(), k.detach(), *seeds, backend, settings.to_list(), scale)
     return Packed(data, weights, settings)
 
 

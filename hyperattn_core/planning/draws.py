@@ -39,18 +39,34 @@ def sample_count(node_len: int, params: HyperAttentionParams) -> int:
     """Samples of a node: none where one block holds every key, as each would lie in it, with weight zero."""
     if params.block_size >= node_len:
         return 0
-    return min(params.sample_size, node_len) if params.sampling == "stratified" else params.sample_size
+    return params.sample_size if params.sampling == "iid" else min(params.sample_size, node_len)
 
 
 def level_samples(
     level: LevelShape, shape: CallShape, params: HyperAttentionParams, seed: int, device: str
 ) -> tuple[Tensor, Tensor]:
-    """Sampled indices into the sorted keys, int32 (B, Hkv, G, m), and their weights, float64 (m,)."""
+    """Uniform draws of indices into the sorted keys, int32 (B, Hkv, G, m), and their weights, float64 (m,)."""
     rows = (shape[0], shape[2], level.num_nodes)
     design = SampleDesign(level.index, rows, level.node_len, sample_count(level.node_len, params), params.sampling)
     # On the CPU a draw is cheaper than the memory that keeps it; elsewhere a copy would stall the device.
     draw = _draw_samples if device == "cpu" else _cached_samples
     return draw(seed, design, device)
+
+
+def sample_offsets(level: LevelShape, shape: CallShape, seed: int, device: str) -> Tensor:
+    """Where the systematic draw of each node begins: uniform in [0, 1), float64 (B, Hkv, G, 1)."""
+    generator = _generator(seed, f"samples/{level.index}")
+    rows = (shape[0], shape[2], level.num_nodes, 1)
+    return torch.rand(rows, generator=generator, dtype=torch.float64, device="cpu").to(device)
+
+
+def probe_positions(num_queries: int, num_probes: int, seed: int, device: str) -> Tensor:
+    """Positions of the probes of a call without a mask, int64, ascending: one of each of num_probes equal slices."""
+    count = min(num_probes, num_queries)
+    edges = torch.arange(count + 1, dtype=torch.int64, device="cpu") * num_queries // count
+    low, length = edges[:-1], edges[1:] - edges[:-1]
+    uniform = torch.rand(count, generator=_generator(seed, "probes"), dtype=torch.float64, device="cpu")
+    return (low + (uniform * length).to(torch.int64).clamp(max=length - 1)).to(device)
 
 
 def _generator(seed: int, stream: str) -> torch.Generator:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from hyperattn_core.params import HyperAttentionParams
 
 #: (B, H, Hkv, Nq, Nk): batch, query heads, kv heads, queries and keys of a call.
@@ -36,6 +39,11 @@ class LevelShape:
         """G."""
         return len(self.key_starts)
 
+    def padded(self, x: Tensor) -> Tensor:
+        """Rows of queries x (B, H, Nq, ...) with rows of zeros behind them, up to the last query slot."""
+        missing = max(0, self.query_starts[-1] + self.query_len - x.shape[2])
+        return torch.nn.functional.pad(x, (*(0, 0) * (x.dim() - 3), 0, missing)) if missing else x
+
 
 def level_shapes(shape: CallShape, params: HyperAttentionParams, *, is_causal: bool) -> tuple[LevelShape, ...]:
     """The levels of a call with inputs of shape (B, H, Hkv, Nq, Nk); none where attention is exact."""
@@ -64,6 +72,17 @@ def causal_levels(seq_len: int, leaf_len: int) -> Iterator[tuple[int, int]]:
         node_len *= 2
 
 
+def node_rows(x: Tensor, starts: tuple[int, ...], length: int) -> Tensor:
+    """Rows [start, start + length) of x (B, H, N, ...) for each start, all equally far apart: a view (B, H, G, S, ...).
+
+    Every node must lie within N.
+    """
+    step = starts[1] - starts[0] if len(starts) > 1 else 0
+    sizes = (*x.shape[:2], len(starts), length, *x.shape[3:])
+    strides = (*x.stride()[:2], step * x.stride(2), *x.stride()[2:])
+    return x.as_strided(sizes, strides, x.storage_offset() + starts[0] * x.stride(2))
+
+
 def _covers_all_keys(params: HyperAttentionParams, num_keys: int) -> bool:
     """True if the estimator is exact attention: one block holds every key, or every key is sampled once."""
-    return params.block_size >= num_keys or (params.sampling == "stratified" and params.sample_size >= num_keys)
+    return params.block_size >= num_keys or (params.sampling != "iid" and params.sample_size >= num_keys)

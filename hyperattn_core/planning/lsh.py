@@ -5,29 +5,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyperattn_core.precision import rounds_products
+from hyperattn_core.precision import planning_dtype
 
 
-def bucket_codes(x: Tensor, projections: Tensor) -> Tensor:
-    """Bucket code of every row: bit i is set where the projection on direction i is positive.
+def project(x: Tensor, directions: Tensor) -> Tensor:
+    """The projections (..., r) of rows x (..., D), any floating dtype, on directions (D, r).
+
+    float16 and bfloat16 are projected in float32, and in float64 where PyTorch may round the operands of products in
+    float32: the codes do not depend on that setting.
+    """
+    dtype = planning_dtype(x)
+    # A product with so few columns is the faster one with a direction's components next to each other.
+    return x.to(dtype) @ directions.to(dtype).t().contiguous().t()
+
+
+def codes_above(projected: Tensor, thresholds: Tensor | float) -> Tensor:
+    """Bucket code of every row of projections: bit i is set where the projection on direction i is above its threshold.
 
     Args:
-        x: rows (..., D), any floating dtype; float16 and bfloat16 are projected in float32, and in float64 where
-            PyTorch may round the operands of products in float32: the codes do not depend on that setting.
-        projections: directions (D, r).
+        projected: projections (..., r).
+        thresholds: of the directions, to be broadcast to them.
 
     Returns:
-        Codes (...), int32, in [0, 2**r). A projection of zero or NaN leaves its bit unset.
+        Codes (...), int32, in [0, 2**r). A projection at its threshold, or a NaN, leaves its bit unset.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    if rounds_products(x.device, dtype):
-        dtype = torch.float64
-    # A product with so few columns is the faster one with a direction's components next to each other.
-    directions = projections.to(dtype).t().contiguous().t()
-    bits = ((x.to(dtype) @ directions) > 0).to(dtype)
+    bits = (projected > thresholds).to(projected.dtype)
     # Weights up to 2**14 are exact in every floating dtype used here, and a product is faster than integer arithmetic.
-    weights = 2.0 ** torch.arange(projections.shape[1], device=x.device, dtype=dtype)
+    weights = 2.0 ** torch.arange(projected.shape[-1], device=projected.device, dtype=projected.dtype)
     return (bits @ weights).to(torch.int32)
+
+
+def bucket_codes(x: Tensor, directions: Tensor) -> Tensor:
+    """Bucket code of every row of x (..., D), int32 (...): bit i is set where projection i of its r is positive."""
+    return codes_above(project(x, directions), 0.0)
 
 
 def gray_rank(codes: Tensor, num_projections: int) -> Tensor:
@@ -43,9 +53,9 @@ def gray_rank(codes: Tensor, num_projections: int) -> Tensor:
     return rank
 
 
-def hash_ranks(x: Tensor, projections: Tensor) -> Tensor:
-    """Hash rank of every row of x (..., D) under projections (D, r): int32 (...), in [0, 2**r)."""
-    return gray_rank(bucket_codes(x, projections), projections.shape[1])
+def hash_ranks(x: Tensor, directions: Tensor) -> Tensor:
+    """Hash rank of every row of x (..., D) under directions (D, r): int32 (...), in [0, 2**r)."""
+    return gray_rank(bucket_codes(x, directions), directions.shape[1])
 
 
 def sort_by_rank(ranks: Tensor, num_ranks: int) -> tuple[Tensor, Tensor]:

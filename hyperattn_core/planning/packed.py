@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
+from typing import Any, get_args
 
 from torch import Tensor
 
-from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.params import Hashing, HyperAttentionParams, Pairing, Sampling
 from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
+
+_SIZES = ("block_size", "sample_size", "num_projections", "min_seq_len", "num_probes")
+_WORDS = {"sampling": get_args(Sampling), "pairing": get_args(Pairing), "hashing": get_args(Hashing)}
 
 
 @dataclass(frozen=True)
@@ -19,20 +24,22 @@ class Settings:
     tile_size: int
 
     def to_list(self) -> list[int]:
-        """As integers."""
+        """As integers: words by their place among those there are, a share by its bits."""
         p = self.params
-        return [
-            p.block_size, p.sample_size, p.num_projections, p.min_seq_len, int(p.sampling == "stratified"),
-            int(p.pairing == "bucket"), int(self.is_causal), self.tile_size,
-        ]  # fmt: skip
+        words = [allowed.index(getattr(p, name)) for name, allowed in _WORDS.items()]
+        (floor,) = struct.unpack("<q", struct.pack("<d", p.probe_floor))
+        sizes = [getattr(p, name) for name in _SIZES]
+        return [*sizes, *words, floor, int(self.is_causal), self.tile_size]
 
     @classmethod
     def from_list(cls, values: list[int]) -> Settings:
         """The inverse of to_list."""
-        *sizes, stratified, bucket, is_causal, tile_size = values
-        sampling, pairing = "stratified" if stratified else "iid", "bucket" if bucket else "rank"
-        params = HyperAttentionParams(*sizes, sampling=sampling, pairing=pairing)  # type: ignore[arg-type,misc]
-        return cls(params, bool(is_causal), tile_size)
+        *numbers, floor, is_causal, tile_size = values
+        sizes, words = numbers[: len(_SIZES)], numbers[len(_SIZES) :]
+        given: dict[str, Any] = dict(zip(_SIZES, sizes, strict=True))
+        given |= {name: allowed[word] for (name, allowed), word in zip(_WORDS.items(), words, strict=True)}
+        (given["probe_floor"],) = struct.unpack("<d", struct.pack("<q", floor))
+        return cls(HyperAttentionParams(**given), bool(is_causal), tile_size)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class LevelPlan:
         tile_count: int32 (B, H, G, T), queries of the tile, 0 for an unused tile.
         tile_block: int32 (B, H, G, T), the key block that the tile's queries meet; ascending within a node.
         sample_index: int32 (B, Hkv, G, m), sampled indices into key_order.
-        sample_weight: float64 (m,), the inverse of the sampling rate: S / m, or the slice's length if stratified.
+        sample_weight: float64 (B, Hkv, G, m), the inverse of the sampling rate: S / m, the slice's length if
+            stratified, the inverse of the key's probability if probed.
     """
 
     block_size: int

@@ -18,7 +18,7 @@ def plan_sizes(shape: CallShape, settings: Settings) -> tuple[int, int]:
     """Elements of a packed plan: indices and weights."""
     levels = level_shapes(shape, settings.params, is_causal=settings.is_causal)
     sizes = [math.prod(x) for level in levels for x in _field_shapes(level, shape, settings).values()]
-    return sum(sizes), sum(sample_count(level.node_len, settings.params) for level in levels)
+    return sum(sizes), sum(math.prod(_weight_shape(level, shape, settings)) for level in levels)
 
 
 def pack(plan: AttentionPlan) -> Packed:
@@ -31,8 +31,8 @@ def pack(plan: AttentionPlan) -> Packed:
         return packed
     settings = Settings(plan.params, plan.is_causal, plan.levels[0].tile_size)
     shapes = level_shapes(plan.shape, plan.params, is_causal=plan.is_causal)
-    expected = [(_field_shapes(x, plan.shape, settings), sample_count(x.node_len, plan.params)) for x in shapes]
-    found = [({name: getattr(x, name).shape for name in _FIELDS}, x.sample_weight.shape[0]) for x in plan.levels]
+    expected = [(_field_shapes(x, plan.shape, settings), _weight_shape(x, plan.shape, settings)) for x in shapes]
+    found = [({name: getattr(x, name).shape for name in _FIELDS}, x.sample_weight.shape) for x in plan.levels]
     if found != expected:
         raise ValueError(f"the plan's levels are not those of its shape {plan.shape} and parameters {plan.params}")
     return pack_levels(plan.levels, settings)
@@ -41,7 +41,7 @@ def pack(plan: AttentionPlan) -> Packed:
 def pack_levels(levels: tuple[LevelPlan, ...], settings: Settings) -> Packed:
     """The flat tensors of levels, as a copy."""
     data = torch.cat([getattr(level, name).reshape(-1) for level in levels for name in _FIELDS])
-    return Packed(data, torch.cat([level.sample_weight for level in levels]), settings)
+    return Packed(data, torch.cat([level.sample_weight.reshape(-1) for level in levels]), settings)
 
 
 def unpack(packed: Packed, shape: CallShape, seed: int | None = None) -> tuple[LevelPlan, ...]:
@@ -53,15 +53,20 @@ def unpack(packed: Packed, shape: CallShape, seed: int | None = None) -> tuple[L
         for name, sizes in _field_shapes(level, shape, settings).items():
             views[name] = packed.data[at : at + math.prod(sizes)].view(sizes)
             at += math.prod(sizes)
-        count = sample_count(level.node_len, settings.params)
-        weights = packed.weights[weight_at : weight_at + count]
-        weight_at += count
+        sizes = _weight_shape(level, shape, settings)
+        weights = packed.weights[weight_at : weight_at + math.prod(sizes)].view(sizes)
+        weight_at += math.prod(sizes)
         block_size = min(settings.params.block_size, level.node_len)
         levels.append(LevelPlan(block_size, settings.tile_size, **views, sample_weight=weights))
     return tuple(levels)
 
 
 _FIELDS = ("key_order", "query_order", "tile_first", "tile_count", "tile_block", "sample_index")
+
+
+def _weight_shape(level: LevelShape, shape: CallShape, settings: Settings) -> tuple[int, int, int, int]:
+    """The shape of a level's sample weights, which is that of the samples."""
+    return (shape[0], shape[2], level.num_nodes, sample_count(level.node_len, settings.params))
 
 
 def _field_shapes(level: LevelShape, shape: CallShape, settings: Settings) -> dict[str, tuple[int, ...]]:

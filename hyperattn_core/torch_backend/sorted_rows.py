@@ -72,7 +72,7 @@ class RowKeys:
         self._factors = torch.tensor(factors, dtype=scratch.dtype, device=k.device).view(2, 1, 1)
         self._blocks = self.rows.split(self.block_size, dim=1)
         blocks = torch.arange(level.num_blocks, device=k.device).unsqueeze(1)
-        log_weights = level.sample_weight.log2().to(scratch.dtype)
+        log_weights = level.sample_weight[row][0].log2().to(scratch.dtype)
         # A sample that lies in the block weighs 0: it is there already.
         self._log_weights = torch.where(self.samples // self.block_size == blocks, -math.inf, log_weights).unbind()
         self._weighted = not rounds_products(k.device, scratch.dtype)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hyperattn_core.exact import exact_forward
 from hyperattn_core.exact_aten import lse_dtype
 from hyperattn_core.params import HyperAttentionParams
-from hyperattn_core.planning.draws import level_samples
 from hyperattn_core.planning.levels import level_shapes
+from hyperattn_core.planning.nodes import Planner
+from hyperattn_core.planning.packed import Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.stages import Stages, Step, chained
 from hyperattn_core.torch_backend.attention import (
@@ -24,31 +23,25 @@ from hyperattn_core.torch_backend.attention import (
     own_columns,
     whole_columns,
 )
-from hyperattn_core.torch_backend.plan import hash_inputs, plan_level
+from hyperattn_core.torch_backend.plan import DEFAULT_TILE_SIZE
 from hyperattn_core.torch_backend.scratch import Buffers
 
 
 def torch_stages(
     q: Tensor, k: Tensor, v: Tensor, params: HyperAttentionParams, seed: int, is_causal: bool, scale: float
 ) -> Stages:
-    """hash, sort, sample, attend, leaves and merge; merge copies what the leaves gave, which must stay as it is."""
-    shape, device = plan_shape(q, k), str(q.device)
-    shapes = level_shapes(shape, params, is_causal=is_causal)
+    """hash, probe, sort, sample, attend, leaves and merge; merge copies what the leaves gave: it must stay as it is."""
+    shapes = level_shapes(plan_shape(q, k), params, is_causal=is_causal)
     if not shapes:
         return chained(
             {"exact": lambda done: exact_forward(q.contiguous(), k.contiguous(), v.contiguous(), is_causal, scale)[0]}
         )
-    no_samples = (torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, dtype=torch.float64, device=device))
 
-    def sort(done: Mapping[str, Any]) -> object:
-        return [plan_level(done["hash"], level, params, no_samples) for level in shapes]
+    planner = Planner(q.detach(), k.detach(), seed, Settings(params, is_causal, DEFAULT_TILE_SIZE), scale)
 
     def sample(done: Mapping[str, Any]) -> object:
-        drawn = [level_samples(level, shape, params, seed, device) for level in shapes]
-        return [
-            dataclasses.replace(level, sample_index=index, sample_weight=weight)
-            for level, (index, weight) in zip(done["sort"], drawn, strict=True)
-        ]
+        parts = zip(shapes, done["sort"], done.get("probe", [None] * len(shapes)), strict=True)
+        return [planner.sample(*part) for part in parts]
 
     def attend(done: Mapping[str, Any]) -> object:
         wide_q, wide_k, wide_v = (whole_columns(x).contiguous() for x in (q, k, v))
@@ -68,10 +61,9 @@ def torch_stages(
             merge_level(out, lse, attended, level.node_len)
         return own_columns(out.to(q.dtype), v)
 
-    steps: dict[str, Step] = {
-        "hash": lambda done: hash_inputs(q, k, params, seed),
-        "sort": sort,
-        "sample": sample,
-        "attend": attend,
-    }
+    steps: dict[str, Step] = {"hash": lambda done: planner.hash()}
+    if params.sampling == "probed":
+        steps["probe"] = lambda done: [planner.probe(level) for level in shapes]
+    steps["sort"] = lambda done: [planner.sort(level, done["hash"]) for level in shapes]
+    steps |= {"sample": sample, "attend": attend}
     return chained({**steps, "leaves": leaves, "merge": merge} if is_causal else steps)

@@ -114,7 +114,8 @@ class LevelTiles:
         block = torch.where(count > 0, block, block[:, :1])
         self.blocks = (self.kv_rows.unsqueeze(1) * self.num_blocks + block.squeeze(2)).contiguous()
         sample_block = (level.sample_index // self.block_size).view(self.num_kv_rows, 1, -1)[self.kv_rows]
-        weight = torch.where(sample_block == block, 0.0, level.sample_weight.to(self.dtype))
+        weight = level.sample_weight.to(self.dtype).view(self.num_kv_rows, 1, -1)[self.kv_rows]
+        weight = torch.where(sample_block == block, 0.0, weight)
         self.sample_weight = weight.unsqueeze(2)
         self.past_end: Tensor | None = None
         if self.num_blocks * self.block_size > self.node_len:

@@ -26,21 +26,25 @@ pack = packing.pack
 def plan_sizes(shape: CallShape, settings: Settings) -> tuple[int, int]:
     """Elements of a packed plan: indices and weights."""
     where = geometry(shape, settings)
-    return where.data_size, where.weight_size
+    return where.data_size, where.drawn_size
 
 
-def packed_plan(q: Tensor, k: Tensor, seed: int, settings: Settings) -> Packed:
-    """Hash, sort, pair and sample."""
+def packed_plan(q: Tensor, k: Tensor, seed: int, settings: Settings, scale: float) -> Packed:
+    """Hash, sort, pair and sample; scale is the factor of the logits that probes see."""
     with torch.cuda.device_of(q):
-        return plan.packed_plan(q, k, seed, settings)
+        return plan.packed_plan(q, k, seed, settings, scale)
 
 
 def unpack(packed: Packed, shape: CallShape, seed: int) -> tuple[LevelPlan, ...]:
-    """The levels of a plan as views, with the weights of its draws, which the kernels have as rounded logarithms."""
-    where, device = geometry(shape, packed.settings), str(packed.data.device)
+    """The levels of a plan as views; of weights that are not uniform the kernels have rounded logarithms."""
+    where, params, device = geometry(shape, packed.settings), packed.settings.params, str(packed.data.device)
+    levels = packing.unpack(packed, where)
+    if params.sampling == "probed":
+        return levels
+    weights = (level_samples(level, shape, params, seed, device)[1] for level in where.levels)
     return tuple(
-        replace(level, sample_weight=level_samples(part, shape, packed.settings.params, seed, device)[1])
-        for level, part in zip(packing.unpack(packed, where), where.levels, strict=True)
+        replace(level, sample_weight=weight.expand(level.sample_index.shape))
+        for level, weight in zip(levels, weights, strict=True)
     )
 
 

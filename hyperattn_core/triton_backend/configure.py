@@ -93,7 +93,7 @@ def _milliseconds(device: torch.device, dtype: torch.dtype, head_dim: int, confi
     settings = Settings(HyperAttentionParams(), False, config.tile_size)
     try:
         with torch.cuda.device(device):
-            work = ForwardWork(q, k, v, packed_plan(q, k, 0, settings), head_dim**-0.5, config)
+            work = ForwardWork(q, k, v, packed_plan(q, k, 0, settings, head_dim**-0.5), head_dim**-0.5, config)
             return float(triton.testing.do_bench(work.attend, warmup=10, rep=50, return_mode="median"))
     except (triton.runtime.errors.TritonError, triton.compiler.errors.CompilationError, torch.OutOfMemoryError):
         return float("inf")

@@ -41,8 +41,8 @@ def block_tiles(tile_count: Tensor, tile_block: Tensor, num_blocks: int) -> Tens
     return torch.searchsorted(used, blocks.contiguous(), out_int32=True)
 
 
-def drawn_samples(plan: Geometry, seed: int, device: str) -> tuple[Tensor, Tensor]:
-    """The sampled indices of all levels, int32 flat, and the base-2 logarithms of their weights, float32 flat.
+def drawn_samples(plan: Geometry, seed: int, device: str) -> Tensor:
+    """The uniformly drawn indices of all levels, int32 flat, in the order of their weights.
 
     Those of the last seeds are kept on the device, and those that a CUDA graph was captured with for good.
     """
@@ -52,14 +52,20 @@ def drawn_samples(plan: Geometry, seed: int, device: str) -> tuple[Tensor, Tenso
     return found
 
 
-_captured: list[tuple[Tensor, Tensor]] = []
+_captured: list[Tensor] = []
 
 
 @lru_cache(maxsize=64)
-def _drawn_samples(plan: Geometry, seed: int, device: str) -> tuple[Tensor, Tensor]:
-    indices, weights = [], []
+def _drawn_samples(plan: Geometry, seed: int, device: str) -> Tensor:
+    drawn = [level_samples(level, plan.shape, plan.settings.params, seed, "cpu")[0] for level in plan.levels]
+    return torch.cat([index.reshape(-1) for index in drawn]).to(device)
+
+
+@cache
+def uniform_weights(plan: Geometry, device: str) -> Tensor:
+    """The base-2 logarithms of the weights of uniform draws of all levels, which follow from sizes, float32 flat."""
+    weights = []
     for level in plan.levels:
-        index, weight = level_samples(level, plan.shape, plan.settings.params, seed, "cpu")
-        indices.append(index.reshape(-1))
-        weights.append(weight.log2().to(torch.float32))
-    return torch.cat(indices).to(device), torch.cat(weights).to(device)
+        index, weight = level_samples(level, plan.shape, plan.settings.params, 0, "cpu")
+        weights.append(weight.log2().to(torch.float32).expand(index.shape).reshape(-1))
+    return torch.cat(weights).to(device)

@@ -52,7 +52,6 @@ class LevelGeometry(LevelShape):
     tile_count: int
     tile_block: int
     block_tile: int
-    weight: int
     totals: int
     samples_drawn: int
     template: int
@@ -98,9 +97,8 @@ class Geometry:
 
     Attributes:
         data_size: int32 elements of the buffer that holds the plan.
-        weight_size: float32 elements of the log weights of all levels.
         totals_rows: (row, node) pairs of all levels, queries then keys.
-        drawn_size: sampled indices of all levels.
+        drawn_size: samples of all levels, and so float32 elements of their log weights.
         partial_rows: rows of the partial outputs of all levels; 0 when not causal.
         sample_parts_size: rows of the partial sums of the samples' gradients.
     """
@@ -109,7 +107,6 @@ class Geometry:
     settings: Settings
     levels: tuple[LevelGeometry, ...]
     data_size: int
-    weight_size: int
     totals_rows: int
     drawn_size: int
     partial_rows: int
@@ -170,7 +167,6 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
             ("data", "tile_count", query_rows * num_tiles),
             ("data", "tile_block", query_rows * num_tiles),
             ("data", "block_tile", query_rows * (num_blocks + 1)),
-            ("weights", "weight", samples),
             ("totals", "totals", query_rows + key_rows),
             ("drawn", "samples_drawn", key_rows * samples),
             ("template", "template", 0 if params.pairing == "bucket" else nodes * (3 * num_tiles + num_blocks + 1)),
@@ -186,7 +182,6 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
         settings,
         tuple(levels),
         data_size=used["data"],
-        weight_size=used["weights"],
         totals_rows=used["totals"],
         drawn_size=used["drawn"],
         partial_rows=used["partial"],

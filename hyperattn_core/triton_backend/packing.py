@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,8 @@ def unpack(packed: Packed, where: Geometry) -> tuple[LevelPlan, ...]:
             size = batch * row_heads * nodes * length
             return packed.data[offset : offset + size].view(batch, row_heads, nodes, length)
 
+        drawn = batch * kv_heads * level.num_nodes * level.num_samples
+        weights = packed.weights[level.samples_drawn : level.samples_drawn + drawn]
         levels.append(
             LevelPlan(
                 block_size=level.block_size,
@@ -38,7 +42,7 @@ def unpack(packed: Packed, where: Geometry) -> tuple[LevelPlan, ...]:
                 tile_count=view(level.tile_count, heads, level.num_tiles),
                 tile_block=view(level.tile_block, heads, level.num_tiles),
                 sample_index=view(level.sample_index, kv_heads, level.num_samples),
-                sample_weight=packed.weights[level.weight : level.weight + level.num_samples].double().exp2(),
+                sample_weight=weights.view(batch, kv_heads, level.num_nodes, level.num_samples).double().exp2(),
             )
         )
     return tuple(levels)
@@ -55,18 +59,28 @@ def pack(plan: AttentionPlan) -> Packed:
     if isinstance(plan, PackedPlan) and (packed := plan.layout("triton")) is not None:
         return packed
     settings = Settings(plan.params, plan.is_causal, plan.levels[0].tile_size)
-    where = geometry(plan.shape, settings)
+    return pack_levels(plan.levels, geometry(plan.shape, settings))
+
+
+def pack_levels(levels: Sequence[LevelPlan], where: Geometry) -> Packed:
+    """The flat buffers of levels, as a copy.
+
+    Raises:
+        ValueError: the levels are not those of the geometry.
+    """
     data, weights = [], []
-    for level in plan.levels:
+    for level in levels:
         position = level.key_order.gather(3, level.sample_index.long())
         data += [
             level.query_order, level.key_order, level.sample_index, position,
             level.tile_first, level.tile_count, level.tile_block,
             block_tiles(level.tile_count, level.tile_block, level.num_blocks),
         ]  # fmt: skip
-        weights.append(level.sample_weight.log2())
+        weights.append(level.sample_weight.log2().reshape(-1))
     flat = torch.cat([x.reshape(-1).to(torch.int32) for x in data])
     log_weights = torch.cat(weights).to(torch.float32)
-    if flat.numel() != where.data_size or log_weights.numel() != where.weight_size:
-        raise ValueError(f"the plan's levels are not those of its shape {plan.shape} and parameters {plan.params}")
-    return Packed(flat, log_weights, settings)
+    if flat.numel() != where.data_size or log_weights.numel() != where.drawn_size:
+        raise ValueError(
+            f"the plan's levels are not those of its shape {where.shape} and parameters {where.settings.params}"
+        )
+    return Packed(flat, log_weights, where.settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -9,13 +10,15 @@ import triton
 from torch import Tensor
 
 from hyperattn_core.planning import draws
+from hyperattn_core.planning.nodes import Planner
 from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import plan_shape
-from hyperattn_core.triton_backend.device_tables import drawn_samples, level_table, rank_tiles
+from hyperattn_core.planning.samples import samples_of
+from hyperattn_core.triton_backend.device_tables import drawn_samples, level_table, rank_tiles, uniform_weights
 from hyperattn_core.triton_backend.geometry import SORT_TILE, block_dim, geometry
 from hyperattn_core.triton_backend.kernels import pair
 from hyperattn_core.triton_backend.kernels import plan as plan_kernels
-from hyperattn_core.triton_backend.packing import dense_rows
+from hyperattn_core.triton_backend.packing import dense_rows, pack_levels
 
 _COLUMNS = 16
 _HASH_TILES = 4
@@ -25,21 +28,30 @@ _PAIR_ELEMENTS = 8192
 _PAIR_SAMPLES = 256
 
 
-def packed_plan(q: Tensor, k: Tensor, seed: int, settings: Settings) -> Packed:
-    """Hash, sort, pair and sample, in four launches."""
-    work = PlanWork(q, k, seed, settings)
+def packed_plan(q: Tensor, k: Tensor, seed: int, settings: Settings, scale: float) -> Packed:
+    """Hash, sort, pair and sample, in four launches and what the probes take."""
+    work = plan_work(q, k, seed, settings, scale)
     work.hash()
+    work.probe()
     work.sort()
     work.pair()
     return work.packed
 
 
+def plan_work(q: Tensor, k: Tensor, seed: int, settings: Settings, scale: float) -> PlanWork:
+    """The steps of a plan; scale is the factor of the logits that probes see."""
+    params = settings.params
+    in_kernels = params.hashing == "angular" and params.pairing != "routed"
+    return (PlanWork if in_kernels else SortedInPyTorch)(q, k, seed, settings, scale)
+
+
 class PlanWork:
     """The buffers of a plan in the making, and its steps, each of which may be run again."""
 
-    def __init__(self, q: Tensor, k: Tensor, seed: int, settings: Settings) -> None:
+    def __init__(self, q: Tensor, k: Tensor, seed: int, settings: Settings, scale: float) -> None:
         self.seed = seed
         self.q, self.k = dense_rows(q), dense_rows(k)
+        self.planner = Planner(self.q, self.k, seed, settings, scale)
         device = q.device
         self.where = where = geometry(plan_shape(q, k), settings)
         queries, keys = where.sides
@@ -54,10 +66,11 @@ class PlanWork:
         self.totals = torch.empty(where.totals_rows * ranks, dtype=torch.int32, device=device)
         self.packed = Packed(
             torch.empty(where.data_size, dtype=torch.int32, device=device),
-            torch.empty(where.weight_size, dtype=torch.float32, device=device),
+            torch.empty(where.drawn_size, dtype=torch.float32, device=device),
             settings,
         )
         self.table = level_table(where, str(device))
+        self.scores: list[Tensor | None] = [None] * len(where.levels)
 
     def hash(self) -> None:
         """Ranks of all queries and keys, and their histograms (Algorithm 1)."""
@@ -74,6 +87,10 @@ class PlanWork:
             **hash_constants(head_dim, directions.shape[0], projections),
             **hash_options(head_dim, q.dtype),
         )  # fmt: skip
+
+    def probe(self) -> None:
+        """What the probes attend to, with "probed" sampling."""
+        self.scores = [self.planner.probe(level) for level in self.where.levels]
 
     def sort(self) -> None:
         """Stable counting sort of every node of every level."""
@@ -99,7 +116,7 @@ class PlanWork:
         where = self.where
         queries, keys = where.sides
         device = str(self.packed.data.device)
-        index, weight = drawn_samples(where, self.seed, device)
+        index, weight = self._samples(device)
         constants = pair_constants(where.settings.is_causal, where.settings.params.pairing == "bucket", where.num_ranks)
         tile_programs = triton.cdiv(where.max_node_tiles, constants["TILES"])
         grid = ((tile_programs + 1) * queries.rows * where.max_nodes, len(where.levels))
@@ -108,6 +125,41 @@ class PlanWork:
             queries.rows, keys.rows, queries.length, queries.rows // keys.rows, where.settings.tile_size, tile_programs,
             **constants, num_warps=4,
         )  # fmt: skip
+
+    def _samples(self, device: str) -> tuple[Tensor, Tensor]:
+        """The samples of all levels, int32 flat, and the base-2 logarithms of their weights, float32 flat."""
+        where, params = self.where, self.where.settings.params
+        if params.sampling != "probed":
+            return drawn_samples(where, self.seed, device), uniform_weights(where, device)
+        parts = []
+        for level, scores in zip(where.levels, self.scores, strict=True):
+            rows = (where.shape[0], where.shape[2], level.num_nodes, level.node_len)
+            order = self.packed.data[level.key_order : level.key_order + math.prod(rows)].view(rows)
+            parts.append(samples_of(level, where.shape, params, self.seed, order, scores))
+        index, weight = (torch.cat([x.reshape(-1) for x in found]) for found in zip(*parts, strict=True))
+        return index, weight.log2().to(torch.float32)
+
+
+class SortedInPyTorch(PlanWork):
+    """The steps in PyTorch, where hashes or pairing are not what the kernels make.
+
+    They hash once for all levels, and centred hashes differ from level to level; they pair by rank and bucket.
+    """
+
+    def hash(self) -> None:
+        """What hashes follow from."""
+        self.hashes = self.planner.hash()
+
+    def sort(self) -> None:
+        """Order and pairing."""
+        self.sorted = [self.planner.sort(level, self.hashes) for level in self.where.levels]
+
+    def pair(self) -> None:
+        """The samples, and all of the plan as the kernels read it."""
+        parts = zip(self.where.levels, self.sorted, self.scores, strict=True)
+        made = pack_levels([self.planner.sample(*part) for part in parts], self.where)
+        self.packed.data.copy_(made.data)
+        self.packed.weights.copy_(made.weights)
 
 
 def hash_constants(head_dim: int, terms: int, num_projections: int) -> dict[str, int]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hyperattn_core import HyperAttentionParams, exact_attention, hyper_attention
-from tests.helpers.core_inputs import CHOICES, PAIRINGS, SAMPLINGS, all_params, bits, normal, qkv, small_params
+from tests.helpers.core_inputs import ALL_PAIRINGS, CHOICES, SAMPLINGS, all_params, bits, normal, qkv, small_params
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 WIDTHS = (1, 3, 7, 16, 33, 64)
@@ -59,7 +59,7 @@ HOW = st.sampled_from(["new", "huge", "alike"])
 
 
 @settings(max_examples=100)
-@given(calls(PAIRINGS), HOW)
+@given(calls(ALL_PAIRINGS), HOW)
 def test_keys_and_values_after_t_change_nothing_up_to_t(
     call_: tuple[tuple[Tensor, Tensor, Tensor], int, HyperAttentionParams], how: str
 ) -> None:
@@ -70,8 +70,8 @@ def test_keys_and_values_after_t_change_nothing_up_to_t(
 
 
 @settings(max_examples=100)
-@given(calls(("bucket",)), HOW)
-def test_with_bucket_pairing_queries_after_t_change_nothing_either(
+@given(calls(("bucket", "routed")), HOW)
+def test_with_other_than_rank_pairing_queries_after_t_change_nothing_either(
     call_: tuple[tuple[Tensor, Tensor, Tensor], int, HyperAttentionParams], how: str
 ) -> None:
     (q, k, v), t, params = call_
@@ -82,17 +82,17 @@ def test_with_bucket_pairing_queries_after_t_change_nothing_either(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize(("sampling", "pairing"), [(s, "bucket") for s in SAMPLINGS] + [("probed", "routed")])
 @pytest.mark.parametrize(
     ("length", "leaf", "block_size", "sample_size"),
     [(5003, 300, 100, 90), (6000, 512, 256, 256), (5555, 1024, 61, 45), (5120, 64, 64, 64)],
 )
 def test_sequences_of_many_chunks(
-    length: int, leaf: int, block_size: int, sample_size: int, sampling: str, dtype: torch.dtype
+    length: int, leaf: int, block_size: int, sample_size: int, sampling: str, pairing: str, dtype: torch.dtype
 ) -> None:
     q, k, v = qkv(queries=length, dim=24, value_dim=40, dtype=dtype)
     params = small_params(
-        sampling, "bucket", block_size=block_size, sample_size=sample_size, num_projections=7, min_seq_len=leaf
+        sampling, pairing, block_size=block_size, sample_size=sample_size, num_projections=7, min_seq_len=leaf
     )
     before = call(q, k, v, params)
     for t in (leaf, length // 2, length - 700, length - 2):

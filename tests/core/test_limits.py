@@ -43,14 +43,14 @@ class TestExactLimits:
     def test_one_block_holds_every_key(
         self, sampling: str, pairing: str, queries: int, keys: int, more: int, is_causal: bool
     ) -> None:
-        params = HyperAttentionParams(keys + more, 5, 4, 6, sampling, pairing)  # type: ignore[arg-type]
+        params = HyperAttentionParams(keys + more, 5, 4, 6, sampling, pairing, num_probes=1)  # type: ignore[arg-type]
         check_exact(queries, keys, params, is_causal)
 
     @pytest.mark.parametrize("more", [0, 1, 50])
     def test_sequences_up_to_min_seq_len(
         self, sampling: str, pairing: str, queries: int, keys: int, more: int, is_causal: bool
     ) -> None:
-        params = HyperAttentionParams(3, 2, 4, keys + more, sampling, pairing)  # type: ignore[arg-type]
+        params = HyperAttentionParams(3, 2, 4, keys + more, sampling, pairing, num_probes=1)  # type: ignore[arg-type]
         check_exact(queries, keys, params, is_causal)
 
 
@@ -58,8 +58,9 @@ class TestExactLimits:
 @pytest.mark.parametrize(("queries", "keys"), SIZES)
 @pytest.mark.parametrize("pairing", PAIRINGS)
 @pytest.mark.parametrize("more", [0, 50])
-def test_stratified_samples_of_every_key(queries: int, keys: int, pairing: str, more: int, is_causal: bool) -> None:
-    params = HyperAttentionParams(8, keys + more, 4, 3, "stratified", pairing)  # type: ignore[arg-type]
+@pytest.mark.parametrize("sampling", ["stratified", "probed"])
+def test_samples_of_every_key(sampling: str, queries: int, keys: int, pairing: str, more: int, is_causal: bool) -> None:
+    params = HyperAttentionParams(8, keys + more, 4, 3, sampling, pairing, num_probes=2)  # type: ignore[arg-type]
     check_exact(queries, keys, params, is_causal)
 
 
@@ -72,6 +73,7 @@ def test_causal_blocks_or_samples_that_cover_every_node(length: int, leaf: int, 
     for params in (
         HyperAttentionParams(longest, 3, 4, leaf, "iid", pairing),  # type: ignore[arg-type]
         HyperAttentionParams(block, longest, 4, leaf, "stratified", pairing),  # type: ignore[arg-type]
+        HyperAttentionParams(block, longest, 4, leaf, "probed", pairing, num_probes=1),  # type: ignore[arg-type]
     ):
         check_exact(length, length, params, is_causal=True)
 
@@ -90,7 +92,7 @@ def test_one_key_beyond_the_limit_is_an_estimate(sampling: str, pairing: str, is
 @pytest.mark.parametrize(("sampling", "pairing"), CHOICES)
 def test_no_queries_give_no_rows(sampling: str, pairing: str) -> None:
     q, k, v = (x.requires_grad_() for x in qkv(queries=0, keys=40))
-    params = HyperAttentionParams(8, 8, 4, 5, sampling, pairing)  # type: ignore[arg-type]
+    params = HyperAttentionParams(8, 8, 4, 5, sampling, pairing, num_probes=1)  # type: ignore[arg-type]
     out, lse = hyper_attention(q, k, v, params=params, return_lse=True)
     assert (out.shape, lse.shape) == ((1, 1, 0, 8), (1, 1, 0))
     assert not torch.autograd.grad(out.sum() + lse.sum(), k)[0].any()

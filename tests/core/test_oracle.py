@@ -13,6 +13,7 @@ from hyperattn_core import AttentionPlan, make_plan, oracle_attention
 from hyperattn_core.oracle import weight_matrix
 from hyperattn_core.planning import draws
 from tests.helpers.core_inputs import CHOICES, assert_close, normal, qkv, small_params
+from tests.helpers.probed import inclusion, probe_weights
 
 Terms = Iterator[tuple[int, float]]
 
@@ -32,6 +33,9 @@ class Definition:
         self.plan, self.kv_head = plan, kv_head
         self.query_ranks = [gray_rank_of(row, directions) for row in q[head].double()]
         self.key_ranks = [gray_rank_of(row, directions) for row in k[kv_head].double()]
+        group = q.shape[1] // k.shape[1]
+        self.own_queries = q[head]
+        self.group_queries, self.keys = q[head[0], kv_head[1] * group : (kv_head[1] + 1) * group], k[kv_head]
 
     def terms(self, query: int) -> Terms:
         """(key, weight) of every term of a query's sums."""
@@ -64,6 +68,11 @@ class Definition:
         if params.pairing == "rank":
             sorted_queries = sorted(queries, key=lambda i: self.query_ranks[i])
             place = sorted_queries.index(query) * total // len(queries)
+        elif params.pairing == "routed":
+            starts = range(0, total, block_size)
+            means = [self.keys[sorted_keys[i : i + block_size]].double().mean(0) for i in starts]
+            logits = [float(self.own_queries[query].double() @ mean) for mean in means]
+            place = starts[logits.index(max(logits))]
         else:
             rank = self.query_ranks[query]
             below = sum(self.key_ranks[j] < rank for j in keys)
@@ -73,10 +82,25 @@ class Definition:
         own = range(block * block_size, min((block + 1) * block_size, total))
         yield from ((sorted_keys[i], 1.0) for i in own)
         drawn = self.plan.levels[level].sample_index[(*self.kv_head, node)].tolist()
+        if params.sampling == "probed" and drawn:
+            probability = self.probabilities(keys, len(drawn))
+            yield from ((sorted_keys[i], 1 / probability[sorted_keys[i]]) for i in drawn if i not in own)
+            return
         edges = [s * total // max(1, len(drawn)) for s in range(len(drawn) + 1)]
         for s, i in enumerate(drawn):
             if i not in own:
                 yield sorted_keys[i], total / len(drawn) if params.sampling == "iid" else edges[s + 1] - edges[s]
+
+    def probabilities(self, keys: range, count: int) -> dict[int, float]:
+        """Probed sampling: how likely each key of a node is among its samples."""
+        params, num_queries = self.plan.params, self.group_queries.shape[1]
+        if self.plan.is_causal:
+            at = list(keys)[-params.num_probes :]
+        else:
+            at = draws.probe_positions(num_queries, params.num_probes, self.plan.seed, "cpu").tolist()
+        scale = self.keys.shape[1] ** -0.5
+        scores = probe_weights(self.group_queries[:, at].flatten(0, 1), self.keys[list(keys)], scale)
+        return dict(zip(keys, inclusion(scores, count, params.probe_floor).tolist(), strict=True))
 
 
 def by_definition(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from hyperattn_core import HyperAttentionParams
 
-LOWEST = {"block_size": 1, "sample_size": 1, "num_projections": 1, "min_seq_len": 1}
+LOWEST = {"block_size": 1, "sample_size": 1, "num_projections": 1, "min_seq_len": 1, "num_probes": 1}
 
 
 def refusal(**values: Any) -> str:
@@ -74,6 +75,7 @@ def test_more_projections_than_codes_can_hold_are_refused() -> None:
         ("sampling", "idd", "iid"),
         ("pairing", "buckets", "bucket"),
         ("pairing", "ranks", "rank"),
+        ("hashing", "centered", "centred"),
     ],
 )
 def test_an_unknown_choice_is_refused_with_the_nearest_one(name: str, value: str, nearest: str) -> None:
@@ -99,7 +101,10 @@ def test_a_choice_far_from_all_is_refused_without_a_guess(value: object) -> None
             "num_projections": st.integers(1, 15),
             "min_seq_len": st.integers(1, 9999),
             "sampling": st.sampled_from(["iid", "stratified"]),
-            "pairing": st.sampled_from(["rank", "bucket"]),
+            "pairing": st.sampled_from(["rank", "bucket", "routed"]),
+            "hashing": st.sampled_from(["angular", "centred"]),
+            "num_probes": st.integers(1, 99),
+            "probe_floor": st.floats(1e-6, 1.0),
         },
     )
 )
@@ -114,3 +119,16 @@ def test_an_unknown_key_is_refused_with_the_nearest_one() -> None:
         HyperAttentionParams.from_dict({"blok_size": 8})
     with pytest.raises(ValueError, match="unknown parameter 7; allowed: block_size"):
         HyperAttentionParams.from_dict({7: 8})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("floor", [0.0, -0.1, 1.01, math.nan, True, "0.1", None])
+def test_a_floor_that_is_no_share_is_refused(floor: object) -> None:
+    assert f"probe_floor must be a number above 0 and up to 1, got {floor!r}" in refusal(probe_floor=floor)
+
+
+def test_more_probes_than_a_leaf_holds_are_refused_where_there_are_probes() -> None:
+    assert "num_probes must be at most min_seq_len=16, got 17" in refusal(
+        sampling="probed", min_seq_len=16, num_probes=17
+    )
+    assert HyperAttentionParams(min_seq_len=16, num_probes=17).num_probes == 17
+    assert "num_probes must be an integer of at least 1, got 0" in refusal(num_probes=0)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hyperattn_core import AttentionPlan, hyper_attention, make_plan
 from hyperattn_core.oracle import weight_matrix
-from tests.helpers.core_inputs import CHOICES, PAIRINGS, SAMPLINGS, assert_close, normal, small_params
+from tests.helpers.core_inputs import CHOICES, PAIRINGS, assert_close, normal, qkv, small_params
 
 BOUND = 6.5
 SCALE = 0.7
@@ -154,8 +154,24 @@ class TestUnbiased:
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("pairing", PAIRINGS)
 def test_stratified_samples_vary_less(pairing: str, is_causal: bool) -> None:
-    iid, stratified = (sum_draws(sampling, pairing, is_causal)[..., -1].var(0).mean() for sampling in SAMPLINGS)
+    iid, stratified = (
+        sum_draws(sampling, pairing, is_causal)[..., -1].var(0).mean() for sampling in ("iid", "stratified")
+    )
     assert stratified < iid
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_probed_samples_vary_far_less_where_some_keys_draw_every_query(is_causal: bool) -> None:
+    variances = []
+    for sampling in ("stratified", "probed"):
+        q, k, _ = qkv(queries=200, heads=100, dim=4, dtype=torch.float32)
+        q[..., 0] = 4.0
+        k[:, :, ::40, 0] = 4.0
+        q, k = (x[:, :1].expand(-1, 100, -1, -1) for x in (q, k))
+        params = small_params(sampling, "bucket", sample_size=20, min_seq_len=50)
+        _, lse = hyper_attention(q, k, k, params=params, is_causal=is_causal, return_lse=True)
+        variances.append(lse[0, :, 50:].exp().var(0).mean())
+    assert variances[1] < 0.1 * variances[0]
 
 
 class TestZeroQueries:

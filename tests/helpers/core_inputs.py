@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from hyperattn_core import AttentionPlan, HyperAttentionParams, make_plan
 
-SAMPLINGS = ("iid", "stratified")
+SAMPLINGS = ("iid", "stratified", "probed")
 PAIRINGS = ("rank", "bucket")
-CHOICES = tuple(itertools.product(SAMPLINGS, PAIRINGS))
+ALL_PAIRINGS = (*PAIRINGS, "routed")
+CHOICES = (*itertools.product(("iid", "stratified"), PAIRINGS), ("probed", "routed"))
+HASHINGS = ("angular", "centred")
 LAYOUTS = ("contiguous", "heads_inside", "columns_first", "every_second_column", "expanded")
 
 Tensors = tuple[Tensor, Tensor, Tensor]
@@ -63,10 +66,11 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     return x
 
 
-def small_params(sampling: str, pairing: str, **changes: int) -> HyperAttentionParams:
+def small_params(sampling: str, pairing: str, **changes: Any) -> HyperAttentionParams:
     """Parameters that leave short inputs approximate."""
     sizes = {"block_size": 8, "sample_size": 6, "num_projections": 3, "min_seq_len": 5} | changes
-    return HyperAttentionParams(sampling=sampling, pairing=pairing, **sizes)  # type: ignore[arg-type]
+    probes = {"num_probes": min(4, sizes["min_seq_len"]), "probe_floor": 0.4}
+    return HyperAttentionParams(sampling=sampling, pairing=pairing, **(probes | sizes))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -86,21 +90,28 @@ class Case:
         return make_plan(self.q, self.k, self.params, self.seed, is_causal=self.is_causal, tile_size=self.tile_size)
 
 
-def all_params(max_size: int = 24, pairings: Iterable[str] = PAIRINGS) -> st.SearchStrategy[HyperAttentionParams]:
+def all_params(max_size: int = 24, pairings: Iterable[str] = ALL_PAIRINGS) -> st.SearchStrategy[HyperAttentionParams]:
     """Parameters of every kind, with sizes that divide nothing in particular."""
+
+    def made(num_probes: int, min_seq_len: int, **rest: Any) -> HyperAttentionParams:
+        return HyperAttentionParams(num_probes=min(num_probes, min_seq_len), min_seq_len=min_seq_len, **rest)
+
     return st.builds(
-        HyperAttentionParams,
+        made,
         block_size=st.integers(1, max_size),
         sample_size=st.integers(1, max_size),
         num_projections=st.integers(1, 9),
         min_seq_len=st.integers(1, max_size),
         sampling=st.sampled_from(SAMPLINGS),
         pairing=st.sampled_from(tuple(pairings)),
+        hashing=st.sampled_from(HASHINGS),
+        num_probes=st.integers(1, 5),
+        probe_floor=st.sampled_from((0.01, 0.1, 1.0)),
     )
 
 
 @st.composite
-def cases(draw: st.DrawFn, max_len: int = 120) -> Case:
+def cases(draw: st.DrawFn, max_len: int = 120, pairings: Iterable[str] = ALL_PAIRINGS) -> Case:
     """Any small call in float64: masks, batches, grouped heads, head sizes, lengths, layouts and tile sizes."""
     is_causal = draw(st.booleans())
     keys = draw(st.integers(1, max_len))
@@ -117,7 +128,15 @@ def cases(draw: st.DrawFn, max_len: int = 120) -> Case:
         seed=draw(st.integers(0, 1000)),
     )
     q, k, v = (laid_out(x, draw(st.sampled_from(LAYOUTS))) for x in (q, k, v))
-    return Case(q, k, v, draw(all_params()), draw(st.integers()), is_causal, draw(st.sampled_from((1, 3, 16, 64))))
+    return Case(
+        q,
+        k,
+        v,
+        draw(all_params(pairings=pairings)),
+        draw(st.integers()),
+        is_causal,
+        draw(st.sampled_from((1, 3, 16, 64))),
+    )
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False) -> tuple[Tensor, Tensor]:

@@ -58,13 +58,21 @@ class Call:
         """The plan of the call, by either backend."""
         q, k, _ = self.inputs()
         return make_plan(
-            q, k, self.parameters(), seed, is_causal=self.is_causal, tile_size=self.tile_size, backend=backend
-        )
+            q, k, self.parameters(), seed, is_causal=self.is_causal, scale=self.scale, tile_size=self.tile_size,
+            backend=backend,
+        )  # fmt: skip
 
 
 RANK_IID = {"pairing": "rank", "sampling": "iid"}
 CALLS = {
     "plain": Call(),
+    "probed": Call(heads=2, params={"sampling": "probed"}),
+    "probed, causal": Call(is_causal=True, heads=4, kv_heads=2, scale=0.7, params={"sampling": "probed"}),
+    "routed": Call(queries=97, keys=131, heads=2, kv_heads=1, scale=-0.7, params={"pairing": "routed"}),
+    "centred": Call(queries=131, keys=97, params={"hashing": "centred"}),
+    "probed, centred, routed, causal": Call(
+        is_causal=True, params={"sampling": "probed", "hashing": "centred", "pairing": "routed"}
+    ),
     "paper's choices": Call(params=RANK_IID, heads=2),
     "several sort tiles": Call(queries=301, keys=389, params={"min_seq_len": 60}),
     "more queries than keys": Call(queries=131, keys=97),

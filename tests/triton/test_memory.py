@@ -55,9 +55,9 @@ def test_the_count_is_what_a_call_allocates(is_causal: bool, heads: int, kv_head
     settings = Settings(call.parameters(), is_causal, 64)
     counted = hyper_peak(CallSizes(plan_shape(q, k), 64, v.shape[3], is_causal, call.parameters()))
     config = attend_config(q.device, q.dtype, 64, 64)
-    packed_plan(q, k, 3, settings)  # fills the tables that are kept
+    packed_plan(q, k, 3, settings, 0.125)  # fills the tables that are kept
     with Ledger([q, k, v], collect=True) as ledger:
-        packed = packed_plan(q, k, 3, settings)
+        packed = packed_plan(q, k, 3, settings, 0.125)
         out, lse = forward(q, k, v, packed, 0.125, config)
     assert ledger.peak_bytes == pytest.approx(counted.forward, abs=TABLE_BYTES)
     kept = sum(x.untyped_storage().nbytes() for x in (packed.data, packed.weights, out, lse))

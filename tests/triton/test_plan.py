@@ -13,7 +13,7 @@ from hyperattn_core.planning import draws
 from hyperattn_core.planning.lsh import hash_ranks
 from hyperattn_core.planning.packed import Packed, PackedPlan, Settings
 from hyperattn_core.planning.plan import plan_shape
-from hyperattn_core.triton_backend.device_tables import _drawn_samples, level_table, rank_tiles
+from hyperattn_core.triton_backend.device_tables import _drawn_samples, level_table, rank_tiles, uniform_weights
 from hyperattn_core.triton_backend.geometry import geometry
 from hyperattn_core.triton_backend.packing import pack, unpack
 from hyperattn_core.triton_backend.plan import PlanWork, split_projections
@@ -36,6 +36,10 @@ def assert_same_plan(plan: AttentionPlan, expected: AttentionPlan) -> None:
             mine, theirs = getattr(level, field.name), getattr(other, field.name)
             if field.name == "query_order":
                 mine, theirs = mine[covered(level)], theirs[covered(other)]
+            if field.name == "sample_weight" and plan.params.sampling == "probed":
+                # The kernels have weights as logarithms in float32, and probed ones follow from nothing else.
+                torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=0)
+                continue
             same = torch.equal(mine, theirs) if isinstance(theirs, Tensor) else mine == theirs
             assert same, field.name
 
@@ -47,7 +51,9 @@ def test_the_plan_is_that_of_pytorch(name: str) -> None:
     assert_same_plan(plan, CALLS[name].plan("torch"))
 
 
-@pytest.mark.parametrize("name", ["several sort tiles", "causal, prime length", "paper's choices"])
+@pytest.mark.parametrize(
+    "name", ["several sort tiles", "causal, prime length", "paper's choices", "probed, causal", "centred"]
+)
 def test_packing_a_plan_gives_what_the_kernels_make(name: str) -> None:
     """So the kernels read the same from a plan made by PyTorch; queries that no tile covers aside."""
     made, other = CALLS[name].plan("triton"), CALLS[name].plan("torch")
@@ -99,7 +105,7 @@ def test_ranks_differ_only_where_a_projection_is_within_rounding_of_zero(dtype: 
     q, k = (normal(1, 1, 10000, 64, seed=i, dtype=dtype) for i in range(2))
     params = HyperAttentionParams()
     settings = Settings(params, False, 64)
-    work = PlanWork(q, k, 7, settings)
+    work = PlanWork(q, k, 7, settings, 0.125)
     work.hash()
     directions = draws.projections(7, 64, params.num_projections, "cpu")
     rows = torch.cat([q[0, 0], k[0, 0]])
@@ -125,7 +131,7 @@ def test_offsets_do_not_overlap(name: str) -> None:
     q, k, _ = CALLS[name].inputs()
     settings = Settings(CALLS[name].parameters(), CALLS[name].is_causal, 16)
     where = geometry(plan_shape(q, k), settings)
-    packed = Packed(torch.arange(where.data_size, dtype=torch.int32), torch.zeros(where.weight_size), settings)
+    packed = Packed(torch.arange(where.data_size, dtype=torch.int32), torch.zeros(where.drawn_size), settings)
     levels = unpack(packed, where)
     fields = ("query_order", "key_order", "sample_index", "tile_first", "tile_count", "tile_block")
     seen = torch.cat([getattr(level, field).reshape(-1) for level in levels for field in fields])
@@ -133,13 +139,13 @@ def test_offsets_do_not_overlap(name: str) -> None:
     assert seen.max() < where.data_size
 
 
-@pytest.mark.parametrize("name", ["paper's choices", "causal"])
+@pytest.mark.parametrize("name", ["paper's choices", "causal", "probed, centred, routed, causal"])
 def test_a_plan_does_not_depend_on_the_default_device(name: str) -> None:
     call = CALLS[name]
     q, k, _ = call.inputs()
     options = {"is_causal": call.is_causal, "tile_size": call.tile_size, "backend": "triton"}
     # A seed that no other test draws with, and tables that no other test made: nothing is found in a cache.
-    for cached in (level_table, rank_tiles, _drawn_samples, split_projections):
+    for cached in (level_table, rank_tiles, _drawn_samples, uniform_weights, split_projections):
         cached.cache_clear()
     with torch.device("meta"):
         plan = make_plan(q, k, call.parameters(), 12345, **options)

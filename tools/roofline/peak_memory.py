@@ -41,7 +41,7 @@ def hyper_peak(call: CallSizes) -> PeakMemory:
     where, queries, keys, itemsize = call.geometry, call.queries, call.keys, call.itemsize
     head_dim, value_dim = call.dims
     result, leaves = (queries * (value_dim * itemsize + lse_bytes) for lse_bytes in (LSE_BYTES, FLOAT_BYTES))
-    plan = where.data_size * INDEX_BYTES + where.weight_size * FLOAT_BYTES
+    plan = where.data_size * INDEX_BYTES + where.drawn_size * FLOAT_BYTES
     partial = where.partial_rows * (value_dim * itemsize + LSE_BYTES)
     kept = plan + result
     forward = max(plan + _planning_bytes(call), kept + partial + (leaves if call.is_causal else 0))

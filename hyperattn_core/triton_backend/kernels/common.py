@@ -128,7 +128,7 @@ def met_keys(data, weights, table, level, key_node_row, block, sizes, BLOCK_N: t
     key_at = field(table, level, "key_order") + key_node_row * node_len + low
     sampled_at = field(table, level, "sample_position") + key_node_row * num_samples
     index_at = data + field(table, level, "sample_index") + key_node_row * num_samples
-    weight_at = weights + field(table, level, "weight")
+    weight_at = weights + field(table, level, "samples_drawn") + key_node_row * num_samples
     meets = block_steps, keys_here, num_samples, key_at, sampled_at
     samples = low, block_size, index_at, weight_at
     return block_steps + tl.cdiv(num_samples, BLOCK_N), meets, samples

@@ -97,9 +97,8 @@ def pair_kernel(
             slot = start + tl.arange(0, SAMPLES)
             inside = slot < num_samples
             to = node_row.to(tl.int64) * num_samples + slot
-            index = tl.load(drawn_index + field(table, level, "samples_drawn") + to, mask=inside, other=0)
+            drawn = field(table, level, "samples_drawn") + to
+            index = tl.load(drawn_index + drawn, mask=inside, other=0)
             tl.store(data + field(table, level, "sample_index") + to, index, mask=inside)
             tl.store(data + field(table, level, "sample_position") + to, tl.load(order + index), mask=inside)
-            if (row == 0) & (node == 0):
-                at = field(table, level, "weight") + slot
-                tl.store(weights + at, tl.load(drawn_weight + at, mask=inside), mask=inside)
+            tl.store(weights + drawn, tl.load(drawn_weight + drawn, mask=inside), mask=inside)

@@ -40,10 +40,10 @@ def sample_kernel(
         batch, head = row // heads, row % heads
         slot = chunk * BLOCK_N + tl.arange(0, BLOCK_N)
         met = slot < num_samples
-        at = data + ((row // group) * num_nodes + node).to(tl.int64) * num_samples + slot
-        key = tl.load(at + field(table, level, "sample_position"), mask=met, other=0)
-        index = tl.load(at + field(table, level, "sample_index"), mask=met, other=0)
-        weight = tl.load(weights + field(table, level, "weight") + slot, mask=met, other=-float("inf"))
+        at = ((row // group) * num_nodes + node).to(tl.int64) * num_samples + slot
+        key = tl.load(data + field(table, level, "sample_position") + at, mask=met, other=0)
+        index = tl.load(data + field(table, level, "sample_index") + at, mask=met, other=0)
+        weight = tl.load(weights + field(table, level, "samples_drawn") + at, mask=met, other=-float("inf"))
         k_base = head_base(k, batch, head // group, k_stride_b, k_stride_h)
         v_base = head_base(v, batch, head // group, v_stride_b, v_stride_h)
         keys = load_rows(k_base, key, k_stride_n, met, D, BLOCK_D)

@@ -17,6 +17,8 @@ from hyperbench import __version__
 from hyperbench.flops import hyper_flops
 from hyperbench.store.schema import Pass, Point
 
+_OF_PROBES = ("num_probes", "probe_floor")
+
 
 class Hyper:
     """hyper_attention, its parameters as keywords; one that is not given takes the value of `params`."""
@@ -49,14 +51,15 @@ class Hyper:
     def stages(
         self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, seed: int = 0, **hyper: Any
     ) -> dict[str, Callable[[], object]]:
-        """The parts of the forward pass: hash, sort, sample, attend, and under a causal mask leaves and merge."""
+        """The parts of the forward pass, as `attention_stages` names them."""
         return attention_stages(
             q, k, v, is_causal=is_causal, params=self._made(hyper), seed=seed, enable_gqa=q.shape[1] != k.shape[1]
         )
 
     def defaults(self) -> dict[str, Any]:
-        """The value of every parameter that is not given."""
-        return {**dataclasses.asdict(self._params), "seed": 0}
+        """The value of every parameter that is not given; None for those of probes where these are not the default."""
+        values = {**dataclasses.asdict(self._params), "seed": 0}
+        return values if self._params.sampling == "probed" else values | dict.fromkeys(_OF_PROBES)
 
     def check(self, hyper: dict[str, Any]) -> None:
         """Raise ValueError on a parameter out of its range."""
@@ -84,7 +87,8 @@ class Hyper:
         return backend_for(point.device, dtype, point.head_dim, point.head_dim, self._made(point.hyper))
 
     def _made(self, hyper: dict[str, Any]) -> HyperAttentionParams:
-        return dataclasses.replace(self._params, **{name: value for name, value in hyper.items() if name != "seed"})
+        given = {name: value for name, value in hyper.items() if name != "seed" and value is not None}
+        return dataclasses.replace(self._params, **given)
 
 
 def _named(backend: str, device: str) -> str:

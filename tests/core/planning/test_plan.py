@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,9 +16,9 @@ from hyperattn_core import AttentionPlan, HyperAttentionParams, LevelPlan, make_
 from hyperattn_core.oracle import weight_matrix
 from hyperattn_core.planning import draws
 from hyperattn_core.planning.levels import causal_levels
-from hyperattn_core.planning.lsh import hash_ranks
+from hyperattn_core.planning.lsh import codes_above, gray_rank, hash_ranks
 from hyperattn_core.planning.pairing import cut_tiles
-from tests.helpers.core_inputs import CHOICES, PAIRINGS, SAMPLINGS, Case, all_params, cases, normal, qkv, small_params
+from tests.helpers.core_inputs import CHOICES, PAIRINGS, Case, all_params, cases, normal, qkv, small_params
 
 LENGTHS = (1, 7, 8, 9, 31, 64, 97, 130)
 
@@ -128,13 +128,21 @@ def test_keys_and_queries_are_sorted_by_rank_and_equal_ranks_keep_their_order(ca
     if plan.is_exact:
         return
     projections = drawn_projections(plan, case.q.shape[3])
-    query_ranks, key_ranks = hash_ranks(case.q, projections), hash_ranks(case.k, projections)
     for index, level in enumerate(plan.levels):
         for row, key_row in rows(level):
             queries, keys = node_spans(plan, index, row[2])
-            rank = key_ranks[key_row[:2]].tolist()
+            projected_q, projected_k = case.q[row[:2]] @ projections, case.k[key_row[:2]] @ projections
+            of_queries = of_keys = torch.zeros(1)
+            if case.params.hashing == "centred":
+                of_keys = projected_k[list(keys)].mean(0)
+                of_queries = projected_q[list(keys) if case.is_causal else list(queries)].mean(0)
+            unsure = [((x - t).abs() < 1e-9).any() for x, t in ((projected_q, of_queries), (projected_k, of_keys))]
+            assume(not any(unsure))
+            rank = gray_rank(codes_above(projected_k, of_keys), projected_k.shape[1]).tolist()
             assert level.key_order[key_row].tolist() == sorted(keys, key=lambda j: rank[j])
-            rank = query_ranks[row[:2]].tolist()
+            if case.params.pairing == "routed":
+                continue
+            rank = gray_rank(codes_above(projected_q, of_queries), projected_q.shape[1]).tolist()
             assert level.query_order[row].tolist()[: len(queries)] == sorted(queries, key=lambda i: rank[i])
 
 
@@ -181,8 +189,34 @@ def test_bucket_pairing_sends_a_query_to_the_middle_of_the_keys_of_its_rank(
                     assert block == min((below + upto) // 2 // level.block_size, level.num_blocks - 1)
 
 
+@settings(max_examples=40)
+@given(cases(pairings=("routed",)), st.sampled_from((None, -0.5)))
+def test_routed_pairing_sends_a_query_to_the_block_of_the_largest_mean_logit(case: Case, scale: float | None) -> None:
+    plan = make_plan(case.q, case.k, case.params, is_causal=case.is_causal, scale=scale, tile_size=case.tile_size)
+    for level in plan.levels:
+        for row, key_row in rows(level):
+            keys = case.k[key_row[:2]][level.key_order[key_row].long()].split(level.block_size)
+            means = (-1 if scale else 1) * torch.stack([block.mean(0) for block in keys])
+            for first, length, block in tiles(level, row):
+                order = level.query_order[row][first : first + length].tolist()
+                assert order == sorted(order)
+                logits = case.q[row[:2]][order] @ means.T
+                assert (logits[:, block] >= logits.max(1).values - 1e-9).all()
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_routed_queries_avoid_a_block_whose_mean_is_not_a_number(is_causal: bool) -> None:
+    q, k, _ = qkv(queries=90)
+    k[:, :, 7] = torch.nan
+    plan = make_plan(q, k, small_params("iid", "routed", min_seq_len=20), is_causal=is_causal)
+    for level in plan.levels:
+        for row, key_row in rows(level):
+            with_nan = {i // level.block_size for i, j in enumerate(level.key_order[key_row].tolist()) if j == 7}
+            assert not with_nan & {block for _, count, block in tiles(level, row) if count}
+
+
 @pytest.mark.parametrize("num_keys", [2, 7, 8, 9, 64, 97, 200])
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("sampling", ["iid", "stratified"])
 def test_samples_are_drawn_as_the_sampling_says(sampling: str, num_keys: int) -> None:
     q, k, _ = qkv(queries=num_keys, batch=2, heads=4, kv_heads=2)
     size = 6
@@ -198,12 +232,12 @@ def test_samples_are_drawn_as_the_sampling_says(sampling: str, num_keys: int) ->
     assert int(level.sample_index.min()) >= 0
     assert int(level.sample_index.max()) < num_keys
     if sampling == "iid":
-        assert torch.equal(level.sample_weight, torch.full((size,), num_keys / size, dtype=torch.float64))
+        assert torch.equal(level.sample_weight, torch.full((2, 2, 1, size), num_keys / size, dtype=torch.float64))
         return
     edges = [i * num_keys // size for i in range(size + 1)]
     lengths = [high - low for low, high in pairwise(edges)]
     assert max(lengths) - min(lengths) <= 1
-    assert level.sample_weight.tolist() == lengths
+    assert level.sample_weight[1, 1, 0].tolist() == lengths
     for drawn in level.sample_index.view(-1, size).tolist():
         assert all(low <= x < high for low, x, high in zip(edges, drawn, edges[1:], strict=False))
 
@@ -257,7 +291,11 @@ class TestSeeds:
                 assert not torch.equal(a.levels[-1].key_order, b.levels[-1].key_order)
                 assert not torch.equal(drawn_projections(a, 8), drawn_projections(b, 8))
 
-    def test_samples_follow_the_seed_and_the_sizes_alone(self, sampling: str, pairing: str, is_causal: bool) -> None:
+    def test_uniform_samples_follow_the_seed_and_the_sizes_alone(
+        self, sampling: str, pairing: str, is_causal: bool
+    ) -> None:
+        if sampling == "probed":
+            pytest.skip("probed samples follow q and k")
         params = small_params(sampling, pairing)
         plans = [
             make_plan(*qkv(queries=90, dim=dim, seed=seed, dtype=dtype)[:2], params, 3, is_causal=is_causal)

@@ -1,0 +1,142 @@
+"""The steps of a plan in PyTorch, for any device, level by level: hash, probe, sort and pair, sample."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hyperattn_core.planning.draws import projections
+from hyperattn_core.planning.levels import LevelShape, node_rows
+from hyperattn_core.planning.lsh import codes_above, gray_rank, hash_ranks, project, sort_by_rank
+from hyperattn_core.planning.packed import Settings
+from hyperattn_core.planning.pairing import (
+    block_of_rank,
+    cut_tiles,
+    max_tiles,
+    rank_pairing,
+    routed_blocks,
+    row_arange,
+)
+from hyperattn_core.planning.plan import LevelPlan, plan_shape
+from hyperattn_core.planning.probes import probe_scores
+from hyperattn_core.planning.samples import samples_of
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Planner:
+    """The steps of the plan of one call.
+
+    Attributes:
+        q: queries (B, H, Nq, D), without a gradient.
+        k: keys (B, Hkv, Nk, D), without a gradient.
+        seed: of the projections, probes and samples.
+        settings: parameters, mask and tile size.
+        scale: factor of the logits, as probes and routing see them.
+    """
+
+    q: Tensor
+    k: Tensor
+    seed: int
+    settings: Settings
+    scale: float
+
+    def hash(self) -> Pair:
+        """What the hashes of queries and keys follow from, made once for all levels.
+
+        With "angular" hashing these are the ranks (B, H, Nq) and (B, Hkv, Nk), int32; with "centred", where each node
+        has thresholds of its own, the projections (B, H, Nq, r) and (B, Hkv, Nk, r).
+        """
+        params = self.settings.params
+        directions = projections(self.seed, self.q.shape[-1], params.num_projections, str(self.q.device))
+        hashed = hash_ranks if params.hashing == "angular" else project
+        return hashed(self.q, directions), hashed(self.k, directions)
+
+    def probe(self, level: LevelShape) -> Tensor | None:
+        """The scores of a level's keys (B, Hkv, G, S) with "probed" sampling, else None."""
+        params = self.settings.params
+        if params.sampling != "probed":
+            return None
+        return probe_scores(
+            level, self.q, self.k, params.num_probes, self.seed, self.scale, is_causal=self.settings.is_causal
+        )
+
+    def sort(self, level: LevelShape, hashes: Pair) -> LevelPlan:
+        """Sort and pair the nodes of a level, without samples; hashes are those of `hash`."""
+        (batch, heads), kv_heads, device = self.q.shape[:2], self.k.shape[1], self.k.device
+        params, tile_size, nodes = self.settings.params, self.settings.tile_size, level.num_nodes
+        block_size = min(params.block_size, level.node_len)
+        num_blocks, num_ranks = -(-level.node_len // block_size), 2**params.num_projections
+        query_ranks, key_ranks = self._node_ranks(level, hashes)
+        key_order, key_starts = sort_by_rank(key_ranks.reshape(-1, level.node_len), num_ranks)
+        key_order = _to_positions(key_order.view(batch, kv_heads, nodes, -1), level.key_starts)
+        if params.pairing == "routed":
+            # Queries are sorted by the block that each meets.
+            query_ranks = routed_blocks(level, self.q, self.k, key_order, block_size, self.scale)
+            query_ranks, num_ranks = self._where_there(level, query_ranks, num_blocks), num_blocks
+        query_order, query_starts = sort_by_rank(query_ranks.reshape(-1, level.query_len), num_ranks)
+        if params.pairing == "routed":
+            block_first = query_starts
+        elif params.pairing == "bucket":
+            target = block_of_rank(key_starts, block_size, num_blocks).view(batch, kv_heads, -1, num_ranks)
+            target = target.repeat_interleave(heads // kv_heads, dim=1).view(-1, num_ranks)
+            first_rank = torch.searchsorted(target, row_arange(target.shape[0], num_blocks + 1, device))
+            block_first = query_starts.gather(1, first_rank)
+        else:
+            block_first = rank_pairing(level, block_size, device).expand(batch, heads, -1, -1).flatten(0, 2)
+        tiles = cut_tiles(block_first, tile_size, max_tiles(level.query_len, tile_size, num_blocks))
+        tile_first, tile_count, tile_block = (x.view(batch, heads, nodes, -1) for x in tiles)
+        return LevelPlan(
+            block_size=block_size,
+            tile_size=tile_size,
+            key_order=key_order,
+            query_order=_to_positions(query_order.view(batch, heads, nodes, -1), level.query_starts),
+            tile_first=tile_first,
+            tile_count=tile_count,
+            tile_block=tile_block,
+            sample_index=torch.empty(batch, kv_heads, nodes, 0, dtype=torch.int32, device=device),
+            sample_weight=torch.empty(batch, kv_heads, nodes, 0, dtype=torch.float64, device=device),
+        )
+
+    def sample(self, level: LevelShape, planned: LevelPlan, scores: Tensor | None) -> LevelPlan:
+        """A sorted level with its samples; scores are those of `probe`."""
+        shape, params = plan_shape(self.q, self.k), self.settings.params
+        index, weight = samples_of(level, shape, params, self.seed, planned.key_order, scores)
+        return dataclasses.replace(planned, sample_index=index, sample_weight=weight)
+
+    def _node_ranks(self, level: LevelShape, hashes: Pair) -> Pair:
+        """Ranks of the queries (B, H, G, Sq) and keys (B, Hkv, G, S) of every node; 2**r stands for "no row"."""
+        of_queries, of_keys = hashes
+        queries = node_rows(level.padded(of_queries), level.query_starts, level.query_len)
+        keys = node_rows(of_keys, level.key_starts, level.node_len)
+        if self.settings.params.hashing == "centred":
+            # Under a mask later queries must not move the thresholds of earlier ones: those at the keys make them.
+            is_causal = self.settings.is_causal
+            before = node_rows(of_queries, level.key_starts, level.node_len) if is_causal else queries
+            queries, keys = _ranks_above(queries, _means(before)), _ranks_above(keys, _means(keys))
+        return self._where_there(level, queries, 2**self.settings.params.num_projections), keys
+
+    def _where_there(self, level: LevelShape, ranks: Tensor, no_row: int) -> Tensor:
+        """Ranks of query slots (B, H, G, Sq), those without a query replaced by no_row."""
+        counts = torch.tensor(level.query_counts, device=ranks.device).unsqueeze(1)
+        return torch.where(torch.arange(level.query_len, device=ranks.device) < counts, ranks, no_row)
+
+
+def _means(projected: Tensor) -> Tensor:
+    """The mean projections of each node (B, H, G, 1, r); what is not finite counts as zero."""
+    return projected.nan_to_num(0.0, 0.0, 0.0).mean(-2, keepdim=True)
+
+
+def _ranks_above(projected: Tensor, thresholds: Tensor) -> Tensor:
+    return gray_rank(codes_above(projected, thresholds), projected.shape[-1])
+
+
+def _to_positions(order: Tensor, starts: tuple[int, ...]) -> Tensor:
+    """Indices within nodes (B, H, G, S) to positions in the sequence."""
+    if len(starts) == 1 and starts[0] == 0:
+        return order
+    return order + torch.tensor(starts, device=order.device, dtype=order.dtype).view(1, 1, -1, 1)
