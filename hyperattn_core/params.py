@@ -104,7 +104,7 @@ def check_share(name: str, value: object) -> float:
     Raises:
         ValueError: it is no number above 0 and up to 1; the message names the key, the value and what is allowed.
     """
-    if isinstance(value, Real) and not isinstance(value, bool) and 0.0 < value <= 1.0:
+    if isinstance(value, Real) and not isinstance(value, bool) and 0.0 < float(value) <= 1.0:
         return float(value)
     raise ValueError(f"{name} must be a number above 0 and up to 1, got {value!r}")
 

@@ -53,8 +53,8 @@ def systematic_samples(scores: Tensor, count: int, floor: float, offsets: Tensor
         index: int32 (..., m), ascending.
         weight: float64 (..., m), the inverse of the probability.
     """
-    upto = cumulative_probabilities(scores, count, floor)
-    points = offsets + torch.arange(count, dtype=torch.float64, device=scores.device)
+    upto, unit = cumulative_probabilities(scores, count, floor), _unit(count)
+    points = (offsets * unit).floor() / unit + torch.arange(count, dtype=torch.float64, device=scores.device)
     index = torch.searchsorted(upto, points, right=True).clamp(max=scores.shape[-1] - 1)
     before = torch.where(index > 0, upto.gather(-1, (index - 1).clamp(min=0)), 0.0)
     return index.to(torch.int32), (upto.gather(-1, index) - before).reciprocal()
@@ -86,6 +86,13 @@ def cumulative_probabilities(scores: Tensor, count: int, floor: float) -> Tensor
     upto = (shares * (1.0 - certain)).cumsum(-1)
     drawn = count - is_certain.sum(-1, keepdim=True)
     factor = torch.where(drawn > 0, drawn / upto[..., -1:], 0.0)
-    # Sums of multiples of a power of two are exact, so that a certain key has a length of one wherever it lies.
-    unit = 2.0 ** (48 - count.bit_length())
+    unit = _unit(count)
     return (upto * factor * unit).round() / unit + certain.cumsum(-1)
+
+
+def _unit(count: int) -> float:
+    """The inverse of a power of two whose multiples up to `count` add up without rounding.
+
+    So a certain key has a length of one wherever it lies, and points are one apart.
+    """
+    return 2.0 ** (48 - count.bit_length())

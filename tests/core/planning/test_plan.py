@@ -385,7 +385,7 @@ def test_a_plan_is_exact_where_the_estimator_is(
     q, k, _ = qkv(queries=queries, keys=keys, dim=2)
     plan = make_plan(q, k, params, is_causal=is_causal)
     short = keys <= params.min_seq_len
-    complete = params.block_size >= keys or (params.sampling == "stratified" and params.sample_size >= keys)
+    complete = params.block_size >= keys or (params.sampling != "iid" and params.sample_size >= keys)
     assert plan.is_exact == (short or (complete and not is_causal))
     assert plan.shape == (1, 1, 1, queries, keys)
     assert (plan.leaf_len == params.min_seq_len) == (is_causal and not plan.is_exact)
