@@ -40,7 +40,7 @@ def routed_blocks(level: LevelShape, q: Tensor, k: Tensor, key_order: Tensor, bl
     """
     (batch, heads), kv_heads, dtype = q.shape[:2], k.shape[1], planning_dtype(q)
     num_blocks = -(-level.node_len // block_size)
-    lengths = torch.full((num_blocks, 1), block_size, device=k.device)
+    lengths = torch.full((num_blocks, 1), block_size, dtype=dtype, device=k.device)
     lengths[-1] = level.node_len - (num_blocks - 1) * block_size
     blocks = torch.empty(batch, heads, level.num_nodes, level.query_len, dtype=torch.int64, device=q.device)
     at_once = max(1, _LOGITS_AT_ONCE // (level.num_nodes * num_blocks))

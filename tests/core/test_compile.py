@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hyperattn_core import HyperAttentionParams, exact_attention, hyper_attention, make_plan
+from hyperattn_core.planning.packed import Settings
 from tests.helpers.core_inputs import normal, qkv
 
 PARAMS = HyperAttentionParams(8, 8, 3, min_seq_len=16)
@@ -143,8 +144,8 @@ def test_a_derivative_of_torch_func_within_a_graph_is_refused(call: Callable[...
 def test_operators_are_sound(name: str, length: int) -> None:
     q, k, v = (x.requires_grad_() for x in qkv(queries=length, heads=2, kv_heads=1, dim=9, value_dim=5))
     ops = torch.ops.hyperattn
-    settings = [8, 8, 3, 16, 1, 1, 1, 64]
-    arguments: dict[str, tuple[Any, ...]] = {"plan": (q.detach(), k.detach(), 3, "", "torch", settings)}
+    settings = Settings(PARAMS, True, 64).to_list()
+    arguments: dict[str, tuple[Any, ...]] = {"plan": (q.detach(), k.detach(), 3, "", "torch", settings, 0.25)}
     rest = (*ops.plan(*arguments["plan"]), "torch", settings, 0.25)
     arguments["attend"] = (q, k, v, *rest)
     tensors = [x.detach() for x in (q, k, v, *ops.attend(*arguments["attend"]))]

@@ -39,7 +39,7 @@ class TestOperators:
         q, k, v = (x.requires_grad_() for x in call.inputs())
         ops = torch.ops.hyperattn
         settings = Settings(call.parameters(), is_causal, 16).to_list()
-        drawn = (q.detach(), k.detach(), 5, "", "triton", settings)
+        drawn = (q.detach(), k.detach(), 5, "", "triton", settings, 0.25)
         torch.library.opcheck(ops.plan, drawn)
         rest = (*ops.plan(*drawn), "triton", settings, 0.25)
         torch.library.opcheck(ops.attend, (q, k, v, *rest))
