@@ -22,6 +22,9 @@ HYPER_DEFAULTS: dict[str, Any] = {
     "min_seq_len": 1024,
     "sampling": "stratified",
     "pairing": "bucket",
+    "hashing": "angular",
+    "num_probes": None,
+    "probe_floor": None,
     "seed": 0,
 }
 #: A run small enough for a test: one short pass after the other.

@@ -115,7 +115,10 @@ def test_the_seed_of_hyper_and_uniform_is_that_of_their_draw() -> None:
 def test_defaults_of_hyper_are_those_of_the_library() -> None:
     for name, params in (("hyper", HyperAttentionParams()), ("hyper_paper", HyperAttentionParams.paper())):
         method = registry.find(METHODS[name])
-        assert method.defaults() == {**dataclasses.asdict(params), "seed": 0}
+        values = {**dataclasses.asdict(params), "seed": 0}
+        if params.sampling != "probed":
+            values |= {"num_probes": None, "probe_floor": None}
+        assert method.defaults() == values
         shipped = set(catalog.entries("method")[name]) - set(METHOD_KEYS)
         assert shipped == set(method.defaults())
         assert method.with_lse is not None
@@ -124,7 +127,7 @@ def test_defaults_of_hyper_are_those_of_the_library() -> None:
 def test_shipped_parameters_are_those_that_the_methods_take() -> None:
     for data in catalog.entries("method").values():
         method = registry.find(data["_target_"])
-        hyper = {k: 1 for k in data if k not in (*METHOD_KEYS, "sampling", "pairing", "match")}
+        hyper = {k: 1 for k in data if k not in (*METHOD_KEYS, "sampling", "pairing", "hashing", "match")}
         method.check(hyper)
 
 
