@@ -27,7 +27,7 @@ from unittest.mock import patch
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS = Path("results/reference/amd-epyc-2-cores")
+RUNS = Path("results/reference")
 EXPECTED = Path(__file__).resolve().with_name("expected")
 DIGESTS = EXPECTED / "digests.json"
 #: Group of the table of `make kernels`: it takes long, and holds for one version of Triton.
@@ -36,12 +36,13 @@ KERNELS = "kernels"
 LARGE = ("show.json", "timings.csv", "errors.csv", "figure_*.json")
 #: A number with many digits.
 _NUMBER = re.compile(r"-?\d+\.\d{6,}(e[-+]?\d+)?")
+_AA = "amd-epyc-2-cores/aa"
 COMPARISONS = {
-    "strict_1_with_strict_2": ("aa/strict_1", "aa/strict_2"),
-    "strict_3_with_strict_4": ("aa/strict_3", "aa/strict_4"),
-    "strict_5_with_strict_6": ("aa/strict_5", "aa/strict_6"),
-    "two_names": ("aa/two_names", "--methods", "flash2,again"),
-    "fig4_methods": ("fig4", "--methods", "flash2,hyper"),
+    "strict_1_with_strict_2": (f"{_AA}/strict_1", f"{_AA}/strict_2"),
+    "strict_3_with_strict_4": (f"{_AA}/strict_3", f"{_AA}/strict_4"),
+    "strict_5_with_strict_6": (f"{_AA}/strict_5", f"{_AA}/strict_6"),
+    "two_names": (f"{_AA}/two_names", "--methods", "flash2,again"),
+    "fig4_methods": ("amd-epyc-family-25-2-cores/fig4", "--methods", "flash2,hyper"),
 }
 
 Files = dict[str, str]

@@ -11,8 +11,8 @@ import pytest
 from tests.golden.make import KERNELS, as_recorded, groups, make, recorded
 
 RECORDED = recorded()
-#: Compiled kernels, and runs that are much like another: like sampling, fig4 and aa/two_names.
-SLOW = re.compile(rf"{KERNELS}$|(pairing|aa/seq_len|aa/strict_\d)/")
+#: Compiled kernels, runs that are much like another (like sampling, fig4 and aa/two_names), and the largest.
+SLOW = re.compile(rf"{KERNELS}$|.*/(pairing|min_seq_len|estimators|tradeoff|aa/seq_len|aa/strict_\d)/")
 ADVICE = (
     "To see what has changed, run `python tests/golden/make.py --out DIR` on this commit and on the one before, with "
     "another DIR, and `diff -r` the two. If it was meant to change: `python tests/golden/make.py`, and commit."
