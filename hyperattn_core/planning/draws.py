@@ -54,7 +54,7 @@ def level_samples(
 
 
 def sample_offsets(level: LevelShape, shape: CallShape, seed: int, device: str) -> Tensor:
-    """Where the systematic draw of each node begins: uniform in [0, 1), float64 (B, Hkv, G, 1)."""
+    """Offsets of the systematic draws of all nodes: uniform in [0, 1), float64 (B, Hkv, G, 1)."""
     generator = _generator(seed, f"samples/{level.index}")
     rows = (shape[0], shape[2], level.num_nodes, 1)
     return torch.rand(rows, generator=generator, dtype=torch.float64, device="cpu").to(device)

@@ -46,7 +46,7 @@ class Planner:
     scale: float
 
     def hash(self) -> Pair:
-        """What the hashes of queries and keys follow from, made once for all levels.
+        """Ranks or projections of queries and keys, made once for all levels: what their hashes follow from.
 
         With "angular" hashing these are the ranks (B, H, Nq) and (B, Hkv, Nk), int32; with "centred", where each node
         has thresholds of its own, the projections (B, H, Nq, r) and (B, Hkv, Nk, r).

@@ -89,7 +89,7 @@ class PlanWork:
         )  # fmt: skip
 
     def probe(self) -> None:
-        """What the probes attend to, with "probed" sampling."""
+        """Scores of the keys of all levels, with "probed" sampling."""
         self.scores = [self.planner.probe(level) for level in self.where.levels]
 
     def sort(self) -> None:
@@ -147,7 +147,7 @@ class SortedInPyTorch(PlanWork):
     """
 
     def hash(self) -> None:
-        """What hashes follow from."""
+        """Ranks or projections of all queries and keys."""
         self.hashes = self.planner.hash()
 
     def sort(self) -> None:
