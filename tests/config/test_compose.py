@@ -26,7 +26,7 @@ WITHOUT_A_FILE = [
 CUDA_LENGTHS = [4096, 8192, 16_384, 32_768, 65_536, 131_072]
 
 #: Sweeps over many settings, which measure one pass of each.
-FORWARD_ALONE = {"alpha", "recall", "tradeoff", "tune", "tune_causal"}
+FORWARD_ALONE = {"alpha", "estimators", "recall", "tradeoff", "tune", "tune_causal"}
 
 
 def choose(asked: str) -> tuple[str, str]:
