@@ -133,10 +133,13 @@ def _rows_to_judge(part: pd.DataFrame) -> tuple[list[dict[str, Any]], bool]:
 
 def _beside(view: View, row: Row) -> list[Case]:
     """The trivial methods at the place, the length and the pass of a row."""
-    frame = view.timings[view.timings["method"].isin([m for m, kind in view.kinds.items() if kind == "trivial"])]
+    trivial = [method for method in view.methods if view.kinds.get(method) == "trivial"]
+    if not trivial:
+        return []
+    is_beside = view.timings["method"].isin(trivial)
     for dim in (*_PLACE, "seq_len", "pass"):
-        frame = frame[frame[dim] == row[dim]]
-    return [_case(view, other) for other in records(frame)]
+        is_beside &= view.timings[dim] == row[dim]
+    return [_case(view, other) for other in records(view.timings[is_beside])]
 
 
 def _case(view: View, row: Row) -> Case:
