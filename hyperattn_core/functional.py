@@ -163,7 +163,7 @@ def make_plan(
         seed: seed of the projections and samples; the same seed gives the same plan on every device, but for
             projections within rounding of zero.
         is_causal: plan causal attention (Nq == Nk).
-        scale: factor of the logits that probes see, 1 / sqrt(D) if None; without "probed" sampling nothing asks it.
+        scale: factor of the logits, 1 / sqrt(D) if None; "probed" sampling and "routed" pairing alone ask for it.
         tile_size: most queries in a tile, a matter of speed only; the backend's own choice if None.
         backend: "torch", "triton" or "auto", as for hyper_attention; both make the same plan.
 

@@ -26,7 +26,7 @@ class Implementation(Protocol):
         """Elements of a packed plan: indices and weights."""
 
     def packed_plan(self, q: Tensor, k: Tensor, seed: int, settings: Settings, scale: float) -> Packed:
-        """Hash, sort, pair and sample; probes weigh keys with the logits' factor `scale`."""
+        """Hash, sort, pair and sample; probes and routing ask for the logits' factor `scale`."""
 
     def pack(self, plan: AttentionPlan) -> Packed:
         """Any plan in the layout of this backend."""

@@ -210,7 +210,7 @@ def _refuse_in_graph() -> None:
 
 
 def plan(q: Tensor, k: Tensor, seed: int, backend: str, settings: Settings, scale: float) -> Packed:
-    """Hash, sort, pair and sample: a plan in the layout of a backend; probes alone ask for the logits' `scale`."""
+    """Hash, sort, pair and sample: a plan in a backend's layout; probes and routing ask for the logits' `scale`."""
     short = -(2**63) <= seed < 2**63
     seeds = (seed, "") if short else (0, str(seed))
     data, weights = torch.ops.hyperattn.plan(q.detach(), k.detach(), *seeds, backend, settings.to_list(), scale)
