@@ -86,9 +86,10 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
     timings = _in_order(passes, list(nodes))
     chosen = select(timings, where or {}, keep_method=baseline)
     joined = add_speedup(chosen, baseline)
+    of_stages = stages[stages["point_id"].isin(chosen["point_id"])]
     return View(
         joined.merge(error_table(_apart_from(errors, joined)), how="left", left_on="point_id", right_index=True),
-        stage_table(stages[stages["point_id"].isin(chosen["point_id"])], combine_rounds(timings)),
+        stage_table(of_stages, combine_rounds(timings[timings["point_id"].isin(of_stages["point_id"])])),
         run.environment,
         baseline,
         {m: str(node["description"]) for m, node in nodes.items() if node.get("description")},

@@ -35,7 +35,10 @@ def percentile(values: Sequence[float], percent: float) -> float:
         raise ValueError("a percentile of no samples does not exist")
     if not 0.0 <= percent <= 100.0:
         raise ValueError(f"percent={percent} is not within 0..100")
-    ordered = sorted(values)
+    return _of_ordered(sorted(values), percent)
+
+
+def _of_ordered(ordered: Sequence[float], percent: float) -> float:
     position = (len(ordered) - 1) * percent / 100.0
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
@@ -48,7 +51,10 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def mad(values: Sequence[float]) -> float:
     """The median absolute deviation from the median (not scaled). Raises ValueError if there is no value."""
-    centre = median(values)
+    return _mad(values, median(values))
+
+
+def _mad(values: Sequence[float], centre: float) -> float:
     return median([abs(value - centre) for value in values])
 
 
@@ -83,10 +89,11 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 
 def summarise(samples_ms: Sequence[float]) -> Summary:
     """All statistics of a list of samples. Raises ValueError if there is none."""
-    ordered = sorted(samples_ms)  # what is in order is quickly sorted again
-    low, high = median_interval(ordered)
+    low, high = median_interval(samples_ms)
+    ordered = sorted(samples_ms)
+    centre = _of_ordered(ordered, 50.0)
     return Summary(
-        n_samples=len(ordered), median_ms=median(ordered), ci_low_ms=low, ci_high_ms=high,
-        p20_ms=percentile(ordered, 20.0), p80_ms=percentile(ordered, 80.0),
-        min_ms=float(ordered[0]), mad_ms=mad(ordered),
+        n_samples=len(ordered), median_ms=centre, ci_low_ms=low, ci_high_ms=high,
+        p20_ms=_of_ordered(ordered, 20.0), p80_ms=_of_ordered(ordered, 80.0),
+        min_ms=float(ordered[0]), mad_ms=_mad(ordered, centre),
     )  # fmt: skip

@@ -12,10 +12,9 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import msgspec
-
 from hyperbench.store.files import StoreError
 from hyperbench.store.plain_data import short
+from hyperbench.store.record_json import parsed
 from hyperbench.store.schema import SCHEMA_VERSION
 
 HEADER_KIND = "run"
@@ -30,7 +29,7 @@ _MOST_TOLD = 5
 
 
 class Line(NamedTuple):
-    """A line of a journal: its bytes without the newline, and its data; `reason` says why it is no record, if so.
+    """A line of a journal: its bytes without the newline, and what `parsed` gives; `reason`: why it is no record.
 
     `is_checked`: it has a checksum, and that is right.
     """
@@ -165,16 +164,9 @@ def _parsed(number: int, text: bytes) -> Line:
             return Line(number, text, None, False, f"its checksum is {found.decode()}, not {short(told)[1:]}")
         body += b"}"
     try:
-        return Line(number, text, _plain(body), is_checked)
+        return Line(number, text, parsed(body), is_checked)
     except (ValueError, RecursionError) as error:
         return Line(number, text, None, False, _one_line(error))
-
-
-def _plain(body: bytes) -> Any:
-    try:
-        return msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        return json.loads(body)  # Python's own JSON has words for infinities and NaN
 
 
 def _one_line(error: Exception) -> str:

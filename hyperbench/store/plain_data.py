@@ -131,14 +131,19 @@ def is_plain(value: Any, levels: int = _MAX_LEVELS, *, only_finite: bool = False
 
     `only_finite`: and it holds no infinity and no NaN at any level.
     """
+    kind = type(value)
+    if kind is str or kind is int or value is None:
+        return True
     if isinstance(value, dict | list):
         if levels <= 0 or (isinstance(value, dict) and not all(isinstance(key, str) for key in value)):
             return False
-        items = value.values() if isinstance(value, dict) else value
-        return all(is_plain(item, levels - 1, only_finite=only_finite) for item in items)
+        for item in value.values() if isinstance(value, dict) else value:
+            if not is_plain(item, levels - 1, only_finite=only_finite):
+                return False
+        return True
     if isinstance(value, float) and only_finite:
         return math.isfinite(value)
-    return value is None or isinstance(value, str | int | float)
+    return isinstance(value, str | int | float)
 
 
 def short(value: Any) -> str:

@@ -191,22 +191,27 @@ class Timing:
 
     def __post_init__(self) -> None:
         check_types(self)
+        self.check_state()
+
+    def check_state(self) -> None:
+        """Raise ValueError unless fields of the right types fit together."""
         if self.samples_ms and not self.status.has_timing:
             raise ValueError(f"a timing of status {self.status} cannot carry samples")
         if self.status.has_timing and not self.samples_ms:
             raise ValueError(f"a timing of status {self.status} needs samples")
         if self.status.has_timing and self.cause is not None:
             raise ValueError(f"a timing of status {self.status} cannot have cause={self.cause}")
-        for name in ("samples_ms", "warmup_ms"):
-            samples = getattr(self, name)
-            if not all(map(math.isfinite, samples)) or min(samples, default=0.0) < 0.0:
+        for name, samples in (("samples_ms", self.samples_ms), ("warmup_ms", self.warmup_ms)):
+            # A sum is finite only if all of it is; one that overflows is looked at again.
+            if samples and not (min(samples) >= 0.0 and (sum(samples) < math.inf or all(map(math.isfinite, samples)))):
                 raise ValueError(f"{name} must be non-negative numbers")
+        values = vars(self)
         for name in ("first_call_ms", "host_ms", "setup_ms"):
-            if not 0.0 <= (getattr(self, name) or 0.0) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be a non-negative number")
+            if not 0.0 <= (values[name] or 0.0) < math.inf:
+                raise ValueError(f"{name}={values[name]} must be a non-negative number")
         for name in ("round", "peak_memory_bytes", "memory_before_bytes", "resident_peak_bytes"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} cannot be negative")
+            if (values[name] or 0) < 0:
+                raise ValueError(f"{name}={values[name]} cannot be negative")
         for flag in self.flags:
             if flag not in list(Flag):
                 raise ValueError(f"flags={short(flag)} is unknown; allowed: {', '.join(Flag)}")
@@ -242,6 +247,10 @@ class ErrorRow:
 
     def __post_init__(self) -> None:
         check_types(self)
+        self.check_state()
+
+    def check_state(self) -> None:
+        """Raise ValueError unless fields of the right types fit together."""
         if self.status.has_timing != (self.value is not None):
             raise ValueError(f"an error row of status {self.status} cannot have value={self.value}")
         if self.status.has_timing and self.cause is not None:

@@ -207,11 +207,14 @@ def _frame(
             code or (of_point if stage else None)
             for code, of_point, stage in zip(columns["implementation"], codes_of_points, columns["stage"], strict=True)
         ]
-    of_points = [heads[row.point_id] for row in rows]
+    places = {point_id: place for place, point_id in enumerate(heads)}
+    of_points = [places[row.point_id] for row in rows]
     made = {}
     for name, kind in kinds.items():
-        column = columns[name] if name in columns else [head[name] for head in of_points]
-        made[name] = pd.Series(list(column), dtype=object if kind == "text" else kind)
+        cells = columns[name] if name in columns else [head[name] for head in heads.values()]
+        made[name] = pd.Series(list(cells), dtype=object if kind == "text" else kind)
+        if name not in columns:
+            made[name] = made[name].take(of_points).reset_index(drop=True)
     return pd.DataFrame(made)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperbench.store import tables
-from hyperbench.store.record_json import from_json, to_json
+from hyperbench.store.record_json import from_json, parsed, to_json
 from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Status, StopReason, Timing
 from tests.helpers.made_records import a_point, a_stage, a_timing, error_rows, points, records
 
@@ -83,7 +84,7 @@ def test_the_id_is_the_same_in_another_process() -> None:
 def test_records_survive_json(record: Record) -> None:
     text = json.dumps(to_json(record))
     # A NaN is not equal to itself; its repr is.
-    assert repr(from_json(json.loads(text))) == repr(record)
+    assert repr(from_json(json.loads(text))) == repr(from_json(parsed(text.encode()))) == repr(record)
 
 
 @settings(deadline=None)
@@ -226,10 +227,14 @@ def test_a_damaged_record_is_refused_or_is_good_for_the_tables(data: st.DataObje
     else:
         name = data.draw(st.sampled_from(sorted(good["point"])))
         damaged = {**good, "point": {**good["point"], name: data.draw(JUNK)}}
+    text = json.dumps(damaged).encode()
     try:
         record = from_json(damaged)
-    except ValueError:
+    except ValueError as error:
+        with pytest.raises(ValueError, match=f"^{re.escape(str(error))}$"):
+            from_json(parsed(text))
         return
+    assert repr(from_json(parsed(text))) == repr(record)
     made = tables.build([record], "run")
     assert sum(len(frame) for frame in made.values()) == 1
 

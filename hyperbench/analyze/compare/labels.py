@@ -33,7 +33,8 @@ def point_label(row: Row, dims: Sequence[str]) -> str:
 def dims_of(comparison: Comparison) -> list[str]:
     """The fields that tell rows apart: method and length always, the others where they vary within a run."""
     rows = (*comparison.rows, *comparison.unmatched)
-    runs = [[_flat(row.point_a) for row in rows if row.point_a], [_flat(row.point_b) for row in rows if row.point_b]]
+    sides = ([row.point_a for row in rows if row.point_a], [row.point_b for row in rows if row.point_b])
+    runs = [[_flat(point) for point in {point.point_id: point for point in side}.values()] for side in sides]
     flats = [flat for run in runs for flat in run]
     hidden = {"method", "seq_len"}
     if all(flat["heads"] == flat["kv_heads"] for flat in flats):

@@ -57,11 +57,7 @@ def verdicts(view: View) -> list[Verdict]:
     named = list(varying(frame, [dim for dim in _PLACE if dim not in _TOLD]))
     told = settings(frame)
     judged = [m for m in view.methods if m not in view.exact_methods and m not in view.kinds]
-    found = [
-        _verdict(view, part, told, named)
-        for method in judged
-        for _, part in frame[frame["method"] == method].groupby(list(_PLACE), sort=False)
-    ]
+    found = [_verdict(view, rows, told, named) for method in judged for rows in _places(frame, method)]
     return sorted(found, key=lambda verdict: bool(verdict.row["is_causal"]))
 
 
@@ -93,9 +89,17 @@ def verdict_data(found: Sequence[Verdict]) -> list[dict[str, Any]]:
     ]
 
 
-def _verdict(view: View, part: pd.DataFrame, told: Mapping[str, str], named: Sequence[str]) -> Verdict:
+def _places(frame: pd.DataFrame, method: str) -> list[list[Row]]:
+    """The rows of a method at each place, at all lengths and settings."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in records(frame[frame["method"] == method]):
+        found.setdefault(tuple(row[dim] for dim in _PLACE), []).append(row)
+    return list(found.values())
+
+
+def _verdict(view: View, at_place: Sequence[Row], told: Mapping[str, str], named: Sequence[str]) -> Verdict:
     """The verdict on a method from its rows of one place, at all lengths and settings."""
-    rows, slower_before = _rows_to_judge(part)
+    rows, slower_before = _rows_to_judge(at_place)
     cases, beside = [_case(view, row) for row in rows], _beside(view, rows[0])
     judged = [(judge(case, _answers(row), beside), case) for row, case in zip(rows, cases, strict=True)]
     index = best(judged)
@@ -118,17 +122,19 @@ def _verdict(view: View, part: pd.DataFrame, told: Mapping[str, str], named: Seq
     return Verdict(row, case, finding, text, setting, len(rows))
 
 
-def _rows_to_judge(part: pd.DataFrame) -> tuple[list[dict[str, Any]], bool]:
+def _rows_to_judge(rows: Sequence[Row]) -> tuple[list[Row], bool]:
     """The rows of the widest pass at the largest length, one for each setting; with a speedup as far as there are any.
 
     Also true if there are shorter lengths, at none of which the method was faster.
     """
-    rows = next((some for some in (part[part[c].notna()] for c in ("speedup", "median_ms")) if len(some)), part)
-    rows = rows[rows["pass"] == next(name for name in _PASSES if (rows["pass"] == name).any())]
-    largest = rows["seq_len"].max()
-    shorter = rows[rows["seq_len"] < largest]
-    slower_before = len(shorter) > 0 and not bool((shorter["speedup_low"] > 1.0).any())
-    return records(rows[rows["seq_len"] == largest]), slower_before
+    known = ([row for row in rows if not is_null(row[name])] for name in ("speedup", "median_ms"))
+    rows = next((some for some in known if some), rows)
+    widest = next(name for name in _PASSES if any(row["pass"] == name for row in rows))
+    rows = [row for row in rows if row["pass"] == widest]
+    largest = max(row["seq_len"] for row in rows)
+    shorter = [row for row in rows if row["seq_len"] < largest]
+    slower_before = bool(shorter) and not any(row["speedup_low"] > 1.0 for row in shorter)
+    return [row for row in rows if row["seq_len"] == largest], slower_before
 
 
 def _beside(view: View, row: Row) -> list[Case]:
