@@ -56,7 +56,7 @@ def from_json(data: Any) -> Record:
 
     Raises ValueError on anything that is no record in a possible state.
     """
-    if isinstance(data, tuple(_KINDS.values())):
+    if isinstance(data, Timing | ErrorRow):
         return data
     if not isinstance(data, dict):
         raise ValueError(f"a record is a mapping, not {short(data)}")
@@ -80,15 +80,17 @@ def from_json(data: Any) -> Record:
 def _decoder() -> msgspec.json.Decoder[Any]:
     """A decoder of lines: each becomes an object of a class that has the name of its kind, with its point as text."""
     lines = []
+    ints: dict[Any, Any] = {int: _INT, int | None: _INT | None}
     for kind, cls in _KINDS.items():
-        fields = []
-        for name, hint in {**hints(cls), "point": msgspec.Raw}.items():
-            hint = {int: _INT, int | None: _INT | None}.get(hint, hint)
-            of, missing = cls.__dataclass_fields__[name], dataclasses.MISSING
-            if of.default_factory is not missing:
-                fields.append((name, hint, msgspec.field(default_factory=of.default_factory)))
-            else:
-                fields.append((name, hint) if of.default is missing else (name, hint, of.default))
+        fields: list[Any] = []
+        types: dict[str, Any] = {**hints(cls), "point": msgspec.Raw}
+        for of in dataclasses.fields(cls):
+            field: tuple[Any, ...] = (of.name, ints.get(types[of.name], types[of.name]))
+            if of.default_factory is not dataclasses.MISSING:
+                field = (*field, msgspec.field(default_factory=of.default_factory))
+            elif of.default is not dataclasses.MISSING:
+                field = (*field, of.default)
+            fields.append(field)
         lines.append(msgspec.defstruct(kind, fields, tag_field="kind", tag=kind, forbid_unknown_fields=True))
     return msgspec.json.Decoder(lines[0] | lines[1])
 
