@@ -13,7 +13,7 @@ import msgspec
 from hyperbench.store.plain_data import MAX_INT, decoded, hints, numbers, short
 from hyperbench.store.schema import ErrorRow, Pass, Point, Record, Status, Timing
 
-_KINDS: dict[str, type[Any]] = {"timing": Timing, "error": ErrorRow}
+_KINDS: dict[str, Any] = {"timing": Timing, "error": ErrorRow}
 _INT = Annotated[int, msgspec.Meta(ge=-MAX_INT, le=MAX_INT)]
 _NON_FINITE = ("inf", "-inf", "nan")
 #: Kind of a stage in journals written before a stage became a timing.
