@@ -5,7 +5,6 @@ Nothing heavy is imported before a command runs, so that `--help` and completion
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -297,6 +296,4 @@ def doctor(as_json: AsJson = False) -> None:
 def main() -> None:
     """Run the command line; whatever a user can cause ends in one line on stderr and an exit code (see exit_codes)."""
     streams.make_safe()
-    # Tables of very many rows are no garbage: to look for it among them takes a tenth of the time of showing a run.
-    gc.set_threshold(1_000_000)
     exit_codes.leave_with(lambda: app(standalone_mode=False))

@@ -7,6 +7,7 @@ With HYPERBENCH_TRACEBACK=1 errors keep their traceback.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -26,6 +27,7 @@ _CommandLineError: type[Exception] = next(c for c in typer.BadParameter.__mro__ 
 
 def leave_with(program: Callable[[], Any]) -> NoReturn:
     """Run the program and leave with what it returns as the exit code, or with the line and the code of its error."""
+    gc.set_threshold(1_000_000)  # tables of very many rows are no garbage, and it takes long to find that out
     if os.environ.get(_TRACEBACK_VARIABLE):
         sys.exit(program())
     warnings.showwarning = _showing(warnings.showwarning)
