@@ -43,12 +43,14 @@ def _add_node(
     query_order = level.query_order[query_row].long().cpu()
     samples = level.sample_index[key_row].long().cpu()
     sample_weight = level.sample_weight[key_row].cpu()
+    per_query = level.blocks_per_tile / level.tile_size
     tiles = zip(level.tile_first[query_row], level.tile_count[query_row], level.tile_block[query_row], strict=True)
-    for first, count, block in ((int(f), int(c), int(i)) for f, c, i in tiles):
-        queries = query_order[first : first + count]
-        for query in queries.tolist():
-            weights[query, key_order[block * level.block_size : (block + 1) * level.block_size]] += 1.0
-            outside = samples // level.block_size != block
+    for first, count, entries in ((int(f), int(c), i.tolist()) for f, c, i in tiles):
+        for number, query in enumerate(query_order[first : first + count].tolist()):
+            blocks = [block for block in entries[: max(1, int((number + 1) * per_query))] if block >= 0]
+            for block in blocks:
+                weights[query, key_order[block * level.block_size : (block + 1) * level.block_size]] += 1.0
+            outside = ~torch.isin(samples // level.block_size, torch.tensor(blocks))
             weights[query].index_add_(0, key_order[samples[outside]], sample_weight[outside])
 
 

@@ -13,6 +13,8 @@ Pairing = Literal["rank", "bucket", "routed"]
 Hashing = Literal["angular", "centred"]
 
 MAX_NUM_PROJECTIONS = 15
+#: With "routed" pairing: consecutive keys of a block, and consecutive queries that share the blocks which they choose.
+ROUTED_KEYS, ROUTED_QUERIES = 4, 8
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class HyperAttentionParams:
     """Parameters of HyperAttention (Han et al., ICLR 2024, Algorithms 1 to 4), and of what goes beyond the paper.
 
     Attributes:
-        block_size: b, keys per block of the block-diagonal part.
+        block_size: b, keys per block of the block-diagonal part; with "routed" pairing a multiple of 32.
         sample_size: m, sampled keys shared by all queries of a head (of a node, in the causal recursion).
         num_projections: r, hyperplanes of the angular LSH; 2**r buckets.
         min_seq_len: number of keys up to which attention is exact; the leaf length of the causal recursion.
@@ -30,8 +32,9 @@ class HyperAttentionParams:
             m = Nk as well, and of far less variance where some keys draw the attention of all queries.
         pairing: "rank" pairs the i-th slice of sorted queries with the i-th block of sorted keys (the paper; under
             a causal mask not causal in q); "bucket" sends a query to the block that holds the keys of its own hash
-            rank (strictly causal); "routed" to the block whose mean key has the largest logit with it (also strictly
-            causal).
+            rank (strictly causal); "routed" hashes and sorts nothing: each query chooses those of all runs of 4
+            consecutive keys whose mean keys have the largest logits with it, and meets them and the ones that up to
+            7 queries before it chose, b keys at most (also strictly causal).
         hashing: "angular" hashes a row by the signs of its projections (the paper); "centred" by whether each lies
             above its mean, that of the node's keys for keys, and for queries that of the queries at the keys' positions
             (of all queries where there is no mask).
@@ -62,8 +65,19 @@ class HyperAttentionParams:
         check_choice("pairing", self.pairing, get_args(Pairing))
         check_choice("hashing", self.hashing, get_args(Hashing))
         object.__setattr__(self, "probe_floor", check_share("probe_floor", self.probe_floor))
+        if self.pairing == "routed":
+            self._check_routed()
         if self.sampling == "probed" and self.num_probes > self.min_seq_len:
             raise ValueError(f"num_probes must be at most min_seq_len={self.min_seq_len}, got {self.num_probes}")
+
+    def _check_routed(self) -> None:
+        if self.block_size % (ROUTED_KEYS * ROUTED_QUERIES):
+            raise ValueError(
+                f"block_size must be a multiple of {ROUTED_KEYS * ROUTED_QUERIES} with pairing='routed',"
+                f" got {self.block_size}"
+            )
+        if self.hashing != "angular":
+            raise ValueError(f"pairing='routed' hashes nothing: leave hashing out, got {self.hashing!r}")
 
     @classmethod
     def paper(cls) -> HyperAttentionParams:

@@ -15,23 +15,27 @@ class Membership:
     """Block of every query and key of a head at a level, by position; blocks are numbered over all nodes.
 
     Attributes:
-        query_block: int64 (Nq,), the key block that a query meets, -1 where it is in no node.
+        query_blocks: int64 (Nq, R), the key blocks that a query meets; -1 in places without one, and everywhere where
+            it is in no node.
         key_block: int64 (Nk,), the block that holds a key, -1 where it is in no node.
         num_blocks: blocks of a node: block // num_blocks is the node.
         is_sampled: bool (Nk,), True for a key that is among the samples of its node.
     """
 
-    query_block: Tensor
+    query_blocks: Tensor
     key_block: Tensor
     num_blocks: int
     is_sampled: Tensor
 
     def met(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Masks (R, Nk) of the keys in the blocks of R queries, in their nodes, and sampled outside their blocks."""
-        blocks = self.query_block[queries].unsqueeze(1)
-        present = blocks >= 0
-        in_block = (blocks == self.key_block) & present
-        in_node = (_floor(blocks, self.num_blocks) == _floor(self.key_block, self.num_blocks)) & present
+        blocks = self.query_blocks[queries]
+        # The last column is for -1, of queries and of keys.
+        is_met = torch.zeros(len(blocks), int(self.key_block.max()) + 2, dtype=torch.bool, device=blocks.device)
+        is_met.scatter_(1, torch.where(blocks < 0, is_met.shape[1] - 1, blocks), True)
+        is_met[:, -1] = False
+        in_block, node = is_met[:, self.key_block], _floor(blocks.amax(1, keepdim=True), self.num_blocks)
+        in_node = (node == _floor(self.key_block, self.num_blocks)) & (node >= 0)
         return in_block, in_node, in_node & self.is_sampled & ~in_block
 
 
@@ -53,10 +57,13 @@ def membership(plan: AttentionPlan, level: LevelPlan, batch: int, head: int) -> 
     number = torch.arange(len(tile), device=device) - (count.cumsum(0) - count)[tile]
     node = tile // level.tile_count.shape[-1]
     place = level.tile_first[batch, head].long().flatten()[tile] + number
-    query_block = torch.full((num_queries,), -1, device=device)
+    blocks = level.tile_block[batch, head].long().flatten(0, 1)[tile]
+    upto = ((number + 1) * level.blocks_per_tile // level.tile_size).clamp(min=1)
+    is_met = (torch.arange(level.blocks_per_tile, device=device) < upto.unsqueeze(1)) & (blocks >= 0)
+    query_blocks = torch.full((num_queries, level.blocks_per_tile), -1, device=device)
     position = level.query_order[batch, head].long()[node, place]
-    query_block[position] = node * level.num_blocks + level.tile_block[batch, head].long().flatten()[tile]
-    return Membership(query_block, key_block, level.num_blocks, is_sampled)
+    query_blocks[position] = torch.where(is_met, node.unsqueeze(1) * level.num_blocks + blocks, -1)
+    return Membership(query_blocks, key_block, level.num_blocks, is_sampled)
 
 
 def _floor(blocks: Tensor, num_blocks: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The steps of a plan in PyTorch, for any device, level by level: hash, probe, sort and pair, sample."""
+"""The steps of a plan in PyTorch, for any device, level by level: hash, probe, sort and pair or route, sample."""
 
 from __future__ import annotations
 
@@ -12,16 +12,10 @@ from hyperattn_core.planning.draws import projections
 from hyperattn_core.planning.levels import LevelShape, node_rows
 from hyperattn_core.planning.lsh import codes_above, gray_rank, hash_ranks, project, sort_by_rank
 from hyperattn_core.planning.packed import Settings
-from hyperattn_core.planning.pairing import (
-    block_of_rank,
-    cut_tiles,
-    max_tiles,
-    rank_pairing,
-    routed_blocks,
-    row_arange,
-)
+from hyperattn_core.planning.pairing import block_of_rank, cut_tiles, rank_pairing, row_arange
 from hyperattn_core.planning.plan import LevelPlan, plan_shape
 from hyperattn_core.planning.probes import probe_scores
+from hyperattn_core.planning.routing import routed_blocks
 from hyperattn_core.planning.samples import samples_of
 
 Pair = tuple[Tensor, Tensor]
@@ -68,38 +62,53 @@ class Planner:
     def sort(self, level: LevelShape, hashes: Pair) -> LevelPlan:
         """Sort and pair the nodes of a level, without samples; hashes are those of `hash`."""
         (batch, heads), kv_heads, device = self.q.shape[:2], self.k.shape[1], self.k.device
-        params, tile_size, nodes = self.settings.params, self.settings.tile_size, level.num_nodes
-        block_size = min(params.block_size, level.node_len)
-        num_blocks, num_ranks = -(-level.node_len // block_size), 2**params.num_projections
+        params, sizes, nodes = self.settings.params, self.settings.tiles(level), level.num_nodes
+        num_ranks = 2**params.num_projections
         query_ranks, key_ranks = self._node_ranks(level, hashes)
         key_order, key_starts = sort_by_rank(key_ranks.reshape(-1, level.node_len), num_ranks)
-        key_order = _to_positions(key_order.view(batch, kv_heads, nodes, -1), level.key_starts)
-        if params.pairing == "routed":
-            # Queries are sorted by the block that each meets.
-            query_ranks = routed_blocks(level, self.q, self.k, key_order, block_size, self.scale)
-            query_ranks, num_ranks = self._where_there(level, query_ranks, num_blocks), num_blocks
         query_order, query_starts = sort_by_rank(query_ranks.reshape(-1, level.query_len), num_ranks)
-        if params.pairing == "routed":
-            block_first = query_starts
-        elif params.pairing == "bucket":
-            target = block_of_rank(key_starts, block_size, num_blocks).view(batch, kv_heads, -1, num_ranks)
+        if params.pairing == "bucket":
+            target = block_of_rank(key_starts, sizes.block_size, sizes.num_blocks).view(batch, kv_heads, -1, num_ranks)
             target = target.repeat_interleave(heads // kv_heads, dim=1).view(-1, num_ranks)
-            first_rank = torch.searchsorted(target, row_arange(target.shape[0], num_blocks + 1, device))
+            first_rank = torch.searchsorted(target, row_arange(target.shape[0], sizes.num_blocks + 1, device))
             block_first = query_starts.gather(1, first_rank)
         else:
-            block_first = rank_pairing(level, block_size, device).expand(batch, heads, -1, -1).flatten(0, 2)
-        tiles = cut_tiles(block_first, tile_size, max_tiles(level.query_len, tile_size, num_blocks))
-        tile_first, tile_count, tile_block = (x.view(batch, heads, nodes, -1) for x in tiles)
+            block_first = rank_pairing(level, sizes.block_size, device).expand(batch, heads, -1, -1).flatten(0, 2)
+        tiles = cut_tiles(block_first, self.settings.tile_size, sizes.num_tiles)
+        first, count, block = (x.view(batch, heads, nodes, -1) for x in tiles)
+        orders = (x.view(batch, -1, nodes, x.shape[-1]) for x in (key_order, query_order))
+        return self._planned(level, *orders, first, count, block.unsqueeze(-1))
+
+    def route(self, level: LevelShape) -> LevelPlan:
+        """Choose the blocks of a level with "routed" pairing, without samples: queries and keys stay where they are."""
+        (batch, heads), kv_heads, device = self.q.shape[:2], self.k.shape[1], self.k.device
+        sizes, tile_size, nodes = self.settings.tiles(level), self.settings.tile_size, level.num_nodes
+        orders = (
+            torch.arange(length, dtype=torch.int32, device=device).expand(batch, rows, nodes, -1)
+            for rows, length in ((kv_heads, level.node_len), (heads, level.query_len))
+        )
+        first = torch.arange(0, sizes.num_tiles * tile_size, tile_size, dtype=torch.int32, device=device)
+        counts = torch.tensor(level.query_counts, dtype=torch.int32, device=device).unsqueeze(1)
+        count = (counts - first).clamp(min=0, max=tile_size).expand(batch, heads, -1, -1)
+        first = torch.where(count > 0, first, 0)
+        blocks = routed_blocks(level, self.q, self.k, sizes.blocks_per_tile, self.scale)
+        return self._planned(level, *orders, first, count, blocks)
+
+    def _planned(
+        self, level: LevelShape, key_order: Tensor, query_order: Tensor, first: Tensor, count: Tensor, block: Tensor
+    ) -> LevelPlan:
+        """A level without samples, from orders within its nodes."""
+        shape, device = (*key_order.shape[:3], 0), key_order.device
         return LevelPlan(
-            block_size=block_size,
-            tile_size=tile_size,
-            key_order=key_order,
-            query_order=_to_positions(query_order.view(batch, heads, nodes, -1), level.query_starts),
-            tile_first=tile_first,
-            tile_count=tile_count,
-            tile_block=tile_block,
-            sample_index=torch.empty(batch, kv_heads, nodes, 0, dtype=torch.int32, device=device),
-            sample_weight=torch.empty(batch, kv_heads, nodes, 0, dtype=torch.float64, device=device),
+            block_size=self.settings.tiles(level).block_size,
+            tile_size=self.settings.tile_size,
+            key_order=_to_positions(key_order, level.key_starts),
+            query_order=_to_positions(query_order, level.query_starts),
+            tile_first=first,
+            tile_count=count,
+            tile_block=block,
+            sample_index=torch.empty(shape, dtype=torch.int32, device=device),
+            sample_weight=torch.empty(shape, dtype=torch.float64, device=device),
         )
 
     def sample(self, level: LevelShape, planned: LevelPlan, scores: Tensor | None) -> LevelPlan:
@@ -118,12 +127,9 @@ class Planner:
             is_causal = self.settings.is_causal
             before = node_rows(of_queries, level.key_starts, level.node_len) if is_causal else queries
             queries, keys = _ranks_above(queries, _means(before)), _ranks_above(keys, _means(keys))
-        return self._where_there(level, queries, 2**self.settings.params.num_projections), keys
-
-    def _where_there(self, level: LevelShape, ranks: Tensor, no_row: int) -> Tensor:
-        """Ranks of query slots (B, H, G, Sq), those without a query replaced by no_row."""
-        counts = torch.tensor(level.query_counts, device=ranks.device).unsqueeze(1)
-        return torch.where(torch.arange(level.query_len, device=ranks.device) < counts, ranks, no_row)
+        counts = torch.tensor(level.query_counts, device=queries.device).unsqueeze(1)
+        is_there = torch.arange(level.query_len, device=queries.device) < counts
+        return torch.where(is_there, queries, 2**self.settings.params.num_projections), keys
 
 
 def _means(projected: Tensor) -> Tensor:

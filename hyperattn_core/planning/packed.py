@@ -4,24 +4,52 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from torch import Tensor
 
-from hyperattn_core.params import Hashing, HyperAttentionParams, Pairing, Sampling
+from hyperattn_core.params import ROUTED_KEYS, ROUTED_QUERIES, Hashing, HyperAttentionParams, Pairing, Sampling
+from hyperattn_core.planning.levels import LevelShape
+from hyperattn_core.planning.pairing import max_tiles
 from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
 
 _SIZES = ("block_size", "sample_size", "num_projections", "min_seq_len", "num_probes")
 _WORDS = {"sampling": get_args(Sampling), "pairing": get_args(Pairing), "hashing": get_args(Hashing)}
 
 
+class TileSizes(NamedTuple):
+    """Keys of a block, blocks of a node, tiles of a node, and blocks that a tile meets (R)."""
+
+    block_size: int
+    num_blocks: int
+    num_tiles: int
+    blocks_per_tile: int
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a plan; as a list of integers they are an argument of custom operators."""
+    """Settings of a plan; as a list of integers they are an argument of custom operators.
+
+    With "routed" pairing tiles are of the queries that share their blocks, whatever tile_size is asked for.
+    """
 
     params: HyperAttentionParams
     is_causal: bool
     tile_size: int
+
+    def __post_init__(self) -> None:
+        if self.params.pairing == "routed":
+            object.__setattr__(self, "tile_size", ROUTED_QUERIES)
+
+    def tiles(self, level: LevelShape) -> TileSizes:
+        """The sizes of the blocks and tiles of a level's nodes."""
+        if self.params.pairing == "routed":
+            blocks = -(-level.node_len // ROUTED_KEYS)
+            per_tile = self.params.block_size // ROUTED_KEYS
+            return TileSizes(ROUTED_KEYS, blocks, -(-level.query_len // self.tile_size), per_tile)
+        block_size = min(self.params.block_size, level.node_len)
+        blocks = -(-level.node_len // block_size)
+        return TileSizes(block_size, blocks, max_tiles(level.query_len, self.tile_size, blocks), 1)
 
     def to_list(self) -> list[int]:
         """As integers: words by their place among those there are, a share by its bits."""

@@ -5,11 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyperattn_core.planning.levels import LevelShape, node_rows
-from hyperattn_core.precision import planning_dtype
-
-# Logits of queries with mean keys that are held at once.
-_LOGITS_AT_ONCE = 2**20
+from hyperattn_core.planning.levels import LevelShape
 
 
 def block_of_rank(rank_starts: Tensor, block_size: int, num_blocks: int) -> Tensor:
@@ -23,41 +19,6 @@ def rank_pairing(level: LevelShape, block_size: int, device: torch.device | str)
     counts = torch.tensor(level.query_counts, device=device, dtype=torch.int64).unsqueeze(1)
     edges = torch.arange(-(-level.node_len // block_size) + 1, device=device, dtype=torch.int64) * block_size
     return (-(-(edges.clamp(max=level.node_len) * counts) // level.node_len)).to(torch.int32)
-
-
-def routed_blocks(level: LevelShape, q: Tensor, k: Tensor, key_order: Tensor, block_size: int, scale: float) -> Tensor:
-    """The block of sorted keys whose mean key has the largest logit with a query, int64 (B, H, G, Sq).
-
-    A block whose mean is not a number is met by no query that could meet another one.
-
-    Args:
-        level: the nodes.
-        q: queries (B, H, Nq, D).
-        k: keys (B, Hkv, Nk, D).
-        key_order: int32 (B, Hkv, G, S), positions of the sorted keys.
-        block_size: b.
-        scale: factor of the logits.
-    """
-    (batch, heads), kv_heads, dtype = q.shape[:2], k.shape[1], planning_dtype(q)
-    num_blocks = -(-level.node_len // block_size)
-    lengths = torch.full((num_blocks, 1), block_size, dtype=dtype, device=k.device)
-    lengths[-1] = level.node_len - (num_blocks - 1) * block_size
-    blocks = torch.empty(batch, heads, level.num_nodes, level.query_len, dtype=torch.int64, device=q.device)
-    at_once = max(1, _LOGITS_AT_ONCE // (level.num_nodes * num_blocks))
-    for b in range(batch):
-        for kv_head in range(kv_heads):
-            rows = k[b, kv_head].index_select(0, key_order[b, kv_head].view(-1)).to(dtype)
-            rows = rows.view(level.num_nodes, level.node_len, -1)
-            rows = torch.nn.functional.pad(rows, (0, 0, 0, num_blocks * block_size - level.node_len))
-            means = rows.unflatten(1, (num_blocks, block_size)).sum(2) * (scale / lengths)
-            for head in range(kv_head * heads // kv_heads, (kv_head + 1) * heads // kv_heads):
-                queries = level.padded(q[b : b + 1, head : head + 1])
-                queries = node_rows(queries, level.query_starts, level.query_len)[0, 0]
-                for first in range(0, level.query_len, at_once):
-                    some = slice(first, first + at_once)
-                    logits = torch.bmm(queries[:, some].to(dtype), means.transpose(1, 2))
-                    blocks[b, head, :, some] = logits.nan_to_num(nan=-torch.inf).argmax(2)
-    return blocks
 
 
 def max_tiles(query_len: int, tile_size: int, num_blocks: int) -> int:

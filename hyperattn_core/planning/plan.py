@@ -22,17 +22,21 @@ class LevelPlan:
     Two are equal if all their numbers are, on the same device.
 
     Positions are those of the whole sequence. Shapes have G nodes, S keys per node, nb = ceil(S / block_size) blocks,
-    T tiles of at most tile_size queries, m samples.
+    T tiles of at most tile_size queries, m samples; R blocks met by a tile: one, or with "routed" pairing the same
+    number for each query of a full tile.
 
     Attributes:
-        block_size: b; the last block is shorter where b does not divide S.
+        block_size: keys of a block, b or those of a routed one; the last block is shorter where it does not divide S.
         tile_size: queries per tile; no tile has more.
-        key_order: int32 (B, Hkv, G, S), key positions of each node in order of hash rank.
-        query_order: int32 (B, H, G, Sq), query positions of each node in order of hash rank; entries that no tile
-            covers have no meaning.
+        key_order: int32 (B, Hkv, G, S), key positions of each node, in order of hash rank unless routed.
+        query_order: int32 (B, H, G, Sq), query positions of each node, likewise; entries that no tile covers have no
+            meaning.
         tile_first: int32 (B, H, G, T), index into query_order of the tile's first query.
         tile_count: int32 (B, H, G, T), queries of the tile, 0 for an unused tile.
-        tile_block: int32 (B, H, G, T), the key block that the tile's queries meet; ascending within a node.
+        tile_block: int32 (B, H, G, T, R), the key blocks that the tile's queries meet: query i of the tile meets entries
+            0 to (i + 1) R / tile_size - 1, which are those that it and the ones before it chose; -1 for a block that
+            is in an earlier entry, or where nobody chooses. A single one (R = 1) is met by all of them, and ascends
+            within a node.
         sample_index: int32 (B, Hkv, G, m), sampled indices into key_order.
         sample_weight: float64 (B, Hkv, G, m), the inverse of the sampling rate: S / m, the slice's length if
             stratified, the inverse of the key's probability if probed.
@@ -61,6 +65,11 @@ class LevelPlan:
     def node_len(self) -> int:
         """S, the keys of a node."""
         return self.key_order.shape[-1]
+
+    @property
+    def blocks_per_tile(self) -> int:
+        """R, entries of tile_block."""
+        return self.tile_block.shape[-1]
 
     @property
     def num_blocks(self) -> int:

@@ -15,10 +15,11 @@ from hyperattn_core.merge import merge_into
 from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import LevelPlan, plan_shape
 from hyperattn_core.torch_backend.packing import pack, plan_sizes, unpack
+from hyperattn_core.torch_backend.passes import FlatQueries, level_backward, level_forward
 from hyperattn_core.torch_backend.plan import DEFAULT_TILE_SIZE, packed_plan
 from hyperattn_core.torch_backend.runs import runs_backward, runs_forward
 from hyperattn_core.torch_backend.scratch import Buffers
-from hyperattn_core.torch_backend.tiles import LOG2_E, FlatQueries, LevelTiles, level_backward, level_forward
+from hyperattn_core.torch_backend.tiles import LOG2_E, LevelTiles
 
 __all__ = ["backward", "default_tile_size", "forward", "pack", "packed_plan", "plan_sizes", "unpack"]
 
@@ -106,12 +107,17 @@ def attend_all(
     level: LevelPlan, q: Tensor, k: Tensor, v: Tensor, scale: float, scratch: Buffers
 ) -> tuple[Tensor, Tensor]:
     """A call of one level of all queries: out (B, H, Nq, Dv) in the dtype of q, and lse (B, H, Nq) in float64."""
-    if q.device.type == "cpu":
+    if in_runs(level):
         return runs_forward(level, q, k, v, scale, scratch)
     attended = attend_level(level, q, k, v, scale, scratch)
     slots = attended.slots.view(-1)
     out = attended.out.index_select(0, slots).view(*q.shape[:3], -1)
     return out.to(q.dtype), attended.lse.index_select(0, slots).view(q.shape[:3])
+
+
+def in_runs(level: LevelPlan) -> bool:
+    """True if a level of all queries goes run by run: on a CPU, where each query meets one block."""
+    return level.tile_block.device.type == "cpu" and level.blocks_per_tile == 1
 
 
 def attend_level(level: LevelPlan, q: Tensor, k: Tensor, v: Tensor, scale: float, scratch: Buffers) -> AttendedLevel:
@@ -157,7 +163,7 @@ def _backward(inputs: BackwardInputs, levels: tuple[LevelPlan, ...], settings: S
     scratch = Buffers(dtype, q.device)
     is_large = q.device.type == "cpu" and bool((inputs.lse.abs() > _LARGE_LSE).any())
     level_inputs, delta = _for_rounded_lse(inputs, delta) if is_large else (inputs, delta)
-    if not settings.is_causal and q.device.type == "cpu":
+    if not settings.is_causal and in_runs(levels[0]):
         return runs_backward(levels[0], level_inputs, delta, scale, scratch)
     dq = torch.zeros(rows + 1, q.shape[3], dtype=dtype, device=q.device)
     dk, dv = torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)

@@ -10,7 +10,6 @@ from torch import Tensor
 from hyperattn_core.planning.draws import sample_count
 from hyperattn_core.planning.levels import CallShape, LevelShape, level_shapes
 from hyperattn_core.planning.packed import Packed, PackedPlan, Settings
-from hyperattn_core.planning.pairing import max_tiles
 from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
 
 
@@ -56,7 +55,7 @@ def unpack(packed: Packed, shape: CallShape, seed: int | None = None) -> tuple[L
         sizes = _weight_shape(level, shape, settings)
         weights = packed.weights[weight_at : weight_at + math.prod(sizes)].view(sizes)
         weight_at += math.prod(sizes)
-        block_size = min(settings.params.block_size, level.node_len)
+        block_size = settings.tiles(level).block_size
         levels.append(LevelPlan(block_size, settings.tile_size, **views, sample_weight=weights))
     return tuple(levels)
 
@@ -72,9 +71,13 @@ def _weight_shape(level: LevelShape, shape: CallShape, settings: Settings) -> tu
 def _field_shapes(level: LevelShape, shape: CallShape, settings: Settings) -> dict[str, tuple[int, ...]]:
     """The shape of each index tensor of a level, in the order of _FIELDS."""
     batch, heads, kv_heads = shape[:3]
-    num_blocks = -(-level.node_len // min(settings.params.block_size, level.node_len))
-    tiles = max_tiles(level.query_len, settings.tile_size, num_blocks)
+    _, _, tiles, per_tile = settings.tiles(level)
     queries, keys = (batch, heads, level.num_nodes), (batch, kv_heads, level.num_nodes)
-    lengths = (level.node_len, level.query_len, tiles, tiles, tiles, sample_count(level.node_len, settings.params))
-    rows = (keys, queries, queries, queries, queries, keys)
-    return {name: (*row, length) for name, row, length in zip(_FIELDS, rows, lengths, strict=True)}
+    return {
+        "key_order": (*keys, level.node_len),
+        "query_order": (*queries, level.query_len),
+        "tile_first": (*queries, tiles),
+        "tile_count": (*queries, tiles),
+        "tile_block": (*queries, tiles, per_tile),
+        "sample_index": (*keys, sample_count(level.node_len, settings.params)),
+    }

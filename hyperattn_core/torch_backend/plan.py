@@ -16,7 +16,8 @@ DEFAULT_TILE_SIZE = 64
 def packed_plan(q: Tensor, k: Tensor, seed: int, settings: Settings, scale: float) -> Packed:
     """Hash, sort, pair and sample."""
     planner, levels = Planner(q.detach(), k.detach(), seed, settings, scale), []
-    hashes = planner.hash()
+    hashes = None if settings.params.pairing == "routed" else planner.hash()
     for level in level_shapes(plan_shape(q, k), settings.params, is_causal=settings.is_causal):
-        levels.append(planner.sample(level, planner.sort(level, hashes), planner.probe(level)))
+        planned = planner.route(level) if hashes is None else planner.sort(level, hashes)
+        levels.append(planner.sample(level, planned, planner.probe(level)))
     return pack_levels(tuple(levels), settings)

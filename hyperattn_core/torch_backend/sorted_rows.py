@@ -150,7 +150,7 @@ class QueryRows:
 
     def __init__(self, level: LevelPlan, b: int, h: int) -> None:
         self.order = level.query_order[b, h, 0].long()
-        self.runs = list(runs(level.tile_first[b, h, 0], level.tile_count[b, h, 0], level.tile_block[b, h, 0]))
+        self.runs = list(runs(level.tile_first[b, h, 0], level.tile_count[b, h, 0], level.tile_block[b, h, 0, :, 0]))
         self.sizes = [run.stop - run.first for run in self.runs]
 
     def fill(self, into: Tensor, x: Tensor, shift: Tensor | None, log_weight: float) -> None:

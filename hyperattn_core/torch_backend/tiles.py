@@ -1,8 +1,7 @@
-"""One level of the estimator in PyTorch: the tiles of a LevelPlan, forward and backward, in chunks that stay in cache.
+"""The tiles of one level of a plan, laid out for PyTorch in chunks that stay in cache.
 
-A chunk is a fixed number of query tiles. Its logits against the tiles' key blocks and against the samples live in
-buffers that are reused by every chunk, so nothing of size Nq * (b + m) is ever stored. Chunk shapes depend on sizes
-alone and never on data: a query's result does not depend, to the last bit, on how full the other tiles are.
+A chunk is a fixed number of query tiles. Chunk shapes depend on sizes alone and never on data: a query's result does
+not depend, to the last bit, on how full the other tiles are.
 """
 
 from __future__ import annotations
@@ -14,9 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hyperattn_core.exact_aten import Gradients
 from hyperattn_core.planning.plan import LevelPlan
-from hyperattn_core.torch_backend.scratch import Buffers
 
 CHUNK_QUERIES = 2048
 # Logits are in base 2: torch.exp2 is the quicker exponential on CPUs.
@@ -32,10 +29,11 @@ class Chunk:
         slots: slice of the level's query slots.
         queries: int64 (R * T * t,), row of q flattened to (B * H * Nq, D); an empty slot repeats a query of its tile.
         targets: int64 (R * T * t,), the same, but B * H * Nq for an empty slot: where results go.
-        blocks: int64 (R * T,), row of each tile's block among all blocks of all kv rows.
-        sample_weight: (R, T, 1, m), 0 where the sample lies in the tile's own block.
+        blocks: int64 (R * T * blocks of a tile,), row of each block that a tile meets among those of all kv rows.
+        sample_weight: (R, T, 1 or t, m), 0 where the sample lies in a block that the query meets.
         k_samples, v_samples: (R, m, D) and (R, m, Dv), the sampled rows.
-        past_end: (R * T, 1, b), -inf for the slots past the node's end, or None where every block is full.
+        hidden: what is to be added to the logits (R * T, t, keys of a tile): -inf for slots of no key, or of one that
+            the query does not meet.
     """
 
     rows: slice
@@ -46,12 +44,48 @@ class Chunk:
     sample_weight: Tensor
     k_samples: Tensor
     v_samples: Tensor
-    past_end: Tensor | None
+    hidden: tuple[Tensor, ...]
 
     @property
     def num_rows(self) -> int:
         """R."""
         return self.rows.stop - self.rows.start
+
+
+class RoutedTiles:
+    """What the queries of tiles meet with "routed" pairing: each the blocks that it and the ones before it chose.
+
+    Attributes:
+        is_met: bool (t, keys of a tile), True for the keys of the blocks that a query of the tile meets.
+    """
+
+    def __init__(self, level: LevelPlan) -> None:
+        device, per_tile, size = level.tile_block.device, level.blocks_per_tile, level.block_size
+        self._tile_size, self._num_samples = level.tile_size, level.sample_index.shape[-1]
+        # The first query that meets a block, for each place in a tile's list of blocks.
+        first = torch.arange(per_tile, device=device) * level.tile_size // per_tile
+        self._first = first.repeat_interleave(size)
+        self._slots = torch.arange(level.tile_size, device=device).unsqueeze(1)
+        self.is_met = self._slots >= self._first
+        index = level.sample_index.flatten(0, 2).long()
+        numbers = torch.arange(self._num_samples, device=device).expand_as(index)
+        none = torch.full((len(index), level.num_blocks * size), self._num_samples, device=device)
+        sample_at = none.scatter(1, index, numbers)
+        # A key that is sampled several times has one number here.
+        self._same = sample_at.gather(1, index)
+        self._sample_at = sample_at.view(len(index), level.num_blocks, size)
+        self._weight = level.sample_weight.flatten(0, 2)
+
+    def sample_weight(self, tile_block: Tensor, kv_rows: Tensor) -> Tensor:
+        """Weights (rows, T, t, m) of the samples for tiles that meet blocks (rows, T, R), 0 for keys met already."""
+        rows, tiles, per_tile = tile_block.shape
+        found = self._sample_at[kv_rows.view(-1, 1, 1), tile_block.clamp(min=0)]
+        found = found.masked_fill((tile_block < 0).unsqueeze(3), self._num_samples).view(rows, tiles, -1)
+        seen = torch.full((rows, tiles, self._num_samples + 1), self._tile_size, device=tile_block.device)
+        seen.scatter_reduce_(2, found, self._first.expand_as(found), "amin")
+        same = self._same[kv_rows].unsqueeze(1).expand(rows, tiles, -1)
+        is_outside = self._slots < seen.gather(2, same).unsqueeze(2)
+        return torch.where(is_outside, self._weight[kv_rows].view(rows, 1, 1, -1), 0.0)
 
 
 class LevelTiles:
@@ -74,11 +108,13 @@ class LevelTiles:
         self.tile_size, self.block_size, self.num_blocks = level.tile_size, level.block_size, level.num_blocks
         self.num_rows, self.num_kv_rows = batch * heads * num_nodes, batch * kv_heads * num_nodes
         self.num_samples = level.sample_index.shape[-1]
+        self.keys_per_tile = level.blocks_per_tile * level.block_size
         # A query's weights add up to b + S at most: made smaller by its logarithm, no sum of finite values overflows.
-        self.headroom = math.ceil(math.log2(self.block_size + node_len))
+        self.headroom = math.ceil(math.log2(self.keys_per_tile + node_len))
         head = torch.arange(batch * heads, device=k.device)
         kv_head = head // (heads // kv_heads)
         self.kv_rows = (kv_head.unsqueeze(1) * num_nodes + torch.arange(num_nodes, device=k.device)).view(-1)
+        self.routed: RoutedTiles | None = None
         key_base = torch.arange(batch * kv_heads, device=k.device).view(batch, kv_heads, 1, 1) * k.shape[2]
         self.key_rows = (level.key_order + key_base).view(-1)
         self.sample_rows = (level.key_order.gather(3, level.sample_index.long()) + key_base).view(self.num_kv_rows, -1)
@@ -100,7 +136,7 @@ class LevelTiles:
         used = int((count > 0).sum(1).max()) if count.device.type == "cpu" else num_tiles
         padding = (0, -(-used // self.tiles_at_once) * self.tiles_at_once - num_tiles)
         first, count, block = (
-            torch.nn.functional.pad(x.view(self.num_rows, -1), padding).unsqueeze(2)
+            torch.nn.functional.pad(x.view(self.num_rows, num_tiles, -1), (0, 0, *padding))
             for x in (level.tile_first, level.tile_count, level.tile_block)
         )
         slots = torch.arange(tile, device=count.device, dtype=torch.int32)
@@ -111,18 +147,34 @@ class LevelTiles:
         self.targets = torch.where(slots < count, self.queries, nowhere)
         self.nowhere = nowhere
         # An empty tile repeats the first query, so it meets the first query's block: nothing else can see a NaN in it.
-        block = torch.where(count > 0, block, block[:, :1])
-        self.blocks = (self.kv_rows.unsqueeze(1) * self.num_blocks + block.squeeze(2)).contiguous()
+        self.tile_block = torch.where(count > 0, block, block[:, :1])
+        self.blocks = self.kv_rows.view(-1, 1, 1) * self.num_blocks + self.tile_block.clamp(min=0)
+        if level.blocks_per_tile > 1:
+            self.routed = RoutedTiles(level)
+            return
         sample_block = (level.sample_index // self.block_size).view(self.num_kv_rows, 1, -1)[self.kv_rows]
         weight = level.sample_weight.to(self.dtype).view(self.num_kv_rows, 1, -1)[self.kv_rows]
-        weight = torch.where(sample_block == block, 0.0, weight)
-        self.sample_weight = weight.unsqueeze(2)
-        self.past_end: Tensor | None = None
-        if self.num_blocks * self.block_size > self.node_len:
-            key_slots = torch.arange(self.block_size, device=count.device)
+        self.sample_weight = torch.where(sample_block == self.tile_block, 0.0, weight).unsqueeze(2)
+
+    def _sample_weight(self, rows: slice, tiles: slice) -> Tensor:
+        """The weights of the samples in the sums of some tiles, as Chunk.sample_weight."""
+        if self.routed is None:
+            return self.sample_weight[rows, tiles]
+        kv_rows = self.kv_rows[rows]
+        return self.routed.sample_weight(self.tile_block[rows, tiles], kv_rows).to(self.dtype)
+
+    def _hidden(self, rows: slice, tiles: slice) -> tuple[Tensor, ...]:
+        """See Chunk.hidden."""
+        blocks = self.tile_block[rows, tiles].flatten(0, 1)
+        found = []
+        if self.routed is not None or self.num_blocks * self.block_size > self.node_len:
             left = self.node_len - (self.num_blocks - 1) * self.block_size
-            hidden = (block == self.num_blocks - 1) & (key_slots >= left)
-            self.past_end = torch.where(hidden, -math.inf, 0.0).to(self.dtype).unsqueeze(2)
+            is_past = torch.arange(self.block_size, device=blocks.device) >= left
+            is_hidden = ((blocks == self.num_blocks - 1).unsqueeze(2) & is_past) | (blocks < 0).unsqueeze(2)
+            found.append(torch.where(is_hidden, -math.inf, 0.0).to(self.dtype).flatten(1).unsqueeze(1))
+        if self.routed is not None:
+            found.append(torch.where(self.routed.is_met, 0.0, -math.inf).to(self.dtype))
+        return tuple(found)
 
     def _gather(self, x: Tensor, rows: Tensor) -> Tensor:
         """Rows of x (B, Hkv, Nk, D) as (*rows.shape, D)."""
@@ -154,7 +206,7 @@ class LevelTiles:
         """All tiles, a fixed number at a time."""
         grouped = self.num_rows != self.num_kv_rows
         tiles_per_row = self.blocks.shape[1]
-        queries, targets, blocks = self.queries.view(-1), self.targets.view(-1), self.blocks.view(-1)
+        queries, targets = self.queries.view(-1), self.targets.view(-1)
         for row in range(0, self.num_rows, self.rows_at_once):
             rows = slice(row, min(row + self.rows_at_once, self.num_rows))
             kv_rows = self.kv_rows[rows] if grouped else rows
@@ -170,120 +222,9 @@ class LevelTiles:
                     slots=slots,
                     queries=queries[slots],
                     targets=targets[slots],
-                    blocks=blocks[tiles],
-                    sample_weight=self.sample_weight[part],
+                    blocks=self.blocks[part].flatten(),
+                    sample_weight=self._sample_weight(*part),
                     k_samples=k_samples,
                     v_samples=v_samples,
-                    past_end=None if self.past_end is None else self.past_end[part].flatten(0, 1),
+                    hidden=self._hidden(*part),
                 )
-
-
-def level_forward(tiles: LevelTiles, q: Tensor, value_dim: int, scratch: Buffers) -> tuple[Tensor, Tensor]:
-    """Estimate one level for queries q (B * H * Nq, D), in the order of tiles.targets: out (slots, Dv), lse (slots,).
-
-    lse is in float64: of a large one float32 would leave no more than some digits of what the weights add up to.
-    """
-    b, m, t = tiles.block_size, tiles.num_samples, tiles.tile_size
-    out = torch.empty(tiles.queries.numel(), value_dim, dtype=tiles.dtype, device=q.device)
-    lse = torch.empty(tiles.queries.numel(), 1, dtype=torch.float64, device=q.device)
-    for chunk in tiles.chunks():
-        rows, size = chunk.num_rows, chunk.queries.shape[0]
-        x = scratch.gather("x", q, chunk.queries).to(tiles.dtype)
-        keys = scratch.gather("keys", tiles.k_blocks, chunk.blocks)
-        p_block = torch.bmm(x.view(-1, t, x.shape[1]), keys.transpose(1, 2), out=scratch.get("block", size // t, t, b))
-        if chunk.past_end is not None:
-            p_block += chunk.past_end
-        flat_block = p_block.view(size, b)
-        top = flat_block.amax(1, keepdim=True)
-        if m:
-            x = x.view(rows, -1, x.shape[1])
-            p_sample = torch.bmm(x, chunk.k_samples.transpose(1, 2), out=scratch.get("sample", rows, size // rows, m))
-            flat_sample = p_sample.view(size, m)
-            top = torch.maximum(top, flat_sample.amax(1, keepdim=True))
-        top += tiles.headroom
-        if m:
-            flat_sample.sub_(top).exp2_()
-            p_sample.view(rows, -1, t, m).mul_(chunk.sample_weight)
-        flat_block.sub_(top).exp2_()
-        total = flat_block.sum(1, keepdim=True)
-        values = scratch.gather("keys", tiles.v_blocks, chunk.blocks)
-        result = torch.bmm(p_block, values, out=out[chunk.slots].view(-1, t, value_dim))
-        if m:
-            total += flat_sample.sum(1, keepdim=True)
-            result.view(rows, -1, value_dim).baddbmm_(p_sample, chunk.v_samples)
-        result.view(size, value_dim).div_(total)
-        lse[chunk.slots].copy_(top).add_(total.log2_())
-    return out, lse.mul_(LN_2).view(-1)
-
-
-@dataclass(frozen=True)
-class FlatQueries:
-    """The queries of all heads as rows, with what their gradients need.
-
-    Attributes:
-        q: (B * H * Nq, D).
-        grad_out: (B * H * Nq, Dv).
-        lse: (B * H * Nq + 1,), of the whole row, to base 2; the last is +inf, so that empty slots weigh nothing.
-        delta: (B * H * Nq + 1,), rowsum(grad_out * out) - grad_lse.
-    """
-
-    q: Tensor
-    grad_out: Tensor
-    lse: Tensor
-    delta: Tensor
-
-
-def level_backward(tiles: LevelTiles, queries: FlatQueries, grads: Gradients, scratch: Buffers) -> None:
-    """Add one level's gradients to dq (B * H * Nq + 1, D), dk (B * Hkv * Nk, D) and dv (B * Hkv * Nk, Dv).
-
-    Probabilities are recomputed from the final log-sum-exp: p = w exp(s - lse), ds = p (grad_out.v - delta).
-    """
-    q, grad_out, (dq, dk, dv) = queries.q, queries.grad_out, grads
-    b, m, t = tiles.block_size, tiles.num_samples, tiles.tile_size
-    dk_blocks, dv_blocks = torch.zeros_like(tiles.k_blocks), torch.zeros_like(tiles.v_blocks)
-    dk_samples = torch.zeros(tiles.num_rows, m, q.shape[1], dtype=tiles.dtype, device=q.device)
-    dv_samples = torch.zeros(tiles.num_rows, m, grad_out.shape[1], dtype=tiles.dtype, device=q.device)
-    for chunk in tiles.chunks():
-        rows, size = chunk.num_rows, chunk.queries.shape[0]
-        x = scratch.gather("x", q, chunk.queries).to(tiles.dtype)
-        g = scratch.gather("g", grad_out, chunk.queries).to(tiles.dtype)
-        row_lse = queries.lse.index_select(0, chunk.targets).unsqueeze(1)
-        row_delta = queries.delta.index_select(0, chunk.queries).unsqueeze(1)
-        xt, gt = x.view(-1, t, x.shape[1]), g.view(-1, t, g.shape[1])
-        keys = scratch.gather("keys", tiles.k_blocks, chunk.blocks)
-        values = scratch.gather("values", tiles.v_blocks, chunk.blocks)
-        p = torch.bmm(xt, keys.transpose(1, 2), out=scratch.get("block", size // t, t, b))
-        if chunk.past_end is not None:
-            p += chunk.past_end
-        p.view(size, b).sub_(row_lse).exp2_()
-        ds = torch.bmm(gt, values.transpose(1, 2), out=scratch.get("block_grad", size // t, t, b))
-        ds.view(size, b).sub_(row_delta)
-        ds.mul_(p)
-        _accumulate(dv_blocks, chunk.blocks, torch.bmm(p.transpose(1, 2), gt))
-        _accumulate(dk_blocks, chunk.blocks, torch.bmm(ds.transpose(1, 2), xt))
-        dx = torch.bmm(ds, keys).view(size, -1)
-        if m:
-            xr, gr = x.view(rows, -1, x.shape[1]), g.view(rows, -1, g.shape[1])
-            p = torch.bmm(xr, chunk.k_samples.transpose(1, 2), out=scratch.get("sample", rows, size // rows, m))
-            p.view(size, m).sub_(row_lse).exp2_()
-            p.view(rows, -1, t, m).mul_(chunk.sample_weight)
-            ds = torch.bmm(gr, chunk.v_samples.transpose(1, 2), out=scratch.get("sample_grad", rows, size // rows, m))
-            ds.view(size, m).sub_(row_delta)
-            ds.mul_(p)
-            dv_samples[chunk.rows].baddbmm_(p.transpose(1, 2), gr)
-            dk_samples[chunk.rows].baddbmm_(ds.transpose(1, 2), xr)
-            dx.view(rows, -1, dx.shape[1]).baddbmm_(ds, chunk.k_samples)
-        dq.index_add_(0, chunk.targets, dx.mul_(LN_2))
-    tiles.unsorted(dk_blocks.mul_(tiles.scale), dk)
-    tiles.unsorted(dv_blocks, dv)
-    sample_rows = tiles.sample_rows[tiles.kv_rows].view(-1)
-    _accumulate(dk, sample_rows, dk_samples.mul_(tiles.scale).view(-1, dk.shape[1]))
-    _accumulate(dv, sample_rows, dv_samples.view(-1, dv.shape[1]))
-
-
-def _accumulate(into: Tensor, index: Tensor, rows: Tensor) -> None:
-    """into[index] += rows with repeated indices, in a fixed order on every device."""
-    if into.device.type == "cpu":
-        into.index_add_(0, index, rows)
-    else:
-        into.index_put_((index,), rows, accumulate=True)

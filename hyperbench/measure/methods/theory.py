@@ -128,7 +128,7 @@ def approx_d(
     share = settings.epsilon**2 * num_samples / (count * max(math.log(count), 1.0))
     cap = math.log(share) + torch.logaddexp(masked, floor)
     logits = torch.minimum(q @ k[sampled].T, cap.unsqueeze(1))
-    in_block = member.key_block[sampled] == member.query_block.unsqueeze(1)
+    in_block = member.key_block[sampled] == member.query_blocks
     estimated = math.log(count / num_samples) + logits.masked_fill(in_block, _NOTHING).logsumexp(1)
     return torch.logaddexp(masked, torch.maximum(estimated, floor))
 
@@ -137,7 +137,7 @@ def _block_sums(q: Tensor, k: Tensor, member: Membership) -> Tensor:
     """log <M_i, A_i> (N,): the log-sum-exp of every query over the keys of its block."""
     order, sums = [], []
     for block in range(member.num_blocks):
-        queries, keys = ((x == block).nonzero().squeeze(1) for x in (member.query_block, member.key_block))
+        queries, keys = ((x == block).nonzero().squeeze(1) for x in (member.query_blocks[:, 0], member.key_block))
         order.append(queries)
         sums.append((q[queries] @ k[keys].T).logsumexp(1))
     return torch.cat(sums)[torch.cat(order).argsort()]
