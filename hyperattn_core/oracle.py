@@ -50,7 +50,7 @@ def _add_node(
             blocks = [block for block in entries[: max(1, int((number + 1) * per_query))] if block >= 0]
             for block in blocks:
                 weights[query, key_order[block * level.block_size : (block + 1) * level.block_size]] += 1.0
-            outside = ~torch.isin(samples // level.block_size, torch.tensor(blocks))
+            outside = ~torch.isin(samples // level.block_size, torch.tensor(blocks, device="cpu"))
             weights[query].index_add_(0, key_order[samples[outside]], sample_weight[outside])
 
 

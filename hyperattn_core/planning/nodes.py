@@ -76,36 +76,34 @@ class Planner:
             block_first = rank_pairing(level, sizes.block_size, device).expand(batch, heads, -1, -1).flatten(0, 2)
         tiles = cut_tiles(block_first, self.settings.tile_size, sizes.num_tiles)
         first, count, block = (x.view(batch, heads, nodes, -1) for x in tiles)
-        orders = (x.view(batch, -1, nodes, x.shape[-1]) for x in (key_order, query_order))
-        return self._planned(level, *orders, first, count, block.unsqueeze(-1))
+        orders = (key_order.view(batch, kv_heads, nodes, -1), query_order.view(batch, heads, nodes, -1))
+        return self._planned(level, orders, first, count, block.unsqueeze(-1))
 
     def route(self, level: LevelShape) -> LevelPlan:
         """Choose the blocks of a level with "routed" pairing, without samples: queries and keys stay where they are."""
         (batch, heads), kv_heads, device = self.q.shape[:2], self.k.shape[1], self.k.device
         sizes, tile_size, nodes = self.settings.tiles(level), self.settings.tile_size, level.num_nodes
-        orders = (
-            torch.arange(length, dtype=torch.int32, device=device).expand(batch, rows, nodes, -1)
-            for rows, length in ((kv_heads, level.node_len), (heads, level.query_len))
-        )
+        longest = torch.arange(max(level.node_len, level.query_len), dtype=torch.int32, device=device)
+        key_order = longest[: level.node_len].expand(batch, kv_heads, nodes, -1)
+        query_order = longest[: level.query_len].expand(batch, heads, nodes, -1)
         first = torch.arange(0, sizes.num_tiles * tile_size, tile_size, dtype=torch.int32, device=device)
         counts = torch.tensor(level.query_counts, dtype=torch.int32, device=device).unsqueeze(1)
         count = (counts - first).clamp(min=0, max=tile_size).expand(batch, heads, -1, -1)
         first = torch.where(count > 0, first, 0)
         blocks = routed_blocks(level, self.q, self.k, sizes.blocks_per_tile, self.scale)
-        return self._planned(level, *orders, first, count, blocks)
+        return self._planned(level, (key_order, query_order), first, count, blocks)
 
-    def _planned(
-        self, level: LevelShape, key_order: Tensor, query_order: Tensor, first: Tensor, count: Tensor, block: Tensor
-    ) -> LevelPlan:
-        """A level without samples, from orders within its nodes."""
+    def _planned(self, level: LevelShape, orders: Pair, first: Tensor, count: Tensor, block: Tensor) -> LevelPlan:
+        """A level without samples, from the orders of keys and queries within its nodes, and its tiles."""
+        key_order, query_order = orders
         shape, device = (*key_order.shape[:3], 0), key_order.device
         return LevelPlan(
             block_size=self.settings.tiles(level).block_size,
             tile_size=self.settings.tile_size,
-            key_order=_to_positions(key_order, level.key_starts),
-            query_order=_to_positions(query_order, level.query_starts),
-            tile_first=first,
-            tile_count=count,
+            key_order=_to_positions(key_order, level.key_starts).contiguous(),
+            query_order=_to_positions(query_order, level.query_starts).contiguous(),
+            tile_first=first.contiguous(),
+            tile_count=count.contiguous(),
             tile_block=block,
             sample_index=torch.empty(shape, dtype=torch.int32, device=device),
             sample_weight=torch.empty(shape, dtype=torch.float64, device=device),

@@ -17,7 +17,7 @@ from hyperattn_core.precision import planning_dtype
 
 # Up to so many blocks of a node a query looks at all. Of more it looks at groups first, that many of them, and then at
 # the blocks of the best groups: the work grows with the queries alone.
-_MOST_BLOCKS = 1024
+_MOST_BLOCKS = 4096
 _MOST_IN_GROUPS = 128
 # Logits, or numbers of keys gathered for them, that are held at once.
 _AT_ONCE = 2**20
@@ -99,11 +99,11 @@ def _largest(logits: Tensor, count: int) -> Tensor:
     logits = logits.nan_to_num(nan=-torch.inf)
     count = min(count, logits.shape[-1])
     if logits.shape[-1] <= max(2, count) * _GROUP:
-        return logits.topk(count, -1).indices
+        return logits.topk(count, -1, sorted=False).indices
     groups = pad(logits, (0, -logits.shape[-1] % _GROUP), value=-torch.inf).unflatten(-1, (-1, _GROUP))
-    best = groups.amax(-1).topk(count, -1).indices
+    best = groups.amax(-1).topk(count, -1, sorted=False).indices
     among = groups.gather(-2, best.unsqueeze(-1).expand(*best.shape, _GROUP)).flatten(-2)
-    at = among.topk(count, -1).indices
+    at = among.topk(count, -1, sorted=False).indices
     return best.gather(-1, at // _GROUP) * _GROUP + at % _GROUP
 
 

@@ -29,8 +29,8 @@ def level_forward(tiles: LevelTiles, q: Tensor, value_dim: int, scratch: Buffers
         x = scratch.gather("x", q, chunk.queries).to(tiles.dtype)
         keys = scratch.gather("keys", tiles.k_blocks, chunk.blocks).view(-1, b, x.shape[1])
         p_block = torch.bmm(x.view(-1, t, x.shape[1]), keys.transpose(1, 2), out=scratch.get("block", size // t, t, b))
-        for hidden in chunk.hidden:
-            p_block += hidden
+        if chunk.hidden is not None:
+            p_block.masked_fill_(chunk.hidden, -torch.inf)
         flat_block = p_block.view(size, b)
         top = flat_block.amax(1, keepdim=True)
         if m:
@@ -91,8 +91,8 @@ def level_backward(tiles: LevelTiles, queries: FlatQueries, grads: Gradients, sc
         keys = scratch.gather("keys", tiles.k_blocks, chunk.blocks).view(-1, b, x.shape[1])
         values = scratch.gather("values", tiles.v_blocks, chunk.blocks).view(-1, b, g.shape[1])
         p = torch.bmm(xt, keys.transpose(1, 2), out=scratch.get("block", size // t, t, b))
-        for hidden in chunk.hidden:
-            p += hidden
+        if chunk.hidden is not None:
+            p.masked_fill_(chunk.hidden, -torch.inf)
         p.view(size, b).sub_(row_lse).exp2_()
         ds = torch.bmm(gt, values.transpose(1, 2), out=scratch.get("block_grad", size // t, t, b))
         ds.view(size, b).sub_(row_delta)

@@ -30,7 +30,7 @@ from hyperattn_core.torch_backend.scratch import Buffers
 def torch_stages(
     q: Tensor, k: Tensor, v: Tensor, params: HyperAttentionParams, seed: int, is_causal: bool, scale: float
 ) -> Stages:
-    """hash, probe, sort, sample, attend, leaves and merge; merge copies what the leaves gave: it must stay as it is."""
+    """hash, probe, sort or route, sample, attend, leaves and merge; merge copies what the leaves gave: it must stay as it is."""
     shapes = level_shapes(plan_shape(q, k), params, is_causal=is_causal)
     if not shapes:
         return chained(
@@ -38,9 +38,10 @@ def torch_stages(
         )
 
     planner = Planner(q.detach(), k.detach(), seed, Settings(params, is_causal, DEFAULT_TILE_SIZE), scale)
+    pair = "route" if params.pairing == "routed" else "sort"
 
     def sample(done: Mapping[str, Any]) -> object:
-        parts = zip(shapes, done["sort"], done.get("probe", [None] * len(shapes)), strict=True)
+        parts = zip(shapes, done[pair], done.get("probe", [None] * len(shapes)), strict=True)
         return [planner.sample(*part) for part in parts]
 
     def attend(done: Mapping[str, Any]) -> object:
@@ -61,9 +62,12 @@ def torch_stages(
             merge_level(out, lse, attended, level.node_len)
         return own_columns(out.to(q.dtype), v)
 
-    steps: dict[str, Step] = {"hash": lambda done: planner.hash()}
+    steps: dict[str, Step] = {} if pair == "route" else {"hash": lambda done: planner.hash()}
     if params.sampling == "probed":
         steps["probe"] = lambda done: [planner.probe(level) for level in shapes]
-    steps["sort"] = lambda done: [planner.sort(level, done["hash"]) for level in shapes]
+    if pair == "route":
+        steps["route"] = lambda done: [planner.route(level) for level in shapes]
+    else:
+        steps["sort"] = lambda done: [planner.sort(level, done["hash"]) for level in shapes]
     steps |= {"sample": sample, "attend": attend}
     return chained({**steps, "leaves": leaves, "merge": merge} if is_causal else steps)

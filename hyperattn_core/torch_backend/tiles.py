@@ -32,8 +32,8 @@ class Chunk:
         blocks: int64 (R * T * blocks of a tile,), row of each block that a tile meets among those of all kv rows.
         sample_weight: (R, T, 1 or t, m), 0 where the sample lies in a block that the query meets.
         k_samples, v_samples: (R, m, D) and (R, m, Dv), the sampled rows.
-        hidden: what is to be added to the logits (R * T, t, keys of a tile): -inf for slots of no key, or of one that
-            the query does not meet.
+        hidden: bool (R * T, 1 or t, keys of a tile), True for slots of no key, or of one that the query does not meet;
+            None where there are none.
     """
 
     rows: slice
@@ -44,7 +44,7 @@ class Chunk:
     sample_weight: Tensor
     k_samples: Tensor
     v_samples: Tensor
-    hidden: tuple[Tensor, ...]
+    hidden: Tensor | None
 
     @property
     def num_rows(self) -> int:
@@ -56,7 +56,7 @@ class RoutedTiles:
     """What the queries of tiles meet with "routed" pairing: each the blocks that it and the ones before it chose.
 
     Attributes:
-        is_met: bool (t, keys of a tile), True for the keys of the blocks that a query of the tile meets.
+        is_not_met: bool (t, keys of a tile), True for keys that only later queries of the tile have chosen.
     """
 
     def __init__(self, level: LevelPlan) -> None:
@@ -66,7 +66,7 @@ class RoutedTiles:
         first = torch.arange(per_tile, device=device) * level.tile_size // per_tile
         self._first = first.repeat_interleave(size)
         self._slots = torch.arange(level.tile_size, device=device).unsqueeze(1)
-        self.is_met = self._slots >= self._first
+        self.is_not_met = self._slots < self._first
         index = level.sample_index.flatten(0, 2).long()
         numbers = torch.arange(self._num_samples, device=device).expand_as(index)
         none = torch.full((len(index), level.num_blocks * size), self._num_samples, device=device)
@@ -148,7 +148,9 @@ class LevelTiles:
         self.nowhere = nowhere
         # An empty tile repeats the first query, so it meets the first query's block: nothing else can see a NaN in it.
         self.tile_block = torch.where(count > 0, block, block[:, :1])
-        self.blocks = self.kv_rows.view(-1, 1, 1) * self.num_blocks + self.tile_block.clamp(min=0)
+        self.blocks = self.kv_rows.view(-1, 1, 1) * self.num_blocks + self.tile_block
+        # A block of zeros behind all others stands where a tile's list has none.
+        self.blocks = torch.where(self.tile_block < 0, self.num_kv_rows * self.num_blocks, self.blocks)
         if level.blocks_per_tile > 1:
             self.routed = RoutedTiles(level)
             return
@@ -163,37 +165,36 @@ class LevelTiles:
         kv_rows = self.kv_rows[rows]
         return self.routed.sample_weight(self.tile_block[rows, tiles], kv_rows).to(self.dtype)
 
-    def _hidden(self, rows: slice, tiles: slice) -> tuple[Tensor, ...]:
+    def _hidden(self, rows: slice, tiles: slice) -> Tensor | None:
         """See Chunk.hidden."""
+        if self.routed is None and self.num_blocks * self.block_size == self.node_len:
+            return None
         blocks = self.tile_block[rows, tiles].flatten(0, 1)
-        found = []
-        if self.routed is not None or self.num_blocks * self.block_size > self.node_len:
-            left = self.node_len - (self.num_blocks - 1) * self.block_size
-            is_past = torch.arange(self.block_size, device=blocks.device) >= left
-            is_hidden = ((blocks == self.num_blocks - 1).unsqueeze(2) & is_past) | (blocks < 0).unsqueeze(2)
-            found.append(torch.where(is_hidden, -math.inf, 0.0).to(self.dtype).flatten(1).unsqueeze(1))
-        if self.routed is not None:
-            found.append(torch.where(self.routed.is_met, 0.0, -math.inf).to(self.dtype))
-        return tuple(found)
+        left = self.node_len - (self.num_blocks - 1) * self.block_size
+        is_past = torch.arange(self.block_size, device=blocks.device) >= left
+        is_hidden = ((blocks == self.num_blocks - 1).unsqueeze(2) & is_past) | (blocks < 0).unsqueeze(2)
+        is_hidden = is_hidden.flatten(1).unsqueeze(1)
+        return is_hidden if self.routed is None else is_hidden | self.routed.is_not_met
 
     def _gather(self, x: Tensor, rows: Tensor) -> Tensor:
         """Rows of x (B, Hkv, Nk, D) as (*rows.shape, D)."""
         return x.view(-1, x.shape[3]).index_select(0, rows.view(-1)).to(self.dtype).view(*rows.shape, x.shape[3])
 
     def _sorted_blocks(self, x: Tensor) -> Tensor:
-        """Rows in sorted order as (kv rows * nb, b, D); the slots past a node's end are zero rows."""
+        """Rows in sorted order as (kv rows * nb, b, D), or one more if routed; slots past a node's end are zero rows."""
         rows = self._gather(x, self.key_rows)
         padded = self.num_blocks * self.block_size
         if padded > self.node_len:
             rows = torch.nn.functional.pad(
                 rows.view(self.num_kv_rows, self.node_len, -1), (0, 0, 0, padded - self.node_len)
             )
-        return rows.view(-1, self.block_size, x.shape[3])
+        blocks = rows.view(-1, self.block_size, x.shape[3])
+        return blocks if self.level.blocks_per_tile == 1 else torch.nn.functional.pad(blocks, (0, 0, 0, 0, 0, 1))
 
     def unsorted(self, blocks: Tensor, into: Tensor) -> None:
-        """Add rows in sorted order (kv rows * nb, b, D) to their own rows of `into` (B * Hkv * Nk, D)."""
+        """Add rows in sorted order, as k_blocks has them, to their own rows of `into` (B * Hkv * Nk, D)."""
         width = blocks.shape[2]
-        rows = blocks.view(self.num_kv_rows, -1, width)[:, : self.node_len].reshape(-1, width)
+        rows = blocks[: self.num_kv_rows * self.num_blocks].view(self.num_kv_rows, -1, width)[:, : self.node_len].reshape(-1, width)
         into.index_add_(0, self.key_rows, rows)
 
     def slot_of_query(self) -> Tensor:

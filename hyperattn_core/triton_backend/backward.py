@@ -12,18 +12,27 @@ from torch import Tensor
 from hyperattn_core.exact import exact_backward
 from hyperattn_core.exact_aten import BackwardInputs, Gradients
 from hyperattn_core.leaves import as_leaves, leaf_slices, store_leaves
-from hyperattn_core.planning.packed import Packed
+from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.configure import backward_config
 from hyperattn_core.triton_backend.device_tables import level_table
-from hyperattn_core.triton_backend.geometry import TILES_PER_PART, block_dim, dim_constants, geometry
+from hyperattn_core.triton_backend.geometry import (
+    TILES_PER_PART,
+    block_dim,
+    blocks_per_tile,
+    dim_constants,
+    geometry,
+)
 from hyperattn_core.triton_backend.kernels import key_grad, query_grad, sample_grad
 from hyperattn_core.triton_backend.kernels.common import LOG2_E
 from hyperattn_core.triton_backend.packing import dense_rows
+from hyperattn_core.triton_backend.tuning.configs import BackwardConfig
 
 _ROWS = 64
 SLOTS = 64
 _REDUCE_SLOTS = 16
+# The least that tensor cores take: blocks of routed keys are smaller.
+_ROUTED_KEYS_AT_ONCE = 16
 
 
 def backward(inputs: BackwardInputs, packed: Packed, scale: float) -> Gradients:
@@ -131,12 +140,13 @@ class BackwardWork:
     def keys(self, level: int, dk: Tensor, dv: Tensor) -> None:
         """dk and dv of one level, as queries does: every key of its nodes, with what it got as a sample."""
         sizes = self.where.levels[level]
-        pieces = triton.cdiv(sizes.block_size, self.config.key_block_n) * sizes.num_blocks
+        block_n = keys_at_once(self.where.settings, self.config)
+        pieces = triton.cdiv(sizes.block_size, block_n) * sizes.num_blocks
         key_grad.key_kernel[(pieces * sizes.num_nodes * self.where.sides[1].rows,)](
             *self._rows(), self.packed.data, self.table, *self.sums,
             dk, dv, *self._strides(), level, self.k.shape[1], self.q.shape[1] // self.k.shape[1],
             self.q.shape[2], self.k.shape[2], self.scale,
-            ACCUMULATE=self.where.settings.is_causal, SLOTS=SLOTS, **self._constants(self.config.key_block_n),
+            ACCUMULATE=self.where.settings.is_causal, SLOTS=SLOTS, **self._constants(block_n),
             **self._options(),
         )  # fmt: skip
 
@@ -151,8 +161,7 @@ class BackwardWork:
         return [x.stride(dim) for x in (self.q, self.k, self.v) for dim in range(3)]
 
     def _constants(self, block_n: int) -> dict[str, int]:
-        tile_size = self.where.settings.tile_size
-        return tile_constants(self.q.shape[3], self.v.shape[3], tile_size, self.config.block_m, block_n)
+        return tile_constants(self.q.shape[3], self.v.shape[3], self.where.settings, self.config.block_m, block_n)
 
     def _options(self) -> dict[str, int]:
         return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
@@ -168,8 +177,13 @@ def reduce_constants(head_dim: int, value_dim: int) -> dict[str, int]:
     return {"BLOCK_N": _REDUCE_SLOTS, **dim_constants(head_dim, value_dim)}
 
 
-def tile_constants(head_dim: int, value_dim: int, tile_size: int, block_m: int, block_n: int) -> dict[str, int]:
+def tile_constants(head_dim: int, value_dim: int, settings: Settings, block_m: int, block_n: int) -> dict[str, int]:
     """The compile-time values that the query, sample and key kernels share."""
-    block_m = min(block_m, max(16, triton.next_power_of_2(tile_size)))
-    split = triton.cdiv(tile_size, block_m)
-    return {"SPLIT": split, "BLOCK_M": block_m, "BLOCK_N": block_n, **dim_constants(head_dim, value_dim)}
+    block_m = min(block_m, max(16, triton.next_power_of_2(settings.tile_size)))
+    sizes = {"SPLIT": triton.cdiv(settings.tile_size, block_m), "BLOCK_M": block_m, "BLOCK_N": block_n}
+    return {"PER_TILE": blocks_per_tile(settings), **sizes, **dim_constants(head_dim, value_dim)}
+
+
+def keys_at_once(settings: Settings, config: BackwardConfig) -> int:
+    """Keys of a block that a program of the key kernel takes at once."""
+    return _ROUTED_KEYS_AT_ONCE if settings.params.pairing == "routed" else config.key_block_n

@@ -22,9 +22,9 @@ def level_table(plan: Geometry, device: str) -> Tensor:
 def rank_tiles(plan: Geometry, device: str) -> Tensor:
     """The tiles of rank pairing, int32: per level first, count and block, each (G, T), and each block's first tile.
 
-    Empty for bucket pairing, whose tiles follow from the data.
+    Empty for other pairings, whose tiles follow from the data.
     """
-    if plan.settings.params.pairing == "bucket":
+    if plan.settings.params.pairing != "rank":
         return torch.empty(1, dtype=torch.int32, device=device)
     parts = []
     for level in plan.levels:
@@ -39,6 +39,18 @@ def block_tiles(tile_count: Tensor, tile_block: Tensor, num_blocks: int) -> Tens
     used = torch.where(tile_count > 0, tile_block, num_blocks).contiguous()
     blocks = torch.arange(num_blocks + 1, dtype=used.dtype, device=used.device).expand(*used.shape[:-1], -1)
     return torch.searchsorted(used, blocks.contiguous(), out_int32=True)
+
+
+def block_entries(entries: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
+    """Where each block stands in the lists of blocks (..., T * R) of a node's tiles: the inverse of the lists.
+
+    Returns:
+        starts: int32 (..., nb + 1), the place of a block's first entry in `places`.
+        places: int32 (..., T * R), places in the lists, in order of their blocks; those without a block come last.
+    """
+    blocks, places = torch.where(entries < 0, num_blocks, entries).sort(dim=-1, stable=True)
+    wanted = torch.arange(num_blocks + 1, dtype=blocks.dtype, device=blocks.device).expand(*blocks.shape[:-1], -1)
+    return torch.searchsorted(blocks, wanted.contiguous(), out_int32=True), places.to(torch.int32)
 
 
 def drawn_samples(plan: Geometry, seed: int, device: str) -> Tensor:

@@ -10,7 +10,7 @@ from hyperattn_core.leaves import leaf_slices
 from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.device_tables import level_table
-from hyperattn_core.triton_backend.geometry import block_dim, dim_constants, geometry
+from hyperattn_core.triton_backend.geometry import block_dim, blocks_per_tile, dim_constants, geometry
 from hyperattn_core.triton_backend.kernels import attend as kernels
 from hyperattn_core.triton_backend.leaves import Leaves, leaf_forward
 from hyperattn_core.triton_backend.packing import dense_rows
@@ -85,7 +85,8 @@ def attend_constants(head_dim: int, value_dim: int, settings: Settings, config: 
     """The compile-time values of the attend kernel."""
     tile = max(16, triton.next_power_of_2(settings.tile_size))
     sizes = dim_constants(head_dim, value_dim)
-    return {"IS_CAUSAL": settings.is_causal, "BLOCK_M": tile, "BLOCK_N": config.block_n, **sizes}
+    blocks = {"PER_TILE": blocks_per_tile(settings), "BLOCK_M": tile, "BLOCK_N": config.block_n}
+    return {"IS_CAUSAL": settings.is_causal, **blocks, **sizes}
 
 
 def merge_constants(value_dim: int) -> dict[str, int]:

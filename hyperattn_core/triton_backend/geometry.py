@@ -1,7 +1,7 @@
 """Layout of a plan in flat buffers: offsets and sizes, which follow from the sizes of a call alone.
 
 One int32 buffer holds, level after level, the sorted queries and keys, the samples, the tiles and each block's first
-tile; a small table of sizes and offsets tells the kernels where, so that one launch serves all levels of a causal call.
+tile, or with "routed" pairing each block's entries in the tiles' lists; a small table of sizes and offsets tells the kernels where, so that one launch serves all levels of a causal call.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from typing import Any
 
+from hyperattn_core.params import ROUTED_KEYS
 from hyperattn_core.planning.draws import sample_count
 from hyperattn_core.planning.levels import CallShape, LevelShape, level_shapes
 from hyperattn_core.planning.packed import Settings
-from hyperattn_core.planning.pairing import max_tiles
 
 TILES_PER_PART = 64
 """Query tiles whose part of the samples' gradients one program sums up."""
@@ -26,6 +26,11 @@ SORT_TILE = 128
 def block_dim(head_dim: int) -> int:
     """The head size in registers: the next power of two, at least 16."""
     return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def blocks_per_tile(settings: Settings) -> int:
+    """Blocks that a tile meets."""
+    return settings.params.block_size // ROUTED_KEYS if settings.params.pairing == "routed" else 1
 
 
 def dim_constants(head_dim: int, value_dim: int) -> dict[str, int]:
@@ -44,6 +49,7 @@ class LevelGeometry(LevelShape):
     num_blocks: int
     num_tiles: int
     num_samples: int
+    blocks_per_tile: int
     query_order: int
     key_order: int
     sample_index: int
@@ -52,6 +58,7 @@ class LevelGeometry(LevelShape):
     tile_count: int
     tile_block: int
     block_tile: int
+    block_entry: int
     totals: int
     samples_drawn: int
     template: int
@@ -151,9 +158,7 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
     used: Counter[str] = Counter()
     levels = []
     for level in level_shapes(shape, params, is_causal=is_causal):
-        block_size = min(params.block_size, level.node_len)
-        num_blocks = -(-level.node_len // block_size)
-        num_tiles = max_tiles(level.query_len, settings.tile_size, num_blocks)
+        block_size, num_blocks, num_tiles, per_tile = settings.tiles(level)
         samples = sample_count(level.node_len, params)
         nodes = level.num_nodes
         query_rows, key_rows = batch * heads * nodes, batch * kv_heads * nodes
@@ -165,17 +170,19 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
             ("data", "sample_position", key_rows * samples),
             ("data", "tile_first", query_rows * num_tiles),
             ("data", "tile_count", query_rows * num_tiles),
-            ("data", "tile_block", query_rows * num_tiles),
+            ("data", "tile_block", query_rows * num_tiles * per_tile),
             ("data", "block_tile", query_rows * (num_blocks + 1)),
+            ("data", "block_entry", query_rows * num_tiles * per_tile if params.pairing == "routed" else 0),
             ("totals", "totals", query_rows + key_rows),
             ("drawn", "samples_drawn", key_rows * samples),
-            ("template", "template", 0 if params.pairing == "bucket" else nodes * (3 * num_tiles + num_blocks + 1)),
+            ("template", "template", nodes * (params.pairing == "rank") * (3 * num_tiles + num_blocks + 1)),
             ("partial", "partial", query_rows * level.query_len if is_causal else 0),
             ("parts", "sample_parts", query_rows * -(-num_tiles // TILES_PER_PART) * samples),
         ):
             offsets[name] = used[buffer]
             used[buffer] += size
         offsets |= {"block_size": block_size, "num_blocks": num_blocks, "num_tiles": num_tiles, "num_samples": samples}
+        offsets["blocks_per_tile"] = per_tile
         levels.append(LevelGeometry(**vars(level), **offsets))
     return Geometry(
         shape,

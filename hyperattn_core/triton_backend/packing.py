@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hyperattn_core.planning.packed import Packed, PackedPlan, Settings
 from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
-from hyperattn_core.triton_backend.device_tables import block_tiles
+from hyperattn_core.triton_backend.device_tables import block_entries, block_tiles
 from hyperattn_core.triton_backend.geometry import Geometry, geometry
 
 _INDEX_LIMIT = 2**31
@@ -40,7 +40,9 @@ def unpack(packed: Packed, where: Geometry) -> tuple[LevelPlan, ...]:
                 query_order=view(level.query_order, heads, level.query_len),
                 tile_first=view(level.tile_first, heads, level.num_tiles),
                 tile_count=view(level.tile_count, heads, level.num_tiles),
-                tile_block=view(level.tile_block, heads, level.num_tiles),
+                tile_block=view(level.tile_block, heads, level.num_tiles * level.blocks_per_tile).unflatten(
+                    3, (level.num_tiles, level.blocks_per_tile)
+                ),
                 sample_index=view(level.sample_index, kv_heads, level.num_samples),
                 sample_weight=weights.view(batch, kv_heads, level.num_nodes, level.num_samples).double().exp2(),
             )
@@ -74,8 +76,11 @@ def pack_levels(levels: Sequence[LevelPlan], where: Geometry) -> Packed:
         data += [
             level.query_order, level.key_order, level.sample_index, position,
             level.tile_first, level.tile_count, level.tile_block,
-            block_tiles(level.tile_count, level.tile_block, level.num_blocks),
         ]  # fmt: skip
+        if where.settings.params.pairing == "routed":
+            data += block_entries(level.tile_block.flatten(3), level.num_blocks)
+        else:
+            data.append(block_tiles(level.tile_count, level.tile_block.squeeze(4), level.num_blocks))
         weights.append(level.sample_weight.log2().reshape(-1))
     flat = torch.cat([x.reshape(-1).to(torch.int32) for x in data])
     log_weights = torch.cat(weights).to(torch.float32)

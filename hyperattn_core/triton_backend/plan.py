@@ -41,8 +41,9 @@ def packed_plan(q: Tensor, k: Tensor, seed: int, settings: Settings, scale: floa
 def plan_work(q: Tensor, k: Tensor, seed: int, settings: Settings, scale: float) -> PlanWork:
     """The steps of a plan; scale is the factor of the logits that probes see."""
     params = settings.params
-    in_kernels = params.hashing == "angular" and params.pairing != "routed"
-    return (PlanWork if in_kernels else SortedInPyTorch)(q, k, seed, settings, scale)
+    if params.pairing == "routed":
+        return RoutedWork(q, k, seed, settings, scale)
+    return (PlanWork if params.hashing == "angular" else SortedInPyTorch)(q, k, seed, settings, scale)
 
 
 class PlanWork:
@@ -141,10 +142,7 @@ class PlanWork:
 
 
 class SortedInPyTorch(PlanWork):
-    """The steps in PyTorch, where hashes or pairing are not what the kernels make.
-
-    They hash once for all levels, and centred hashes differ from level to level; they pair by rank and bucket.
-    """
+    """The steps in PyTorch, where hashes are not what the kernels make: centred ones differ from level to level."""
 
     def hash(self) -> None:
         """Ranks or projections of all queries and keys."""
@@ -160,6 +158,17 @@ class SortedInPyTorch(PlanWork):
         made = pack_levels([self.planner.sample(*part) for part in parts], self.where)
         self.packed.data.copy_(made.data)
         self.packed.weights.copy_(made.weights)
+
+
+class RoutedWork(SortedInPyTorch):
+    """The steps in PyTorch with "routed" pairing: nothing is hashed, and nothing sorted."""
+
+    def hash(self) -> None:
+        """Nothing."""
+
+    def sort(self) -> None:
+        """The blocks that queries choose."""
+        self.sorted = [self.planner.route(level) for level in self.where.levels]
 
 
 def hash_constants(head_dim: int, terms: int, num_projections: int) -> dict[str, int]:

@@ -16,20 +16,20 @@ from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.stages import Stages, Step, chained
 from hyperattn_core.triton_backend.configure import attend_config, default_tile_size
 from hyperattn_core.triton_backend.forward import ForwardWork
-from hyperattn_core.triton_backend.plan import plan_work
+from hyperattn_core.triton_backend.plan import RoutedWork, plan_work
 
 
 def triton_stages(
     q: Tensor, k: Tensor, v: Tensor, params: HyperAttentionParams, seed: int, is_causal: bool, scale: float
 ) -> Stages:
-    """hash; probe; sort (scan, scatter); sample (samples, and the tiles of the pairing); attend; leaves and merge."""
+    """hash; probe; sort (scan, scatter), or route; sample (samples, and tiles of the pairing); attend; leaves and merge."""
     q, k, v = q.detach(), k.detach(), v.detach()
     if not level_shapes(plan_shape(q, k), params, is_causal=is_causal):
         return chained({"exact": lambda done: exact_forward(q, k, v, is_causal, scale)[0]})
     width = max(q.shape[3], v.shape[3])
-    tile_size = default_tile_size(q.device, q.dtype, width)
-    plan = plan_work(q, k, seed, Settings(params, is_causal, tile_size), scale)
-    work = ForwardWork(q, k, v, plan.packed, scale, attend_config(q.device, q.dtype, width, tile_size))
+    settings = Settings(params, is_causal, default_tile_size(q.device, q.dtype, width))
+    plan = plan_work(q, k, seed, settings, scale)
+    work = ForwardWork(q, k, v, plan.packed, scale, attend_config(q.device, q.dtype, width, settings.tile_size))
 
     def attend(done: object) -> Tensor:
         work.attend()
@@ -39,10 +39,16 @@ def triton_stages(
         work.merge()
         return work.out
 
-    steps: dict[str, Step] = {"hash": lambda done: plan.hash()}
+    steps: dict[str, Step] = {}
+    if not isinstance(plan, RoutedWork):
+        steps["hash"] = lambda done: plan.hash()
     if params.sampling == "probed":
         steps["probe"] = lambda done: plan.probe()
-    steps |= {"sort": lambda done: plan.sort(), "sample": lambda done: plan.pair(), "attend": attend}
+    if isinstance(plan, RoutedWork):
+        steps["route"] = lambda done: plan.sort()
+    else:
+        steps["sort"] = lambda done: plan.sort()
+    steps |= {"sample": lambda done: plan.pair(), "attend": attend}
     if is_causal:
         steps |= {"leaves": lambda done: work.leaves(), "merge": merge}
     return chained({name: _on_device_of(q, step) for name, step in steps.items()})

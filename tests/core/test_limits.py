@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hyperattn_core import HyperAttentionParams, hyper_attention, make_plan
 from hyperattn_core.oracle import weight_matrix
-from tests.helpers.core_inputs import CHOICES, PAIRINGS, assert_close, plain_attention, qkv
+from tests.helpers.core_inputs import ALL_PAIRINGS, CHOICES, PAIRINGS, assert_close, plain_attention, qkv, small_params
 
 SIZES = ((1, 1), (7, 7), (64, 64), (97, 97), (53, 130), (130, 53))
 
@@ -40,27 +40,31 @@ class TestExactLimits:
     """The limits of the contract, over both samplings and pairings."""
 
     @pytest.mark.parametrize("more", [0, 1, 50])
-    def test_one_block_holds_every_key(
+    def test_blocks_hold_every_key(
         self, sampling: str, pairing: str, queries: int, keys: int, more: int, is_causal: bool
     ) -> None:
-        params = HyperAttentionParams(keys + more, 5, 4, 6, sampling, pairing, num_probes=1)  # type: ignore[arg-type]
+        # With routed pairing a query that chooses as many blocks as there are meets all keys.
+        size = 32 * -(-(keys + more) // 4) if pairing == "routed" else keys + more
+        params = HyperAttentionParams(size, 5, 4, 6, sampling, pairing, num_probes=1)  # type: ignore[arg-type]
         check_exact(queries, keys, params, is_causal)
 
     @pytest.mark.parametrize("more", [0, 1, 50])
     def test_sequences_up_to_min_seq_len(
         self, sampling: str, pairing: str, queries: int, keys: int, more: int, is_causal: bool
     ) -> None:
-        params = HyperAttentionParams(3, 2, 4, keys + more, sampling, pairing, num_probes=1)  # type: ignore[arg-type]
+        size = 32 if pairing == "routed" else 3
+        params = HyperAttentionParams(size, 2, 4, keys + more, sampling, pairing, num_probes=1)  # type: ignore[arg-type]
         check_exact(queries, keys, params, is_causal)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize(("queries", "keys"), SIZES)
-@pytest.mark.parametrize("pairing", PAIRINGS)
+@pytest.mark.parametrize("pairing", ALL_PAIRINGS)
 @pytest.mark.parametrize("more", [0, 50])
 @pytest.mark.parametrize("sampling", ["stratified", "probed"])
 def test_samples_of_every_key(sampling: str, queries: int, keys: int, pairing: str, more: int, is_causal: bool) -> None:
-    params = HyperAttentionParams(8, keys + more, 4, 3, sampling, pairing, num_probes=2)  # type: ignore[arg-type]
+    size = 32 if pairing == "routed" else 8
+    params = HyperAttentionParams(size, keys + more, 4, 3, sampling, pairing, num_probes=2)  # type: ignore[arg-type]
     check_exact(queries, keys, params, is_causal)
 
 
@@ -92,7 +96,7 @@ def test_one_key_beyond_the_limit_is_an_estimate(sampling: str, pairing: str, is
 @pytest.mark.parametrize(("sampling", "pairing"), CHOICES)
 def test_no_queries_give_no_rows(sampling: str, pairing: str) -> None:
     q, k, v = (x.requires_grad_() for x in qkv(queries=0, keys=40))
-    params = HyperAttentionParams(8, 8, 4, 5, sampling, pairing, num_probes=1)  # type: ignore[arg-type]
+    params = small_params(sampling, pairing)
     out, lse = hyper_attention(q, k, v, params=params, return_lse=True)
     assert (out.shape, lse.shape) == ((1, 1, 0, 8), (1, 1, 0))
     assert not torch.autograd.grad(out.sum() + lse.sum(), k)[0].any()

@@ -63,23 +63,9 @@ class Definition:
     def node(self, query: int, queries: range, keys: range, level: int, node: int) -> Terms:
         """Algorithm 3: the query's block of the sorted keys, and the samples outside it."""
         params, total = self.plan.params, len(keys)
-        block_size = min(params.block_size, total)
-        sorted_keys = sorted(keys, key=lambda j: self.key_ranks[j])
-        if params.pairing == "rank":
-            sorted_queries = sorted(queries, key=lambda i: self.query_ranks[i])
-            place = sorted_queries.index(query) * total // len(queries)
-        elif params.pairing == "routed":
-            starts = range(0, total, block_size)
-            means = [self.keys[sorted_keys[i : i + block_size]].double().mean(0) for i in starts]
-            logits = [float(self.own_queries[query].double() @ mean) for mean in means]
-            place = starts[logits.index(max(logits))]
-        else:
-            rank = self.query_ranks[query]
-            below = sum(self.key_ranks[j] < rank for j in keys)
-            upto = sum(self.key_ranks[j] <= rank for j in keys)
-            place = min((below + upto) // 2, total - 1)
-        block = place // block_size
-        own = range(block * block_size, min((block + 1) * block_size, total))
+        is_routed = params.pairing == "routed"
+        sorted_keys = list(keys) if is_routed else sorted(keys, key=lambda j: self.key_ranks[j])
+        own = self.routed(query, queries, keys) if is_routed else self.block(query, queries, keys)
         yield from ((sorted_keys[i], 1.0) for i in own)
         drawn = self.plan.levels[level].sample_index[(*self.kv_head, node)].tolist()
         if params.sampling == "probed" and drawn:
@@ -90,6 +76,31 @@ class Definition:
         for s, i in enumerate(drawn):
             if i not in own:
                 yield sorted_keys[i], total / len(drawn) if params.sampling == "iid" else edges[s + 1] - edges[s]
+
+    def block(self, query: int, queries: range, keys: range) -> list[int]:
+        """The places of the keys of a query's block among the sorted keys."""
+        params, total = self.plan.params, len(keys)
+        block_size = min(params.block_size, total)
+        if params.pairing == "rank":
+            sorted_queries = sorted(queries, key=lambda i: self.query_ranks[i])
+            place = sorted_queries.index(query) * total // len(queries)
+        else:
+            rank = self.query_ranks[query]
+            below = sum(self.key_ranks[j] < rank for j in keys)
+            upto = sum(self.key_ranks[j] <= rank for j in keys)
+            place = min((below + upto) // 2, total - 1)
+        block = place // block_size
+        return list(range(block * block_size, min((block + 1) * block_size, total)))
+
+    def routed(self, query: int, queries: range, keys: range) -> list[int]:
+        """The places of the keys that a query, and those before it among its eight, choose: runs of four."""
+        total, met = len(keys), set()
+        means = torch.stack([self.keys[keys[i : i + 4]].double().mean(0) for i in range(0, total, 4)])
+        for other in range(query - (query - queries.start) % 8, query + 1):
+            logits = means @ self.own_queries[other].double()
+            best = sorted(range(len(means)), key=lambda i: -float(logits[i]))[: self.plan.params.block_size // 32]
+            met |= {4 * i + j for i in best for j in range(4) if 4 * i + j < total}
+        return sorted(met)
 
     def probabilities(self, keys: range, count: int) -> dict[int, float]:
         """Probed sampling: how likely each key of a node is among its samples."""

@@ -101,7 +101,7 @@ def test_a_choice_far_from_all_is_refused_without_a_guess(value: object) -> None
             "num_projections": st.integers(1, 15),
             "min_seq_len": st.integers(1, 9999),
             "sampling": st.sampled_from(["iid", "stratified"]),
-            "pairing": st.sampled_from(["rank", "bucket", "routed"]),
+            "pairing": st.sampled_from(["rank", "bucket"]),
             "hashing": st.sampled_from(["angular", "centred"]),
             "num_probes": st.integers(1, 99),
             "probe_floor": st.floats(1e-6, 1.0),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hyperattn_core import AttentionPlan, HyperAttentionParams, make_plan
+from hyperattn_core.params import ROUTED_KEYS, ROUTED_QUERIES
 
 SAMPLINGS = ("iid", "stratified", "probed")
 PAIRINGS = ("rank", "bucket")
@@ -66,9 +67,17 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     return x
 
 
+def routed_size(block_size: int) -> int:
+    """The next block size that "routed" pairing takes."""
+    step = ROUTED_KEYS * ROUTED_QUERIES
+    return -(-block_size // step) * step
+
+
 def small_params(sampling: str, pairing: str, **changes: Any) -> HyperAttentionParams:
     """Parameters that leave short inputs approximate."""
     sizes = {"block_size": 8, "sample_size": 6, "num_projections": 3, "min_seq_len": 5} | changes
+    if pairing == "routed":
+        sizes["block_size"] = routed_size(sizes["block_size"])
     probes = {"num_probes": min(4, sizes["min_seq_len"]), "probe_floor": 0.4}
     return HyperAttentionParams(sampling=sampling, pairing=pairing, **(probes | sizes))  # type: ignore[arg-type]
 
@@ -94,6 +103,8 @@ def all_params(max_size: int = 24, pairings: Iterable[str] = ALL_PAIRINGS) -> st
     """Parameters of every kind, with sizes that divide nothing in particular."""
 
     def made(num_probes: int, min_seq_len: int, **rest: Any) -> HyperAttentionParams:
+        if rest["pairing"] == "routed":
+            rest |= {"block_size": routed_size(rest["block_size"]), "hashing": "angular"}
         return HyperAttentionParams(num_probes=min(num_probes, min_seq_len), min_seq_len=min_seq_len, **rest)
 
     return st.builds(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperattn_core import AttentionPlan, HyperAttentionParams, make_plan
+from tests.helpers.core_inputs import routed_size
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -52,7 +53,10 @@ class Call:
     def parameters(self) -> HyperAttentionParams:
         """Parameters that leave short inputs approximate."""
         small = {"block_size": 16, "sample_size": 24, "num_projections": 4, "min_seq_len": 40}
-        return HyperAttentionParams(**(small | self.params))
+        sizes = small | self.params
+        if sizes.get("pairing") == "routed":
+            sizes["block_size"] = routed_size(sizes["block_size"])
+        return HyperAttentionParams(**sizes)
 
     def plan(self, backend: str = "torch", seed: int = 3) -> AttentionPlan:
         """The plan of the call, by either backend."""
@@ -70,8 +74,9 @@ CALLS = {
     "probed, causal": Call(is_causal=True, heads=4, kv_heads=2, scale=0.7, params={"sampling": "probed"}),
     "routed": Call(queries=97, keys=131, heads=2, kv_heads=1, scale=-0.7, params={"pairing": "routed"}),
     "centred": Call(queries=131, keys=97, params={"hashing": "centred"}),
-    "probed, centred, routed, causal": Call(
-        is_causal=True, params={"sampling": "probed", "hashing": "centred", "pairing": "routed"}
+    "centred, causal": Call(is_causal=True, params={"hashing": "centred"}),
+    "probed, routed, causal": Call(
+        is_causal=True, heads=4, kv_heads=2, params={"sampling": "probed", "pairing": "routed", "block_size": 64}
     ),
     "paper's choices": Call(params=RANK_IID, heads=2),
     "several sort tiles": Call(queries=301, keys=389, params={"min_seq_len": 60}),

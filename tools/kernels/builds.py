@@ -83,9 +83,9 @@ def _backward_builds(arch: int, dtype: torch.dtype, head_dim: int) -> Iterator[B
     """The kernels of the backward pass; of a causal call those that add to the gradients of earlier levels."""
     kind = TYPES[dtype]
     config = default_backward_config(arch, dtype, head_dim)
-    tile_size = default_config(arch, dtype, head_dim).tile_size
+    settings = Settings(HyperAttentionParams(), True, default_config(arch, dtype, head_dim).tile_size)
     by_query, by_key = (
-        backward.tile_constants(head_dim, head_dim, tile_size, config.block_m, block_n)
+        backward.tile_constants(head_dim, head_dim, settings, config.block_m, block_n)
         for block_n in (config.query_block_n, config.key_block_n)
     )
     shape = f"{kind} d={head_dim}"

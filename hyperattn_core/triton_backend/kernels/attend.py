@@ -22,6 +22,7 @@ from hyperattn_core.triton_backend.kernels.common import (
     step_keys,
     step_weights,
     tile_queries,
+    weighed,
 )
 
 
@@ -30,10 +31,10 @@ def attend_kernel(
     q, k, v, data, weights, table, out, lse,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
     heads, group, query_rows, num_queries, scale,
-    IS_CAUSAL: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PER_TILE: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """One tile of sorted queries against its key block and then the samples, in one online softmax (Algorithm 3).
+    """One tile of queries against its key blocks and then the samples, in one online softmax (Algorithm 3).
 
     num = sum of exp(s) v over the block's keys + sum of w exp(s) v over the sampled keys outside the block, den the
     same with v = 1; out = num / den, lse = log(den). Base 2 inside; log2(w) is added to the logit. Rows are gathered
@@ -53,8 +54,10 @@ def attend_kernel(
             k_base = head_base(k, batch, head // group, k_stride_b, k_stride_h)
             v_base = head_base(v, batch, head // group, v_stride_b, v_stride_h)
             key_node_row = ((row // group) * num_nodes + node).to(tl.int64)
-            block, sizes = tl.load(tiles[3] + tile), key_sizes(table, level)
-            steps, meets, samples = met_keys(data, weights, table, level, key_node_row, block, sizes, BLOCK_N)
+            entries, sizes = tiles[3] + tile * PER_TILE, key_sizes(table, level)
+            steps, meets, samples = met_keys(
+                data, weights, table, level, key_node_row, entries, sizes, BLOCK_N, PER_TILE
+            )
             qk_scale = scale * LOG2_E
             # So much smaller, sums of exponentials and finite values do not overflow; float16 needs it not.
             room: tl.constexpr = 0.0 if v.dtype.element_ty == tl.float16 else 16.0
@@ -62,10 +65,10 @@ def attend_kernel(
             total = tl.zeros((BLOCK_M,), tl.float32)
             acc = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
             for step in range(steps):
-                key, met, slot, sampled = step_keys(data, meets, step, BLOCK_N)
+                key, met, slot, sampled = step_keys(data, meets, step, BLOCK_N, PER_TILE)
                 keys = load_rows(k_base, key, k_stride_n, met, D, BLOCK_D)
                 logits = product(x, keys) * qk_scale
-                logits += step_weights(samples, met, slot, sampled)[None, :]
+                logits = weighed(logits, step_weights(samples, met, slot, sampled, BLOCK_M, PER_TILE), PER_TILE)
                 new_top = tl.maximum(top, tl.max(logits, 1))
                 # Where no key has been met yet there is nothing to rescale, and inf - inf would make a NaN of it.
                 shift = tl.where(new_top == -float("inf"), 0.0, new_top)

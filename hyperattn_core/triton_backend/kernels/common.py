@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hyperattn_core import params
 from hyperattn_core.triton_backend.geometry import FIELDS
 from hyperattn_core.triton_backend.support import interpreted
 
@@ -20,6 +21,9 @@ SIZES = [
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+ROUTED_QUERIES = tl.constexpr(params.ROUTED_QUERIES)
+#: More than the queries of a tile.
+MANY = tl.constexpr(1 << 30)
 INTERPRETED = tl.constexpr(interpreted())
 # As constants, so that a kernel compiled for another table is not taken from Triton's cache.
 COLUMNS = tl.constexpr({name: index for index, name in enumerate(FIELDS)})
@@ -118,37 +122,70 @@ def key_sizes(table, level):
 
 
 @triton.jit
-def met_keys(data, weights, table, level, key_node_row, block, sizes, BLOCK_N: tl.constexpr):
-    """Keys that a tile meets, its block's and then the samples: the number of steps of BLOCK_N, and what step_keys and
-    step_weights read."""
+def met_keys(data, weights, table, level, key_node_row, entries, sizes, BLOCK_N: tl.constexpr, PER_TILE: tl.constexpr):
+    """Keys that a tile meets, those of its PER_TILE blocks and then the samples: the number of steps of BLOCK_N, and what
+    step_keys and step_weights read. `entries` points to the blocks."""
     node_len, block_size, num_samples = sizes
-    low = block * block_size
-    keys_here = tl.minimum(block_size, node_len - low)
+    if PER_TILE == 1:
+        low = tl.load(entries) * block_size
+        keys_here = tl.minimum(block_size, node_len - low)
+    else:
+        low = 0
+        keys_here = PER_TILE * block_size
     block_steps = tl.cdiv(keys_here, BLOCK_N)
     key_at = field(table, level, "key_order") + key_node_row * node_len + low
     sampled_at = field(table, level, "sample_position") + key_node_row * num_samples
     index_at = data + field(table, level, "sample_index") + key_node_row * num_samples
     weight_at = weights + field(table, level, "samples_drawn") + key_node_row * num_samples
-    meets = block_steps, keys_here, num_samples, key_at, sampled_at
-    samples = low, block_size, index_at, weight_at
+    meets = block_steps, keys_here, num_samples, key_at, sampled_at, entries, block_size, node_len
+    samples = low, block_size, index_at, weight_at, entries
     return block_steps + tl.cdiv(num_samples, BLOCK_N), meets, samples
 
 
 @triton.jit
-def step_keys(data, meets, step, BLOCK_N: tl.constexpr):
+def step_keys(data, meets, step, BLOCK_N: tl.constexpr, PER_TILE: tl.constexpr):
     """Positions of the keys of one step, which of them there are, their slots, and True if they are samples."""
-    block_steps, keys_here, num_samples, key_at, sampled_at = meets
+    block_steps, keys_here, num_samples, key_at, sampled_at, entries, block_size, node_len = meets
     sampled = step >= block_steps
     slot = tl.where(sampled, step - block_steps, step) * BLOCK_N + tl.arange(0, BLOCK_N)
     met = slot < tl.where(sampled, num_samples, keys_here)
-    return tl.load(data + tl.where(sampled, sampled_at, key_at) + slot, mask=met, other=0), met, slot, sampled
+    at = slot
+    if PER_TILE > 1:
+        block = tl.load(entries + slot // block_size, mask=met & ~sampled, other=0)
+        at = tl.where(sampled, slot, block * block_size + slot % block_size)
+        met = met & (block >= 0) & (sampled | (at < node_len))
+    return tl.load(data + tl.where(sampled, sampled_at, key_at) + at, mask=met, other=0), met, slot, sampled
 
 
 @triton.jit
-def step_weights(samples, met, slot, sampled):
-    """log2(w) of the keys of one step: 0 for those of the block, -inf for those that are not there or met already."""
-    low, block_size, index_at, weight_at = samples
+def first_meets(entries, block, PER_TILE: tl.constexpr):
+    """The first query of a tile that meets each of some blocks, by the tile's list; many where none does."""
+    places = tl.arange(0, triton.next_power_of_2(PER_TILE))
+    listed = tl.load(entries + places, mask=places < PER_TILE, other=-1)
+    first = tl.where(listed[None, :] == block[:, None], (places * ROUTED_QUERIES // PER_TILE)[None, :], MANY)
+    return tl.min(first, 1)
+
+
+@triton.jit
+def weighed(logits, weight, PER_TILE: tl.constexpr):
+    """Logits with log2(w) added; where some queries do not meet a key that others do, its NaN stays with those."""
+    if PER_TILE == 1:
+        return logits + weight
+    return tl.where(weight == -float("inf"), weight, logits + weight)
+
+
+@triton.jit
+def step_weights(samples, met, slot, sampled, BLOCK_M: tl.constexpr, PER_TILE: tl.constexpr):
+    """log2(w) of the keys of one step, (1 or BLOCK_M, BLOCK_N): 0 for those of the blocks, -inf for those that are not
+    there, that a query does not meet, or that it has met already."""
+    low, block_size, index_at, weight_at, entries = samples
     # A sampled key of the tile's own block is in the sum already.
     index = tl.load(index_at + slot, mask=met & sampled, other=-1)
     weight = tl.load(weight_at + slot, mask=met & sampled, other=0.0)
-    return tl.where(met & ~((index >= low) & (index < low + block_size)), weight, -float("inf"))
+    if PER_TILE == 1:
+        return tl.where(met & ~((index >= low) & (index < low + block_size)), weight, -float("inf"))[None, :]
+    query = tl.arange(0, BLOCK_M)[:, None]
+    met_from = slot // block_size * ROUTED_QUERIES // PER_TILE
+    met_upto = first_meets(entries, tl.where(sampled & met, index // block_size, -2), PER_TILE)
+    is_in = tl.where(sampled, query < met_upto[None, :], query >= met_from[None, :])
+    return tl.where(met[None, :] & is_in, weight[None, :], -float("inf"))

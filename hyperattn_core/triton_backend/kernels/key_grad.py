@@ -11,6 +11,7 @@ import triton.language as tl
 
 from hyperattn_core.triton_backend.kernels.common import (
     LOG2_E,
+    ROUTED_QUERIES,
     SIZES,
     add_product,
     field,
@@ -27,8 +28,8 @@ from hyperattn_core.triton_backend.kernels.common import (
 
 @triton.jit
 def tile_grads(x, g, row_lse, row_delta, keys, values, weight, dk, dv, qk_scale):
-    """Add one tile of queries to dk and dv of a set of keys: (keys, queries) logits, weight is log2(w) per key."""
-    p = tl.exp2(product(keys, x) * qk_scale + weight[:, None] - row_lse[None, :])
+    """Add one tile of queries to dk and dv of a set of keys: (keys, queries) logits, to which `weight` is added."""
+    p = tl.exp2(product(keys, x) * qk_scale + weight - row_lse[None, :])
     dv = add_product(p.to(g.dtype), g, dv)
     ds = p * (product(values, g) - row_delta[None, :])
     return add_product(ds.to(x.dtype), x, dk), dv
@@ -39,13 +40,13 @@ def key_kernel(
     q, k, v, grad_out, lse2, delta, data, table, sums_k, sums_v, dk_out, dv_out,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
     level, kv_heads, group, num_queries, num_keys, scale,
-    ACCUMULATE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, SLOTS: tl.constexpr,
+    ACCUMULATE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PER_TILE: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BLOCK_N keys of one block, over all queries that meet the block, and what they got as samples."""
     num_nodes, node_len = size(table, level, "num_nodes"), size(table, level, "node_len")
     block_size, num_blocks = size(table, level, "block_size"), size(table, level, "num_blocks")
-    num_samples = size(table, level, "num_samples")
+    num_samples, num_tiles = size(table, level, "num_samples"), size(table, level, "num_tiles")
     pieces = tl.cdiv(block_size, BLOCK_N)
     piece, rest = tl.program_id(0) % pieces, tl.program_id(0) // pieces
     block, key_node_row = rest % num_blocks, rest // num_blocks
@@ -60,7 +61,7 @@ def key_kernel(
         key = tl.load(order + slot, mask=met, other=0)
         keys = load_rows(head_base(k, batch, key_head, k_stride_b, k_stride_h), key, k_stride_n, met, D, BLOCK_D)
         values = load_rows(head_base(v, batch, key_head, v_stride_b, v_stride_h), key, v_stride_n, met, DV, BLOCK_DV)
-        bias = tl.where(met, 0.0, -float("inf"))
+        bias = tl.where(met, 0.0, -float("inf"))[:, None]
         qk_scale = scale * LOG2_E
         dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
         dv = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
@@ -72,7 +73,13 @@ def key_kernel(
             q_base = head_base(q, batch, key_head * group + member, q_stride_b, q_stride_h)
             first_row = row.to(tl.int64) * num_queries
             for step in range(tl.load(starts) * SPLIT, tl.load(starts + 1) * SPLIT):
-                position, taken = tile_queries(tiles, step // SPLIT, (step % SPLIT) * BLOCK_M, BLOCK_M)
+                if PER_TILE == 1:
+                    position, taken = tile_queries(tiles, step // SPLIT, (step % SPLIT) * BLOCK_M, BLOCK_M)
+                else:
+                    at = field(table, level, "block_entry") + node_row * num_tiles * PER_TILE
+                    entry = tl.load(data + at + step)
+                    position, taken = tile_queries(tiles, entry // PER_TILE, 0, BLOCK_M)
+                    taken &= tl.arange(0, BLOCK_M) >= entry % PER_TILE * ROUTED_QUERIES // PER_TILE
                 x = load_rows(q_base, position, q_stride_n, taken, D, BLOCK_D)
                 g, row_lse, row_delta = load_grads(grad_out, lse2, delta, first_row, position, taken, DV, BLOCK_DV)
                 dk, dv = tile_grads(x, g, row_lse, row_delta, keys, values, bias, dk, dv, qk_scale)

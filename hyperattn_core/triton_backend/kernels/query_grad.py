@@ -26,6 +26,7 @@ from hyperattn_core.triton_backend.kernels.common import (
     step_keys,
     step_weights,
     tile_queries,
+    weighed,
 )
 
 
@@ -51,10 +52,10 @@ def query_kernel(
     q, k, v, grad_out, lse2, delta, data, weights, table, dq,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
     level, heads, group, num_queries, scale,
-    ACCUMULATE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    ACCUMULATE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PER_TILE: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """dq of one of the SPLIT pieces of a tile of queries, over its key block and the samples.
+    """dq of one of the SPLIT pieces of a tile of queries, over its key blocks and the samples.
 
     It is added to what is there if ACCUMULATE.
     """
@@ -65,7 +66,7 @@ def query_kernel(
     tiles = node_tiles(data, table, level, node_row)
     if tl.load(tiles[2] + tile) > skipped:
         position, taken = tile_queries(tiles, tile, skipped, BLOCK_M)
-        block, sizes = tl.load(tiles[3] + tile), key_sizes(table, level)
+        entries, sizes = tiles[3] + tile * PER_TILE, key_sizes(table, level)
         batch, head = row // heads, row % heads
         first_row = row.to(tl.int64) * num_queries
         x = load_rows(head_base(q, batch, head, q_stride_b, q_stride_h), position, q_stride_n, taken, D, BLOCK_D)
@@ -73,16 +74,16 @@ def query_kernel(
         k_base = head_base(k, batch, head // group, k_stride_b, k_stride_h)
         v_base = head_base(v, batch, head // group, v_stride_b, v_stride_h)
         key_node_row = ((row // group) * num_nodes + node).to(tl.int64)
-        steps, meets, samples = met_keys(data, weights, table, level, key_node_row, block, sizes, BLOCK_N)
+        steps, meets, samples = met_keys(data, weights, table, level, key_node_row, entries, sizes, BLOCK_N, PER_TILE)
         qk_scale = scale * LOG2_E
         acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
         for step in range(steps):
-            key, met, slot, sampled = step_keys(data, meets, step, BLOCK_N)
+            key, met, slot, sampled = step_keys(data, meets, step, BLOCK_N, PER_TILE)
             keys = load_rows(k_base, key, k_stride_n, met, D, BLOCK_D)
             values = load_rows(v_base, key, v_stride_n, met, DV, BLOCK_DV)
-            weight = step_weights(samples, met, slot, sampled)
+            weight = step_weights(samples, met, slot, sampled, BLOCK_M, PER_TILE)
             logits = product(x, keys) * qk_scale
-            logits += weight[None, :]
+            logits = weighed(logits, weight, PER_TILE)
             p = tl.exp2(logits - row_lse[:, None])
             dp = product(g, values)
             ds = p * (dp - row_delta[:, None])

@@ -9,6 +9,7 @@ from hyperattn_core.triton_backend.kernels.common import (
     LOG2_E,
     SIZES,
     field,
+    first_meets,
     head_base,
     load_grads,
     load_rows,
@@ -25,8 +26,8 @@ def sample_kernel(
     q, k, v, grad_out, lse2, delta, data, weights, table, parts_k, parts_v,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
     heads, group, query_rows, num_queries, tiles_per_part, scale,
-    D: tl.constexpr, DV: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr, PER_TILE: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """Partial dk and dv of BLOCK_N sampled keys, from one part of a node's query tiles."""
     level, chunk = tl.program_id(1), tl.program_id(2)
@@ -36,7 +37,10 @@ def sample_kernel(
     row, node = node_row // num_nodes, node_row % num_nodes
     if (row < query_rows) & (chunk * BLOCK_N < num_samples):
         block_size, num_blocks = size(table, level, "block_size"), size(table, level, "num_blocks")
-        used = tl.load(data + field(table, level, "block_tile") + node_row.to(tl.int64) * (num_blocks + 1) + num_blocks)
+        used = size(table, level, "num_tiles")
+        if PER_TILE == 1:
+            used_at = field(table, level, "block_tile") + node_row.to(tl.int64) * (num_blocks + 1) + num_blocks
+            used = tl.load(data + used_at)
         batch, head = row // heads, row % heads
         slot = chunk * BLOCK_N + tl.arange(0, BLOCK_N)
         met = slot < num_samples
@@ -56,11 +60,17 @@ def sample_kernel(
         dv = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
         begin = part * tiles_per_part
         for step in range(begin * SPLIT, tl.minimum(begin + tiles_per_part, used) * SPLIT):
-            low = tl.load(tiles[3] + step // SPLIT) * block_size
+            entries = tiles[3] + step // SPLIT * PER_TILE
             position, taken = tile_queries(tiles, step // SPLIT, (step % SPLIT) * BLOCK_M, BLOCK_M)
             x = load_rows(q_base, position, q_stride_n, taken, D, BLOCK_D)
             g, row_lse, row_delta = load_grads(grad_out, lse2, delta, first_row, position, taken, DV, BLOCK_DV)
-            bias = tl.where((index >= low) & (index < low + block_size), -float("inf"), weight)
+            if PER_TILE == 1:
+                low = tl.load(entries) * block_size
+                bias = tl.where((index >= low) & (index < low + block_size), -float("inf"), weight)[:, None]
+            else:
+                upto = first_meets(entries, index // block_size, PER_TILE)
+                is_outside = tl.arange(0, BLOCK_M)[None, :] < upto[:, None]
+                bias = tl.where(is_outside, weight[:, None], -float("inf"))
             dk, dv = tile_grads(x, g, row_lse, row_delta, keys, values, bias, dk, dv, qk_scale)
         to = field(table, level, "sample_parts") + (node_row.to(tl.int64) * parts + part) * num_samples + slot
         at, inside = row_offsets(to, met, D, BLOCK_D)

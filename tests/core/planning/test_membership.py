@@ -13,7 +13,7 @@ from tests.helpers.brute_force import drawn
 SHAPES = [(1, 1, 1, 40, 8), (2, 4, 2, 53, 8), (1, 3, 1, 17, 4)]
 
 
-@pytest.mark.parametrize("pairing", ["rank", "bucket"])
+@pytest.mark.parametrize("pairing", ["rank", "bucket", "routed"])
 @pytest.mark.parametrize("sampling", ["iid", "stratified"])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -22,7 +22,7 @@ def test_keys_that_are_met_are_those_with_a_weight(
 ) -> None:
     q, k, _, _ = drawn(*shape)
     params = HyperAttentionParams.from_dict(
-        {"block_size": 5, "sample_size": 3, "num_projections": 3, "min_seq_len": 8, "sampling": sampling,
+        {"block_size": 32 if pairing == "routed" else 5, "sample_size": 3, "num_projections": 3, "min_seq_len": 8, "sampling": sampling,
          "pairing": pairing}
     )  # fmt: skip
     plan = make_plan(q, k, params, seed=3, is_causal=is_causal)
