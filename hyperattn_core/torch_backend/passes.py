@@ -97,7 +97,10 @@ def level_backward(tiles: LevelTiles, queries: FlatQueries, grads: Gradients, sc
         ds = torch.bmm(gt, values.transpose(1, 2), out=scratch.get("block_grad", size // t, t, b))
         ds.view(size, b).sub_(row_delta)
         ds.mul_(p)
-        for into, grad in ((dv_blocks, torch.bmm(p.transpose(1, 2), gt)), (dk_blocks, torch.bmm(ds.transpose(1, 2), xt))):
+        for into, grad in (
+            (dv_blocks, torch.bmm(p.transpose(1, 2), gt)),
+            (dk_blocks, torch.bmm(ds.transpose(1, 2), xt)),
+        ):
             _accumulate(into, chunk.blocks, grad.view(-1, *into.shape[1:]))
         dx = torch.bmm(ds, keys).view(size, -1)
         if m:

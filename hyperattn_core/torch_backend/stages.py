@@ -30,7 +30,10 @@ from hyperattn_core.torch_backend.scratch import Buffers
 def torch_stages(
     q: Tensor, k: Tensor, v: Tensor, params: HyperAttentionParams, seed: int, is_causal: bool, scale: float
 ) -> Stages:
-    """hash, probe, sort or route, sample, attend, leaves and merge; merge copies what the leaves gave: it must stay as it is."""
+    """hash and sort, or route; probe, sample, attend, leaves and merge.
+
+    merge copies what the leaves gave: it must stay as it is.
+    """
     shapes = level_shapes(plan_shape(q, k), params, is_causal=is_causal)
     if not shapes:
         return chained(

@@ -53,7 +53,7 @@ class Chunk:
 
 
 class RoutedTiles:
-    """What the queries of tiles meet with "routed" pairing: each the blocks that it and the ones before it chose.
+    """The keys that queries of a tile meet with "routed" pairing: of the blocks that each and the ones before it chose.
 
     Attributes:
         is_not_met: bool (t, keys of a tile), True for keys that only later queries of the tile have chosen.
@@ -78,7 +78,7 @@ class RoutedTiles:
 
     def sample_weight(self, tile_block: Tensor, kv_rows: Tensor) -> Tensor:
         """Weights (rows, T, t, m) of the samples for tiles that meet blocks (rows, T, R), 0 for keys met already."""
-        rows, tiles, per_tile = tile_block.shape
+        rows, tiles = tile_block.shape[:2]
         found = self._sample_at[kv_rows.view(-1, 1, 1), tile_block.clamp(min=0)]
         found = found.masked_fill((tile_block < 0).unsqueeze(3), self._num_samples).view(rows, tiles, -1)
         seen = torch.full((rows, tiles, self._num_samples + 1), self._tile_size, device=tile_block.device)
@@ -181,7 +181,7 @@ class LevelTiles:
         return x.view(-1, x.shape[3]).index_select(0, rows.view(-1)).to(self.dtype).view(*rows.shape, x.shape[3])
 
     def _sorted_blocks(self, x: Tensor) -> Tensor:
-        """Rows in sorted order as (kv rows * nb, b, D), or one more if routed; slots past a node's end are zero rows."""
+        """Rows in sorted order as (kv rows * nb, b, D), if routed with one more; slots past a node's end are zero."""
         rows = self._gather(x, self.key_rows)
         padded = self.num_blocks * self.block_size
         if padded > self.node_len:
@@ -189,12 +189,13 @@ class LevelTiles:
                 rows.view(self.num_kv_rows, self.node_len, -1), (0, 0, 0, padded - self.node_len)
             )
         blocks = rows.view(-1, self.block_size, x.shape[3])
-        return blocks if self.level.blocks_per_tile == 1 else torch.nn.functional.pad(blocks, (0, 0, 0, 0, 0, 1))
+        return blocks if self.level.blocks_per_tile == 1 else torch.nn.functional.pad(blocks, (*(0, 0) * 2, 0, 1))
 
     def unsorted(self, blocks: Tensor, into: Tensor) -> None:
         """Add rows in sorted order, as k_blocks has them, to their own rows of `into` (B * Hkv * Nk, D)."""
         width = blocks.shape[2]
-        rows = blocks[: self.num_kv_rows * self.num_blocks].view(self.num_kv_rows, -1, width)[:, : self.node_len].reshape(-1, width)
+        of_nodes = blocks[: self.num_kv_rows * self.num_blocks].view(self.num_kv_rows, -1, width)
+        rows = of_nodes[:, : self.node_len].reshape(-1, width)
         into.index_add_(0, self.key_rows, rows)
 
     def slot_of_query(self) -> Tensor:

@@ -30,6 +30,8 @@ from hyperattn_core.triton_backend.tuning.configs import BackwardConfig
 
 _ROWS = 64
 SLOTS = 64
+#: Registers of a thread of the key kernel: left to itself the compiler takes fewer, and spills.
+KEY_REGISTERS = 255
 _REDUCE_SLOTS = 16
 # The least that tensor cores take: blocks of routed keys are smaller.
 _ROUTED_KEYS_AT_ONCE = 16
@@ -140,14 +142,14 @@ class BackwardWork:
     def keys(self, level: int, dk: Tensor, dv: Tensor) -> None:
         """dk and dv of one level, as queries does: every key of its nodes, with what it got as a sample."""
         sizes = self.where.levels[level]
-        block_n = keys_at_once(self.where.settings, self.config)
-        pieces = triton.cdiv(sizes.block_size, block_n) * sizes.num_blocks
+        config = key_config(self.where.settings, self.config, max(self.q.shape[3], self.v.shape[3]))
+        pieces = triton.cdiv(sizes.block_size, config.key_block_n) * sizes.num_blocks
         key_grad.key_kernel[(pieces * sizes.num_nodes * self.where.sides[1].rows,)](
             *self._rows(), self.packed.data, self.table, *self.sums,
             dk, dv, *self._strides(), level, self.k.shape[1], self.q.shape[1] // self.k.shape[1],
             self.q.shape[2], self.k.shape[2], self.scale,
-            ACCUMULATE=self.where.settings.is_causal, SLOTS=SLOTS, **self._constants(block_n),
-            **self._options(),
+            ACCUMULATE=self.where.settings.is_causal, SLOTS=SLOTS, **self._constants(config.key_block_n),
+            num_warps=config.num_warps, num_stages=config.num_stages, maxnreg=KEY_REGISTERS,
         )  # fmt: skip
 
     def _floats(self, rows: int) -> list[Tensor]:
@@ -184,6 +186,9 @@ def tile_constants(head_dim: int, value_dim: int, settings: Settings, block_m: i
     return {"PER_TILE": blocks_per_tile(settings), **sizes, **dim_constants(head_dim, value_dim)}
 
 
-def keys_at_once(settings: Settings, config: BackwardConfig) -> int:
-    """Keys of a block that a program of the key kernel takes at once."""
-    return _ROUTED_KEYS_AT_ONCE if settings.params.pairing == "routed" else config.key_block_n
+def key_config(settings: Settings, config: BackwardConfig, head_dim: int) -> BackwardConfig:
+    """The configuration of the key kernel: with "routed" pairing its blocks have fewer keys than tensor cores take."""
+    if settings.params.pairing != "routed":
+        return config
+    warps = 2 if head_dim <= 64 else 4
+    return replace(config, key_block_n=_ROUTED_KEYS_AT_ONCE, num_warps=warps, num_stages=1)

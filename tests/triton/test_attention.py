@@ -21,7 +21,8 @@ GRADIENTS = [
     "plain", "paper's choices", "more queries than keys", "grouped heads, batch", "odd head sizes", "large tile",
     "odd block and samples", "one sample, block of one", "more samples than keys", "tile no power of two",
     "negative scale", "causal", "causal, prime length", "causal, grouped heads, batch", "causal, odd head sizes",
-    "block larger than a node", "causal, stored by heads", "bfloat16", "bfloat16, causal", "float16",
+    "block larger than a node", "causal, stored by heads", "bfloat16", "bfloat16, causal", "float16", "routed",
+    "probed, routed, causal",
 ]  # fmt: skip
 
 #: Like others of these, and left to the slow tests.

@@ -116,4 +116,4 @@ def test_where_choices_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_a_plan_of_another_tile_size() -> None:
     wide = AttendConfig(128, 64, 8, 5, 128)
     assert with_tile(wide, 128) is wide
-    assert with_tile(wide, 16) == AttendConfig(16, 64, 4, 5, 128)
+    assert with_tile(wide, 16) == AttendConfig(16, 64, 4, 5, None)

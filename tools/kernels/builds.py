@@ -15,7 +15,7 @@ from hyperattn_core.triton_backend.forward import attend_constants, merge_consta
 from hyperattn_core.triton_backend.geometry import SORT_TILE
 from hyperattn_core.triton_backend.kernels import attend, key_grad, pair, query_grad, sample_grad
 from hyperattn_core.triton_backend.kernels import plan as plan_kernels
-from hyperattn_core.triton_backend.tuning.configs import candidates, default_backward_config, default_config
+from hyperattn_core.triton_backend.tuning.configs import candidates, default_backward_config, default_config, with_tile
 
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 #: Types of the kernels' arguments by name; those in the call's dtype and in that of the gradients apart.
@@ -31,6 +31,8 @@ _TYPES = {
 }  # fmt: skip
 _IN_DTYPE = ("q", "k", "v", "directions", "out", "grad_out", "leaf_out", "partial_out")
 _GRADIENTS = ("dq", "dk_out", "dv_out")
+#: "routed" pairing is compiled beside the default.
+ROUTED = HyperAttentionParams(sampling="probed", pairing="routed")
 
 
 @dataclass(frozen=True)
@@ -67,43 +69,49 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
         label = f"causal {'bucket' if bucket else 'rank'}"
         yield build("pair", pair.pair_kernel, label, plan.pair_constants(True, bucket, num_ranks))
     configs = candidates(arch, dtype, head_dim) if every_candidate else (default_config(arch, dtype, head_dim),)
-    for config in configs:
+    for config, of in [(config, of) for of in (params, ROUTED) for config in configs]:
         for causal in (False, True):
-            settings = Settings(params, causal, config.tile_size)
-            label = f"{shape} {config.tile_size}x{config.block_n} {'causal' if causal else 'non-causal'}"
+            settings = Settings(of, causal, config.tile_size)
+            config = with_tile(config, settings.tile_size)
+            pairing = " routed" if of is ROUTED else ""
+            label = f"{shape} {settings.tile_size}x{config.block_n} {'causal' if causal else 'non-causal'}{pairing}"
             yield build(
                 "attend", attend.attend_kernel, label, attend_constants(head_dim, head_dim, settings, config),
                 num_warps=config.num_warps, num_stages=config.num_stages, max_registers=config.max_registers,
             )  # fmt: skip
-    yield from _backward_builds(arch, dtype, head_dim)
+    yield build("delta", query_grad.delta_kernel, shape, backward.delta_constants(head_dim, True))
+    for params in (HyperAttentionParams(), ROUTED):
+        yield from _backward_builds(arch, dtype, head_dim, params)
+    yield build("reduce", sample_grad.reduce_kernel, shape, backward.reduce_constants(head_dim, head_dim))
     yield build("merge", attend.merge_kernel, shape, merge_constants(head_dim))
 
 
-def _backward_builds(arch: int, dtype: torch.dtype, head_dim: int) -> Iterator[Build]:
+def _backward_builds(arch: int, dtype: torch.dtype, head_dim: int, params: HyperAttentionParams) -> Iterator[Build]:
     """The kernels of the backward pass; of a causal call those that add to the gradients of earlier levels."""
     kind = TYPES[dtype]
     config = default_backward_config(arch, dtype, head_dim)
-    settings = Settings(HyperAttentionParams(), True, default_config(arch, dtype, head_dim).tile_size)
-    by_query, by_key = (
+    settings = Settings(params, True, default_config(arch, dtype, head_dim).tile_size)
+    of_keys = backward.key_config(settings, config, head_dim)
+    by_query, by_key, by_sample = (
         backward.tile_constants(head_dim, head_dim, settings, config.block_m, block_n)
-        for block_n in (config.query_block_n, config.key_block_n)
+        for block_n in (config.query_block_n, of_keys.key_block_n, config.key_block_n)
     )
-    shape = f"{kind} d={head_dim}"
-    query_label, key_label = (f"{shape} {c['BLOCK_M']}x{c['BLOCK_N']}" for c in (by_query, by_key))
+    shape, pairing = f"{kind} d={head_dim}", " routed" if params is ROUTED else ""
+    query_label, key_label, sample_label = (
+        f"{shape} {c['BLOCK_M']}x{c['BLOCK_N']}{pairing}" for c in (by_query, by_key, by_sample)
+    )
 
     def build(name: str, kernel: Any, label: str, constants: dict[str, Any], total: str = kind) -> Build:
         return Build(name, kernel, label, _types(kernel, kind, total), constants, config.num_warps, config.num_stages)
 
-    delta, reduce = query_grad.delta_kernel, sample_grad.reduce_kernel
-    yield Build("delta", delta, shape, _types(delta, kind, kind), backward.delta_constants(head_dim, True))
     for causal in (False, True):
         total, mask = ("fp32", "causal") if causal else (kind, "non-causal")
         added = {"ACCUMULATE": causal}
         yield build("queries", query_grad.query_kernel, f"{query_label} {mask}", {**by_query, **added}, total)
-        sizes = {**by_key, **added, "SLOTS": backward.SLOTS}
-        yield build("keys", key_grad.key_kernel, f"{key_label} {mask}", sizes, total)
-    yield build("samples", sample_grad.sample_kernel, key_label, by_key)
-    yield Build("reduce", reduce, shape, _types(reduce, kind, kind), backward.reduce_constants(head_dim, head_dim))
+        sizes, types = {**by_key, **added, "SLOTS": backward.SLOTS}, _types(key_grad.key_kernel, kind, total)
+        options = of_keys.num_warps, of_keys.num_stages, backward.KEY_REGISTERS
+        yield Build("keys", key_grad.key_kernel, f"{key_label} {mask}", types, sizes, *options)
+    yield build("samples", sample_grad.sample_kernel, sample_label, by_sample)
 
 
 def _types(kernel: Any, kind: str, total: str) -> dict[str, str]:

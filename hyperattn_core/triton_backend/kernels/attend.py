@@ -45,7 +45,7 @@ def attend_kernel(
     node_row, tile = tl.program_id(0) // num_tiles, tl.program_id(0) % num_tiles
     row, node = node_row // num_nodes, node_row % num_nodes
     if row < query_rows:
-        tiles = node_tiles(data, table, level, node_row)
+        tiles = node_tiles(data, table, level, node_row, PER_TILE)
         if tl.load(tiles[2] + tile) > 0:
             node_len, query_len = size(table, level, "node_len"), size(table, level, "query_len")
             position, taken = tile_queries(tiles, tile, 0, BLOCK_M)

@@ -86,15 +86,16 @@ def product(a, b):
 
 
 @triton.jit
-def node_tiles(data, table, level, node_row):
-    """Pointers to the sorted queries of a node, and to the first query, query count and block of its tiles."""
-    tile_at = data + node_row.to(tl.int64) * size(table, level, "num_tiles")
+def node_tiles(data, table, level, node_row, PER_TILE: tl.constexpr):
+    """Pointers to the sorted queries of a node, and to first query, query count and PER_TILE blocks of its tiles."""
+    first_tile = node_row.to(tl.int64) * size(table, level, "num_tiles")
+    tile_at = data + first_tile
     query_at = data + field(table, level, "query_order") + node_row.to(tl.int64) * field(table, level, "query_len")
     return (
         query_at,
         tile_at + field(table, level, "tile_first"),
         tile_at + field(table, level, "tile_count"),
-        tile_at + field(table, level, "tile_block"),
+        data + field(table, level, "tile_block") + first_tile * PER_TILE,
     )
 
 
@@ -123,8 +124,8 @@ def key_sizes(table, level):
 
 @triton.jit
 def met_keys(data, weights, table, level, key_node_row, entries, sizes, BLOCK_N: tl.constexpr, PER_TILE: tl.constexpr):
-    """Keys that a tile meets, those of its PER_TILE blocks and then the samples: the number of steps of BLOCK_N, and what
-    step_keys and step_weights read. `entries` points to the blocks."""
+    """Keys that a tile meets, of its PER_TILE blocks at `entries` and then the samples: the number of steps of BLOCK_N,
+    and what step_keys and step_weights read."""
     node_len, block_size, num_samples = sizes
     if PER_TILE == 1:
         low = tl.load(entries) * block_size
@@ -170,8 +171,10 @@ def first_meets(entries, block, PER_TILE: tl.constexpr):
 def weighed(logits, weight, PER_TILE: tl.constexpr):
     """Logits with log2(w) added; where some queries do not meet a key that others do, its NaN stays with those."""
     if PER_TILE == 1:
-        return logits + weight
-    return tl.where(weight == -float("inf"), weight, logits + weight)
+        logits += weight
+    else:
+        logits = tl.where(weight == -float("inf"), weight, logits + weight)
+    return logits
 
 
 @triton.jit
@@ -183,9 +186,10 @@ def step_weights(samples, met, slot, sampled, BLOCK_M: tl.constexpr, PER_TILE: t
     index = tl.load(index_at + slot, mask=met & sampled, other=-1)
     weight = tl.load(weight_at + slot, mask=met & sampled, other=0.0)
     if PER_TILE == 1:
-        return tl.where(met & ~((index >= low) & (index < low + block_size)), weight, -float("inf"))[None, :]
-    query = tl.arange(0, BLOCK_M)[:, None]
-    met_from = slot // block_size * ROUTED_QUERIES // PER_TILE
-    met_upto = first_meets(entries, tl.where(sampled & met, index // block_size, -2), PER_TILE)
-    is_in = tl.where(sampled, query < met_upto[None, :], query >= met_from[None, :])
-    return tl.where(met[None, :] & is_in, weight[None, :], -float("inf"))
+        is_in = (met & ~((index >= low) & (index < low + block_size)))[None, :]
+    else:
+        query = tl.arange(0, BLOCK_M)[:, None]
+        met_from = slot // block_size * ROUTED_QUERIES // PER_TILE
+        met_upto = first_meets(entries, tl.where(sampled & met, index // block_size, -2), PER_TILE)
+        is_in = met[None, :] & tl.where(sampled, query < met_upto[None, :], query >= met_from[None, :])
+    return tl.where(is_in, weight[None, :], -float("inf"))

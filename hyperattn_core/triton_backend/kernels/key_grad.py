@@ -69,7 +69,7 @@ def key_kernel(
             row = key_row * group + member
             node_row = (row * num_nodes + node).to(tl.int64)
             starts = data + field(table, level, "block_tile") + node_row * (num_blocks + 1) + block
-            tiles = node_tiles(data, table, level, node_row)
+            tiles = node_tiles(data, table, level, node_row, PER_TILE)
             q_base = head_base(q, batch, key_head * group + member, q_stride_b, q_stride_h)
             first_row = row.to(tl.int64) * num_queries
             for step in range(tl.load(starts) * SPLIT, tl.load(starts + 1) * SPLIT):

@@ -63,7 +63,7 @@ def query_kernel(
     skipped, tile = tl.program_id(0) % SPLIT * BLOCK_M, tl.program_id(0) // SPLIT % num_tiles
     node_row = tl.program_id(0) // SPLIT // num_tiles
     row, node = node_row // num_nodes, node_row % num_nodes
-    tiles = node_tiles(data, table, level, node_row)
+    tiles = node_tiles(data, table, level, node_row, PER_TILE)
     if tl.load(tiles[2] + tile) > skipped:
         position, taken = tile_queries(tiles, tile, skipped, BLOCK_M)
         entries, sizes = tiles[3] + tile * PER_TILE, key_sizes(table, level)

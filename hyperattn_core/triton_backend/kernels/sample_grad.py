@@ -54,7 +54,7 @@ def sample_kernel(
         values = load_rows(v_base, key, v_stride_n, met, DV, BLOCK_DV)
         q_base = head_base(q, batch, head, q_stride_b, q_stride_h)
         first_row = row.to(tl.int64) * num_queries
-        tiles = node_tiles(data, table, level, node_row)
+        tiles = node_tiles(data, table, level, node_row, PER_TILE)
         qk_scale = scale * LOG2_E
         dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
         dv = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)

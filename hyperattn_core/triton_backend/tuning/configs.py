@@ -102,5 +102,7 @@ def with_tile(config: AttendConfig, tile_size: int) -> AttendConfig:
     """The configuration for a plan that was cut into tiles of another size."""
     if tile_size == config.tile_size:
         return config
-    narrow = tile_size < 64 and config.num_warps > 4
-    return dataclasses.replace(config, tile_size=tile_size, num_warps=4 if narrow else config.num_warps)
+    if tile_size >= 64:
+        return dataclasses.replace(config, tile_size=tile_size)
+    # Fewer rows need fewer warps, and no limit on what each of their threads holds.
+    return dataclasses.replace(config, tile_size=tile_size, num_warps=min(4, config.num_warps), max_registers=None)

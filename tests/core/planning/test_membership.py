@@ -21,10 +21,8 @@ def test_keys_that_are_met_are_those_with_a_weight(
     shape: tuple[int, ...], is_causal: bool, sampling: str, pairing: str
 ) -> None:
     q, k, _, _ = drawn(*shape)
-    params = HyperAttentionParams.from_dict(
-        {"block_size": 32 if pairing == "routed" else 5, "sample_size": 3, "num_projections": 3, "min_seq_len": 8, "sampling": sampling,
-         "pairing": pairing}
-    )  # fmt: skip
+    block_size = 32 if pairing == "routed" else 5
+    params = HyperAttentionParams(block_size, 3, 3, 8, sampling, pairing)  # type: ignore[arg-type]
     plan = make_plan(q, k, params, seed=3, is_causal=is_causal)
     weights, positions = weight_matrix(plan), torch.arange(shape[3])
     own_leaf = positions.unsqueeze(1) // 8 == positions // 8 if is_causal else torch.zeros(1, dtype=torch.bool)

@@ -258,8 +258,10 @@ class TestSeeds:
         plans = [make_plan(q, k, params, seed, is_causal=is_causal) for seed in (0, 1, -1, 2**70)]
         for i, a in enumerate(plans):
             for b in plans[:i]:
-                for mine, other in zip(a.levels, b.levels, strict=True):
-                    assert not torch.equal(mine.sample_index, other.sample_index)
+                pairs = zip(a.levels, b.levels, strict=True)
+                drew_alike = [torch.equal(mine.sample_index, other.sample_index) for mine, other in pairs]
+                # Systematic samples of a short node are few.
+                assert not (all(drew_alike) if sampling == "probed" else any(drew_alike))
                 if pairing != "routed":
                     assert not torch.equal(a.levels[-1].key_order, b.levels[-1].key_order)
                 assert not torch.equal(drawn_projections(a, 8), drawn_projections(b, 8))
