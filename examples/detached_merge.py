@@ -70,6 +70,8 @@ def parts_of(plan: AttentionPlan, dtype: torch.dtype = torch.float64) -> list[Pa
     if plan.leaf_len is None:
         raise ValueError("plan must be causal and longer than min_seq_len: there is nothing to merge in another one")
     check_lengths(plan.shape[3], plan.leaf_len)
+    if plan.params.pairing == "routed":
+        raise ValueError("plan must have one block for each query, and those of pairing='routed' have several")
     device = plan.levels[0].key_order.device
     leaf = torch.ones(plan.leaf_len, plan.leaf_len, dtype=dtype, device=device).tril()
     parts = [Part(plan.leaf_len, True, leaf.expand(1, 1, 1, -1, -1))]
@@ -85,7 +87,7 @@ def _level_weights(level: LevelPlan, dtype: torch.dtype) -> tuple[Tensor, Tensor
     slots = torch.arange(length, device=level.key_order.device)
     first, count = level.tile_first.unsqueeze(-1), level.tile_count.unsqueeze(-1)
     in_tile = (slots >= first) & (slots < first + count)
-    block_of_slot = (in_tile * level.tile_block.unsqueeze(-1)).sum(dim=3)
+    block_of_slot = (in_tile * level.tile_block).sum(dim=3)
     query_block = torch.zeros_like(block_of_slot).scatter(3, level.query_order.long() % length, block_of_slot)
     keys = level.key_order.long() % length
     key_block = torch.zeros_like(keys).scatter(3, keys, (slots // level.block_size).expand_as(keys))

@@ -13,6 +13,7 @@ Pairing = Literal["rank", "bucket", "routed"]
 Hashing = Literal["angular", "centred"]
 
 MAX_NUM_PROJECTIONS = 15
+DEFAULT_PROBES = 32
 #: With "routed" pairing: consecutive keys of a block, and consecutive queries that share the blocks which they choose.
 ROUTED_KEYS, ROUTED_QUERIES = 4, 8
 
@@ -39,7 +40,8 @@ class HyperAttentionParams:
             above its mean, that of the node's keys for keys, and for queries that of the queries at the keys' positions
             (of all queries where there is no mask).
         num_probes: probe queries of a head and node, with "probed" sampling: the last ones at the positions of the
-            node's keys, or where there is no mask queries drawn from the seed. At most min_seq_len.
+            node's keys, or where there is no mask queries drawn from the seed. At most min_seq_len; the default is cut
+            to the length of a shorter node.
         probe_floor: f in (0, 1], the share of the probability of "probed" sampling that is the same for every key; it
             bounds the weights.
 
@@ -51,10 +53,10 @@ class HyperAttentionParams:
     sample_size: int = 256
     num_projections: int = 7
     min_seq_len: int = 1024
-    sampling: Sampling = "stratified"
+    sampling: Sampling = "probed"
     pairing: Pairing = "bucket"
     hashing: Hashing = "angular"
-    num_probes: int = 32
+    num_probes: int = DEFAULT_PROBES
     probe_floor: float = 0.1
 
     def __post_init__(self) -> None:
@@ -67,7 +69,7 @@ class HyperAttentionParams:
         object.__setattr__(self, "probe_floor", check_share("probe_floor", self.probe_floor))
         if self.pairing == "routed":
             self._check_routed()
-        if self.sampling == "probed" and self.num_probes > self.min_seq_len:
+        if self.sampling == "probed" and DEFAULT_PROBES != self.num_probes > self.min_seq_len:
             raise ValueError(f"num_probes must be at most min_seq_len={self.min_seq_len}, got {self.num_probes}")
 
     def _check_routed(self) -> None:

@@ -74,7 +74,7 @@ def test_the_count_is_what_the_plan_executes(
     ("seq_len", "b", "m", "leaf"), [(64, 8, 8, 16), (128, 16, 8, 32), (64, 16, 16, 64), (256, 16, 16, 32)]
 )
 def test_the_count_is_that_of_the_keys_with_a_weight(seq_len: int, b: int, m: int, leaf: int, is_causal: bool) -> None:
-    plan = plan_of(seq_len, is_causal, block_size=b, sample_size=m, min_seq_len=leaf)
+    plan = plan_of(seq_len, is_causal, block_size=b, sample_size=m, min_seq_len=leaf, sampling="stratified")
     met = int((weight_matrix(plan) > 0).sum())
     if plan.is_exact:
         expected = seq_len * (seq_len + 1) / 2 if is_causal else seq_len**2

@@ -23,7 +23,7 @@ def probe_scores(
         level: the nodes.
         q: queries (B, H, Nq, D).
         k: keys (B, Hkv, Nk, D).
-        num_probes: P; all queries without a mask if there are fewer.
+        num_probes: P; all there are if they are fewer.
         seed: of the draw.
         scale: factor of the logits.
         is_causal: under a causal mask, Nq == Nk.
@@ -33,7 +33,7 @@ def probe_scores(
     """
     (batch, heads), kv_heads, dtype = q.shape[:2], k.shape[1], planning_dtype(q)
     if is_causal:
-        last = torch.arange(level.node_len - num_probes, level.node_len, device=q.device)
+        last = torch.arange(max(0, level.node_len - num_probes), level.node_len, device=q.device)
         positions = torch.tensor(level.key_starts, device=q.device).unsqueeze(1) + last
     else:
         positions = probe_positions(q.shape[2], num_probes, seed, str(q.device)).unsqueeze(0)

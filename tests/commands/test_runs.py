@@ -24,7 +24,8 @@ from tests.helpers.commands import QUICK, TINY, Answer, Call, process
 from tests.helpers.made_runs import last_of
 
 STAGED = (*TINY, "method=[flash2,hyper]", "passes=[forward]", "stages=true")
-STAGES = {False: ["hash", "sort", "sample", "attend"], True: ["hash", "sort", "sample", "attend", "leaves", "merge"]}
+PLANNING = ["hash", "probe", "sort", "sample"]
+STAGES = {False: [*PLANNING, "attend"], True: [*PLANNING, "attend", "leaves", "merge"]}
 PASSES = {"forward", "backward", "forward_backward"}
 METRICS = {"out_rel_fro", "out_max_abs", "out_row_rel_p50", "dq_rel_fro", "dk_rel_fro", "dv_rel_fro", "out_rel_op"}
 
@@ -127,7 +128,7 @@ def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_p
     answer = call("run", *STAGED, "out=run", "--json")
     # A method that tells no stages is no failure.
     assert answer.code == 0, answer.err
-    assert json.loads(answer.out)["stages_now"] == {"ok": 20, "unsupported": 4}
+    assert json.loads(answer.out)["stages_now"] == {"ok": 24, "unsupported": 4}
     run = load_run(tmp_path / "run")
     for (_, is_causal), rows in run.stages[run.stages["method"] == "hyper"].groupby(["point_id", "is_causal"]):
         assert list(rows.sort_values("position")["stage"]) == STAGES[bool(is_causal)]
@@ -140,7 +141,7 @@ def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_p
     assert set(pd.read_parquet(tmp_path / "run" / "timings.parquet")["stage"]) == {"", *run.stages["stage"]}
     shown = call("show", "--run", "run")
     assert "stages of hyper, with causal masking" in shown.out
-    assert len(json.loads(call("show", "--run", "run", "--json").out)["stages"]) == 24
+    assert len(json.loads(call("show", "--run", "run", "--json").out)["stages"]) == 28
     (figure,) = json.loads(call("plot", "stages", "--run", "run", "--json").out)["paths"]
     assert (tmp_path / figure).stat().st_size > 1_000_000
     assert (

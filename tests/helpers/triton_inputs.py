@@ -52,7 +52,9 @@ class Call:
 
     def parameters(self) -> HyperAttentionParams:
         """Parameters that leave short inputs approximate."""
-        small = {"block_size": 16, "sample_size": 24, "num_projections": 4, "min_seq_len": 40}
+        small = {
+            "block_size": 16, "sample_size": 24, "num_projections": 4, "min_seq_len": 40, "sampling": "stratified"
+        }  # fmt: skip
         sizes = small | self.params
         if sizes.get("pairing") == "routed":
             sizes["block_size"] = routed_size(sizes["block_size"])

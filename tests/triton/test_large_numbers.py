@@ -13,7 +13,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 from hyperattn_core import HyperAttentionParams, hyper_attention, make_plan, oracle_attention
 from tests.helpers.core_inputs import doubled, qkv, relative_error, with_gradients
 
-PARAMS = HyperAttentionParams(block_size=16, sample_size=16, min_seq_len=32)
+PARAMS = HyperAttentionParams(block_size=16, sample_size=16, min_seq_len=32, sampling="stratified")
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

@@ -447,9 +447,9 @@ def test_a_measured_run_has_its_tables_and_says_beforehand_how_long_it_takes() -
 
 
 def test_a_journal_is_parsed_once_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed: list[str] = []
+    parsed: list[object] = []
     from_json = journal.from_json
-    monkeypatch.setattr(journal, "from_json", lambda data: (parsed.append(data["kind"]), from_json(data))[1])
+    monkeypatch.setattr(journal, "from_json", lambda data: (parsed.append(data), from_json(data))[1])
     run = tiny()
     folder = opened(run, Path("run"))
     outcome = measured(run, folder)
