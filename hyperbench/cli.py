@@ -229,7 +229,7 @@ def capture(
       hyperbench capture --model my/folder --text book.txt --layers 3 --max-tokens 8192 --out book.safetensors
       hyperbench run input=captured input.path=book.safetensors shape.seq_len=8192
 
-    Needs transformers: pip install 'hyperbench[lm]'. docs/inputs.md tells what is recorded.
+    Needs transformers: pip install 'hyperbench\\[lm]'. docs/inputs.md tells what is recorded.
     """
     from hyperbench.commands import capture as command
 
