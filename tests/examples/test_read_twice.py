@@ -17,7 +17,7 @@ from hyperattn_core import HyperAttentionParams
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
-import read_twice  # noqa: E402
+import read_twice
 
 IDS = [(7 * i * i + 3 * i) % 50 for i in range(200)]
 SIZES = ["--seq-len", "64", "--pieces", "2", "--block-size", "32", "--sample-size", "4", "--min-seq-len", "16"]
