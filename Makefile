@@ -24,7 +24,7 @@ is_on = $(filter-out 0 no false,$($(1)))
 .PHONY: help setup test lint format reproduce-fig4 gpu kernels clean
 
 help:
-	@echo "make reproduce-fig4  measure this machine and draw the paper's Fig. 4 (ten to fifteen minutes on two cores)"
+	@echo "make reproduce-fig4  measure this machine and draw the paper's Fig. 4 (ten to twenty minutes on two cores)"
 	@echo "make test            run the tests (within six minutes on two cores), but for those marked slow"
 	@echo "make gpu             test and measure on the NVIDIA GPU of this machine; GPU_BUDGET=8m is a short one, DRY_RUN=1 a look"
 	@echo "make kernels         registers, spills and shared memory of every GPU kernel; needs no GPU"

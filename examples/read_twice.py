@@ -108,7 +108,7 @@ def attending(model: Any, params: HyperAttentionParams | None, seed: int = 0) ->
 
 @torch.no_grad()
 def losses(model: Any, ids: Sequence[int]) -> Tensor:
-    """The loss (natural logarithm) of each token but the first, (N - 1,), by a model whose embedding is its head too."""
+    """The loss (natural logarithm) of each token but the first, (N - 1,); the model's embedding is its head too."""
     hidden = model(input_ids=torch.tensor([list(ids)]), use_cache=False).last_hidden_state[0, :-1]
     head, wanted = model.get_input_embeddings().weight, torch.tensor(list(ids[1:]))
     parts = zip(hidden.split(_ROWS_AT_ONCE), wanted.split(_ROWS_AT_ONCE), strict=True)
