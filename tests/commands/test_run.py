@@ -45,7 +45,7 @@ def test_the_output_says_which_grid_was_taken_and_why() -> None:
     console, text = a_console()
     command.print_grid(prepared("sweep=fig4"), console)
     said = text.getvalue()
-    for part in ("sweep fig4 on cpu", "sees no CUDA GPU", "28 points", "1,024 to 65,536", "heads 1", "float32"):
+    for part in ("sweep fig4 on cpu", "sees no CUDA GPU", "42 points", "1,024 to 65,536", "heads 1", "float32"):
         assert part in said
 
 

@@ -157,7 +157,7 @@ def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_p
     assert json.loads(again.out)["stages_now"] == Counter(record["status"] for record in lost), again.err
     assert json.loads(again.out)["measured_now"] == {}
     assert journal.read_bytes().startswith(b"".join(kept))
-    assert len(load_run(tmp_path / "run").stages) == 24
+    assert len(load_run(tmp_path / "run").stages) == 28
 
 
 def test_a_run_without_stages_has_no_figure_of_them_and_says_how_to_get_one(measured: Path, call: Call) -> None:

@@ -148,11 +148,11 @@ def test_the_parameters_of_a_method_multiply_that_method_alone() -> None:
 
 def test_axes_of_a_sweep_can_be_replaced() -> None:
     assert shapes(config_of("sweep=fig4", "shape.seq_len=64"), "seq_len", "is_causal") == [
-        ("flash2", 64, False), ("hyper", 64, False), ("flash2", 64, True), ("hyper", 64, True),
-    ]  # fmt: skip
+        (method, 64, is_causal) for is_causal in (False, True) for method in ("flash2", "hyper", "hyper_paper")
+    ]
     for words in ("shape.seq_len=64,128", "shape.seq_len=[64,128]", "device.grid.seq_len=[64,128]"):
         config = config_of("sweep=fig4", words, "is_causal=true")
-        assert [n for _, n in shapes(config, "seq_len")] == [64, 64, 128, 128]
+        assert [n for _, n in shapes(config, "seq_len")] == [64] * 3 + [128] * 3
     assert len(config_of("sweep=block_size", "method.hyper.block_size=64").points) == 2
     assert len(config_of("sweep=block_size", "is_causal=false,true").points) == 2 * 7
 

@@ -19,7 +19,7 @@ def test_no_finished_record_is_lost_at_any_moment(share: float, tmp_path: Path) 
         assert (count["lost"], count["altered"], count["unfinished"]) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("times", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [5, pytest.param(200, marks=pytest.mark.slow)])
 def test_no_value_is_altered_and_accepted(times: int, tmp_path: Path) -> None:
     found = faults.damage_files(tmp_path, times, "any")
     assert len(found) == len(faults.FILES) * len(faults.DAMAGES)

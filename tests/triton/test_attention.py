@@ -30,7 +30,7 @@ SLOW = (
     "paper's choices", "more queries than keys", "stored by heads", "d = 96", "d = 128", "odd block and samples",
     "one sample, block of one", "more samples than keys", "one projection", "ten projections", "tile no power of two",
     "scale zero", "causal, paper's choices", "causal, prime length", "causal, grouped heads, batch",
-    "causal, stored by heads", "bfloat16", "float16, causal",
+    "causal, stored by heads", "bfloat16", "float16, causal", "routed",
 )  # fmt: skip
 
 

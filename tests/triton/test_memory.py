@@ -43,7 +43,7 @@ def test_flash_attention_2_is_counted_as_its_buffers_are() -> None:
 
 @pytest.mark.parametrize(
     ("is_causal", "heads", "kv_heads", "value_dim"),
-    [(False, 2, 1, 32), (True, 1, 1, None)],
+    [pytest.param(False, 2, 1, 32, marks=pytest.mark.slow), (True, 1, 1, None)],
 )
 def test_the_count_is_what_a_call_allocates(is_causal: bool, heads: int, kv_heads: int, value_dim: int | None) -> None:
     """But for a few kilobytes of tables. Leaves of grouped heads and of two head sizes are a GPU's alone."""

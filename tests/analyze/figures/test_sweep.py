@@ -92,7 +92,7 @@ def test_an_approximate_method_without_the_parameter_keeps_its_error() -> None:
     assert set(curve(fig, 1, 1, "uniform, forward").x) == {64, 128}
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(st.sets(st.integers(0, 11)))
 def test_every_row_is_on_a_curve_or_a_cross(lost: set[int]) -> None:
     timed = [r for r in sweep("block_size", (64, 128, 256)) if isinstance(r, Timing)]

@@ -34,7 +34,7 @@ def full(full_view: View) -> go.Figure:
     return build(full_view)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     st.floats(0.0, 3.0),
     st.floats(1e-6, 1e3),
