@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hyperattn_core import HyperAttentionParams, hyper_attention
 from hyperbench.flops import hyper_keys
+from hyperbench.measure.models.capture import attending_by
 from hyperbench.measure.models.load import Loaded, load
 from hyperbench.measure.models.texts import Text, read_text
 from hyperbench.measure.probe import main as probe
@@ -78,9 +79,6 @@ def pieces_of(ids: Sequence[int], length: int, count: int) -> list[tuple[list[in
 @contextmanager
 def attending(model: Any, params: HyperAttentionParams | None, seed: int = 0) -> Iterator[None]:
     """Have all layers of a model attend by HyperAttention with these parameters; None: exactly, as it comes."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
     if params is None:
         yield
         return
@@ -96,14 +94,8 @@ def attending(model: Any, params: HyperAttentionParams | None, seed: int = 0) ->
         )  # fmt: skip
         return out.transpose(1, 2).contiguous(), None
 
-    before = model.config._attn_implementation
-    AttentionInterface.register(_NAME, attend)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
-    model.set_attn_implementation(_NAME)
-    try:
+    with attending_by(model, _NAME, attend):
         yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 @torch.no_grad()

@@ -164,7 +164,7 @@ def make_plan(
             projections within rounding of zero.
         is_causal: plan causal attention (Nq == Nk).
         scale: factor of the logits, 1 / sqrt(D) if None; "probed" sampling and "routed" pairing alone ask for it.
-        tile_size: most queries in a tile, a matter of speed only; the backend's own choice if None.
+        tile_size: most queries in a tile, a matter of speed; the backend's choice if None, 8 with "routed" pairing.
         backend: "torch", "triton" or "auto", as for hyper_attention; both make the same plan.
 
     Raises:

@@ -72,6 +72,10 @@ class HyperAttentionParams:
         if self.sampling == "probed" and DEFAULT_PROBES != self.num_probes > self.min_seq_len:
             raise ValueError(f"num_probes must be at most min_seq_len={self.min_seq_len}, got {self.num_probes}")
 
+    def one_block_holds(self, num_keys: int) -> bool:
+        """True if every query meets all of so many keys in one block; routed queries choose among them all the same."""
+        return self.block_size >= num_keys and self.pairing != "routed"
+
     def _check_routed(self) -> None:
         if self.block_size % (ROUTED_KEYS * ROUTED_QUERIES):
             raise ValueError(

@@ -37,7 +37,7 @@ class SampleDesign:
 
 def sample_count(node_len: int, params: HyperAttentionParams) -> int:
     """Samples of a node: none where one block holds every key, as each would lie in it, with weight zero."""
-    if params.block_size >= node_len and params.pairing != "routed":
+    if params.one_block_holds(node_len):
         return 0
     return params.sample_size if params.sampling == "iid" else min(params.sample_size, node_len)
 

@@ -85,5 +85,4 @@ def node_rows(x: Tensor, starts: tuple[int, ...], length: int) -> Tensor:
 
 def _covers_all_keys(params: HyperAttentionParams, num_keys: int) -> bool:
     """True if the estimator is exact attention: one block holds every key, or every key is sampled once."""
-    is_one_block = params.block_size >= num_keys and params.pairing != "routed"
-    return is_one_block or (params.sampling != "iid" and params.sample_size >= num_keys)
+    return params.one_block_holds(num_keys) or (params.sampling != "iid" and params.sample_size >= num_keys)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,9 +54,7 @@ def record(model: Any, ids: Sequence[int], layers: Sequence[int], heads: Sequenc
 @contextmanager
 def _recording(model: Any, found: Recording, layers: frozenset[int]) -> Iterator[None]:
     """Have a model attend through a function that keeps what it is given; afterwards it attends as before."""
-    from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     def attend(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **others: Any
@@ -73,11 +71,21 @@ def _recording(model: Any, found: Recording, layers: frozenset[int]) -> Iterator
         attended: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **others)
         return attended
 
+    with attending_by(model, _NAME, attend):
+        yield
+
+
+@contextmanager
+def attending_by(model: Any, name: str, attend: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+    """Have all layers of a model attend by a function, known to transformers by a name; afterwards as before."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
     before = model.config._attn_implementation
-    AttentionInterface.register(_NAME, attend)
+    AttentionInterface.register(name, attend)
     # Without a function for masks of the same name a model is given none at all.
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
-    model.set_attn_implementation(_NAME)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:
