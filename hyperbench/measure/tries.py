@@ -75,12 +75,17 @@ class Tries:
             if (r, key) == (round_, group_key) and count >= _MOST_TRIES
         ]  # fmt: skip
 
-    def close(self) -> None:
-        """Remove the file, as at every orderly end; may be called by a signal's handler, and twice."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0 and self._path is not None:
-            os.close(fd)
+    def withdraw(self) -> None:
+        """Remove the file, as at every orderly end; may be called by a signal's handler in the middle of any other."""
+        if self._fd >= 0 and self._path is not None:
             self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove the file, and note nothing more; may be called twice."""
+        self.withdraw()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _add(self, kind: str, place: Place, count: int) -> int:
         """Append a line and wait until the disk has it; returns its number."""

@@ -147,3 +147,22 @@ def test_a_requeued_run_goes_past_what_took_it_down_twice(tmp_path: Path) -> Non
     assert rows.loc[("hyper", 128), "status"] == "skipped_after_oom"
     assert set(rows.loc["math", "status"]) == {"ok"}
     assert not (folder / FILE).exists()
+
+
+def test_a_signal_while_a_unit_is_noted_removes_the_file_and_disturbs_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting for the disk is most of the time that noting takes: that is where a signal comes."""
+    tries = Tries(path)
+    wait = os.fsync
+
+    def signalled(fd: int) -> None:
+        tries.withdraw()
+        wait(fd)
+
+    monkeypatch.setattr(os, "fsync", signalled)
+    tries.begin(0, "g", FIRST)
+    tries.end()
+    assert not path.exists()
+    tries.close()
+    assert not path.exists()

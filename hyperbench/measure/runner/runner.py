@@ -258,7 +258,7 @@ class Runner:
 
     def _interrupt_child(self) -> None:
         # Whoever asks a run to end may not wait for it: an end by SIGKILL after that is no fault of the unit.
-        self._tries.close()
+        self._tries.withdraw()
         if self._child is not None:
             self._child.interrupt()
 
