@@ -45,6 +45,7 @@ EVERYWHERE = {"hyper_paper": LENGTHS}
 NOTE = f"Not causal in q: hyper_paper{END}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", ["fig4", "times", "stages"])
 def test_figures_say_it_in_their_footer(figure: str) -> None:
     assert NOTE in footer(builder(figure)(view_from(a_run(EVERYWHERE))))

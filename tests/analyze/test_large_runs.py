@@ -64,6 +64,7 @@ def calls(command: Callable[[Path], None], run: Path) -> int:
     return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @COMMANDS
 def test_twice_the_rows_are_twice_the_calls(command: Callable[[Path], None], reads: int, runs: dict[int, Path]) -> None:
     command(runs[1])  # what is imported and remembered is none of it

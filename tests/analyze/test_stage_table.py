@@ -35,6 +35,7 @@ def run_of(*found: Record) -> list[Record]:
     return [*(timing(p, Pass.FORWARD, 10.0) for p in places.values()), *found]
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.dictionaries(st.sampled_from("abcdef"), st.floats(1e-3, 1e3), min_size=1))
 def test_shares_are_parts_of_the_sum_and_add_up_to_one(parts: dict[str, float]) -> None:
@@ -159,6 +160,7 @@ def test_the_stages_of_a_summary_are_strict_json(make_run: MakeRun) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_reference_runs_of_before_hold_no_stages_and_are_still_read() -> None:
     root = Path(__file__).resolve().parents[2] / "results" / "reference"
     for folder in sorted(path.parent for path in root.glob("*/*/journal.jsonl")):

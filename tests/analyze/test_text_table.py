@@ -37,6 +37,7 @@ def cells(tables: list[TextTable]) -> dict[tuple[str, str, str, str], str]:
     return found
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.dictionaries(st.integers(0, 35), st.sampled_from(["gone", "oom", "throttled"])), st.integers(1, 3))
 def test_every_row_has_its_cell_with_time_or_status(fates: dict[int, str], per_table: int) -> None:

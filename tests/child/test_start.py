@@ -68,6 +68,7 @@ def test_entries_of_the_path_that_stand_for_the_current_folder_are_left_out(
     assert command.environment({"PYTHONPATH": ":/c", "ONE": "1"}).items() >= {"PYTHONPATH": "/c", "ONE": "1"}.items()
 
 
+@pytest.mark.slow
 def test_a_probe_runs_the_parents_code_and_finds_a_method_in_the_current_folder(foreign: Path) -> None:
     target = "from_outside.attention"
     request = {"methods": [{"name": "mine", "target": target, "hypers": [{}]}], "inputs": []}
@@ -79,6 +80,7 @@ def test_a_probe_runs_the_parents_code_and_finds_a_method_in_the_current_folder(
     assert not (foreign / "was_run").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_runs_the_parents_code_and_says_so(foreign: Path) -> None:
     target = "from_outside.attention"
     worker = WorkerProcess({}, foreign / "log", [target])

@@ -106,6 +106,7 @@ def test_a_finished_run_resumes_to_nothing(measured: Path, tmp_path: Path, call:
     assert (run / "journal.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_torn_journal_resumes_to_the_whole(measured: Path, tmp_path: Path, call: Call) -> None:
     run = copy_of(measured, tmp_path)
     lines = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
@@ -122,6 +123,7 @@ def test_a_torn_journal_resumes_to_the_whole(measured: Path, tmp_path: Path, cal
     assert len(pd.read_parquet(run / "timings.parquet")) == 24
 
 
+@pytest.mark.slow
 def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_path: Path, call: Call) -> None:
     dry = json.loads(call("run", *STAGED, "--dry-run", "--json").out)
     assert dry["stages"] == len(dry["points"]) == 8
@@ -160,6 +162,7 @@ def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_p
     assert len(load_run(tmp_path / "run").stages) == 28
 
 
+@pytest.mark.slow
 def test_a_run_without_stages_has_no_figure_of_them_and_says_how_to_get_one(measured: Path, call: Call) -> None:
     answer = call("plot", "stages", "--run", str(measured), "--out", "figures")
     assert answer.code == 2
@@ -255,6 +258,7 @@ def test_an_unwritable_place_is_one_line(tmp_path: Path, call: Call) -> None:
         assert "Traceback" not in answer.err
 
 
+@pytest.mark.slow
 def test_a_damaged_journal_is_named_by_line(measured: Path, tmp_path: Path, call: Call) -> None:
     run = copy_of(measured, tmp_path)
     lines = (run / "journal.jsonl").read_text().splitlines()
@@ -287,6 +291,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
     return folder / "run", answer
 
 
+@pytest.mark.slow
 def test_a_method_that_cannot_run_here_is_a_row_with_its_reason(several: tuple[Path, Answer]) -> None:
     rows = load_run(several[0]).timings.query("method in ['flash_attn', 'cudnn']")
     assert set(rows["method"]) == {"flash_attn", "cudnn"}
@@ -294,6 +299,7 @@ def test_a_method_that_cannot_run_here_is_a_row_with_its_reason(several: tuple[P
     assert rows["message"].str.contains("CUDA|installed").all()
 
 
+@pytest.mark.slow
 def test_a_method_from_outside_is_measured_and_its_failure_is_a_row(several: tuple[Path, Answer]) -> None:
     folder, answer = several
     assert answer.code == 1, answer.err
@@ -307,6 +313,7 @@ def test_a_method_from_outside_is_measured_and_its_failure_is_a_row(several: tup
     assert error.iloc[0] == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_doctor_says_what_runs_here(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noise_floor, "PROCESSES", 2)
     answer = call("doctor", "--json")
@@ -319,6 +326,7 @@ def test_the_doctor_says_what_runs_here(call: Call, monkeypatch: pytest.MonkeyPa
     assert "flash2" in call("doctor").out
 
 
+@pytest.mark.slow
 def test_nothing_is_measured_beside_a_run_that_measures(call: Call) -> None:
     with DeviceLock("cpu"):
         report = json.loads(call("doctor", "--json").out)

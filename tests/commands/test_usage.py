@@ -14,6 +14,7 @@ from hyperbench.commands import listing
 from hyperbench.config.catalog import names
 from hyperbench.config.compose import load
 from tests.helpers.commands import Call, process
+from tests.helpers.slow import slow
 
 WRONG = [
     (["run", "sweep=seqlen"], "sweep=seqlen is unknown", "seq_len"),
@@ -82,13 +83,15 @@ def test_a_mistake_is_one_line_that_names_it_and_what_is_allowed(
 # These reach the process that imports torch, so they take a second or two each.
 ASKED = [
     (["run", "device=cuda"], "sees no CUDA GPU", "cpu"),
-    (["run", "method=[flash2]", "method.flash2._target_=no_such_module.attention"], "no_such_module", ""),
-    (["run", "method=[hyper]", "method.hyper.num_projections=99"], "num_projections", "15"),
-    (["run", "input.std=-1"], "input.std=-1", "at least 0"),
+    *slow(
+        (["run", "method=[flash2]", "method.flash2._target_=no_such_module.attention"], "no_such_module", ""),
+        (["run", "method=[hyper]", "method.hyper.num_projections=99"], "num_projections", "15"),
+        (["run", "input.std=-1"], "input.std=-1", "at least 0"),
+    ),
 ]
 
 
-@pytest.mark.parametrize(("words", "names", "helps"), ASKED, ids=[" ".join(words) for words, _, _ in ASKED])
+@pytest.mark.parametrize(("words", "names", "helps"), ASKED)
 def test_what_only_torch_can_tell_is_one_line_too(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], names: str, helps: str
 ) -> None:

@@ -17,6 +17,7 @@ from hyperbench.config import catalog
 from hyperbench.config.catalog import ConfigError
 from hyperbench.config.compose import RunConfig, differing_keys, load
 from hyperbench.config.overrides import parse
+from tests.helpers.slow import slow
 
 CPU_LENGTHS = [1024, 2048, 4096, 8192, 16_384, 32_768, 65_536]
 #: The inputs that need neither a file nor a function.
@@ -56,7 +57,7 @@ def shapes(config: RunConfig, *names: str) -> list[tuple[Any, ...]]:
     return [(point.method, *(value(point, name) for name in names)) for point in config.points]
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", *slow("cuda")])
 @pytest.mark.parametrize("sweep", catalog.names("sweep"))
 def test_every_shipped_sweep_composes(sweep: str, device: str) -> None:
     config = config_of(f"sweep={sweep}", f"device={device}")
@@ -105,6 +106,7 @@ def test_stages_are_asked_for_beside_a_forward_pass_or_not_at_all(words: tuple[s
     assert told in refusal(*words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", catalog.names("sweep"))
 def test_a_resolved_configuration_is_plain_data_that_yaml_and_json_keep(sweep: str) -> None:
     resolved = config_of(f"sweep={sweep}").resolved

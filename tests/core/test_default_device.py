@@ -14,6 +14,7 @@ from hyperattn_core import exact_attention, hyper_attention, make_plan, oracle_a
 from hyperattn_core.functional import attention_stages
 from hyperattn_core.planning import draws
 from tests.helpers.core_inputs import CHOICES, Tensors, bits, qkv, small_params
+from tests.helpers.slow import slow
 
 
 @contextlib.contextmanager
@@ -64,7 +65,7 @@ def test_results_do_not_depend_on_the_default_device(
         assert torch.equal(bits(one.detach()), bits(other.detach()))
 
 
-@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("default", [torch.float64, *slow(torch.bfloat16)], ids=str)
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize(("sampling", "pairing"), CHOICES)

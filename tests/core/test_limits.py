@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hyperattn_core import HyperAttentionParams, hyper_attention, make_plan
 from hyperattn_core.oracle import weight_matrix
 from tests.helpers.core_inputs import ALL_PAIRINGS, CHOICES, PAIRINGS, assert_close, plain_attention, qkv, small_params
+from tests.helpers.slow import slow
 
 SIZES = ((1, 1), (7, 7), (64, 64), (97, 97), (53, 130), (130, 53))
 
@@ -39,7 +40,7 @@ def check_exact(queries: int, keys: int, params: HyperAttentionParams, is_causal
 class TestExactLimits:
     """The limits of the contract, over both samplings and pairings."""
 
-    @pytest.mark.parametrize("more", [0, 1, 50])
+    @pytest.mark.parametrize("more", [0, *slow(1, 50)])
     def test_blocks_hold_every_key(
         self, sampling: str, pairing: str, queries: int, keys: int, more: int, is_causal: bool
     ) -> None:
@@ -48,7 +49,7 @@ class TestExactLimits:
         params = HyperAttentionParams(size, 5, 4, 6, sampling, pairing, num_probes=1)  # type: ignore[arg-type]
         check_exact(queries, keys, params, is_causal)
 
-    @pytest.mark.parametrize("more", [0, 1, 50])
+    @pytest.mark.parametrize("more", [0, *slow(1, 50)])
     def test_sequences_up_to_min_seq_len(
         self, sampling: str, pairing: str, queries: int, keys: int, more: int, is_causal: bool
     ) -> None:
@@ -60,7 +61,7 @@ class TestExactLimits:
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize(("queries", "keys"), SIZES)
 @pytest.mark.parametrize("pairing", ALL_PAIRINGS)
-@pytest.mark.parametrize("more", [0, 50])
+@pytest.mark.parametrize("more", [*slow(0), 50])
 @pytest.mark.parametrize("sampling", ["stratified", "probed"])
 def test_samples_of_every_key(sampling: str, queries: int, keys: int, pairing: str, more: int, is_causal: bool) -> None:
     size = 32 if pairing == "routed" else 8

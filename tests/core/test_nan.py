@@ -14,6 +14,7 @@ from torch import Tensor
 from hyperattn_core import AttentionPlan, exact_attention, hyper_attention, make_plan
 from hyperattn_core.oracle import weight_matrix
 from tests.helpers.core_inputs import CHOICES, PAIRINGS, Case, cases, qkv, small_params
+from tests.helpers.slow import slow
 
 # Fewer keys than a vector register holds, more, and sizes beside those at which the fused kernel changes its ways.
 LENGTHS = (1, 2, 5, 8, 15, 17, 31, 33, 64, 131, 530)
@@ -98,7 +99,7 @@ def test_exact_attention(length: int, is_causal: bool, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("dtype", [*DTYPES[1:3], *(pytest.param(d, marks=pytest.mark.slow) for d in DTYPES[::3])])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize(("sampling", "pairing"), CHOICES)
-@pytest.mark.parametrize(("length", "sizes"), [(40, (7, 5, 9)), (61, (16, 16, 16)), (139, (16, 12, 33))])
+@pytest.mark.parametrize(("length", "sizes"), [(40, (7, 5, 9)), *slow((61, (16, 16, 16))), (139, (16, 12, 33))])
 def test_the_estimator(
     length: int, sizes: tuple[int, int, int], sampling: str, pairing: str, is_causal: bool, dtype: torch.dtype
 ) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from hyperattn_core import AttentionPlan, hyper_attention, make_plan
 from hyperattn_core.oracle import weight_matrix
 from tests.helpers.core_inputs import CHOICES, PAIRINGS, assert_close, normal, qkv, small_params
+from tests.helpers.slow import slow
 
 BOUND = 6.5
 SCALE = 0.7
@@ -106,7 +107,7 @@ def one_key_off(plan: AttentionPlan) -> AttentionPlan:
     return replace(plan, levels=tuple(levels))
 
 
-@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("is_causal", [*slow(False), True])
 @pytest.mark.parametrize(("sampling", "pairing"), CHOICES)
 class TestUnbiased:
     """Both samplings and pairings, with and without a mask."""

@@ -181,6 +181,7 @@ def test_a_seed_gives_the_same_losses_again_and_another_gives_others(name: str) 
     assert [row.eval_loss for row in rows(1)] != [row.eval_loss for row in rows(0)]
 
 
+@pytest.mark.slow
 def test_the_script_writes_a_folder_and_prints_its_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = subprocess.run(
         [sys.executable, EXAMPLES / "train_byte_lm.py", *TINY, "--seeds=2", "--out=made"],

@@ -9,21 +9,18 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 
 from tests.golden.make import KERNELS, as_recorded, groups, make, recorded
+from tests.helpers.slow import slow_in
 
 RECORDED = recorded()
-#: Compiled kernels, runs that are much like another (like sampling, fig4 and aa/two_names), and the largest.
-SLOW = re.compile(rf"{KERNELS}$|.*/(pairing|min_seq_len|estimators|tradeoff|aa/seq_len|aa/strict_\d)/")
+#: Compiled kernels, figures, and every run but three that have little in common.
+SLOW = re.compile(rf"{KERNELS}$|.*/(?!(fig4|stages|aa/two_names)/)[^/]+/(show|csv|latex|markdown)$|.*/plot$")
 ADVICE = (
     "To see what has changed, run `python tests/golden/make.py --out DIR` on this commit and on the one before, with "
     "another DIR, and `diff -r` the two. If it was meant to change: `python tests/golden/make.py`, and commit."
 )
 
 
-def _params() -> list[object]:
-    return [pytest.param(g, marks=[pytest.mark.slow] if SLOW.match(g) else []) for g in groups()]
-
-
-@pytest.mark.parametrize("group", _params())
+@pytest.mark.parametrize("group", slow_in(groups(), filter(SLOW.match, groups())))
 def test_the_output_is_what_was_recorded(group: str) -> None:
     kept = {name: text for name, text in RECORDED.items() if name.startswith(f"{group}/")}
     if group == KERNELS:

@@ -114,3 +114,10 @@ CALLS = {
     "float16": Call(dtype=torch.float16, dim=64, params=RANK_IID),
     "float16, causal": Call(dtype=torch.float16, dim=64, is_causal=True),
 }
+#: Calls like others of these, left to the slow tests.
+SLOW = (
+    "paper's choices", "more queries than keys", "stored by heads", "d = 96", "d = 128", "odd block and samples",
+    "one sample, block of one", "more samples than keys", "one projection", "ten projections", "tile no power of two",
+    "scale zero", "causal, paper's choices", "causal, prime length", "causal, grouped heads, batch",
+    "causal, stored by heads", "bfloat16", "float16, causal", "routed",
+)  # fmt: skip

@@ -19,6 +19,7 @@ def test_no_finished_record_is_lost_at_any_moment(share: float, tmp_path: Path) 
         assert (count["lost"], count["altered"], count["unfinished"]) == (0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [5, pytest.param(200, marks=pytest.mark.slow)])
 def test_no_value_is_altered_and_accepted(times: int, tmp_path: Path) -> None:
     found = faults.damage_files(tmp_path, times, "any")
@@ -30,6 +31,7 @@ def test_no_value_is_altered_and_accepted(times: int, tmp_path: Path) -> None:
     assert sum(count["lost"] for name, count in found.items() if name not in untold) == 0
 
 
+@pytest.mark.slow
 def test_without_checksums_values_would_be_altered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zlib.crc32", lambda data: 0)
     monkeypatch.setattr(faults, "FILES", ("journal.jsonl",))

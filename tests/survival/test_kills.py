@@ -32,6 +32,7 @@ def storm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     return folder, [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_parents_and_workers_were_killed_and_nothing_else_went_wrong(storm: Any) -> None:
     _, seen = storm
     assert len(seen[-1]["killed"]) in (KILLS, KILLS + 1)  # the last session may have lost both
@@ -41,6 +42,7 @@ def test_parents_and_workers_were_killed_and_nothing_else_went_wrong(storm: Any)
     assert seen[-1]["code"] == 0
 
 
+@pytest.mark.slow
 def test_the_journal_was_valid_after_each_kill_and_only_ever_grew(storm: Any) -> None:
     _, seen = storm
     for before, after in pairwise(seen):
@@ -51,6 +53,7 @@ def test_the_journal_was_valid_after_each_kill_and_only_ever_grew(storm: Any) ->
     assert len({len(one["keys"]) for one in seen}) > KILLS // 4
 
 
+@pytest.mark.slow
 def test_every_point_is_measured_exactly_once(storm: Any) -> None:
     folder, seen = storm
     keys = [tuple(key) for key in seen[-1]["keys"]]

@@ -21,6 +21,8 @@ from hyperbench.store.schema import ErrorRow, Timing
 from tests.helpers.fake_worker import FakeWorker, Site
 from tests.helpers.made_runs import TINY, last_of, no_processes, tiny
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).parents[1] / "helpers" / "quick_run.py"
 #: Far more than it takes; only a failure waits so long.
 PATIENCE_S = 120

@@ -87,6 +87,7 @@ def test_float32_stays_off_tensor_cores() -> None:
         assert not {"wgmma", "mma.sync"} & set(row["instructions"]), row
 
 
+@pytest.mark.slow
 def test_the_printed_table() -> None:
     """Of one architecture and head size: nothing spills, and products of matrices use tensor cores."""
     code, text = table("--arch", "90", "--head-dim", "64")

@@ -109,6 +109,7 @@ def test_gradients_that_change_after_some_calls_of_one_graph_are_seen_while_it_i
         assert Quote("while it was timed, its gradients became another than before").stands_in(message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_honest_methods_pass_at_long_lengths(dtype: str, is_causal: bool) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +10,8 @@ from torch import Tensor
 
 from hyperattn_core import AttentionPlan, exact_attention, hyper_attention, make_plan, oracle_attention
 from hyperattn_core.oracle import weight_matrix
-from tests.helpers.triton_inputs import CALLS, Call, normal
+from tests.helpers.slow import slow, slow_in
+from tests.helpers.triton_inputs import CALLS, SLOW, Call, normal
 
 #: Largest error of float32 kernels, relative to the largest value, and of others as a multiple of plain attention's.
 TOLERANCE = 5e-6
@@ -22,21 +21,14 @@ GRADIENTS = [
     "odd block and samples", "one sample, block of one", "more samples than keys", "tile no power of two",
     "negative scale", "causal", "causal, prime length", "causal, grouped heads, batch", "causal, odd head sizes",
     "block larger than a node", "causal, stored by heads", "bfloat16", "bfloat16, causal", "float16", "routed",
-    "probed, routed, causal",
+    "probed, causal", "probed, routed, causal",
 ]  # fmt: skip
 
-#: Like others of these, and left to the slow tests.
-SLOW = (
-    "paper's choices", "more queries than keys", "stored by heads", "d = 96", "d = 128", "odd block and samples",
-    "one sample, block of one", "more samples than keys", "one projection", "ten projections", "tile no power of two",
-    "scale zero", "causal, paper's choices", "causal, prime length", "causal, grouped heads, batch",
-    "causal, stored by heads", "bfloat16", "float16, causal", "routed",
+#: Like others of these, beside those of SLOW.
+SLOW_GRADIENTS = (
+    "plain", "grouped heads, batch", "large tile", "negative scale", "causal, odd head sizes", "float16",
+    "probed, routed, causal",
 )  # fmt: skip
-
-
-def but_slow(names: Iterable[str]) -> list[Any]:
-    """The names as parameters, those in SLOW marked so."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
 
 
 def attend(call: Call, *qkv: Tensor, plan: AttentionPlan, backend: str = "triton") -> tuple[Tensor, Tensor]:
@@ -59,7 +51,7 @@ def allowed(call: Call, expected: tuple[Tensor, ...], plain: tuple[Tensor, ...])
     return [MULTIPLE * max(worst(x, y), TOLERANCE) for x, y in zip(plain, expected, strict=True)]
 
 
-@pytest.mark.parametrize("name", but_slow(CALLS))
+@pytest.mark.parametrize("name", slow_in(CALLS, SLOW))
 def test_output_and_lse(name: str) -> None:
     call = CALLS[name]
     q, k, v = call.inputs()
@@ -75,7 +67,7 @@ def test_output_and_lse(name: str) -> None:
     assert results[1].dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", but_slow(GRADIENTS))
+@pytest.mark.parametrize("name", slow_in(GRADIENTS, (*SLOW, *SLOW_GRADIENTS)))
 def test_gradients(name: str) -> None:
     """Through the output and the log-sum-exp together, against autograd through the dense formula in float64."""
     call = CALLS[name]
@@ -95,7 +87,7 @@ def test_gradients(name: str) -> None:
         assert worst(result, right) <= 4 * bound, f"d{name_}"
 
 
-@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("is_causal", [*slow(False), True])
 def test_a_gradient_of_one_result_alone(is_causal: bool) -> None:
     call = Call(queries=90, is_causal=is_causal)
     plan = call.plan()
@@ -130,6 +122,7 @@ def test_plans_of_both_backends_give_the_same_output(name: str) -> None:
         assert torch.equal(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_two_runs_are_equal_to_the_last_bit(is_causal: bool) -> None:
     call = Call(queries=80, heads=2, kv_heads=1, is_causal=is_causal, params={"sampling": "iid"})

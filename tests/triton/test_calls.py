@@ -19,10 +19,11 @@ from hyperattn_core.backends import BackendFallback, backend_for
 from hyperattn_core.functional import attention_stages
 from hyperattn_core.planning.packed import Settings
 from hyperattn_core.triton_backend import support
+from tests.helpers.slow import slow
 from tests.helpers.triton_inputs import Call, normal
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
-both_masks = pytest.mark.parametrize("is_causal", [False, True])
+both_masks = pytest.mark.parametrize("is_causal", [*slow(False), True])
 
 
 def small_call(is_causal: bool) -> Call:
@@ -33,6 +34,7 @@ def small_call(is_causal: bool) -> Call:
 class TestOperators:
     """Requirements of torch.compile on a custom operator."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("is_causal", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_opcheck(self, is_causal: bool) -> None:
         call = small_call(is_causal)
@@ -65,6 +67,7 @@ class TestOperators:
         for x, y in zip(torch.autograd.grad(result, qkv), torch.autograd.grad(expected, qkv), strict=True):
             assert torch.equal(x, y)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("is_causal", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_lengths_share_a_graph(self, is_causal: bool) -> None:
         call = small_call(is_causal)
@@ -92,6 +95,7 @@ class TestOperators:
         with pytest.raises(RuntimeError, match="no second derivative"):
             gradient.sum().backward()
 
+    @pytest.mark.slow
     def test_checkpointed(self) -> None:
         call = small_call(True)
         qkv = [x.requires_grad_() for x in call.inputs()]

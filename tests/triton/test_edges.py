@@ -14,6 +14,7 @@ from torch import Tensor
 from hyperattn_core import AttentionPlan, exact_attention, hyper_attention, make_plan, oracle_attention
 from hyperattn_core.oracle import weight_matrix
 from hyperattn_core.triton_backend.packing import pack
+from tests.helpers.slow import slow
 from tests.helpers.triton_inputs import Call, normal
 
 TOLERANCE = 2e-5
@@ -81,7 +82,7 @@ def first_head_for_all(x: Tensor) -> Tensor:
 
 
 @both_masks
-@pytest.mark.parametrize("layout", [columns_first, every_second_column, first_head_for_all])
+@pytest.mark.parametrize("layout", [*slow(columns_first), every_second_column, *slow(first_head_for_all)])
 def test_layouts(layout: Callable[[Tensor], Tensor], is_causal: bool) -> None:
     call = Call(queries=33, batch=2, heads=2, is_causal=is_causal, params=SHORT)
     inputs = [layout(x).requires_grad_() for x in call.inputs()]
@@ -117,7 +118,7 @@ def test_rows_of_zeros_of_nans_and_all_alike_hash_as_in_pytorch(dtype: torch.dty
 
 
 @both_masks
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [*slow(torch.float16), torch.bfloat16])
 def test_an_infinite_value_reaches_its_column_of_the_rows_that_meet_it(dtype: torch.dtype, is_causal: bool) -> None:
     call = Call(queries=70, heads=4, kv_heads=2, dim=7, is_causal=is_causal, dtype=dtype, params=SHORT)
     q, k, v = (x.clone() for x in call.inputs())

@@ -41,6 +41,7 @@ def test_flash_attention_2_is_counted_as_its_buffers_are() -> None:
     assert flash2_peak(PAPER).kept == output + 131072 * 12 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("is_causal", "heads", "kv_heads", "value_dim"),
     [pytest.param(False, 2, 1, 32, marks=pytest.mark.slow), (True, 1, 1, None)],

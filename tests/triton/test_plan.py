@@ -17,7 +17,8 @@ from hyperattn_core.triton_backend.device_tables import _drawn_samples, level_ta
 from hyperattn_core.triton_backend.geometry import geometry
 from hyperattn_core.triton_backend.packing import pack, unpack
 from hyperattn_core.triton_backend.plan import PlanWork, split_projections
-from tests.helpers.triton_inputs import CALLS, Call, normal
+from tests.helpers.slow import slow_in
+from tests.helpers.triton_inputs import CALLS, SLOW, Call, normal
 
 
 def covered(level: LevelPlan) -> Tensor:
@@ -44,7 +45,7 @@ def assert_same_plan(plan: AttentionPlan, expected: AttentionPlan) -> None:
             assert same, field.name
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", slow_in(CALLS, SLOW))
 def test_the_plan_is_that_of_pytorch(name: str) -> None:
     plan = CALLS[name].plan("triton")
     assert isinstance(plan, PackedPlan)
@@ -100,6 +101,7 @@ def test_levels_of_another_call_are_refused() -> None:
         pack(dataclasses.replace(plan, levels=other.levels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_ranks_differ_only_where_a_projection_is_within_rounding_of_zero(dtype: torch.dtype) -> None:
     q, k = (normal(1, 1, 10000, 64, seed=i, dtype=dtype) for i in range(2))

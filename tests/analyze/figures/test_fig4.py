@@ -179,6 +179,7 @@ def test_the_footer_names_what_made_the_numbers(full: go.Figure, part: str) -> N
     assert part in footer(full)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12)
 @given(st.dictionaries(st.integers(0, 35), st.sampled_from(["gone", "oom", "error", "throttled"])))
 def test_whatever_fails_every_row_is_on_a_curve_or_a_cross(fates: dict[int, str]) -> None:

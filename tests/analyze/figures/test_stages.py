@@ -57,6 +57,7 @@ def test_areas_are_the_shares_of_the_table(fig: go.Figure, view: View, is_causal
     assert len({t.stackgroup for t in found}) == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(st.dictionaries(st.sampled_from(["hash", "attend", "merge", "own"]), st.floats(1e-4, 1e2), min_size=1))
 def test_a_stack_is_a_hundred_percent_high(parts: dict[str, float]) -> None:

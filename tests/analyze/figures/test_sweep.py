@@ -92,6 +92,7 @@ def test_an_approximate_method_without_the_parameter_keeps_its_error() -> None:
     assert set(curve(fig, 1, 1, "uniform, forward").x) == {64, 128}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=8)
 @given(st.sets(st.integers(0, 11)))
 def test_every_row_is_on_a_curve_or_a_cross(lost: set[int]) -> None:

@@ -16,6 +16,7 @@ from hyperbench.analyze.joins import DoesNotFitError
 from hyperbench.analyze.view import View
 from hyperbench.store.schema import Pass, Record, Status, Timing
 from tests.helpers.figure_reading import bands, crosses, footer, panel, shown, values
+from tests.helpers.slow import slow
 from tests.helpers.synthetic_runs import CPU_LENGTHS, HYPER, PASSES, failed, grid, point, timing, view_from
 
 ROWS = {False: 1, True: 2}
@@ -105,6 +106,7 @@ def test_the_footer_names_what_made_the_numbers(full: go.Figure) -> None:
     assert "Slopes: time grows as n to that power" in told
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(st.sets(st.integers(0, 35)))
 def test_every_row_is_on_a_curve_or_a_cross(lost: set[int]) -> None:
@@ -137,8 +139,8 @@ def test_a_run_without_the_baseline_is_drawn_and_does_not_name_it_in_the_title()
     assert "baseline flash2 (not in this run)" in footer(fig)
 
 
-@pytest.mark.parametrize("count", [1, 5, 9])
-@pytest.mark.parametrize("lengths", [CPU_LENGTHS, (1024, 2048, 4096)])
+@pytest.mark.parametrize("count", [1, *slow(5), 9])
+@pytest.mark.parametrize("lengths", [*slow((CPU_LENGTHS,)), (1024, 2048, 4096)])
 def test_legends_inside_panels_lie_above_the_curves_at_their_left(count: int, lengths: tuple[int, ...]) -> None:
     methods = ("flash2", *(f"method {i}" for i in range(count)))
     fig = build(view_from(grid(lengths=lengths, methods=methods, masks=(False,))))

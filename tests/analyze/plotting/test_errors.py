@@ -56,6 +56,7 @@ draws = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=8)
 @given(st.dictionaries(st.sampled_from(LENGTHS), draws, min_size=1))
 def test_every_point_has_one_mark_that_tells_its_error(drawn: dict[int, list[float | None]]) -> None:

@@ -16,6 +16,7 @@ from hyperbench.analyze.plotting.write import html_page
 from hyperbench.analyze.view import View
 from hyperbench.store.schema import ErrorRow, Record, Status, Timing
 from tests.helpers.figure_reading import Page, footer, foreign_markup, letters, shown, texts
+from tests.helpers.slow import slow
 from tests.helpers.synthetic_runs import HOSTILE, HYPER, failed, grid, sweep, view_from
 
 
@@ -53,7 +54,7 @@ def build(name: str, text: str) -> tuple[go.Figure, View]:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-@pytest.mark.parametrize("name", ["fig4", "times", "sweep"])
+@pytest.mark.parametrize("name", ["fig4", *slow("times", "sweep")])
 def test_every_text_of_a_run_is_shown_letter_by_letter(name: str, text: str) -> None:
     fig, _ = build(name, text)
     assert not foreign_markup(fig)

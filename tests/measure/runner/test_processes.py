@@ -23,6 +23,8 @@ from hyperbench.store.schema import ErrorRow, Record, Status, Timing
 from tests.helpers.fake_worker import Listener
 from tests.helpers.made_runs import TINY, everything
 
+pytestmark = pytest.mark.slow
+
 HELPERS = Path(__file__).parents[2] / "helpers"
 WORDS = (
     *TINY,

@@ -20,6 +20,7 @@ from hyperbench.store.schema import Cause, ErrorRow, Pass, Status, Timing
 from tests.helpers.fake_worker import FakeWorker, Message, Site, befalls, dies, hangs, is_stage, lives, said
 from tests.helpers.made_records import a_stage
 from tests.helpers.made_runs import tiny
+from tests.helpers.slow import slow
 
 OOM, SIGSEGV = -9, -11
 
@@ -237,7 +238,7 @@ def test_a_worker_that_ends_before_it_begins_a_task_is_replaced_once_and_nobody_
     assert {str(record.status) for record in site.journal.records} == {"ok"}
 
 
-@pytest.mark.parametrize("returncode", [-15, -1, -2, -9])
+@pytest.mark.parametrize("returncode", [-15, *slow(-1, -2), -9])
 def test_a_worker_ended_by_a_signal_of_others_is_tried_once_more(run: Prepared, returncode: int) -> None:
     fate = dies(returncode, unit="time", method="math", seq_len=64)
     site = Site(run, fate, lives)
