@@ -12,8 +12,8 @@ from tests.golden.make import KERNELS, as_recorded, groups, make, recorded
 from tests.helpers.slow import slow_in
 
 RECORDED = recorded()
-#: Compiled kernels, figures, and every run but three that have little in common.
-SLOW = re.compile(rf"{KERNELS}$|.*/(?!(fig4|stages|aa/two_names)/)[^/]+/(show|csv|latex|markdown)$|.*/plot$")
+#: Compiled kernels, figures, and every run but two that have little in common.
+SLOW = re.compile(rf"{KERNELS}$|.*/(?!(fig4|stages)/)[^/]+/(show|csv|latex|markdown)$|.*/plot$")
 ADVICE = (
     "To see what has changed, run `python tests/golden/make.py --out DIR` on this commit and on the one before, with "
     "another DIR, and `diff -r` the two. If it was meant to change: `python tests/golden/make.py`, and commit."
