@@ -15,7 +15,6 @@ import math
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 import torch
 from torch import Tensor
 
-from hyperattn_core import HyperAttentionParams, hyper_attention
+from hyperattn_core import HyperAttentionParams
+from hyperattn_core.transformers import patched
 from hyperbench.flops import hyper_keys
-from hyperbench.measure.models.capture import attending_by
 from hyperbench.measure.models.load import Loaded, load
 from hyperbench.measure.models.texts import Text, read_text
 from hyperbench.measure.probe import main as probe
@@ -38,7 +37,6 @@ SETTINGS = {"stratified": ("stratified", "bucket"), "probed": ("probed", "bucket
 EXACT = "exact"
 #: The parts of a piece: a text once, and the readings of the same quarter before and after another half.
 ONCE, FIRST, FILLER, SECOND = "once", "first reading", "between", "second reading"
-_NAME = "hyperattn_read_twice"
 _ROWS_AT_ONCE = 512
 
 
@@ -76,28 +74,6 @@ def pieces_of(ids: Sequence[int], length: int, count: int) -> list[tuple[list[in
     return found
 
 
-@contextmanager
-def attending(model: Any, params: HyperAttentionParams | None, seed: int = 0) -> Iterator[None]:
-    """Have all layers of a model attend by HyperAttention with these parameters; None: exactly, as it comes."""
-    if params is None:
-        yield
-        return
-
-    def attend(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **others: Any
-    ) -> tuple[Tensor, None]:
-        if attention_mask is not None or key.shape[2] != query.shape[2]:
-            raise ValueError("the model attends under a mask of its own, or to keys before its queries")
-        out = hyper_attention(
-            query, key, value, is_causal=True, scale=others.get("scaling"), params=params,
-            seed=seed + int(module.layer_idx), enable_gqa=True,
-        )  # fmt: skip
-        return out.transpose(1, 2).contiguous(), None
-
-    with attending_by(model, _NAME, attend):
-        yield
-
-
 @torch.no_grad()
 def losses(model: Any, ids: Sequence[int]) -> Tensor:
     """The loss (natural logarithm) of each token but the first, (N - 1,); the model's embedding is its head too."""
@@ -112,7 +88,9 @@ def read(loaded: Loaded, ids: Sequence[int], args: argparse.Namespace) -> Iterat
     quarter = args.seq_len // 4
     for number, (once, twice) in enumerate(pieces_of(ids, args.seq_len, args.pieces)):
         for setting in (EXACT, *SETTINGS):
-            with attending(loaded.model, params_of(setting, args), seed=1000 * number):
+            params = params_of(setting, args)
+            layers = [] if params is None else None
+            with patched(loaded.model, layers, params=params, seed=number, strict=True):
                 of_once, of_twice = losses(loaded.model, once), losses(loaded.model, twice)
             parts = {
                 ONCE: of_once, FIRST: of_twice[: quarter - 1], FILLER: of_twice[quarter - 1 : 3 * quarter - 1],
