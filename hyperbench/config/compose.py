@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.config import catalog, inputs, types
+from hyperbench.config import catalog, inputs, tasks, types
 from hyperbench.config.axes import INPUT_AXIS, METHOD_KEYS, SHAPE_KEYS, Axes, axes_of, grids_of, inputs_of
 from hyperbench.config.catalog import ConfigError, check_name
 from hyperbench.config.overrides import Overrides, apply, parse
@@ -173,9 +173,14 @@ def _expand(bases: list[DictConfig], axes: Axes, grids: Sequence[Axes], device: 
             for own in _choices(method, own_axes):
                 node = _node_with(cfg, method, own) if own else resolved["method"][method]
                 point = _point({**resolved, "method": {method: node}}, method, device)
-                found.setdefault(point.point_id, point)
+                if point is not None:
+                    found.setdefault(point.point_id, point)
     if not found:
         raise ConfigError("no method is left; choose some by method=NAME,NAME")
+    if len({tasks.is_task(point.input_params) for point in found.values()}) > 1:
+        raise ConfigError(
+            "tasks of language models and other inputs are runs of their own; choose one kind by input=NAME"
+        )
     return tuple(found.values())
 
 
@@ -219,7 +224,8 @@ def _choices(method: str, own_axes: Sequence[Axes]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> Point:
+def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> Point | None:
+    """The point of a method; None where it attends in no layer of a language model, as the exact one does."""
     node = data["method"][method]
     if not isinstance(node, dict) or not node.get("_target_"):
         raise ConfigError(
@@ -227,12 +233,18 @@ def _point(data: dict[str, Any], method: str, device: DeviceConfig) -> Point:
         )
     shape = {key: data["shape"][key] for key in SHAPE_KEYS}
     hyper = {str(key): value for key, value in node.items() if key not in METHOD_KEYS}
+    is_task = tasks.is_task(data["input"])
     types.check_shape(shape, data["is_causal"], data["seed"], method, hyper)
     check_name("dtype", data["dtype"], device.dtypes)
+    if is_task and not node.get("exact"):
+        layers = tasks.layers_of(data["input"])
+        if not layers:
+            return None
+        hyper[tasks.LAYERS] = layers
     try:
         return Point(
             method=method, target=str(node["_target_"]), device=device.name, dtype=data["dtype"],
-            is_causal=data["is_causal"], input=inputs.name_of(data["input"]), seed=data["seed"], hyper=hyper,
+            is_causal=is_task or data["is_causal"], input=inputs.name_of(data["input"]), seed=data["seed"], hyper=hyper,
             input_params=inputs.params_of(data["input"], shape), **shape,
         )  # fmt: skip
     except ValueError as error:

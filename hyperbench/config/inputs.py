@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.config import captures
+from hyperbench.config import captures, tasks
 from hyperbench.config.captures import Capture, Layer
 from hyperbench.config.catalog import ConfigError
 from hyperbench.store.schema import Point
@@ -35,6 +35,8 @@ def params_of(node: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[str, An
 
     Raises ConfigError, one line, on a capture that is missing, damaged, or does not hold what the point asks for.
     """
+    if tasks.is_task(node):
+        return tasks.params_of(node)
     params = {key: value for key, value in node.items() if key not in _NO_PARAMETERS}
     if TARGET in params:
         _check_target(params[TARGET])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.config import catalog, paths
+from hyperbench.config import catalog, paths, tasks
 from hyperbench.config.catalog import ConfigError, check_name, nearest, yaml_text
 from hyperbench.config.inputs import FUNCTION, TARGET
 
@@ -67,7 +67,8 @@ def parse(words: Sequence[str]) -> Overrides:
     groups: dict[str, list[str]] = {}
     out: Path | None = None
     given: dict[str, str] = {}
-    for word in words:
+    for given_word in words:
+        word = tasks.renamed(given_word)
         if word.startswith("out="):
             _check_once("out", word, given)
             # A path is taken as it stands: spaces, commas and brackets mean nothing in it.

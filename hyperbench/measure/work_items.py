@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hyperbench.config import tasks
 from hyperbench.config.compose import RunConfig
 from hyperbench.config.types import PLAIN_CALL, CallOptions, ErrorConfig, ProtocolConfig
 from hyperbench.stats.samples import median
@@ -171,7 +172,8 @@ def remaining(point: Point, config: RunConfig, round_: int, progress: Progress) 
             for seed in draw_seeds(point, config.error)
             if any((point_id, seed, metric) not in finished for metric in metrics)
         )
-    has_stages = config.stages and progress.includes(point, Pass.FORWARD, round_)
+    is_task = tasks.is_task(point.input_params)
+    has_stages = config.stages and not is_task and progress.includes(point, Pass.FORWARD, round_)
     timed_stages = progress.timed_stages(point, round_) if has_stages else None
     return WorkItem(
         point,
@@ -179,7 +181,7 @@ def remaining(point: Point, config: RunConfig, round_: int, progress: Progress) 
         passes=tuple(
             Pass(p)
             for p in config.passes
-            if (point_id, str(p), "", round_) not in finished and progress.includes(point, p, round_)
+            if not is_task and (point_id, str(p), "", round_) not in finished and progress.includes(point, p, round_)
         ),
         seeds=seeds,
         stages=timed_stages is not None,
@@ -189,8 +191,12 @@ def remaining(point: Point, config: RunConfig, round_: int, progress: Progress) 
 
 
 def draw_seeds(point: Point, error: ErrorConfig) -> tuple[int, ...]:
-    """The seeds of the draw whose error is measured; a method without a seed has one answer, under the input's seed."""
-    return error.seeds if point.hyper.get("seed") is not None else (point.seed,)
+    """The seeds of the draw whose error is measured; a method without a seed has one answer, under the input's seed.
+
+    Of a task they are the numbers of its examples.
+    """
+    has_several = point.hyper.get("seed") is not None or tasks.is_task(point.input_params)
+    return error.seeds if has_several else (point.seed,)
 
 
 def wants_grads(point: Point, passes: Iterable[str], error: ErrorConfig) -> bool:
@@ -204,6 +210,8 @@ def expected_metrics(point: Point, passes: Iterable[str], error: ErrorConfig) ->
 
     That is lse_mean_abs and causal_in_q, and of error.extra what comes of a plan or a log-sum-exp.
     """
+    if tasks.is_task(point.input_params):
+        return tasks.METRICS[point.input_params[tasks.TASK]]
     metrics = list(_OUTPUT_METRICS)
     if point.seq_len <= error.operator_norm_max_seq_len:
         metrics.append("out_rel_op")

@@ -1,5 +1,7 @@
 """A short process that makes a capture: load a model, run it on a text, write q, k and v of some layers to a file.
 
+Or that describes a model: its layers, heads and context, from its configuration alone.
+
 Reads one JSON request from stdin and answers with one JSON object on stdout; what it is doing goes to stderr.
 Started by hyperbench/child/start.py.
 """
@@ -16,8 +18,6 @@ from hyperbench import __version__
 
 #: Tokens that are taken where nothing is said of them.
 DEFAULT_TOKENS = 4096
-#: More characters than this for each token that is wanted are not given to the tokenizer.
-_TOKEN_CHARS = 32
 
 
 def main() -> None:
@@ -26,7 +26,8 @@ def main() -> None:
     answer_fd = os.dup(1)
     os.dup2(2, 1)
     try:
-        answer = capture(json.load(sys.stdin))
+        request = json.load(sys.stdin)
+        answer = describe(request["describe"]) if "describe" in request else capture(request)
     except ValueError as error:
         answer = {"problem": " ".join(str(error).split())}
     except KeyboardInterrupt:
@@ -35,6 +36,16 @@ def main() -> None:
         answer = {"problem": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     with os.fdopen(answer_fd, "w") as out:
         json.dump(answer, out)
+
+
+def describe(request: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a model that are known without its weights; its text is tried as well. Raises ValueError."""
+    from hyperbench.measure.models.load import configuration
+    from hyperbench.measure.models.texts import read_text
+
+    if request.get("text") is not None:
+        read_text(request["text"])
+    return configuration(request.get("model"), request.get("path"))
 
 
 def capture(request: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +86,9 @@ def tokens(loaded: Any, text: str, most: int | None) -> list[int]:
     if most is not None and context is not None and most > context:
         raise ValueError(f"--max-tokens {most} is more than the context of {loaded.name}, {context} tokens")
     count = most if most is not None else min(DEFAULT_TOKENS, context or DEFAULT_TOKENS)
-    ids: list[int] = loaded.tokenizer(text[: count * _TOKEN_CHARS])["input_ids"][:count]
+    from hyperbench.measure.models.texts import TOKEN_CHARS
+
+    ids: list[int] = loaded.tokenizer(text[: count * TOKEN_CHARS])["input_ids"][:count]
     if most is not None and len(ids) < most:
         raise ValueError(f"--max-tokens {most} is more than the text has: {len(ids)} tokens")
     if not ids:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 import platform
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+#: More characters than this for each token that is wanted are not given to a tokenizer.
+TOKEN_CHARS = 32
+_SOURCES = ("argparse", "typing")
 
 
 @dataclass(frozen=True)
@@ -41,3 +48,14 @@ def python_help() -> Text:
 
     name = f"help topics of Python {platform.python_version()} (pydoc_data.topics)"
     return Text("\n\n".join(topics[key] for key in sorted(topics)), name, "text: PSF-2.0 (Python's documentation)")
+
+
+@cache
+def shipped_texts() -> tuple[Text, ...]:
+    """Texts that ship with every Python: its help, and the sources of two modules, comments and all."""
+    sources = []
+    for name in _SOURCES:
+        source = inspect.getsource(importlib.import_module(name))
+        told = f"{name}.py of Python {platform.python_version()}"
+        sources.append(Text(source, told, "text: PSF-2.0 (Python's standard library)"))
+    return (python_help(), *sources)

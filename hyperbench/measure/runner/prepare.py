@@ -11,10 +11,12 @@ from typing import Any
 
 from hyperbench.child import command, limited
 from hyperbench.child.code import Code, other_files, package_files
+from hyperbench.config import tasks
 from hyperbench.config.catalog import ConfigError
 from hyperbench.config.compose import RunConfig, load
 from hyperbench.config.inputs import target_of
 from hyperbench.measure import work_items
+from hyperbench.measure.model_facts import Describe, describe_model, with_models
 from hyperbench.measure.runner.estimate import Speed, plan_s
 from hyperbench.measure.runner.locks import busy_devices
 from hyperbench.store.schema import Point
@@ -83,7 +85,7 @@ def ask_probe(request: dict[str, Any], env: Mapping[str, str]) -> Facts:
     return answer
 
 
-def prepare(words: Sequence[str], ask: Ask = ask_probe) -> Prepared:
+def prepare(words: Sequence[str], ask: Ask = ask_probe, describe: Describe = describe_model) -> Prepared:
     """Compose, check and expand a command line; nothing is written.
 
     The probe says which device `auto` stands for. Composing for the likely one beforehand answers a wrong word at once,
@@ -111,7 +113,8 @@ def prepare(words: Sequence[str], ask: Ask = ask_probe) -> Prepared:
     _check_device(config, facts)
     defaults = {target: found["defaults"] for target, found in facts["methods"].items()}
     try:
-        return Prepared(config, work_items.with_defaults(config.points, defaults), facts, ask, began_s, busy)
+        points = work_items.with_defaults(config.points, defaults)
+        return Prepared(config, with_models(points, describe), facts, ask, began_s, busy)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -132,8 +135,11 @@ def _request(config: RunConfig, *, measure_rate: bool) -> dict[str, Any]:
     inputs: dict[str, dict[str, Any]] = {}
     for point in config.points:
         item = methods.setdefault(point.target, {"name": point.method, "target": point.target, "hypers": []})
-        if point.hyper not in item["hypers"]:
-            item["hypers"].append(point.hyper)
+        hyper = tasks.own_parameters(point)
+        if hyper not in item["hypers"]:
+            item["hypers"].append(hyper)
+        if tasks.is_task(point.input_params):
+            continue
         asked = inputs.setdefault(
             repr((point.input, point.input_params)), {"family": point.input, "params": point.input_params}
         )

@@ -7,11 +7,12 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from hyperbench.config.tasks import is_task
 from hyperbench.measure.runner.interrupts import AtOnce
 from hyperbench.measure.runner.outcome import Listener, Outcome
 from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.runner import Runner
-from hyperbench.measure.runner.worker_process import Child, WorkerProcess
+from hyperbench.measure.runner.worker_process import ATTENTION_WORKER, MODEL_WORKER, Child, WorkerProcess
 from hyperbench.measure.tries import FILE, Tries
 from hyperbench.store import run_folder
 from hyperbench.store.files import StoreError
@@ -34,7 +35,9 @@ def measure(
     worker process under some environment variables, one of its own for a test; its output goes to the file.
     """
     folder = journal.path.parent
-    start_worker = spawn or partial(WorkerProcess, targets=prepared.config.targets)
+    is_model = any(is_task(point.input_params) for point in prepared.points)
+    module = MODEL_WORKER if is_model else ATTENTION_WORKER
+    start_worker = spawn or partial(WorkerProcess, targets=prepared.config.targets, module=module)
 
     def worker() -> Child:
         return start_worker(prepared.config.device.env, folder / run_folder.LOG)

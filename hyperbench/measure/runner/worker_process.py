@@ -30,6 +30,8 @@ LOG_LIMIT_BYTES = 10 << 20
 _GARBAGE = "the measured code wrote to the pipe between the worker process and its parent"
 _CLOSED = "the measured code closed the pipe between the worker process and its parent"
 SIGKILL = -signal.SIGKILL
+#: The main programs of workers: of attention by itself, and of language models.
+ATTENTION_WORKER, MODEL_WORKER = "hyperbench.measure.worker.main", "hyperbench.measure.models.worker"
 
 
 class WorkerTimeout(Exception):
@@ -70,13 +72,18 @@ class Child(Protocol):
 
 
 class WorkerProcess:
-    """A worker in a session of its own, so that Ctrl-C reaches the parent alone; `targets` are what it may measure."""
+    """A worker in a session of its own, so that Ctrl-C reaches the parent alone; `targets` are what it may measure.
 
-    def __init__(self, env: dict[str, str], log: Path, targets: Sequence[str] = ()) -> None:
+    `module` is its main program.
+    """
+
+    def __init__(
+        self, env: dict[str, str], log: Path, targets: Sequence[str] = (), module: str = ATTENTION_WORKER
+    ) -> None:
         task_read, self._task_write = os.pipe()
         self._message_read, message_write = os.pipe()
         self._oom_kills = oom_kills()
-        self._targets = targets
+        self._targets, self._module = targets, module
         self._process = self._launch(task_read, message_write, command.environment(env), log)
         os.close(task_read)
         os.close(message_write)
@@ -90,7 +97,7 @@ class WorkerProcess:
         """Start the process that reads tasks from one descriptor and writes messages to the other."""
         with log.open("ab") as output:
             return subprocess.Popen(
-                command.module("hyperbench.measure.worker.main", str(read_fd), str(write_fd), *self._targets),
+                command.module(self._module, str(read_fd), str(write_fd), *self._targets),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

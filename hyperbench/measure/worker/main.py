@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 _READ_BYTES = 1 << 16
 _SETTLE_SEQ_LEN = 512
@@ -56,8 +56,43 @@ class StoppableClock:
         return getattr(self._clock, name)
 
 
+class Measurement(Protocol):
+    """One task in the making."""
+
+    @property
+    def poisoned(self) -> bool:
+        """True if an error left the device unusable in this process."""
+        ...
+
+    def run(self) -> None:
+        """Measure everything the task asks for."""
+        ...
+
+
+#: Makes a task's measurement of the task, what takes its messages, a clock that stops where it is asked to, and the
+#: settings of the process as they were when it began.
+Make = Callable[[Any, Callable[[Any], None], StoppableClock, Any], Measurement]
+
+
 def main(read_fd: int, write_fd: int, targets: Sequence[str] = ()) -> None:
-    """Serve tasks until the pipe is closed."""
+    """Serve tasks of attention by itself until the pipe is closed."""
+
+    def group(task: Any, emit: Callable[[Any], None], clock: Any, settings: Any) -> Measurement:
+        import torch
+
+        from hyperbench.measure.worker.conditions.machine import machine_for
+        from hyperbench.measure.worker.group import GroupMeasurement
+        from hyperbench.measure.worker.memory import memory_peak_for
+
+        device = task.items[0].point.device
+        machine = machine_for(device, torch.get_num_threads())
+        return GroupMeasurement(task, emit, clock, memory_peak_for(device), machine, settings)
+
+    serve(read_fd, write_fd, targets, group)
+
+
+def serve(read_fd: int, write_fd: int, targets: Sequence[str], make: Make) -> None:
+    """Serve tasks until the pipe is closed, each by the measurement that is made of it."""
     stop, own = StopSignal(), os.getpid()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _do_nothing)
@@ -88,10 +123,7 @@ def main(read_fd: int, write_fd: int, targets: Sequence[str] = ()) -> None:
     from torch.nn.functional import scaled_dot_product_attention
 
     from hyperbench.measure.worker.clock import clock_for
-    from hyperbench.measure.worker.conditions.machine import machine_for
     from hyperbench.measure.worker.gate.checks import Operations
-    from hyperbench.measure.worker.group import GroupMeasurement
-    from hyperbench.measure.worker.memory import memory_peak_for
     from hyperbench.measure.worker.settings import Settings
 
     # Threads and libraries that the first calls start are no method's memory.
@@ -113,10 +145,8 @@ def main(read_fd: int, write_fd: int, targets: Sequence[str] = ()) -> None:
                 if task.threads is not None:
                     torch.set_num_threads(task.threads)
                 settings = Settings()
-            device = task.items[0].point.device
-            clock = StoppableClock(clock_for(device), stop.check)
-            machine = machine_for(device, torch.get_num_threads())
-            measurement = GroupMeasurement(task, emit, clock, memory_peak_for(device), machine, settings)
+            clock = StoppableClock(clock_for(task.items[0].point.device), stop.check)
+            measurement = make(task, emit, clock, settings)
             try:
                 measurement.run()
             except Stop:

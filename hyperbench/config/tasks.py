@@ -1,0 +1,103 @@
+"""Tasks: inputs that a language model makes of a text; some of its layers attend by the method. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hyperbench.config.catalog import ConfigError, check_name
+from hyperbench.store.schema import Point
+
+#: The parameter of an input that says which task it is; no other input has it.
+TASK = "task"
+#: The parameter of a method that says in which layers of the model it attends.
+LAYERS = "layers"
+#: The parameter of a task that holds the number of layers of its model, once that is known.
+MODEL_LAYERS = "model_layers"
+#: Keys of a task's file that say which layers attend by the method: the last so many, or these.
+_CHOICES = ("last", LAYERS)
+_ALL = "all"
+_FACTS = ("correct", "rank", "margin")
+#: Task -> the metrics of each of its examples.
+METRICS: dict[str, tuple[str, ...]] = {
+    "perplexity": ("loss", "loss_early", "loss_middle", "loss_late", "attention_ms"),
+    "copy": ("loss_first", "loss_between", "loss_second"),
+    "passkey": _FACTS,
+    "key_value": _FACTS,
+    "variable_tracking": _FACTS,
+}
+#: Words of a command line that stand for others: a task is an input, and its model one of its parameters.
+ALIASES = {"task": "input", "model": "input.model", "model.name": "input.model", "model.path": "input.path"}
+
+
+def renamed(word: str) -> str:
+    """A word of a command line with the key that an alias in it stands for."""
+    match = re.match(r"([+~]*)(task(?=[.=])|model(?:\.name|\.path)?(?==))", word)
+    return word if match is None else f"{match[1]}{ALIASES[match[2]]}{word[match.end() :]}"
+
+
+def is_task(params: Mapping[str, Any]) -> bool:
+    """True if an input with these parameters is a task."""
+    return TASK in params
+
+
+def params_of(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a task from its node of the configuration, without those that are the method's.
+
+    Raises ConfigError on a value that cannot be.
+    """
+    check_name(f"input.{TASK}", node[TASK], METRICS)
+    for name in ("model", "path", "text"):
+        if not isinstance(node.get(name), str | None):
+            raise ConfigError(f"input.{name}={node[name]} must be text or null")
+    depths = node.get("depths", [0.0])
+    if not isinstance(depths, list) or not depths or not all(_is_share(depth) for depth in depths):
+        raise ConfigError(f"input.depths={depths} must be a list of places from 0 to 1")
+    return {key: value for key, value in node.items() if key not in ("name", "description", *_CHOICES)}
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def layers_of(node: Mapping[str, Any]) -> str:
+    """The layers that attend by the method, as text: "all", "last 10", "0,4,7"; "" is none of them.
+
+    Raises ConfigError on what is no such choice.
+    """
+    last, layers = (node.get(name) for name in _CHOICES)
+    if last is not None and layers is not None:
+        raise ConfigError(f"input.last={last} and input.layers={layers} exclude each other")
+    if layers is not None:
+        listed = layers if isinstance(layers, list) else [layers]
+        if not all(type(layer) is int and layer >= 0 for layer in listed) or len(set(listed)) < len(listed):
+            raise ConfigError(f"input.layers={layers} must be different whole numbers; the first layer is 0")
+        return ",".join(map(str, listed))
+    if last is None:
+        return _ALL
+    if type(last) is not int or last < 0:
+        raise ConfigError(f"input.last={last} must be a whole number of layers, or null for all")
+    return f"last {last}" if last else ""
+
+
+def numbered(layers: str, count: int) -> tuple[int, ...]:
+    """The layers of such a text, of a model of `count` layers. Raises ConfigError if it has fewer."""
+    if not layers:
+        return ()
+    if layers == _ALL:
+        return tuple(range(count))
+    if layers.startswith("last "):
+        last = int(layers.removeprefix("last "))
+        if last > count:
+            raise ConfigError(f"input.last={last}: the model has {count} layers")
+        return tuple(range(count - last, count))
+    found = tuple(map(int, layers.split(",")))
+    if max(found) >= count:
+        raise ConfigError(f"input.layers={max(found)}: the model has layers 0 to {count - 1}")
+    return found
+
+
+def own_parameters(point: Point) -> dict[str, Any]:
+    """The parameters of a point's method that its function takes: all but the layers in which it attends."""
+    return {name: value for name, value in point.hyper.items() if name != LAYERS or not is_task(point.input_params)}

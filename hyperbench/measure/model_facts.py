@@ -1,0 +1,65 @@
+"""Facts of the language models of a run, asked of a process that reads their configurations. No torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hyperbench.child import command
+from hyperbench.config import tasks
+from hyperbench.config.catalog import ConfigError
+from hyperbench.store.schema import Point
+
+Facts = dict[str, Any]
+#: Facts of a model by its parameters: layers, heads, kv_heads, head_dim, context (tokens, or None), name.
+Describe = Callable[[dict[str, Any]], Facts]
+
+
+def describe_model(request: dict[str, Any]) -> Facts:
+    """The facts of one model. Raises ConfigError, one line, with the reason why there are none."""
+    done = subprocess.run(
+        command.module("hyperbench.measure.models.main"), env=command.environment(), input=json.dumps(request),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ConfigError(f"the process that reads the model's configuration ended: {last}")
+    answer: Facts = json.loads(done.stdout)
+    if "problem" in answer:
+        raise ConfigError(answer["problem"])
+    return answer
+
+
+def with_models(points: Sequence[Point], describe: Describe) -> tuple[Point, ...]:
+    """The points, those of tasks with the heads and layers of their model.
+
+    Raises ConfigError where there is no such model or text, where a model has fewer layers than are to be patched, and
+    where a length is beyond its context, unless input.beyond_context=true.
+    """
+    known: dict[str, Facts] = {}
+    found = []
+    for point in points:
+        if not tasks.is_task(point.input_params):
+            found.append(point)
+            continue
+        request = {"describe": {name: point.input_params.get(name) for name in ("model", "path", "text")}}
+        key = json.dumps(request)
+        facts = known[key] if key in known else known.setdefault(key, describe(request))
+        tasks.numbered(str(point.hyper.get(tasks.LAYERS, "")), facts["layers"])
+        if point.batch != 1:
+            raise ConfigError(f"shape.batch={point.batch}: a task is of one text at a time; allowed: 1")
+        context = facts["context"]
+        if context is not None and point.seq_len > context and not point.input_params.get("beyond_context"):
+            raise ConfigError(
+                f"shape.seq_len={point.seq_len} is beyond the context of {facts['name']}, {context} tokens; "
+                "input.beyond_context=true runs it all the same"
+            )
+        sizes = {name: facts[name] for name in ("heads", "kv_heads", "head_dim")}
+        params = {**point.input_params, tasks.MODEL_LAYERS: facts["layers"]}
+        found.append(replace(point, **sizes, input_params=params))
+    return tuple(found)
