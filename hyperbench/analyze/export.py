@@ -38,7 +38,7 @@ def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "f
     if fmt == "parquet" and not can_write_parquet():
         raise ValueError("format parquet needs pyarrow, which is not installed here; allowed: csv, latex, markdown")
     run = load_run(Path(run_dir))
-    if run.timings.empty:
+    if run.timings.empty and run.scores.empty:
         raise ValueError(f"{run.path} holds no measurement yet: there is nothing to export")
     folder = Path(out_dir) if out_dir is not None else made_folder(run.path, "export")
     view = make_view(run, baseline)
@@ -49,6 +49,8 @@ def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "f
             atomic_write_text(path, latex(view) if fmt == "latex" else markdown(view))
             return [path]
         frames = {"timings": add_speedup(run.timings, baseline, per_round=True), "errors": run.errors}
+        if not run.scores.empty:
+            frames = {"scores": run.scores} | ({} if run.timings.empty else frames)
         for name, frame in frames.items():
             atomic_write(folder / f"{name}.{fmt}", partial(to_csv if fmt == "csv" else to_parquet, frame))
     except OSError as error:

@@ -11,6 +11,8 @@ from hyperbench.analyze.caveats import causal_in_q, caveats
 from hyperbench.analyze.format import FLAG_MEANINGS, counted, flags_in, is_null, json_value, short
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.measures import measure_columns
+from hyperbench.analyze.scores.summary import scored
+from hyperbench.analyze.scores.text import NOTE, origin, score_tables, settings_lines
 from hyperbench.analyze.stage_table import missing_stages
 from hyperbench.analyze.text_table import (
     FLAGGED,
@@ -60,6 +62,7 @@ def show_run(
     run = load_run(Path(run_dir))
     view = make_view(run, baseline, where)
     _print_head(run, view, console)
+    _print_scores(view, console)
     if not view.timings.empty:
         _print_verdicts(view, console)
         _print_tables(view, console, sort)
@@ -69,6 +72,7 @@ def print_run(run: Run, console: Console, baseline: str = "flash2") -> None:
     """Print a run that has ended: where it was measured, a table per masking, what is missing and why, the verdicts."""
     view = make_view(run, baseline)
     _print_head(run, view, console)
+    _print_scores(view, console)
     if not view.timings.empty:
         _print_tables(view, console)
         _print_verdicts(view, console)
@@ -78,10 +82,23 @@ def _print_head(run: Run, view: View, console: Console) -> None:
     from rich.text import Text
 
     console.print(Text(str(run.path), style="bold"))
-    if view.timings.empty:
+    if not view.timings.empty:
+        console.print(Text("  ·  ".join(provenance(view)), style="dim"))
+    elif run.scores.empty:
         console.print("This run holds no measurement yet.")
     else:
-        console.print(Text("  ·  ".join(provenance(view)), style="dim"))
+        console.print(Text("  ·  ".join(origin(run.scores, run.environment)), style="dim"))
+
+
+def _print_scores(view: View, console: Console) -> None:
+    from rich.text import Text
+
+    if view.scores is None or view.scores.empty:
+        return
+    for table in score_tables(view.scores, view.baseline):
+        print_table(table, console)
+    for line in (*settings_lines(view.scores, view.baseline), f"{NOTE}."):
+        console.print(Text(line, style="dim"))
 
 
 def _print_verdicts(view: View, console: Console) -> None:
@@ -147,8 +164,25 @@ def run_summary(
             }
             for row in (records(frame) if sort is None else sorted_rows(frame, sort, _SORTED_WITHIN))
         ],
+        **({"scores": _scores(run, baseline)} if not run.scores.empty else {}),
         "stages": [{key: json_value(row[key]) for key in _STAGE_KEYS} for row in records(view.stages)],
     }
+
+
+def _scores(run: Run, baseline: str) -> list[dict[str, Any]]:
+    """A row for each point of a task, with its means and their intervals by name."""
+    keys = ("point_id", "method", "input", "seq_len", "layers")
+    return [
+        {
+            **{key: json_value(one.row.get(key)) for key in keys},
+            "parameters": one.parameters,
+            "num_layers": one.layers,
+            "examples": one.count,
+            "missing": one.missing,
+            "scores": {name: [json_value(x) for x in mean] for name, mean in one.values.items()},
+        }
+        for one in scored(run.scores, baseline)
+    ]
 
 
 def _flagged(view: View) -> list[str]:

@@ -54,7 +54,8 @@ class View:
     `descriptions` are those of methods, `exact_methods` those known to be exact, `error_reasons` why a point (by its
     id) has no error; all may lack some. `as_paper`: timed the authors' way, which is no result by itself. `differing`
     says, a line each, which conditions differ within the rows; `kinds` which methods are trivial answers and which are
-    oracles, KINDS by name. Where rows are of several runs, the id of a point begins with that of its run.
+    oracles, KINDS by name. `scores` are those of a language model, all of the run. Where rows are of several runs, the
+    id of a point begins with that of its run.
     """
 
     timings: pd.DataFrame
@@ -67,6 +68,7 @@ class View:
     as_paper: bool = False
     differing: tuple[str, ...] = ()
     kinds: dict[str, str] = field(default_factory=dict)
+    scores: pd.DataFrame | None = None
 
     @property
     def methods(self) -> list[str]:
@@ -98,6 +100,7 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
         _timed_as_paper(run.config, chosen),
         tuple(differing({name: Counter(chosen[name].dropna()) for name in ("run_id", *CONDITIONS)})),
         {m: node["kind"] for m, node in nodes.items() if node.get("kind") in KINDS},
+        _in_order(run.scores, list(nodes)),
     )
 
 

@@ -166,7 +166,7 @@ def outcome_data(run: Run, outcome: Outcome) -> dict[str, Any]:
 
 def has_failures(run: Run) -> bool:
     """True if a run holds rows that should have worked; `unsupported` is an answer, not a failure."""
-    return not {*run.timings["status"], *run.errors["status"]} <= {str(s) for s in GOOD_STATUSES}
+    return not {*run.timings["status"], *run.errors["status"], *run.scores["status"]} <= {str(s) for s in GOOD_STATUSES}
 
 
 def print_outcome(run: Run, outcome: Outcome, console: Console) -> None:

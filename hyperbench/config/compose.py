@@ -177,7 +177,7 @@ def _expand(bases: list[DictConfig], axes: Axes, grids: Sequence[Axes], device: 
                     found.setdefault(point.point_id, point)
     if not found:
         raise ConfigError("no method is left; choose some by method=NAME,NAME")
-    if len({tasks.is_task(point.input_params) for point in found.values()}) > 1:
+    if len({point.is_task for point in found.values()}) > 1:
         raise ConfigError(
             "tasks of language models and other inputs are runs of their own; choose one kind by input=NAME"
         )

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hyperbench.config.catalog import ConfigError, check_name
-from hyperbench.store.schema import Point
+from hyperbench.store.schema import TASK, Point
 
-#: The parameter of an input that says which task it is; no other input has it.
-TASK = "task"
 #: The parameter of a method that says in which layers of the model it attends.
 LAYERS = "layers"
 #: The parameter of a task that holds the number of layers of its model, once that is known.
@@ -100,4 +98,4 @@ def numbered(layers: str, count: int) -> tuple[int, ...]:
 
 def own_parameters(point: Point) -> dict[str, Any]:
     """The parameters of a point's method that its function takes: all but the layers in which it attends."""
-    return {name: value for name, value in point.hyper.items() if name != LAYERS or not is_task(point.input_params)}
+    return {name: value for name, value in point.hyper.items() if name != LAYERS or not point.is_task}

@@ -44,7 +44,7 @@ def with_models(points: Sequence[Point], describe: Describe) -> tuple[Point, ...
     known: dict[str, Facts] = {}
     found = []
     for point in points:
-        if not tasks.is_task(point.input_params):
+        if not point.is_task:
             found.append(point)
             continue
         request = {"describe": {name: point.input_params.get(name) for name in ("model", "path", "text")}}

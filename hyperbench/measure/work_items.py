@@ -11,7 +11,7 @@ from hyperbench.config import tasks
 from hyperbench.config.compose import RunConfig
 from hyperbench.config.types import PLAIN_CALL, CallOptions, ErrorConfig, ProtocolConfig
 from hyperbench.stats.samples import median
-from hyperbench.store.schema import ALL_STAGES, Cause, ErrorRow, Pass, Point, Record, Status, Timing
+from hyperbench.store.schema import ALL_STAGES, TASK, Cause, ErrorRow, Pass, Point, Record, Status, Timing
 
 Key = tuple[str, str, str, int] | tuple[str, int, str]
 #: Every point's error rows, in the order they are written; lse_mean_abs comes first where a method has a log-sum-exp.
@@ -172,7 +172,7 @@ def remaining(point: Point, config: RunConfig, round_: int, progress: Progress) 
             for seed in draw_seeds(point, config.error)
             if any((point_id, seed, metric) not in finished for metric in metrics)
         )
-    is_task = tasks.is_task(point.input_params)
+    is_task = point.is_task
     has_stages = config.stages and not is_task and progress.includes(point, Pass.FORWARD, round_)
     timed_stages = progress.timed_stages(point, round_) if has_stages else None
     return WorkItem(
@@ -195,7 +195,7 @@ def draw_seeds(point: Point, error: ErrorConfig) -> tuple[int, ...]:
 
     Of a task they are the numbers of its examples.
     """
-    has_several = point.hyper.get("seed") is not None or tasks.is_task(point.input_params)
+    has_several = point.hyper.get("seed") is not None or point.is_task
     return error.seeds if has_several else (point.seed,)
 
 
@@ -210,8 +210,8 @@ def expected_metrics(point: Point, passes: Iterable[str], error: ErrorConfig) ->
 
     That is lse_mean_abs and causal_in_q, and of error.extra what comes of a plan or a log-sum-exp.
     """
-    if tasks.is_task(point.input_params):
-        return tasks.METRICS[point.input_params[tasks.TASK]]
+    if point.is_task:
+        return tasks.METRICS[point.input_params[TASK]]
     metrics = list(_OUTPUT_METRICS)
     if point.seq_len <= error.operator_norm_max_seq_len:
         metrics.append("out_rel_op")

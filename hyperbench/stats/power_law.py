@@ -15,6 +15,11 @@ MIN_LENGTHS = 3
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
+def student_t(degrees: int) -> float:
+    """The two-sided 95 % quantile of Student's t; from ten degrees of freedom on that of ten."""
+    return _T_95[min(degrees, len(_T_95)) - 1]
+
+
 @dataclass(frozen=True)
 class PowerLaw:
     """A fitted power law; from one point to the next the exponent lies between `least` and `most`."""
@@ -72,5 +77,5 @@ def exponent(lengths: Sequence[float], values: Sequence[float]) -> Exponent:
         raise ValueError("an exponent needs lengths that differ")
     slope = math.fsum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True)) / spread
     rest = math.fsum((b - y_mean - slope * (a - x_mean)) ** 2 for a, b in zip(x, y, strict=True))
-    half = _T_95[min(count - 2, len(_T_95)) - 1] * math.sqrt(rest / (count - 2) / spread)
+    half = student_t(count - 2) * math.sqrt(rest / (count - 2) / spread)
     return Exponent(slope, slope - half, slope + half)

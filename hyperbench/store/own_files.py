@@ -12,7 +12,7 @@ from hyperbench.store.journal_lines import JournalLines
 from hyperbench.store.run_folder import CONFIG, ENVIRONMENT, JOURNAL, config_hash, read_config, read_environment
 
 _FIGURES = "|".join(path.stem for path in sorted((Path(__file__).parents[1] / "analyze" / "figures").glob("[!_]*.py")))
-_TABLES = r"(timings|errors)\.(csv|parquet)"
+_TABLES = r"(timings|errors|scores)\.(csv|parquet)"
 _MADE_FIRST = re.compile(rf"{re.escape(CONFIG)}|{re.escape(ENVIRONMENT)}|{re.escape(JOURNAL)}")
 _OWN = {
     "": re.compile(

@@ -1,7 +1,7 @@
 """A run's folder: config.yaml (resolved), environment.json, journal.jsonl (a line per finished measurement) and tables.
 
-The tables timings and errors are .csv, and .parquet where pyarrow is installed; they can always be made again from the
-journal.
+The tables timings and errors, and scores of language models, are .csv, and .parquet where pyarrow is installed; they
+can always be made again from the journal.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ RUNS_ROOT = Path("results/runs")
 class Run:
     """A run as read from its folder; the tables have the columns named in `hyperbench.store.tables`.
 
+    `scores` are those of tasks of language models.
+
     `timings` has a row per point, pass, stage and round; `passes` and `stages` are its two halves.
     """
 
@@ -53,6 +55,7 @@ class Run:
     environment: dict[str, Any]
     timings: DataFrame
     errors: DataFrame
+    scores: DataFrame
 
     @property
     def passes(self) -> DataFrame:
@@ -66,7 +69,7 @@ class Run:
 
 
 def write_tables(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
-    """Make timings and errors from the journal, as .parquet and .csv, and return the run they were made of.
+    """Make timings, errors and scores from the journal, as .parquet and .csv, and return the run they were made of.
 
     Without pyarrow there is no .parquet; one that is there from before goes, as it would be behind the journal.
     `records` are those of the journal, where they are at hand. Raises DiskError if the disk does not take them.
@@ -76,6 +79,8 @@ def write_tables(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
     try:
         for name in tables.TABLES:
             frame: DataFrame = getattr(run, name)
+            if name == "scores" and frame.empty:
+                continue
             if with_parquet:
                 atomic_write(run.path / f"{name}.parquet", partial(tables.to_parquet, frame))
             else:
@@ -114,7 +119,7 @@ def load_run(run_dir: Path, records: Iterable[Record] | None = None) -> Run:
         frames = tables.build_of_runs((of or run_id, record) for of, record in each_record(path / JOURNAL, named))
     else:
         frames = tables.build(records, run_id)
-    return Run(path, config, found, frames["timings"], frames["errors"])
+    return Run(path, config, found, frames["timings"], frames["errors"], frames["scores"])
 
 
 def check_run_folder(run_dir: Path) -> Path:

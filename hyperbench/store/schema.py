@@ -26,6 +26,8 @@ PARAMETER_TYPES: dict[str, type[Any]] = {
 }  # fmt: skip
 #: Kinds of methods that are none of those compared: answers that any method has to beat, and what none can beat.
 KINDS = ("trivial", "oracle")
+#: The parameter of an input that says which task of a language model it is; no other input has it.
+TASK = "task"
 #: In the place of a stage's name: all stages of a point, where none could be told apart.
 ALL_STAGES = "all"
 
@@ -138,6 +140,11 @@ class Point:
         canonical = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
+    @property
+    def is_task(self) -> bool:
+        """True if its input is a task of a language model: its error rows are scores of examples."""
+        return TASK in self.input_params
+
     def as_dict(self) -> dict[str, Any]:
         """The point as plain data, as it stands in the journal."""
         return dataclasses.asdict(self)
@@ -231,6 +238,8 @@ class Timing:
 @dataclass(frozen=True)
 class ErrorRow:
     """One metric of the approximation error of a point's output against exact attention, for one seed.
+
+    Of a task of a language model it is a score, and the seed the number of the example.
 
     Where `value` is estimated from a part of the rows, the true one lies between `low` and `high` (95 %).
     """

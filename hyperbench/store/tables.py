@@ -49,6 +49,8 @@ TABLES: dict[str, dict[str, str]] = {
         "high": "float64", "status": "text", "message": "text",
     },
 }  # fmt: skip
+# Scores of language models: the seed is the number of the example.
+TABLES["scores"] = TABLES["errors"]
 
 
 #: The columns of each table that are not those of the row's run or point.
@@ -58,6 +60,7 @@ _OWN = {
     ),
     "errors": tuple(name for name in TABLES["errors"] if name not in {*_POINT_HEAD, "input_seed"}),
 }
+_OWN["scores"] = _OWN["errors"]
 _OWN_CELLS = {name: itemgetter(*columns) for name, columns in _OWN.items()}
 
 
@@ -73,6 +76,7 @@ def build_of_runs(records: Iterable[tuple[str, Record]]) -> dict[str, DataFrame]
     """
     timings: dict[tuple[Any, ...], _Row] = {}
     errors: dict[tuple[Any, ...], _Row] = {}
+    scores: dict[tuple[Any, ...], _Row] = {}
     points: dict[str, Point] = {}
     for run_id, record in records:
         points.setdefault(record.point.point_id, record.point)
@@ -82,17 +86,19 @@ def build_of_runs(records: Iterable[tuple[str, Record]]) -> dict[str, DataFrame]
                 timings.pop((run_id, point_id, pass_, ALL_STAGES, round_), None)
             timings[run_id, *record.key] = _Row(run_id, record.point.point_id, _cells("timings", record))
         else:
-            errors[run_id, *record.key] = _Row(run_id, record.point.point_id, _cells("errors", record))
+            of = scores if record.point.is_task else errors
+            of[run_id, *record.key] = _Row(run_id, record.point.point_id, _cells("errors", record))
     code = _OWN["timings"].index("implementation")
     codes = {row.point_id: row.cells[code] for row in timings.values() if row.cells[code]}
-    inputs, parameters = _input_names(points), parameter_columns(points.values(), _taken(key[-1] for key in errors))
+    taken = _taken(key[-1] for key in (*errors, *scores))
+    inputs, parameters = _input_names(points), parameter_columns(points.values(), taken)
     heads = {
         point_id: _head_cells(point, inputs[point_id]) | parameters.cells[point_id]
         for point_id, point in points.items()
     }
     return {
         name: _frame(name, _columns(name, parameters), list(rows.values()), heads, codes)
-        for name, rows in (("timings", timings), ("errors", errors))
+        for name, rows in (("timings", timings), ("errors", errors), ("scores", scores))
     }
 
 
@@ -199,7 +205,7 @@ def _frame(
     columns: dict[str, Sequence[Any]] = dict(zip(_OWN[table], own, strict=True))
     columns["run_id"] = [row.run_id for row in rows]
     codes_of_points = [codes.get(row.point_id) for row in rows]
-    if table == "errors":
+    if table != "timings":
         columns["implementation"] = codes_of_points
     else:
         # Old records of stages do not tell which code it was.

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hyperbench.config.tasks import LAYERS, METRICS, TASK, numbered, own_parameters
+from hyperbench.config.tasks import LAYERS, METRICS, numbered, own_parameters
 from hyperbench.measure.messages import Task, Work
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.methods.exact import flash2
@@ -21,7 +21,7 @@ from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.failures import classify, poisons_device
 from hyperbench.measure.worker.report import Emit, Report
 from hyperbench.measure.worker.settings import Settings
-from hyperbench.store.schema import ErrorRow, Point, Status
+from hyperbench.store.schema import TASK, ErrorRow, Point, Status
 
 #: The metrics of a pass over the whole model, where it was timed as a whole.
 _WHOLE = "forward_ms"

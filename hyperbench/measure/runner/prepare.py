@@ -138,7 +138,7 @@ def _request(config: RunConfig, *, measure_rate: bool) -> dict[str, Any]:
         hyper = tasks.own_parameters(point)
         if hyper not in item["hypers"]:
             item["hypers"].append(hyper)
-        if tasks.is_task(point.input_params):
+        if point.is_task:
             continue
         asked = inputs.setdefault(
             repr((point.input, point.input_params)), {"family": point.input, "params": point.input_params}

@@ -7,7 +7,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from hyperbench.config.tasks import is_task
 from hyperbench.measure.runner.interrupts import AtOnce
 from hyperbench.measure.runner.outcome import Listener, Outcome
 from hyperbench.measure.runner.prepare import Prepared
@@ -35,7 +34,7 @@ def measure(
     worker process under some environment variables, one of its own for a test; its output goes to the file.
     """
     folder = journal.path.parent
-    is_model = any(is_task(point.input_params) for point in prepared.points)
+    is_model = any(point.is_task for point in prepared.points)
     module = MODEL_WORKER if is_model else ATTENTION_WORKER
     start_worker = spawn or partial(WorkerProcess, targets=prepared.config.targets, module=module)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hyperbench.config.tasks import TASK
 from hyperbench.measure.models.language_model import LanguageModel
 from hyperbench.measure.models.tasks import facts, reading
 from hyperbench.measure.models.tasks.example import Example
+from hyperbench.store.schema import TASK
 
 _MAKERS = {
     "perplexity": reading.perplexity,

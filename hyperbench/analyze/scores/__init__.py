@@ -1,0 +1,1 @@
+"""Scores of language models: means over examples, beside those of exact attention."""

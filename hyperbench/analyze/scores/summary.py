@@ -1,0 +1,91 @@
+"""Scores of a language model over its examples: perplexity, what it is above exact attention's, speedups, accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hyperbench.analyze.joins import records
+from hyperbench.analyze.view import own_parameters
+from hyperbench.stats.means import Mean, mean, proportion, ratio
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LAYERS = "layers"
+#: Metrics of an example, by beginning: losses are told as perplexities.
+_LOSS, _CORRECT = "loss", "correct"
+#: Times of an example, and the names of their speedups over exact attention.
+SPEEDUPS = {"attention_ms": "attention_speedup", "forward_ms": "forward_speedup"}
+#: Losses that are told relative to exact attention's as well.
+_COMPARED = ("loss", "loss_second")
+ABOVE = "_over_exact"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One point: its row of the table, the layers that attend by its method, and its scores by name.
+
+    `count` are the examples with a score, `missing` says why others have none. Names: perplexity and its parts, each
+    `exp` of the mean loss; perplexity_over_exact, the ratio to exact attention's on the same examples; speedups over
+    it; accuracy; and the means of all other metrics.
+    """
+
+    row: Mapping[str, Any]
+    layers: int
+    is_exact: bool
+    parameters: str
+    count: int
+    missing: str
+    values: dict[str, Mean] = field(default_factory=dict)
+
+
+def scored(scores: pd.DataFrame, baseline: str = "flash2") -> list[Scored]:
+    """The scores of each point, in the order of the table; exact attention is that of the baseline."""
+    by_point: dict[str, list[dict[str, Any]]] = {}
+    for row in records(scores):
+        by_point.setdefault(str(row["point_id"]), []).append(row)
+    exact = {_place(row): row["value"] for rows in by_point.values() for row in rows if row["method"] == baseline}
+    return [_scored(rows, exact, scores, is_exact=rows[0]["method"] == baseline) for rows in by_point.values()]
+
+
+def _scored(rows: list[dict[str, Any]], exact: Mapping[Any, float], frame: pd.DataFrame, *, is_exact: bool) -> Scored:
+    first = rows[0]
+    good = [row for row in rows if row["status"] == "ok" and math.isfinite(row["value"])]
+    bad = [row for row in rows if row not in good]
+    missing = f"{bad[0]['status']}: {bad[0]['message']}" if bad else ""
+    layers = "" if is_exact else str(first.get(LAYERS) or "all")
+    parameters = own_parameters({**first, LAYERS: None}, frame)
+    count = len({row["seed"] for row in good})
+    found = Scored(first, num_layers(layers, first), is_exact, parameters, count, missing)
+    for metric in dict.fromkeys(str(row["metric"]) for row in good):
+        of = [row for row in good if row["metric"] == metric]
+        found.values.update(_values(metric, of, exact))
+    return found
+
+
+def _values(metric: str, rows: list[dict[str, Any]], exact: Mapping[Any, float]) -> dict[str, Mean]:
+    """The scores that come of one metric of the examples."""
+    values = [float(row["value"]) for row in rows]
+    pairs = [(float(row["value"]), exact[_place(row)]) for row in rows if _place(row) in exact]
+    if metric in SPEEDUPS:
+        logs = [math.log(of / mine) for mine, of in pairs if mine > 0 and of > 0]
+        return {metric: mean(values), **({SPEEDUPS[metric]: ratio(logs)} if logs else {})}
+    if metric.startswith(_LOSS):
+        name = "perplexity" + metric.removeprefix(_LOSS)
+        above = {name + ABOVE: ratio([mine - of for mine, of in pairs])} if metric in _COMPARED and pairs else {}
+        return {name: Mean(ratio(values).value), **above}
+    return {"accuracy": proportion(values)} if metric == _CORRECT else {metric: mean(values)}
+
+
+def num_layers(layers: str, row: Mapping[str, Any]) -> int:
+    """The number of layers that a text such as "last 10", "0,4,7" or "all" stands for."""
+    if layers == "all":
+        return int(row["input.model_layers"])
+    return int(layers.removeprefix("last ")) if layers.startswith("last ") else len(layers.split(",")) if layers else 0
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("run_id", "input", "seq_len", "dtype", "device", "seed", "metric"))

@@ -1,0 +1,94 @@
+"""Scores of a language model as tables of texts, one for each task and length."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from hyperbench.analyze.format import machine_of, significant, thousands
+from hyperbench.analyze.scores.labels import labels, settings_notes
+from hyperbench.analyze.scores.summary import ABOVE, LAYERS, Scored, scored
+from hyperbench.analyze.text_table import TextTable
+from hyperbench.stats.means import Mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+
+#: Columns of a table with their headings, as far as a task has them; attention and forward pass in the end.
+_COLUMNS = {
+    "perplexity": "perplexity", "perplexity_over_exact": "over exact", "perplexity_early": "early",
+    "perplexity_middle": "middle", "perplexity_late": "late", "perplexity_first": "first reading",
+    "perplexity_between": "between", "perplexity_second": "second reading",
+    "perplexity_second_over_exact": "over exact", "accuracy": "accuracy", "rank": "rank", "margin": "margin",
+    "attention_ms": "attention", "attention_speedup": "speedup", "forward_ms": "forward pass",
+    "forward_speedup": "speedup",
+}  # fmt: skip
+NOTE = (
+    "Perplexity: exp of the mean loss over all tokens and texts; over exact: its ratio to exact attention's on the same"
+    " texts; [ ]: 95 % interval over texts or examples (Student's t, Wilson's for accuracies); attention: all layers"
+    " together, those that attend exactly included"
+)
+
+
+def score_tables(scores: pd.DataFrame, baseline: str = "flash2") -> list[TextTable]:
+    """A table for each task and length: a row for each method, its settings and the layers it attends in."""
+    tables: dict[tuple[str, int], list[Scored]] = {}
+    for one in scored(scores, baseline):
+        tables.setdefault((str(one.row["input"]), int(one.row["seq_len"])), []).append(one)
+    return [_table(place, found) for place, found in sorted(tables.items())]
+
+
+def _table(place: tuple[str, int], found: Sequence[Scored]) -> TextTable:
+    names = [name for name in _COLUMNS if any(name in one.values for one in found)]
+    columns = ("method", "layers", "examples", *(_COLUMNS[name] for name in names))
+    methods = list(dict.fromkeys(str(one.row["method"]) for one in found))
+    ordered = sorted(found, key=lambda one: (not one.is_exact, methods.index(str(one.row["method"])), one.layers))
+    rows = tuple(
+        (
+            label, "" if one.is_exact else str(one.row.get(LAYERS) or "all"),
+            f"{one.count}" + (f" ({one.missing})" if one.missing else ""),
+            *(_cell(name, one.values.get(name), is_exact=one.is_exact) for name in names),
+        )
+        for label, one in zip(labels(ordered), ordered, strict=True)
+    )  # fmt: skip
+    task, seq_len = place
+    is_number = (False, False, True, *(True for _ in names))
+    return TextTable(f"{task}, {thousands(seq_len)} tokens", columns, is_number, rows)
+
+
+def _cell(name: str, value: Mean | None, *, is_exact: bool) -> str:
+    if value is None or (is_exact and name.endswith((ABOVE, "speedup"))):
+        return "–"
+    if name.endswith("_ms"):
+        return f"{value.value:,.0f} ms"
+    text = f"{value.value:.0%}" if name == "accuracy" else _number(value.value)
+    if math.isnan(value.low) or name in ("rank", "margin"):
+        return text
+    ends = (f"{end:.0%}" if name == "accuracy" else _number(end) for end in (value.low, value.high))
+    return f"{text} [{' to '.join(ends)}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if 0.1 <= value < 10 else significant(value)
+
+
+def settings_lines(scores: pd.DataFrame, baseline: str = "flash2") -> list[str]:
+    """A line for each method, or setting of one, that tells all of its parameters."""
+    return settings_notes([one for one in scored(scores, baseline) if not one.is_exact])
+
+
+def origin(scores: pd.DataFrame, environment: Mapping[str, Any]) -> list[str]:
+    """The origin of scores as short texts: machine, dtype, model, and the commit."""
+    row = scores.iloc[0]
+    commit = str(environment.get("commit") or "")
+    threads = f", {environment['threads']} threads" if environment.get("threads") and row["device"] == "cpu" else ""
+    path = row.get("input.path")
+    model = path if isinstance(path, str) else row.get("input.model")
+    return [
+        f"{machine_of(environment)} ({row['device']}{threads})",
+        str(row["dtype"]),
+        f"model {model}, {int(row['input.model_layers'])} layers, {int(row['heads'])} heads",
+        f"commit {commit[:10] or 'not recorded'}" + (", dirty" if environment.get("dirty") else ""),
+    ]
