@@ -5,8 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hyperbench.config.tasks import LAYERS, METRICS
 from hyperbench.stats.samples import median
-from hyperbench.store.schema import Record, Timing
+from hyperbench.store.schema import TASK, ErrorRow, Record, Timing
 
 #: Space that a bar leaves for the bar itself, the percentage and two times.
 _BAR_CHARS = 44
@@ -46,9 +47,11 @@ class Lines(Quiet):
         self._console.print(f"estimated time: {duration(total_s)}", highlight=False)
 
     def row(self, record: Record) -> None:
-        """Print a time."""
+        """Print a time, or the first score of an example."""
         if isinstance(record, Timing):
             self._console.print(describe(record), highlight=False, soft_wrap=True, markup=False)
+        elif record.point.is_task and record.metric == METRICS[record.point.input_params[TASK]][0]:
+            self._console.print(describe_score(record), highlight=False, soft_wrap=True, markup=False)
 
 
 class Bar(Quiet):
@@ -111,6 +114,15 @@ def describe(timing: Timing) -> str:
     note = "; ".join(filter(None, (timing.message, ", ".join(timing.flags))))
     told = f" ({note})" if note else ""
     return f"{head}: {median(timing.samples_ms):.4g} ms, {len(timing.samples_ms)} samples{told}"
+
+
+def describe_score(row: ErrorRow) -> str:
+    """A score of an example in one line."""
+    point, layers = row.point, row.point.hyper.get(LAYERS)
+    head = (
+        f"{point.method}{f' in layers {layers}' if layers else ''} {point.input} n={point.seq_len:,} example {row.seed}"
+    )
+    return f"{head}: {row.status}: {row.message}" if row.value is None else f"{head}: {row.metric} {row.value:.4g}"
 
 
 def duration(seconds: float) -> str:

@@ -158,6 +158,11 @@ def outcome_data(run: Run, outcome: Outcome) -> dict[str, Any]:
         "rows": {str(k): int(v) for k, v in run.passes["status"].value_counts().items()},
         "measured_now": {str(status): count for status, count in outcome.statuses.items()},
         **stages,
+        **(
+            {}
+            if run.scores.empty
+            else {"scores": {str(k): int(v) for k, v in run.scores["status"].value_counts().items()}}
+        ),
         **found,
         **outcome.time,
         "interrupted": outcome.interrupted,

@@ -229,6 +229,11 @@ def head_metric(head: int) -> str:
     return f"out_rel_fro_head{head}"
 
 
+def example_part(seed: int) -> str:
+    """The part of the work of a task's point that an example is."""
+    return f"example {seed}"
+
+
 def failed_records(
     item: WorkItem, passes: Iterable[str], error: ErrorConfig, protocol: str, round_: int, failure: Failure
 ) -> Iterator[Record]:

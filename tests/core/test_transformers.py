@@ -13,36 +13,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from hyperattn_core import HyperAttentionParams
 from hyperattn_core.transformers import ExactAttentionError, ExactAttentionWarning, attention_modules, patched
 from tests.helpers.slow import slow
+from tests.helpers.tiny_models import tiny
 
 #: Blocks that hold every key of the longest input: HyperAttention is exact attention.
 EXACT = HyperAttentionParams(block_size=256, sample_size=8, min_seq_len=8)
 #: Far from exact.
 ROUGH = HyperAttentionParams(block_size=4, sample_size=2, min_seq_len=8, sampling="stratified")
-SIZES: dict[str, Any] = {
-    "vocab_size": 50, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "max_position_embeddings": 256, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
-}  # fmt: skip
-FAMILIES = {
-    "llama": {"num_key_value_heads": 2},
-    "qwen2": {"num_key_value_heads": 2},
-    "gpt_neox": {},
-    "mistral": {"num_key_value_heads": 2, "sliding_window": 40},
-}
-
-
-def tiny(family: str, **changes: Any) -> Any:
-    """A random causal model of three layers."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], **changes})
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    # Weights as they come make nearly uniform attention, in which nothing is seen.
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() > 1 and "embed" not in name:
-                weight.mul_(8)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.claims.published import load_claims
-from hyperbench.analyze.format import escape, significant, thousands
+from hyperbench.analyze.format import escape, significant
 from hyperbench.analyze.joins import DoesNotFitError
 from hyperbench.analyze.plotting import style
 from hyperbench.analyze.plotting.layout import SIDE_LEGEND, finish
@@ -33,7 +33,7 @@ def build(view: View) -> go.Figure:
 
     fig = make_subplots(
         rows=len(_ROWS), cols=len(lengths), shared_xaxes=True, vertical_spacing=0.05, horizontal_spacing=0.07,
-        column_titles=[f"<b>{thousands(n)} tokens</b>" for n in lengths],
+        column_titles=[f"<b>{n:,} tokens</b>" for n in lengths],
     )  # fmt: skip
     patched = [one for one in found if not one.is_exact]
     names = dict(zip(map(id, patched), labels(patched), strict=True))

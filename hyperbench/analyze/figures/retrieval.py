@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import escape, short, thousands
+from hyperbench.analyze.format import escape, short
 from hyperbench.analyze.joins import DoesNotFitError, records
 from hyperbench.analyze.plotting.layout import finish
 from hyperbench.analyze.scores.labels import labels, settings_notes
@@ -86,6 +86,6 @@ def _map(points: list[Scored], correct: dict[tuple[Any, Any], float]) -> Any:
         cells.append([sum(v) / len(v) if v else None for v in values])
         texts.append([f"{sum(v):.0f}/{len(v)}" if v else "" for v in values])
     return go.Heatmap(
-        x=[thousands(int(one.row["seq_len"])) for one in points], y=[f"{depth:g}" for depth in depths], z=cells,
+        x=[f"{int(one.row['seq_len']):,}" for one in points], y=[f"{depth:g}" for depth in depths], z=cells,
         text=texts, texttemplate="%{text}", coloraxis="coloraxis", hoverinfo="x+y+text",
     )  # fmt: skip

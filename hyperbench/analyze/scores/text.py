@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import machine_of, significant, thousands
+from hyperbench.analyze.format import machine_of, significant
 from hyperbench.analyze.scores.labels import labels, settings_notes
 from hyperbench.analyze.scores.summary import ABOVE, LAYERS, Scored, scored
 from hyperbench.analyze.text_table import TextTable
@@ -55,7 +55,7 @@ def _table(place: tuple[str, int], found: Sequence[Scored]) -> TextTable:
     )  # fmt: skip
     task, seq_len = place
     is_number = (False, False, True, *(True for _ in names))
-    return TextTable(f"{task}, {thousands(seq_len)} tokens", columns, is_number, rows)
+    return TextTable(f"{task}, {seq_len:,} tokens", columns, is_number, rows)
 
 
 def _cell(name: str, value: Mean | None, *, is_exact: bool) -> str:

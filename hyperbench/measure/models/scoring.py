@@ -56,6 +56,7 @@ class Scoring:
             try:
                 model = model_of(point)
                 made = example(model, point.seq_len, point.input_params, number)
+                self._report.begin(Work.REFERENCE, point)
                 exact = self._timed(partial(self._exactly, model, made, wanted))
             except Exception as error:
                 for item in wanted:
@@ -91,8 +92,8 @@ class Scoring:
         scores = made.score(found)
         if _ATTENTION in METRICS[str(point.input_params[TASK])]:
             scores[_ATTENTION] = sum(times_ms.values())
-        if found.forward_ms is not None:
-            scores[_WHOLE] = found.forward_ms
+            if found.forward_ms is not None:
+                scores[_WHOLE] = found.forward_ms
         for metric, value in scores.items():
             self._report.write(ErrorRow(point, number, metric, value))
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from hyperbench.config import tasks
 from hyperbench.config.compose import RunConfig
 from hyperbench.config.types import ProtocolConfig
 from hyperbench.flops import exact_flops, hyper_flops
@@ -39,6 +40,8 @@ _REFERENCE_S = 0.05
 _BETWEEN_S, _BETWEEN_ELEMENTS = 2e-8, 2**18
 #: Stages of a method as far as the estimate of time goes; how many there are, only the method knows.
 _TYPICAL_STAGES = 5
+#: Tokens that a language model knows, as far as the estimate of time goes.
+_VOCABULARY = 5e4
 #: The part of the time over which samples are spread that one of several calls in turns fills itself.
 _SHARED = 0.5
 
@@ -80,6 +83,8 @@ def _likely(item: work_items.WorkItem, round_: int, config: RunConfig, speed: Sp
 
 def group_s(items: Sequence[work_items.WorkItem], config: RunConfig, speed: Speed) -> dict[Part, float]:
     """Seconds that each part of the work of a group is likely to take; inputs and reference are part of its checks."""
+    if items and items[0].point.is_task:
+        return _task_s(items, speed.flops_per_s)
     costs = {
         (item.point.point_id, part): cost_s
         for item in items
@@ -88,6 +93,26 @@ def group_s(items: Sequence[work_items.WorkItem], config: RunConfig, speed: Spee
     for item in items:
         costs[item.point.point_id, "check"] += common_s(items, config, speed.flops_per_s) / len(items)
     return costs
+
+
+def _task_s(items: Sequence[work_items.WorkItem], flops_per_s: float) -> dict[Part, float]:
+    """Seconds of each example of a task at each point: passes from the first patched layer on, and a share of the
+    exact one.
+
+    A layer of a usual model has twelve times as many parameters as the square of its width.
+    """
+    p = items[0].point
+    layers, width = int(p.input_params[tasks.MODEL_LAYERS]), p.heads * p.head_dim
+    layer_s = (24.0 * width**2 * p.seq_len + exact_flops(p, Pass.FORWARD)) / flops_per_s
+    head_s = 2.0 * _VOCABULARY * width * p.seq_len / flops_per_s
+    found: dict[Part, float] = {}
+    for item in items:
+        patched = tasks.numbered(str(item.point.hyper.get(tasks.LAYERS, "")), layers)
+        own_s = head_s + layer_s * (layers - min(patched, default=layers))
+        for seed in item.seeds:
+            sharing = sum(seed in other.seeds for other in items)
+            found[item.point.point_id, work_items.example_part(seed)] = own_s + layers * layer_s / sharing
+    return found
 
 
 def common_s(items: Sequence[work_items.WorkItem], config: RunConfig, flops_per_s: float) -> float:

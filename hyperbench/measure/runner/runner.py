@@ -20,7 +20,7 @@ from hyperbench.measure.runner.prepare import Prepared
 from hyperbench.measure.runner.schedule import items_of
 from hyperbench.measure.runner.worker_process import Child, WorkerGone, WorkerTimeout
 from hyperbench.measure.tries import Tries
-from hyperbench.measure.work_items import Failure, Group, WorkItem, failed_records, groups_of
+from hyperbench.measure.work_items import Failure, Group, WorkItem, example_part, failed_records, groups_of
 from hyperbench.store.journal import Journal
 from hyperbench.store.schema import Cause, ErrorRow, Record, Status, Timing
 
@@ -206,6 +206,8 @@ class Runner:
         elif isinstance(record, Timing):
             self.outcome.stage_statuses[record.status] += 1
             part = "stages"
+        elif record.point.is_task:
+            part = example_part(record.seed)
         self._history.add(record)
         self._listener.row(record)
         self._advance((record.point.point_id, part))
