@@ -147,6 +147,8 @@ def print_dry_run(prepared: Prepared, console: Console) -> None:
 def outcome_data(run: Run, outcome: Outcome) -> dict[str, Any]:
     """The end of a run as plain data."""
     stages = {"stages_now": {str(k): n for k, n in outcome.stage_statuses.items()}} if outcome.stage_statuses else {}
+    counts = {str(status): int(count) for status, count in run.scores["status"].value_counts().items()}
+    scores = {"scores": counts} if counts else {}
     found: dict[str, Any]
     try:
         found = {"verdicts": verdict_data(verdicts(make_view(run)))}
@@ -158,11 +160,7 @@ def outcome_data(run: Run, outcome: Outcome) -> dict[str, Any]:
         "rows": {str(k): int(v) for k, v in run.passes["status"].value_counts().items()},
         "measured_now": {str(status): count for status, count in outcome.statuses.items()},
         **stages,
-        **(
-            {}
-            if run.scores.empty
-            else {"scores": {str(k): int(v) for k, v in run.scores["status"].value_counts().items()}}
-        ),
+        **scores,
         **found,
         **outcome.time,
         "interrupted": outcome.interrupted,

@@ -86,10 +86,12 @@ def test_what_cannot_be_is_one_line(words: tuple[str, ...], told: str) -> None:
 
 def test_points_have_the_heads_and_layers_of_their_model_asked_once() -> None:
     asked = []
-    found = with_models(
-        points("task=perplexity", "input.last=0,3", "shape.seq_len=64,128"),
-        lambda request: asked.append(request) or FACTS,
-    )
+
+    def describe(request: dict[str, object]) -> dict[str, object]:
+        asked.append(request)
+        return FACTS
+
+    found = with_models(points("task=perplexity", "input.last=0,3", "shape.seq_len=64,128"), describe)
     assert len(asked) == 1
     assert {(p.heads, p.kv_heads, p.head_dim, p.input_params["model_layers"]) for p in found} == {(4, 2, 16, 3)}
     others = points("input=gaussian")
@@ -106,11 +108,9 @@ def test_points_have_the_heads_and_layers_of_their_model_asked_once() -> None:
     ],
 )
 def test_what_the_model_lacks_is_one_line(words: tuple[str, ...], told: str) -> None:
+    chosen = {word.partition("=")[0]: word for word in ("task=perplexity", "shape.seq_len=64", *words)}
     with pytest.raises(ConfigError, match=told):
-        with_models(
-            points(*{w.partition("=")[0]: w for w in ("task=perplexity", "shape.seq_len=64", *words)}.values()),
-            lambda request: FACTS,
-        )
+        with_models(points(*chosen.values()), lambda request: FACTS)
 
 
 def test_a_length_beyond_the_context_runs_on_request() -> None:

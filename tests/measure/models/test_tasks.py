@@ -69,7 +69,7 @@ def test_a_copy_is_read_again_in_the_last_quarter(model: LanguageModel, monkeypa
     made = make(model, 100, params("copy"), 0)
     assert made.ids[:25] == made.ids[75:]
     monkeypatch.setattr(model, "losses", lambda reading, ids: torch.arange(float(len(ids) - 1)))
-    # Losses are of tokens 1 to 99, the first has place 0: those of the first reading 1 to 24, those of the second 76 to 99.
+    # The loss of token t has place t - 1; the first reading is of tokens 1 to 24, the second of 76 to 99.
     assert made.score(knows(model, 0)) == {"loss_first": 11.5, "loss_between": 48.5, "loss_second": 86.5}
 
 

@@ -103,6 +103,6 @@ def _drawn(model: LanguageModel, draw: random.Random) -> list[str]:
     single = [word for word in _WORDS if len(model.tokens(f" {word}")) == 1]
     if len(single) < _CANDIDATES:
         raise ValueError(
-            f"the tokenizer of {model.name} has one token for {len(single)} of the words; {_CANDIDATES} needed"
+            f"the tokenizer of {model.name} has a token of its own for {len(single)} words; {_CANDIDATES} are needed"
         )
     return draw.sample(single, _CANDIDATES)
