@@ -9,6 +9,7 @@ from pathlib import Path
 from hyperbench.analyze.caveats import caveats
 from hyperbench.analyze.format import printable
 from hyperbench.analyze.rounds import add_speedup
+from hyperbench.analyze.scores.text import NOTE, origin, score_tables, settings_lines
 from hyperbench.analyze.text_table import FLAGGED, TextTable, kinds_note, run_tables, speedup_note, stage_tables
 from hyperbench.analyze.view import View, make_view, provenance
 from hyperbench.config.catalog import nearest
@@ -59,24 +60,27 @@ def export_run(run_dir: Path, fmt: str, out_dir: Path | None, baseline: str = "f
 
 
 def latex(view: View) -> str:
-    """A LaTeX table per masking, and those of the stages; needs no package beyond LaTeX itself."""
+    """A LaTeX table per masking, those of the stages and of scores; needs no package beyond LaTeX itself."""
     times = (
         f"medians, $\\pm$ the wider side of the 95\\,\\% interval ({FLAGGED}: samples flagged); "
         f"{latex_escape(speedup_note(view))}; error: relative Frobenius"
     )
     stages = f"medians ({FLAGGED}: samples flagged), and their part of the sum of the stages"
-    tables = [*((table, times) for table in run_tables(view)), *((table, stages) for table in stage_tables(view))]
-    note = latex_escape(_note(view))
-    return "\n".join(_latex_table(table, f"{about}. {note}") for table, about in tables)
+    tables = [(table, times) for table in run_tables(view)] if not view.timings.empty else []
+    tables += [(table, stages) for table in stage_tables(view)]
+    note = latex_escape(_note(view)) if tables else ""
+    texts = [_latex_table(f"Attention {table.title}", table, f"{about}. {note}") for table, about in tables]
+    about = latex_escape(_scores_note(view)) if _has_scores(view) else ""
+    return "\n".join([*texts, *(_latex_table(table.title, table, about) for table in _score_tables(view))])
 
 
-def _latex_table(table: TextTable, about: str) -> str:
+def _latex_table(title: str, table: TextTable, about: str) -> str:
     columns = "".join("r" if is_number else "l" for is_number in table.is_number)
     head, *rows = (" & ".join(latex_escape(cell) for cell in row) + r" \\" for row in (table.columns, *table.rows))
     return "\n".join(
         [
             r"\begin{table}",
-            rf"\caption{{Attention {latex_escape(table.title)}: {about}}}",
+            rf"\caption{{{latex_escape(title)}: {about}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\hline",
             head,
@@ -91,9 +95,15 @@ def _latex_table(table: TextTable, about: str) -> str:
 
 
 def markdown(view: View) -> str:
-    """A Markdown table per masking, and those of the stages, with where it was measured."""
+    """A Markdown table per masking, those of the stages and of scores, with where it was measured."""
+    scores = [_markdown_table(table) for table in _score_tables(view)]
+    if scores:
+        scores.append(f"{markdown_escape(_scores_note(view))}\n")
+    if view.timings.empty:
+        return "\n".join(scores)
     return "\n".join(
         [
+            *scores,
             *(_markdown_table(table) for table in [*run_tables(view), *stage_tables(view)]),
             "Medians, ± the wider side of the 95 % interval (of all samples below 6, none for one), "
             f"{markdown_escape(FLAGGED)} where samples are flagged; {markdown_escape(speedup_note(view))}; "
@@ -109,6 +119,21 @@ def _markdown_table(table: TextTable) -> str:
     head, *rows = ([markdown_escape(cell) for cell in row] for row in (table.columns, *table.rows))
     lines = "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])
     return f"### {markdown_escape(table.title)}\n\n{lines}\n"
+
+
+def _has_scores(view: View) -> bool:
+    return view.scores is not None and not view.scores.empty
+
+
+def _score_tables(view: View) -> list[TextTable]:
+    return score_tables(view.scores, view.baseline) if view.scores is not None and _has_scores(view) else []
+
+
+def _scores_note(view: View) -> str:
+    """The meaning and the provenance of scores, and the settings of each method."""
+    assert view.scores is not None
+    told = [NOTE, "; ".join(origin(view.scores, view.environment)), *settings_lines(view.scores, view.baseline)]
+    return " ".join(f"{text}." for text in told)
 
 
 def _note(view: View) -> str:

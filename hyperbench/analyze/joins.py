@@ -191,7 +191,8 @@ def select(frame: pd.DataFrame, where: Mapping[str, Sequence[str]], keep_method:
     Rows of `keep_method` stay whatever the filters of `method` and of parameters say. Raises ValueError on an unknown
     dimension, and where a filter matches nothing, with the values there are.
     """
-    own, allowed = method_parameters(frame), [*dimensions(frame), *input_parameters(frame)]
+    names = [*dimensions(frame), *input_parameters(frame)]
+    own, allowed = method_parameters(frame), [name for name in names if name in frame]
     for name, wanted in where.items():
         if name not in allowed:
             raise ValueError(f"unknown dimension {name!r}; allowed: {', '.join(allowed)}{nearest(name, allowed)}")

@@ -164,13 +164,15 @@ def run_summary(
             }
             for row in (records(frame) if sort is None else sorted_rows(frame, sort, _SORTED_WITHIN))
         ],
-        **({"scores": _scores(run, baseline)} if not run.scores.empty else {}),
+        **({"scores": _scores(view, baseline)} if not run.scores.empty else {}),
         "stages": [{key: json_value(row[key]) for key in _STAGE_KEYS} for row in records(view.stages)],
     }
 
 
-def _scores(run: Run, baseline: str) -> list[dict[str, Any]]:
+def _scores(view: View, baseline: str) -> list[dict[str, Any]]:
     """A row for each point of a task, with its means and their intervals by name."""
+    if view.scores is None:
+        return []
     keys = ("point_id", "method", "input", "seq_len", "layers")
     return [
         {
@@ -181,7 +183,7 @@ def _scores(run: Run, baseline: str) -> list[dict[str, Any]]:
             "missing": one.missing,
             "scores": {name: [json_value(x) for x in mean] for name, mean in one.values.items()},
         }
-        for one in scored(run.scores, baseline)
+        for one in scored(view.scores, baseline)
     ]
 
 

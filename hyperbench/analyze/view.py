@@ -54,7 +54,7 @@ class View:
     `descriptions` are those of methods, `exact_methods` those known to be exact, `error_reasons` why a point (by its
     id) has no error; all may lack some. `as_paper`: timed the authors' way, which is no result by itself. `differing`
     says, a line each, which conditions differ within the rows; `kinds` which methods are trivial answers and which are
-    oracles, KINDS by name. `scores` are those of a language model, all of the run. Where rows are of several runs, the
+    oracles, KINDS by name. `scores` are those of a language model. Where rows are of several runs, the
     id of a point begins with that of its run.
     """
 
@@ -83,10 +83,15 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
         passes, stages, errors = (
             frame.assign(point_id=frame["run_id"] + "/" + frame["point_id"]) for frame in (passes, stages, errors)
         )
-    check_baseline(passes, baseline)
     nodes = _method_nodes(run.config)
-    timings = _in_order(passes, list(nodes))
-    chosen = select(timings, where or {}, keep_method=baseline)
+    timings, scores, filters = _in_order(passes, list(nodes)), _in_order(run.scores, list(nodes)), where or {}
+    # A run of a language model has scores and no timings: filters and baseline are then of those.
+    if timings.empty and not scores.empty:
+        check_baseline(scores, baseline)
+        scores, filters = select(scores, filters, keep_method=baseline), {}
+    else:
+        check_baseline(timings, baseline)
+    chosen = select(timings, filters, keep_method=baseline)
     joined = add_speedup(chosen, baseline)
     of_stages = stages[stages["point_id"].isin(chosen["point_id"])]
     return View(
@@ -100,7 +105,7 @@ def make_view(run: Run, baseline: str = "flash2", where: Mapping[str, Sequence[s
         _timed_as_paper(run.config, chosen),
         tuple(differing({name: Counter(chosen[name].dropna()) for name in ("run_id", *CONDITIONS)})),
         {m: node["kind"] for m, node in nodes.items() if node.get("kind") in KINDS},
-        _in_order(run.scores, list(nodes)),
+        scores,
     )
 
 

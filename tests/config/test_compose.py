@@ -68,7 +68,12 @@ def test_every_shipped_sweep_composes(sweep: str, device: str) -> None:
     common = math.prod(size for key, size in sizes.items() if not key.startswith("method."))
     methods = {point.method for point in config.points}
     own = {m: math.prod(size for key, size in sizes.items() if key.startswith(f"method.{m}.")) for m in methods}
-    if not grids:
+    axis = next((key for key in ("input.last", "input.layers") if key in written), None)
+    if axis is not None:
+        # Exact attention is the same whatever layers are patched, and no last layer is exact attention.
+        patched = [layer for layer in written[axis] if layer or axis == "input.layers"]
+        assert len(config.points) == common // len(written[axis]) * (1 + (len(methods) - 1) * len(patched))
+    elif not grids:
         assert len(config.points) == common * sum(own.values())
     assert "hyper" in methods
     assert (config.sweep, config.device.name) == (sweep, device)

@@ -123,10 +123,28 @@ def test_a_run_of_scores_is_shown_exported_and_drawn(make_run: MakeRun, tmp_path
     assert json.dumps(summary, allow_nan=False)
     (path,) = export_run(run, "csv", tmp_path / "out")
     assert len(pd.read_csv(path)) == len(perplexities())
+    for kind in ("latex", "markdown"):
+        (path,) = export_run(run, kind, tmp_path / kind)
+        text = path.read_text(encoding="utf-8")
+        assert text.count("last 10") == 2
+        assert "1.105" in text
+        assert "exp of the mean loss" in text
     paths, messages, unwritten = plot_run(run, None, "html", tmp_path / "figures")
     assert [path.name for path in paths] == ["fig3.html"]
     assert unwritten == []
     assert any("retrieval left out" in message for message in messages)
+
+
+def test_a_part_of_a_run_of_scores_is_shown(make_run: MakeRun) -> None:
+    run = make_run(perplexities())
+    summary = run_summary(run, where={"seq_len": ["8192"], "layers": ["last 10"]})
+    assert [(row["method"], row["seq_len"], row["layers"]) for row in summary["scores"]] == [
+        ("flash2", 8192, None), ("hyper", 8192, "last 10"),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="seq_len=1 is not in this run; there is: 4096, 8192"):
+        run_summary(run, where={"seq_len": ["1"]})
+    with pytest.raises(ValueError, match="baseline 'hypr' is no method of this run; allowed: flash2, hyper"):
+        run_summary(run, "hypr")
 
 
 def test_curves_of_figure_3_begin_with_exact_attention() -> None:
