@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _PANEL_PX = 300
 _ROWS = (("perplexity", "perplexity"), ("attention_speedup", "attention: speedup"))
-_EXACT = style.Look(style.BASELINE_COLOR, "dash", 1.8)
+_EXACT_LINE = {"color": style.BASELINE_COLOR, "dash": "dash", "width": 1.5}
 
 
 def build(view: View) -> go.Figure:
@@ -88,7 +88,7 @@ def _draw(
     first = place == (1, 1)
     row, col = place
     if exact is not None:
-        fig.add_hline(y=start, row=row, col=col, line={"color": _EXACT.color, "dash": _EXACT.dash, "width": 1.5})
+        fig.add_hline(y=start, row=row, col=col, exclude_empty_subplots=False, line=_EXACT_LINE)
     curves: dict[str, list[Scored]] = {}
     for one in found:
         if not one.is_exact and score in one.values:
@@ -115,7 +115,7 @@ def _draw(
     if exact is not None and first:
         fig.add_scatter(
             x=[None], y=[None], mode="lines", name=f"exact attention ({escape(view_name(exact))})", showlegend=True,
-            line={"color": _EXACT.color, "dash": _EXACT.dash, "width": 1.5}, row=row, col=col,
+            line=_EXACT_LINE, row=row, col=col,
         )  # fmt: skip
 
 

@@ -155,6 +155,8 @@ def test_curves_of_figure_3_begin_with_exact_attention() -> None:
     assert list(perplexity.x) == list(speedup.x) == [0, 1, 10, 30]
     assert list(perplexity.y) == pytest.approx([math.exp(3.0 + above) for above in (0, 0.1, 0.2, 0.5)])
     assert list(speedup.y) == pytest.approx([1, 2, 2, 2])
+    lines = [shape.y0 for shape in fig.layout.shapes]
+    assert lines == pytest.approx([math.exp(3.0)] * 2 + [1.0] * 2)
 
 
 def test_a_map_of_facts_has_a_cell_for_each_depth_and_length() -> None:
