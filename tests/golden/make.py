@@ -46,6 +46,8 @@ COMPARISONS = {
 }
 
 Files = dict[str, str]
+#: What is known of the small language model, which need not be installed.
+SMALL_MODEL = {"layers": 30, "heads": 9, "kv_heads": 3, "head_dim": 64, "context": 8192, "name": "small"}
 
 
 def groups() -> dict[str, Callable[[], Files]]:
@@ -127,7 +129,7 @@ def _points(sweep: str) -> Files:
     """Id and method of every point in the order of the grid, as `run sweep=NAME device=cpu --dry-run` lists them."""
     from hyperbench.measure.runner.prepare import prepare
 
-    points = prepare([f"sweep={sweep}", "device=cpu"], _ask).points
+    points = prepare([f"sweep={sweep}", "device=cpu"], _ask, lambda request: SMALL_MODEL).points
     return {"points.txt": "".join(f"{point.point_id} {point.method}\n" for point in points)}
 
 

@@ -12,8 +12,10 @@ from tests.golden.make import KERNELS, as_recorded, groups, make, recorded
 from tests.helpers.slow import slow_in
 
 RECORDED = recorded()
-#: Compiled kernels, figures, and every run but two that have little in common.
-SLOW = re.compile(rf"{KERNELS}$|.*/(?!(fig4|stages)/)[^/]+/(show|csv|latex|markdown)$|.*/plot$")
+#: Compiled kernels, figures, every run but two that have little in common, and most sweeps.
+SLOW = re.compile(
+    rf"{KERNELS}$|points/(gpu_\w+|alpha|recall|heads|pairing|sampl\w+|tune\w*)$|.*/(?!(fig4|stages)/)[^/]+/(show|csv|latex|markdown)$|.*/plot$"
+)
 ADVICE = (
     "To see what has changed, run `python tests/golden/make.py --out DIR` on this commit and on the one before, with "
     "another DIR, and `diff -r` the two. If it was meant to change: `python tests/golden/make.py`, and commit."
