@@ -165,5 +165,5 @@ def test_the_reference_runs_of_before_hold_no_stages_and_are_still_read() -> Non
     root = Path(__file__).resolve().parents[2] / "results" / "reference"
     for folder in sorted(path.parent for path in root.glob("*/*/journal.jsonl")):
         summary = run_summary(folder)
-        assert summary["rows"]
+        assert summary["rows"] or summary["scores"]
         assert isinstance(pd.DataFrame(summary["stages"]), pd.DataFrame)

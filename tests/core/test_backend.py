@@ -38,7 +38,7 @@ def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan
     assert_close(lse, expected_lse)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(cases())
 def test_any_call_agrees_with_the_oracle(case: Case) -> None:
     check(case.q, case.k, case.v, case.plan())

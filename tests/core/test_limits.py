@@ -62,7 +62,7 @@ class TestExactLimits:
 @pytest.mark.parametrize(("queries", "keys"), SIZES)
 @pytest.mark.parametrize("pairing", ALL_PAIRINGS)
 @pytest.mark.parametrize("more", [*slow(0), 50])
-@pytest.mark.parametrize("sampling", ["stratified", "probed"])
+@pytest.mark.parametrize("sampling", [*slow("stratified"), "probed"])
 def test_samples_of_every_key(sampling: str, queries: int, keys: int, pairing: str, more: int, is_causal: bool) -> None:
     size = 32 if pairing == "routed" else 8
     params = HyperAttentionParams(size, keys + more, 4, 3, sampling, pairing, num_probes=2)  # type: ignore[arg-type]

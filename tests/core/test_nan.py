@@ -96,7 +96,7 @@ def test_exact_attention(length: int, is_causal: bool, dtype: torch.dtype) -> No
             check_value(*attend(q, k, poisoned(v, row, 3, value)), met, 3)
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES[1:3], *(pytest.param(d, marks=pytest.mark.slow) for d in DTYPES[::3])])
+@pytest.mark.parametrize("dtype", [DTYPES[1], *slow(DTYPES[0], *DTYPES[2:])])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize(("sampling", "pairing"), CHOICES)
 @pytest.mark.parametrize(("length", "sizes"), [(40, (7, 5, 9)), *slow((61, (16, 16, 16))), (139, (16, 12, 33))])

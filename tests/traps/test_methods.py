@@ -13,6 +13,7 @@ from hyperbench.measure.worker.errors.accuracy import IncorrectError
 from hyperbench.measure.worker.gate.properties import examine
 from tests.helpers.measured_group import HYPER, Measured, all_of, item, odd
 from tests.helpers.quoted import Quote
+from tests.helpers.slow import slow
 
 TRIVIAL = "hyperbench.measure.methods.trivial"
 LIBRARY = "hyperbench.measure.methods.hyper"
@@ -124,7 +125,7 @@ def test_mistakes_are_found_in_every_round() -> None:
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", *slow("float16"), "bfloat16"])
 def test_what_the_library_offers_passes(dtype: str, is_causal: bool) -> None:
     options: dict[str, Any] = {"dtype": dtype, "is_causal": is_causal}
     found = Measured(
