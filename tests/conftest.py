@@ -23,7 +23,7 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 
-#: Folders whose files take long: they come first, so that no process is left with one when the others have nothing to do.
+#: Folders whose files take long: they come first, so that no process is left with one when the others are done.
 LONGEST = ("triton", "commands", "traps", "core")
 
 
