@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import typer
 
-from hyperbench.child import command
 from hyperbench.commands.output import print_json, print_lines, print_pairs, stdout
 from hyperbench.config import captures
 from hyperbench.config.catalog import ConfigError, check_name
+from hyperbench.measure.model_facts import ask
 
 DTYPES = ("float16", "bfloat16", "float32", "int8")
 
@@ -47,7 +44,7 @@ def capture(options: Options, *, as_json: bool) -> int:
     request = {
         **asdict(options), "layers": numbers("--layers", options.layers), "heads": heads, "out": str(out.absolute()),
     }  # fmt: skip
-    told = _made(request, quiet=as_json)
+    told = ask(request, shown=not as_json)
     layers = captures.read(str(out)).layers
     bytes_ = out.stat().st_size
     if as_json:
@@ -73,19 +70,3 @@ def numbers(option: str, text: str) -> list[int]:
     if len(set(found)) < len(found):
         raise typer.BadParameter(f"{option} {text} names one twice")
     return found
-
-
-def _made(request: dict[str, Any], *, quiet: bool) -> dict[str, str]:
-    """The metadata of the file that a process has made. Raises ConfigError with its reason if it made none."""
-    done = subprocess.run(
-        command.module("hyperbench.measure.models.main"), env=command.environment(), input=json.dumps(request),
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if quiet else None, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode == 130:
-        raise KeyboardInterrupt
-    if done.returncode != 0:
-        raise ConfigError(f"the process that makes the capture ended with exit code {done.returncode}")
-    answer: dict[str, str] = json.loads(done.stdout)
-    if "problem" in answer:
-        raise ConfigError(answer["problem"])
-    return answer

@@ -1,4 +1,4 @@
-"""Facts of the language models of a run, asked of a process that reads their configurations. No torch."""
+"""Questions to the process that reads language models, and what a run asks of it. No torch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ Facts = dict[str, Any]
 Describe = Callable[[dict[str, Any]], Facts]
 
 
-def describe_model(request: dict[str, Any]) -> Facts:
-    """The facts of one model. Raises ConfigError, one line, with the reason why there are none."""
+def ask(request: dict[str, Any], *, shown: bool = False) -> Facts:
+    """The answer of the process that reads models; with `shown` what it says meanwhile goes to stderr.
+
+    Raises ConfigError, one line, with the reason why there is none.
+    """
     done = subprocess.run(
         command.module("hyperbench.measure.models.main"), env=command.environment(), input=json.dumps(request),
-        capture_output=True, text=True, check=False,
+        stdout=subprocess.PIPE, stderr=None if shown else subprocess.DEVNULL, text=True, check=False,
     )  # fmt: skip
     if done.returncode == 130:
         raise KeyboardInterrupt
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ConfigError(f"the process that reads the model's configuration ended: {last}")
+        raise ConfigError(f"the process that reads the model ended with exit code {done.returncode}")
     answer: Facts = json.loads(done.stdout)
     if "problem" in answer:
         raise ConfigError(answer["problem"])

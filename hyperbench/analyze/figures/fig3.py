@@ -12,9 +12,10 @@ from hyperbench.analyze.joins import DoesNotFitError
 from hyperbench.analyze.plotting import style
 from hyperbench.analyze.plotting.layout import SIDE_LEGEND, finish
 from hyperbench.analyze.scores.labels import labels, settings_notes
-from hyperbench.analyze.scores.summary import LAYERS, Scored, scored
+from hyperbench.analyze.scores.summary import Scored, scored
 from hyperbench.analyze.scores.text import origin
 from hyperbench.analyze.view import View
+from hyperbench.config.tasks import LAYERS
 from hyperbench.stats.means import Mean
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _points(view: View) -> list[Scored]:
     texts = scores[LAYERS].dropna().astype(str)
     if not (texts.str.startswith("last ") | (texts == "all")).all() or texts.nunique() < 2:
         raise DoesNotFitError("the last layers of the model were not patched in turns; sweep=patched_layers does so")
-    found = [one for one in scored(scores, view.baseline) if one.row["input.task"] == "perplexity" and one.values]
+    found = [one for one in scored(scores, view.baseline) if "perplexity" in one.values]
     if not found:
         raise DoesNotFitError("this run holds no perplexity")
     return found
@@ -93,6 +94,7 @@ def _draw(
     for one in found:
         if not one.is_exact and score in one.values:
             curves.setdefault(names[id(one)], []).append(one)
+    named = {trace.legendgroup for trace in fig.data}
     for name, points in curves.items():
         points = sorted(points, key=lambda one: one.layers)
         means = [_shown(one, score, start) for one in points]
@@ -101,8 +103,8 @@ def _draw(
         bars = [*([Mean(start)] if exact is not None else []), *means]
         look = looks[name]
         fig.add_scatter(
-            x=xs, y=heights, name=style.legend_name(name), legendgroup=name, showlegend=first, row=row, col=col,
-            mode="lines+markers", line={"color": look.color, "width": look.width, "dash": look.dash},
+            x=xs, y=heights, name=style.legend_name(name), legendgroup=name, showlegend=name not in named,
+            row=row, col=col, mode="lines+markers", line={"color": look.color, "width": look.width, "dash": look.dash},
             marker={"symbol": look.symbol, "size": look.size},
             error_y={
                 "type": "data", "symmetric": False, "thickness": 1.2, "width": 4,
@@ -114,14 +116,9 @@ def _draw(
         )  # fmt: skip
     if exact is not None and first:
         fig.add_scatter(
-            x=[None], y=[None], mode="lines", name=f"exact attention ({escape(view_name(exact))})", showlegend=True,
+            x=[None], y=[None], mode="lines", name=f"exact attention ({escape(exact.row['method'])})", showlegend=True,
             line=_EXACT_LINE, row=row, col=col,
         )  # fmt: skip
-
-
-def view_name(one: Scored) -> str:
-    """The name of a point's method."""
-    return str(one.row["method"])
 
 
 def _shown(one: Scored, score: str, exact: float) -> Mean:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import escape, short
+from hyperbench.analyze.format import escape, printable, short
 from hyperbench.analyze.joins import DoesNotFitError, records
 from hyperbench.analyze.plotting.layout import finish
 from hyperbench.analyze.scores.labels import labels, settings_notes
@@ -42,7 +43,8 @@ def build(view: View) -> go.Figure:
     for i, task in enumerate(tasks, start=1):
         for j, method in enumerate(methods, start=1):
             points = [one for one, name in zip(found, names, strict=True) if (one.row["input"], name) == (task, method)]
-            fig.add_trace(_map(points, correct), row=i, col=j)
+            if points:
+                fig.add_trace(_map(points, correct), row=i, col=j)
         fig.update_yaxes(title_text=f"{escape(short(task, 24))}<br>depth", row=i, col=1)
     fig.update_xaxes(type="category")
     fig.update_yaxes(type="category", autorange="reversed")
@@ -64,14 +66,21 @@ def build(view: View) -> go.Figure:
     )
 
 
+def _depths(point: Scored) -> list[float]:
+    """The depths of a task. Raises DoesNotFitError where it tells none, as in a journal made by hand."""
+    try:
+        found = json.loads(str(point.row.get("input.depths")))
+        return [float(depth) for depth in found] or [0.0]
+    except (ValueError, TypeError):
+        raise DoesNotFitError(f"the task {printable(point.row['input'])} does not tell its depths") from None
+
+
 def _map(points: list[Scored], correct: dict[tuple[Any, Any], float]) -> Any:
     """The share of found facts by depth (rows) and length (columns)."""
-    import json
-
     import plotly.graph_objects as go
 
     points = sorted(points, key=lambda one: int(one.row["seq_len"]))
-    depths = [float(depth) for depth in json.loads(str(points[0].row["input.depths"]))]
+    depths = _depths(points[0])
     cells: list[list[float | None]] = []
     texts: list[list[str]] = []
     for i in range(len(depths)):

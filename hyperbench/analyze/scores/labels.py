@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hyperbench.analyze.format import printable
 from hyperbench.analyze.scores.summary import Scored
 
 
@@ -19,7 +20,7 @@ def labels(found: Sequence[Scored]) -> list[str]:
         method = str(one.row["method"])
         common = set.intersection(*settings[method])
         own = [word for word in one.parameters.split() if word not in common]
-        names.append(" ".join([method, *own]))
+        names.append(printable(" ".join([method, *own])))
     return names
 
 

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hyperbench.analyze.format import is_null
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.view import own_parameters
+from hyperbench.config.tasks import LAYERS, MODEL_LAYERS, numbered
 from hyperbench.stats.means import Mean, mean, proportion, ratio
+from hyperbench.store.parameters import OF_INPUT
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LAYERS = "layers"
 #: Metrics of an example, by beginning: losses are told as perplexities.
 _LOSS, _CORRECT = "loss", "correct"
 #: Times of an example, and the names of their speedups over exact attention.
@@ -43,23 +45,40 @@ class Scored:
 
 
 def scored(scores: pd.DataFrame, baseline: str = "flash2") -> list[Scored]:
-    """The scores of each point, in the order of the table; exact attention is that of the baseline."""
+    """The scores of each point, in the order of the table.
+
+    Exact attention is what attends in no layers of its own: the baseline, or the first such method where that is none.
+    Raises ValueError on scores of a model whose number of layers is not told.
+    """
     by_point: dict[str, list[dict[str, Any]]] = {}
     for row in records(scores):
         by_point.setdefault(str(row["point_id"]), []).append(row)
-    exact = {_place(row): row["value"] for rows in by_point.values() for row in rows if row["method"] == baseline}
-    return [_scored(rows, exact, scores, is_exact=rows[0]["method"] == baseline) for rows in by_point.values()]
+    exact: dict[Any, float] = {}
+    for rows in sorted(by_point.values(), key=lambda rows: bool(rows[0]["method"] != baseline)):
+        for row in rows if _is_exact(rows[0]) else ():
+            if _is_good(row):
+                exact.setdefault(_place(row), float(row["value"]))
+    return [_scored(rows, exact, scores) for rows in by_point.values()]
 
 
-def _scored(rows: list[dict[str, Any]], exact: Mapping[Any, float], frame: pd.DataFrame, *, is_exact: bool) -> Scored:
-    first = rows[0]
-    good = [row for row in rows if row["status"] == "ok" and math.isfinite(row["value"])]
-    bad = [row for row in rows if row not in good]
+def _is_exact(row: Mapping[str, Any]) -> bool:
+    """True if a row's method attends exactly, in the whole model: it has no layers of its own."""
+    return is_null(row.get(LAYERS))
+
+
+def _is_good(row: Mapping[str, Any]) -> bool:
+    return row["status"] == "ok" and math.isfinite(row["value"])
+
+
+def _scored(rows: list[dict[str, Any]], exact: Mapping[Any, float], frame: pd.DataFrame) -> Scored:
+    first, is_exact = rows[0], _is_exact(rows[0])
+    good = [row for row in rows if _is_good(row)]
+    bad = [row for row in rows if not _is_good(row)]
     missing = f"{bad[0]['status']}: {bad[0]['message']}" if bad else ""
-    layers = "" if is_exact else str(first.get(LAYERS) or "all")
+    layers = "" if is_exact else str(first[LAYERS])
     parameters = own_parameters({**first, LAYERS: None}, frame)
     count = len({row["seed"] for row in good})
-    found = Scored(first, num_layers(layers, first), is_exact, parameters, count, missing)
+    found = Scored(first, len(numbered(layers, model_layers(first))), is_exact, parameters, count, missing)
     for metric in dict.fromkeys(str(row["metric"]) for row in good):
         of = [row for row in good if row["metric"] == metric]
         found.values.update(_values(metric, of, exact))
@@ -80,11 +99,12 @@ def _values(metric: str, rows: list[dict[str, Any]], exact: Mapping[Any, float])
     return {"accuracy": proportion(values)} if metric == _CORRECT else {metric: mean(values)}
 
 
-def num_layers(layers: str, row: Mapping[str, Any]) -> int:
-    """The number of layers that a text such as "last 10", "0,4,7" or "all" stands for."""
-    if layers == "all":
-        return int(row["input.model_layers"])
-    return int(layers.removeprefix("last ")) if layers.startswith("last ") else len(layers.split(",")) if layers else 0
+def model_layers(row: Mapping[str, Any]) -> int:
+    """The number of layers of a row's model. Raises ValueError where it is not told, as in a journal made by hand."""
+    count = row.get(f"{OF_INPUT}{MODEL_LAYERS}")
+    if is_null(count) or not isinstance(count, int | float) or count < 1:
+        raise ValueError(f"scores of {row['input']!r} do not tell the number of layers of their model")
+    return int(count)
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

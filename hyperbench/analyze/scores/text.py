@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.analyze.format import machine_of, significant
+from hyperbench.analyze.format import machine_of, printable, significant
+from hyperbench.analyze.joins import records
 from hyperbench.analyze.scores.labels import labels, settings_notes
-from hyperbench.analyze.scores.summary import ABOVE, LAYERS, Scored, scored
+from hyperbench.analyze.scores.summary import ABOVE, Scored, model_layers, scored
 from hyperbench.analyze.text_table import TextTable
+from hyperbench.config.tasks import LAYERS
 from hyperbench.stats.means import Mean
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def _table(place: tuple[str, int], found: Sequence[Scored]) -> TextTable:
     ordered = sorted(found, key=lambda one: (not one.is_exact, methods.index(str(one.row["method"])), one.layers))
     rows = tuple(
         (
-            label, "" if one.is_exact else str(one.row.get(LAYERS) or "all"),
+            label, "" if one.is_exact else str(one.row[LAYERS]),
             f"{one.count}" + (f" ({one.missing})" if one.missing else ""),
             *(_cell(name, one.values.get(name), is_exact=one.is_exact) for name in names),
         )
@@ -81,7 +83,7 @@ def settings_lines(scores: pd.DataFrame, baseline: str = "flash2") -> list[str]:
 
 def origin(scores: pd.DataFrame, environment: Mapping[str, Any]) -> list[str]:
     """The origin of scores as short texts: machine, dtype, model, and the commit."""
-    row = scores.iloc[0]
+    row = records(scores.iloc[:1])[0]
     commit = str(environment.get("commit") or "")
     threads = f", {environment['threads']} threads" if environment.get("threads") and row["device"] == "cpu" else ""
     path = row.get("input.path")
@@ -89,6 +91,6 @@ def origin(scores: pd.DataFrame, environment: Mapping[str, Any]) -> list[str]:
     return [
         f"{machine_of(environment)} ({row['device']}{threads})",
         str(row["dtype"]),
-        f"model {model}, {int(row['input.model_layers'])} layers, {int(row['heads'])} heads",
+        f"model {printable(model)}, {model_layers(row)} layers, {int(row['heads'])} heads",
         f"commit {commit[:10] or 'not recorded'}" + (", dirty" if environment.get("dirty") else ""),
     ]

@@ -16,7 +16,8 @@ from hyperbench.config.catalog import ConfigError
 from hyperbench.config.compose import RunConfig, load
 from hyperbench.config.inputs import target_of
 from hyperbench.measure import work_items
-from hyperbench.measure.model_facts import Describe, describe_model, with_models
+from hyperbench.measure.model_facts import Describe, with_models
+from hyperbench.measure.model_facts import ask as ask_model
 from hyperbench.measure.runner.estimate import Speed, plan_s
 from hyperbench.measure.runner.locks import busy_devices
 from hyperbench.store.schema import Point
@@ -85,7 +86,7 @@ def ask_probe(request: dict[str, Any], env: Mapping[str, str]) -> Facts:
     return answer
 
 
-def prepare(words: Sequence[str], ask: Ask = ask_probe, describe: Describe = describe_model) -> Prepared:
+def prepare(words: Sequence[str], ask: Ask = ask_probe, describe: Describe = ask_model) -> Prepared:
     """Compose, check and expand a command line; nothing is written.
 
     The probe says which device `auto` stands for. Composing for the likely one beforehand answers a wrong word at once,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -15,7 +16,7 @@ from hyperbench.analyze.export import export_run
 from hyperbench.analyze.figures import builder
 from hyperbench.analyze.joins import DoesNotFitError
 from hyperbench.analyze.plot import plot_run
-from hyperbench.analyze.scores.summary import num_layers, scored
+from hyperbench.analyze.scores.summary import scored
 from hyperbench.analyze.scores.text import score_tables
 from hyperbench.analyze.show import run_summary, show_run
 from hyperbench.store.schema import ErrorRow, Point, Record, Status
@@ -92,9 +93,41 @@ def test_facts_are_shares_with_their_intervals() -> None:
     assert hyper.values["rank"].value == 2.0
 
 
-@pytest.mark.parametrize(("layers", "count"), [("all", 30), ("last 7", 7), ("0,4,9", 3), ("", 0)])
-def test_layers_are_counted(layers: str, count: int) -> None:
-    assert num_layers(layers, {"input.model_layers": 30}) == count
+def test_examples_that_exact_attention_failed_at_are_compared_with_nothing() -> None:
+    lost = [
+        ErrorRow(r.point, r.seed, r.metric, None, Status.ERROR, "why")
+        if isinstance(r, ErrorRow) and not r.point.hyper and r.seed == 0 else r
+        for r in perplexities()
+    ]  # fmt: skip
+    one = next(one for one in scored(view_from(lost).scores) if one.layers == 1)  # type: ignore[arg-type]
+    assert one.count == 3
+    assert one.values["perplexity_over_exact"].value == pytest.approx(math.exp(0.1))
+
+
+def test_another_baseline_is_no_exact_attention() -> None:
+    found = scored(view_from(perplexities()).scores, "hyper")  # type: ignore[arg-type]
+    assert {str(one.row["method"]) for one in found if one.is_exact} == {"flash2"}
+
+
+def test_scores_made_by_hand_are_one_line_and_no_traceback(make_run: MakeRun, tmp_path: Path) -> None:
+    of = Point("flash2", "p.f", "cpu", "float32", True, 1, 1, 1, 64, 8, "mine", 0, {}, {"task": "mine"})
+    run = make_run([ErrorRow(of, 0, "correct", 1.0)])
+    with pytest.raises(ValueError, match="do not tell the number of layers"):
+        show_run(run, Console(file=io.StringIO()))
+    told = dataclasses.replace(of, input_params={"task": "mine", "model_layers": 3})
+    with pytest.raises(ValueError, match="does not tell its depths"):
+        plot_run(make_run([ErrorRow(told, 0, "correct", 1.0)], "told"), ["retrieval"], "html", tmp_path / "out")
+
+
+def test_a_method_without_scores_of_a_task_leaves_its_map_empty() -> None:
+    lost = [
+        ErrorRow(r.point, r.seed, r.metric, None, Status.ERROR, "why")
+        if isinstance(r, ErrorRow) and r.point.hyper else r
+        for r in facts()
+    ]  # fmt: skip
+    other = dataclasses.replace(facts()[-1].point, input="again")
+    fig = builder("retrieval")(view_from([*lost, ErrorRow(other, 0, "correct", 1.0)]))
+    assert len(fig.data) == 2
 
 
 def test_an_example_that_failed_is_told_and_left_out_of_the_mean() -> None:
