@@ -29,7 +29,7 @@ def probe_scores(
         is_causal: under a causal mask, Nq == Nk.
 
     Returns:
-        Scores up to a common factor, in order of position, float32 (float64 for float64 inputs).
+        Scores from 0 to 1, in order of position, float32 (float64 for float64 inputs).
     """
     (batch, heads), kv_heads, dtype = q.shape[:2], k.shape[1], planning_dtype(q)
     if is_causal:
@@ -50,4 +50,4 @@ def probe_scores(
             part_probes = probes[(*part, member)].to(dtype) * scale
             weights = torch.matmul(part_probes, part_keys).softmax(-1)
             scores[part] += weights.square_().sum(-2)
-    return scores.sqrt_()
+    return scores.div_(probes.shape[2] * probes.shape[4]).sqrt_()

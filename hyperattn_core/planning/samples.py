@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,8 +11,28 @@ from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.draws import level_samples, sample_count, sample_offsets
 from hyperattn_core.planning.levels import CallShape, LevelShape
 
-# A key whose probability is as near as this to one is certain: rounding must not draw it twice, or not at all.
-_NEARLY = 1 - 1e-9
+NUM_CLASSES = 128
+"""Classes of scores: zero, and the numbers of three significant bits from 2**-28 to beyond one."""
+CLASS_SHIFT, CLASS_OFFSET = 21, ((127 - 28) << 2) - 1
+"""A float32 number of three significant bits, read as an integer, is its class plus CLASS_OFFSET, times 2**21."""
+UNIT_BITS = 48
+"""Bits of the numbers that the sums of probabilities are counted in: float64 holds them."""
+NEARLY = 1 - 1e-9
+"""A key whose probability is as near as this to one is certain: rounding must not draw it twice, or not at all."""
+
+
+class Design(NamedTuple):
+    """The probabilities of the keys of rows, up to rounding to whole units (`unit`).
+
+    Attributes:
+        slope: float64 (..., 1), units of a score that is one.
+        base: float64 (..., 1), units of every key whose probability is below one.
+        first_certain: int64 (..., 1), the lowest class whose keys have probability one.
+    """
+
+    slope: Tensor
+    base: Tensor
+    first_certain: Tensor
 
 
 def samples_of(
@@ -53,46 +75,82 @@ def systematic_samples(scores: Tensor, count: int, floor: float, offsets: Tensor
         index: int32 (..., m), ascending.
         weight: float64 (..., m), the inverse of the probability.
     """
-    upto, unit = cumulative_probabilities(scores, count, floor), _unit(count)
-    points = (offsets * unit).floor() / unit + torch.arange(count, dtype=torch.float64, device=scores.device)
+    upto = cumulative_probabilities(scores, count, floor)
+    points = (offsets * unit(count)).floor() + torch.arange(count, device=scores.device) * unit(count)
     index = torch.searchsorted(upto, points, right=True).clamp(max=scores.shape[-1] - 1)
     before = torch.where(index > 0, upto.gather(-1, (index - 1).clamp(min=0)), 0.0)
-    return index.to(torch.int32), (upto.gather(-1, index) - before).reciprocal()
+    return index.to(torch.int32), unit(count) / (upto.gather(-1, index) - before)
 
 
 def cumulative_probabilities(scores: Tensor, count: int, floor: float) -> Tensor:
-    """Probabilities min(1, t p_j), summed up along the row to `count`, with p_j = (1 - f) scores_j / sum + f / S.
+    """Probabilities min(1, t p_j), summed up along the row to `count`, with p_j = (1 - f) r_j / sum r + f / S.
 
-    t is such that they add up to `count`, so that as many keys are drawn. Only the `count` largest can have probability
-    one, and the j-th largest has it if its share of what is left, times what is left to draw, is one.
+    r are the scores, rounded to three significant bits: so few different numbers have sums that do not depend on their
+    order, and t follows from how often there is each. It is such that `count` keys are drawn.
 
     Args:
-        scores: (..., S), not negative; what is not finite counts as zero, and where all are zero they are alike.
+        scores: (..., S), from 0 to 1; what is not finite counts as zero, and where all are zero they are alike.
         count: m, up to S.
         floor: f, above 0 and up to 1.
 
     Returns:
-        float64 (..., S), ascending; the last entry is `count`.
+        float64 (..., S), whole numbers of which `unit(count)` are a probability of one: ascending, and the last entry
+        is count * unit(count).
     """
-    length = scores.shape[-1]
-    scores = scores.double().nan_to_num(0.0, 0.0, 0.0)
-    total = scores.sum(-1, keepdim=True)
-    shares = torch.where(total > 0, scores / total, 1.0 / length) * (1.0 - floor) + floor / length
-    largest, at = shares.topk(count, dim=-1)
-    left = largest.flip(-1).cumsum(-1).flip(-1) + shares.scatter(-1, at, 0.0).sum(-1, keepdim=True)
-    to_draw = torch.arange(count, 0, -1, dtype=torch.float64, device=scores.device)
-    is_certain = (largest * to_draw >= left * _NEARLY).double().cumprod(-1)
-    certain = torch.zeros_like(shares).scatter(-1, at, is_certain)
-    upto = (shares * (1.0 - certain)).cumsum(-1)
-    drawn = count - is_certain.sum(-1, keepdim=True)
-    factor = torch.where(drawn > 0, drawn / upto[..., -1:], 0.0)
-    unit = _unit(count)
-    return (upto * factor * unit).round() / unit + certain.cumsum(-1)
+    classes = score_classes(scores)
+    counts = torch.zeros(*scores.shape[:-1], NUM_CLASSES, dtype=torch.float64, device=scores.device)
+    counts.scatter_add_(-1, classes, torch.ones((), dtype=counts.dtype, device=scores.device).expand(classes.shape))
+    design = design_of(counts, count, floor)
+    is_certain = classes >= design.first_certain
+    rounded = class_scores(scores.device)[classes].masked_fill(is_certain, 0.0)
+    uncertain = design.slope * rounded.cumsum(-1) + design.base * (~is_certain).cumsum(-1)
+    return (uncertain + 0.5).floor() + is_certain.cumsum(-1) * unit(count)
 
 
-def _unit(count: int) -> float:
-    """The inverse of a power of two whose multiples up to `count` add up without rounding.
+def design_of(counts: Tensor, count: int, floor: float) -> Design:
+    """The probabilities of rows with so many keys of each class, float64 (..., NUM_CLASSES).
+
+    From the largest scores down, the keys of a class are certain if the share of one, times the number left to draw, is
+    all that is left.
+    """
+    scores = class_scores(counts.device)
+    length = counts.sum(-1, keepdim=True)
+    total = (counts * scores).sum(-1, keepdim=True)
+    slope = torch.where(total > 0, (1.0 - floor) / total, 0.0)
+    base = torch.where(total > 0, floor / length, 1.0 / length)
+    rest = slope * (counts * scores).cumsum(-1) + base * counts.cumsum(-1)
+    to_draw = count - (length - counts.cumsum(-1))
+    is_below = (counts > 0) & ((slope * scores + base) * to_draw < rest * NEARLY)
+    classes = torch.arange(NUM_CLASSES, device=counts.device)
+    first_certain = torch.where(is_below, classes + 1, 0).amax(-1, keepdim=True)
+    is_uncertain = classes < first_certain
+    drawn = count - torch.where(is_uncertain, 0.0, counts).sum(-1, keepdim=True)
+    shares = torch.where(is_uncertain, slope * counts * scores + base * counts, 0.0).sum(-1, keepdim=True)
+    factor = torch.where(drawn > 0, drawn * unit(count) / shares, 0.0)
+    return Design(slope * factor, base * factor, first_certain)
+
+
+def score_classes(scores: Tensor) -> Tensor:
+    """The class of each score, int64: that of the nearest number of three significant bits; 0 for what is no number."""
+    bits = scores.to(torch.float32).nan_to_num(0.0, 0.0, 0.0).view(torch.int32)
+    return (((bits + (1 << (CLASS_SHIFT - 1))) >> CLASS_SHIFT) - CLASS_OFFSET).clamp(0, NUM_CLASSES - 1).long()
+
+
+def class_scores(device: torch.device) -> Tensor:
+    """The score of each class, float64 (NUM_CLASSES,)."""
+    classes = torch.arange(NUM_CLASSES, dtype=torch.int32, device=device)
+    scores = ((classes + CLASS_OFFSET) << CLASS_SHIFT).view(torch.float32).double()
+    return torch.where(classes > 0, scores, 0.0)
+
+
+def unit_bits(count: int) -> int:
+    """The exponent of `unit`."""
+    return UNIT_BITS - count.bit_length()
+
+
+def unit(count: int) -> float:
+    """The whole number that stands for a probability of one: a power of two, of which `count` are below 2**48.
 
     So a certain key has a length of one wherever it lies, and points are one apart.
     """
-    return 2.0 ** (48 - count.bit_length())
+    return 2.0 ** unit_bits(count)

@@ -7,21 +7,26 @@ kernels where, so that one launch serves all levels of a causal call.
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from typing import Any
 
-from hyperattn_core.params import ROUTED_KEYS
+from hyperattn_core.params import ROUTED_KEYS, HyperAttentionParams
 from hyperattn_core.planning.draws import sample_count
 from hyperattn_core.planning.levels import CallShape, LevelShape, level_shapes
 from hyperattn_core.planning.packed import Settings
+from hyperattn_core.planning.samples import unit_bits
 
 TILES_PER_PART = 64
 """Query tiles whose part of the samples' gradients one program sums up."""
 
 SORT_TILE = 128
 """Tokens that the sort ranks among themselves at once; a histogram of one byte a bucket counts them."""
+
+DRAW_TILE = 1024
+"""Sorted keys whose probabilities one program adds up."""
 
 
 def block_dim(head_dim: int) -> int:
@@ -65,6 +70,17 @@ class LevelGeometry(LevelShape):
     template: int
     partial: int
     sample_parts: int
+    num_probes: int
+    probe_tiles: int
+    probe_floor: int
+    probe_part: int
+    probe_norm: int
+    classes: int
+    class_tiles: int
+    designs: int
+    draw_tiles: int
+    draw_tile: int
+    unit_bits: int
 
     def row(self) -> list[int]:
         """The level as a row of the table."""
@@ -109,6 +125,13 @@ class Geometry:
         drawn_size: samples of all levels, and so float32 elements of their log weights.
         partial_rows: rows of the partial outputs of all levels; 0 when not causal.
         sample_parts_size: rows of the partial sums of the samples' gradients.
+        probe_parts_size: pairs of a probe and a tile of keys, of all levels; this and what follows are 0 unless kernels
+            draw probed samples.
+        probe_norms_size: probes of all levels.
+        classes_size: keys of all levels.
+        class_tiles: tiles of the keys of all levels, as the sort cuts them.
+        num_designs: (row, node) pairs of keys of all levels.
+        draw_tiles: tiles of DRAW_TILE sorted keys of all levels.
     """
 
     shape: CallShape
@@ -119,6 +142,12 @@ class Geometry:
     drawn_size: int
     partial_rows: int
     sample_parts_size: int
+    probe_parts_size: int
+    probe_norms_size: int
+    classes_size: int
+    class_tiles: int
+    num_designs: int
+    draw_tiles: int
 
     @property
     def num_ranks(self) -> int:
@@ -163,6 +192,7 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
         samples = sample_count(level.node_len, params)
         nodes = level.num_nodes
         query_rows, key_rows = batch * heads * nodes, batch * kv_heads * nodes
+        probed = _probed(level, shape, settings)
         offsets: dict[str, Any] = {}
         for buffer, name, size in (
             ("data", "query_order", query_rows * level.query_len),
@@ -179,11 +209,17 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
             ("template", "template", nodes * (params.pairing == "rank") * (3 * num_tiles + num_blocks + 1)),
             ("partial", "partial", query_rows * level.query_len if is_causal else 0),
             ("parts", "sample_parts", query_rows * -(-num_tiles // TILES_PER_PART) * samples),
+            ("probe_parts", "probe_part", query_rows * probed["probe_tiles"] * probed["num_probes"]),
+            ("probe_norms", "probe_norm", query_rows * probed["num_probes"]),
+            ("classes", "classes", key_rows * level.node_len * (probed["num_probes"] > 0)),
+            ("class_tiles", "class_tiles", key_rows * probed["probe_tiles"]),
+            ("designs", "designs", key_rows * (probed["num_probes"] > 0)),
+            ("draw_tiles", "draw_tile", key_rows * probed["draw_tiles"]),
         ):
             offsets[name] = used[buffer]
             used[buffer] += size
         offsets |= {"block_size": block_size, "num_blocks": num_blocks, "num_tiles": num_tiles, "num_samples": samples}
-        offsets["blocks_per_tile"] = per_tile
+        offsets |= {"blocks_per_tile": per_tile, **probed}
         levels.append(LevelGeometry(**vars(level), **offsets))
     return Geometry(
         shape,
@@ -194,4 +230,31 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
         drawn_size=used["drawn"],
         partial_rows=used["partial"],
         sample_parts_size=used["parts"],
+        probe_parts_size=used["probe_parts"],
+        probe_norms_size=used["probe_norms"],
+        classes_size=used["classes"],
+        class_tiles=used["class_tiles"],
+        num_designs=used["designs"],
+        draw_tiles=used["draw_tiles"],
     )
+
+
+def draws_probed(params: HyperAttentionParams) -> bool:
+    """True if kernels draw the samples: of what PyTorch sorts or routes, it draws the probed ones as well."""
+    return params.sampling == "probed" and params.pairing != "routed" and params.hashing == "angular"
+
+
+def _probed(level: LevelShape, shape: CallShape, settings: Settings) -> dict[str, int]:
+    """Sizes that the draw of probed samples goes by, all 0 where kernels draw none."""
+    params, causal = settings.params, settings.is_causal
+    if not draws_probed(params) or sample_count(level.node_len, params) == 0:
+        return dict.fromkeys(("num_probes", "probe_tiles", "probe_floor", "draw_tiles", "unit_bits"), 0)
+    chunk = params.min_seq_len if causal else level.node_len
+    (floor,) = struct.unpack("<q", struct.pack("<d", params.probe_floor))
+    return {
+        "num_probes": min(params.num_probes, level.node_len if causal else shape[3]),
+        "probe_tiles": level.node_len // chunk * -(-chunk // SORT_TILE),
+        "probe_floor": floor,
+        "draw_tiles": -(-level.node_len // DRAW_TILE),
+        "unit_bits": unit_bits(sample_count(level.node_len, params)),
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
@@ -13,12 +12,12 @@ from hyperattn_core.planning import draws
 from hyperattn_core.planning.nodes import Planner
 from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import plan_shape
-from hyperattn_core.planning.samples import samples_of
 from hyperattn_core.triton_backend.device_tables import drawn_samples, level_table, rank_tiles, uniform_weights
 from hyperattn_core.triton_backend.geometry import SORT_TILE, block_dim, geometry
 from hyperattn_core.triton_backend.kernels import pair
 from hyperattn_core.triton_backend.kernels import plan as plan_kernels
 from hyperattn_core.triton_backend.packing import dense_rows, pack_levels
+from hyperattn_core.triton_backend.probing import Probing
 
 _COLUMNS = 16
 _HASH_TILES = 4
@@ -29,7 +28,7 @@ _PAIR_SAMPLES = 256
 
 
 def packed_plan(q: Tensor, k: Tensor, seed: int, settings: Settings, scale: float) -> Packed:
-    """Hash, sort, pair and sample, in four launches and what the probes take."""
+    """Hash, sort, pair and sample, in four launches and six for probes."""
     work = plan_work(q, k, seed, settings, scale)
     work.hash()
     work.probe()
@@ -52,7 +51,6 @@ class PlanWork:
     def __init__(self, q: Tensor, k: Tensor, seed: int, settings: Settings, scale: float) -> None:
         self.seed = seed
         self.q, self.k = dense_rows(q), dense_rows(k)
-        self.planner = Planner(self.q, self.k, seed, settings, scale)
         device = q.device
         self.where = where = geometry(plan_shape(q, k), settings)
         queries, keys = where.sides
@@ -71,7 +69,7 @@ class PlanWork:
             settings,
         )
         self.table = level_table(where, str(device))
-        self.scores: list[Tensor | None] = [None] * len(where.levels)
+        self.probing = Probing(self.q, self.k, seed, where, scale)
 
     def hash(self) -> None:
         """Ranks of all queries and keys, and their histograms (Algorithm 1)."""
@@ -91,7 +89,8 @@ class PlanWork:
 
     def probe(self) -> None:
         """Scores of the keys of all levels, with "probed" sampling."""
-        self.scores = [self.planner.probe(level) for level in self.where.levels]
+        if self.where.num_designs:
+            self.probing.score()
 
     def sort(self) -> None:
         """Stable counting sort of every node of every level."""
@@ -129,24 +128,26 @@ class PlanWork:
 
     def _samples(self, device: str) -> tuple[Tensor, Tensor]:
         """The samples of all levels, int32 flat, and the base-2 logarithms of their weights, float32 flat."""
-        where, params = self.where, self.where.settings.params
-        if params.sampling != "probed":
-            return drawn_samples(where, self.seed, device), uniform_weights(where, device)
-        parts = []
-        for level, scores in zip(where.levels, self.scores, strict=True):
-            rows = (where.shape[0], where.shape[2], level.num_nodes, level.node_len)
-            order = self.packed.data[level.key_order : level.key_order + math.prod(rows)].view(rows)
-            parts.append(samples_of(level, where.shape, params, self.seed, order, scores))
-        index, weight = (torch.cat([x.reshape(-1) for x in found]) for found in zip(*parts, strict=True))
-        return index, weight.log2().to(torch.float32)
+        if self.where.num_designs:
+            return self.probing.draw(self.packed.data)
+        return drawn_samples(self.where, self.seed, device), uniform_weights(self.where, device)
 
 
 class SortedInPyTorch(PlanWork):
     """The steps in PyTorch, where hashes are not what the kernels make: centred ones differ from level to level."""
 
+    def __init__(self, q: Tensor, k: Tensor, seed: int, settings: Settings, scale: float) -> None:
+        super().__init__(q, k, seed, settings, scale)
+        self.planner = Planner(self.q, self.k, seed, settings, scale)
+        self.scores: list[Tensor | None] = [None] * len(self.where.levels)
+
     def hash(self) -> None:
         """Ranks or projections of all queries and keys."""
         self.hashes = self.planner.hash()
+
+    def probe(self) -> None:
+        """Scores of the keys of all levels, with "probed" sampling."""
+        self.scores = [self.planner.probe(level) for level in self.where.levels]
 
     def sort(self) -> None:
         """Order and pairing."""

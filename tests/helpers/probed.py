@@ -19,10 +19,20 @@ def probe_weights(probes: Tensor, keys: Tensor, scale: float) -> Tensor:
     return (squares / probes.shape[0]).sqrt()
 
 
+def three_bits(score: float) -> float:
+    """The nearest number of three significant bits, the larger of two, and zero below 2**-28."""
+    part, exponent = math.frexp(score)
+    nearest = math.ldexp(math.floor(part * 8 + 0.5), exponent - 3)
+    return nearest if nearest >= 2**-28 else 0.0
+
+
 def inclusion(scores: Tensor, count: int, floor: float) -> Tensor:
     """The probability of each key (S,) to be among `count`: shares, those above one capped until none is."""
     length = scores.shape[0]
-    shares = (1 - floor) * scores.double() / float(scores.double().sum()) + floor / length
+    rounded = torch.tensor([three_bits(float(score)) for score in scores], dtype=torch.float64)
+    if not rounded.any():
+        rounded = torch.ones_like(rounded)
+    shares = (1 - floor) * rounded / float(rounded.sum()) + floor / length
     capped = torch.zeros(length, dtype=torch.bool)
     while True:
         left = count - int(capped.sum())

@@ -10,23 +10,24 @@ import torch
 
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.packed import Settings
-from hyperattn_core.triton_backend import backward, plan
+from hyperattn_core.triton_backend import backward, plan, probing
 from hyperattn_core.triton_backend.forward import attend_constants, merge_constants
 from hyperattn_core.triton_backend.geometry import SORT_TILE
-from hyperattn_core.triton_backend.kernels import attend, key_grad, pair, query_grad, sample_grad
+from hyperattn_core.triton_backend.kernels import attend, draw, key_grad, pair, probe, query_grad, sample_grad
 from hyperattn_core.triton_backend.kernels import plan as plan_kernels
 from hyperattn_core.triton_backend.tuning.configs import candidates, default_backward_config, default_config, with_tile
 
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 #: Types of the kernels' arguments by name; those in the call's dtype and in that of the gradients apart.
 _TYPES = {
-    "*u8": ("ranks", "histograms"),
-    "*i32": ("bases", "totals", "data", "drawn_index", "template"),
-    "*i64": ("table",),
+    "*u8": ("ranks", "histograms", "classes", "class_counts"),
+    "*i32": ("bases", "totals", "data", "drawn_index", "template", "positions", "first_certain"),
+    "*i64": ("table", "sums", "points"),
     "*fp32": (
         "weights", "drawn_weight", "lse2", "delta", "leaf_lse", "parts_k", "parts_v", "sums_k", "sums_v",
+        "part_top", "part_total", "norms",
     ),
-    "*fp64": ("lse", "grad_lse", "partial_lse"),
+    "*fp64": ("lse", "grad_lse", "partial_lse", "slopes", "offsets"),
     "fp32": ("scale",),
 }  # fmt: skip
 _IN_DTYPE = ("q", "k", "v", "directions", "out", "grad_out", "leaf_out", "partial_out")
@@ -68,6 +69,7 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
     for bucket in (True, False):
         label = f"causal {'bucket' if bucket else 'rank'}"
         yield build("pair", pair.pair_kernel, label, plan.pair_constants(True, bucket, num_ranks))
+    yield from _probing_builds(dtype, head_dim)
     configs = candidates(arch, dtype, head_dim) if every_candidate else (default_config(arch, dtype, head_dim),)
     for config, of in [(config, of) for of in (params, ROUTED) for config in configs]:
         for causal in (False, True):
@@ -84,6 +86,27 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
         yield from _backward_builds(arch, dtype, head_dim, params)
     yield build("reduce", sample_grad.reduce_kernel, shape, backward.reduce_constants(head_dim, head_dim))
     yield build("merge", attend.merge_kernel, shape, merge_constants(head_dim))
+
+
+def _probing_builds(dtype: torch.dtype, head_dim: int) -> Iterator[Build]:
+    """The kernels that score keys and draw samples, by the default number of probes."""
+    kind = TYPES[dtype]
+    shape = f"{kind} d={head_dim}"
+
+    def build(name: str, kernel: Any, label: str, constants: dict[str, Any], **options: Any) -> Build:
+        return Build(name, kernel, label, _types(kernel, kind, kind), constants, **options)
+
+    for causal in (False, True):
+        mask, settings = "causal" if causal else "non-causal", Settings(HyperAttentionParams(), causal, 64)
+        constants = probing.probe_constants(head_dim, dtype, settings)
+        options = probing.probe_options(head_dim, dtype)
+        yield build("probe", probe.probe_kernel, f"{shape} {mask}", constants, **options)
+        yield build("score", probe.score_kernel, f"{shape} {mask}", constants, **options)
+        yield build("sum", draw.sum_kernel, mask, probing.draw_constants(causal))
+        drawn = probing.draw_constants(causal) | {"AT_ONCE": probing.SUM_TILES}
+        yield build("draw", draw.draw_kernel, mask, drawn)
+    yield build("norm", probe.norm_kernel, "", probing.norm_constants(constants["BLOCK_P"]))
+    yield build("design", draw.design_kernel, "", {"AT_ONCE": probing.DESIGN_TILES})
 
 
 def _backward_builds(arch: int, dtype: torch.dtype, head_dim: int, params: HyperAttentionParams) -> Iterator[Build]:

@@ -1,0 +1,120 @@
+"""Probed samples by the kernels: the scores of all keys, and after the sort the draw."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from hyperattn_core.planning.draws import probe_positions, sample_offsets
+from hyperattn_core.planning.packed import Settings
+from hyperattn_core.planning.samples import NUM_CLASSES, unit
+from hyperattn_core.triton_backend.device_tables import level_table
+from hyperattn_core.triton_backend.geometry import DRAW_TILE, SORT_TILE, Geometry, block_dim
+from hyperattn_core.triton_backend.kernels import draw, probe
+
+_NORM_TILES = 64
+DESIGN_TILES = 32
+SUM_TILES = 128
+
+
+class Probing:
+    """The buffers of the draw of a call, and its two steps: score before the sort, draw after it."""
+
+    def __init__(self, q: Tensor, k: Tensor, seed: int, where: Geometry, scale: float) -> None:
+        self.q, self.k, self.where, self.scale = q, k, where, scale
+        self.seed, self.device = seed, str(q.device)
+        self.table = level_table(where, self.device)
+        self.classes = torch.empty(where.classes_size, dtype=torch.uint8, device=q.device)
+        self.class_counts = torch.empty(where.class_tiles * NUM_CLASSES, dtype=torch.uint8, device=q.device)
+
+    def score(self) -> None:
+        """The class of every key's score in every level, and how many keys of a tile are of each class."""
+        q, k, where = self.q, self.k, self.where
+        _, keys = where.sides
+        parts = torch.empty(2, where.probe_parts_size, dtype=torch.float32, device=q.device)
+        norms = torch.empty(where.probe_norms_size, dtype=torch.float32, device=q.device)
+        positions = _positions(where, self.seed, self.device)
+        constants, options = probe_constants(q.shape[3], q.dtype, where.settings), probe_options(q.shape[3], q.dtype)
+        strides = (q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2))
+        sizes = (
+            k.shape[1], q.shape[1] // k.shape[1], keys.length, keys.chunk_len, keys.num_tiles, len(where.levels),
+            self.scale,
+        )  # fmt: skip
+        grid = (keys.rows * keys.num_tiles,)
+        probe.probe_kernel[grid](
+            q, k, positions, self.table, parts[0], parts[1], *strides, *sizes, **constants, **options
+        )  # fmt: skip
+        probe.norm_kernel[(where.sides[0].rows * where.max_nodes, len(where.levels))](
+            parts[0], parts[1], self.table, norms, where.sides[0].rows, **norm_constants(constants["BLOCK_P"]),
+            num_warps=4,
+        )  # fmt: skip
+        probe.score_kernel[grid](
+            q, k, positions, self.table, norms, self.classes, self.class_counts, *strides, *sizes,
+            **constants, **options,
+        )  # fmt: skip
+
+    def draw(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        """The samples of all levels from a sorted plan's data: places among the sorted keys, int32 flat, and the base-2
+        logarithms of their weights, float32 flat."""
+        where, device, rows = self.where, data.device, self.where.sides[1].rows
+        slopes = torch.empty(2, where.num_designs, dtype=torch.float64, device=device)
+        first_certain = torch.empty(where.num_designs, dtype=torch.int32, device=device)
+        sums = torch.empty(where.draw_tiles * 3, dtype=torch.int64, device=device)
+        index = torch.empty(where.drawn_size, dtype=torch.int32, device=device)
+        weight = torch.empty(where.drawn_size, dtype=torch.float32, device=device)
+        levels = len(where.levels)
+        draw.design_kernel[(rows * where.max_nodes, levels)](
+            self.class_counts, self.table, slopes[0], slopes[1], first_certain, rows, AT_ONCE=DESIGN_TILES, num_warps=4
+        )
+        grid = (rows * max(level.num_nodes * level.draw_tiles for level in where.levels), levels)
+        constants = draw_constants(where.settings.is_causal)
+        draw.sum_kernel[grid](data, self.classes, self.table, first_certain, sums, rows, **constants, num_warps=4)
+        draw.draw_kernel[grid](
+            data, self.classes, self.table, slopes[0], slopes[1], first_certain, sums,
+            _points(where, self.seed, self.device), index, weight, rows, **constants, AT_ONCE=SUM_TILES, num_warps=4,
+        )  # fmt: skip
+        return index, weight
+
+
+def probe_constants(head_dim: int, dtype: torch.dtype, settings: Settings) -> dict[str, int]:
+    """The compile-time values of the probe and score kernels."""
+    few = settings.params.num_probes <= 16 or dtype == torch.float32
+    sizes = {"D": head_dim, "BLOCK_D": block_dim(head_dim), "TILE": SORT_TILE, "BLOCK_P": 16 if few else 32}
+    return {"IS_CAUSAL": settings.is_causal, **sizes}
+
+
+def probe_options(head_dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """Warps and stages of the probe and score kernels: more for long rows and for products without tensor cores."""
+    is_long = dtype == torch.float32 or block_dim(head_dim) * dtype.itemsize > 256
+    return {"num_warps": 8 if is_long else 4, "num_stages": 1}
+
+
+def norm_constants(block_p: int) -> dict[str, int]:
+    """The compile-time values of the norm kernel."""
+    return {"BLOCK_P": block_p, "AT_ONCE": _NORM_TILES}
+
+
+def draw_constants(is_causal: bool) -> dict[str, int]:
+    """The compile-time values that the sum and draw kernels share."""
+    return {"IS_CAUSAL": is_causal, "TILE": DRAW_TILE}
+
+
+@lru_cache(maxsize=64)
+def _positions(where: Geometry, seed: int, device: str) -> Tensor:
+    """Positions of the probes of a call without a mask, int32; under a mask they follow from the level."""
+    if where.settings.is_causal:
+        return torch.zeros(1, dtype=torch.int32, device=device)
+    return probe_positions(where.shape[3], where.settings.params.num_probes, seed, device).to(torch.int32)
+
+
+@lru_cache(maxsize=64)
+def _points(where: Geometry, seed: int, device: str) -> Tensor:
+    """The first point of every node of every level with samples, in units, int64 flat."""
+    parts = [
+        (sample_offsets(level, where.shape, seed, device) * unit(level.num_samples)).floor().to(torch.int64).view(-1)
+        for level in where.levels
+        if level.num_samples
+    ]
+    return torch.cat(parts) if parts else torch.zeros(1, dtype=torch.int64, device=device)
