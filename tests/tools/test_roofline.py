@@ -27,7 +27,7 @@ def costs_of(
     seq_len: int, *, leaf: int | None = None, costs: Callable[..., tuple[LaunchCost, ...]] = forward_costs
 ) -> tuple[LaunchCost, ...]:
     """The launches at the paper's setting; causal where a leaf length is given."""
-    params = HyperAttentionParams(min_seq_len=leaf or 1024)
+    params = HyperAttentionParams(min_seq_len=leaf or 1024, sampling="stratified")
     shape = (1, HEADS, HEADS, seq_len, seq_len)
     return costs(CallSizes(shape, HEAD_DIM, is_causal=leaf is not None, params=params))
 

@@ -60,7 +60,9 @@ def test_packing_a_plan_gives_what_the_kernels_make(name: str) -> None:
     made, other = CALLS[name].plan("triton"), CALLS[name].plan("torch")
     packed, mine = pack(other), pack(made)
     assert packed.settings == mine.settings
-    assert torch.equal(packed.weights, mine.weights)
+    # Probed weights are logarithms of what the kernels hold in float32.
+    tolerance = 1e-6 if made.params.sampling == "probed" else 0.0
+    torch.testing.assert_close(packed.weights, mine.weights, rtol=tolerance, atol=tolerance)
     where = geometry(made.shape, packed.settings)
     assert packed.data.numel() == mine.data.numel() == where.data_size
     for level in where.levels:

@@ -102,6 +102,7 @@ def test_what_is_no_number_does_to_samples_what_it_does_in_pytorch(is_causal: bo
         assert torch.allclose(plan.levels[0].sample_weight[0, 0, 0], even, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_samples_by_the_kernels_are_met_as_often_as_their_weights_say() -> None:
     """Over seeds: the mean weight of every key is one, within what so many draws allow."""
     call, seeds = probed(queries=90, params={"sample_size": 12, "num_probes": 80, "min_seq_len": 89}), 150

@@ -12,6 +12,7 @@ from hyperattn_core.triton_backend.geometry import Geometry, LevelGeometry, geom
 
 INDEX_BYTES = 4
 FLOAT_BYTES = 4
+DOUBLE_BYTES = 8
 # Of a log-sum-exp between the passes.
 LSE_BYTES = 8
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hyperattn_core.planning.samples import NUM_CLASSES
 from hyperattn_core.triton_backend.geometry import SORT_TILE
-from tools.roofline.call_sizes import FLOAT_BYTES, INDEX_BYTES, LSE_BYTES, CallSizes
+from tools.roofline.call_sizes import DOUBLE_BYTES, FLOAT_BYTES, INDEX_BYTES, LSE_BYTES, CallSizes
 
 #: Columns that the projections are padded to, and the terms each is split into for half-precision inputs.
 HASH_COLUMNS = 16
@@ -67,10 +68,13 @@ def forward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
     # Sampled rows are rows of the same keys: read by every program, from the cache; their indices are extra.
     attend_read = call.level_queries * (row + INDEX_BYTES) + call.level_keys * (row + value_row + INDEX_BYTES)
     pairs = call.block_pairs + call.sample_pairs
+    scores, draw = _probing_costs(call) if where.num_designs else ((), ())
     costs = [
         LaunchCost("hash", tokens * row, ranks + histograms, 2 * tokens * call.head_dim * products),
+        *scores,
         LaunchCost("scan", sorted_tiles, sorted_tiles * INDEX_BYTES + totals),
         LaunchCost("scatter", ranks + sorted_tiles * INDEX_BYTES + totals, sorted_tokens * INDEX_BYTES),
+        *draw,
         LaunchCost("pair", totals + 2 * drawn, 3 * tiles * INDEX_BYTES + 2 * drawn),
         LaunchCost(
             "attend", attend_read + 2 * drawn, call.level_queries * result_row, 2 * pairs * sum(call.dims), pairs
@@ -125,6 +129,29 @@ def backward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
         rounded = (call.queries * dim + call.keys * columns) * (call.itemsize + FLOAT_BYTES)
         costs.append(LaunchCost("rounding", rounded, rounded))
     return tuple(costs)
+
+
+def _probing_costs(call: CallSizes) -> tuple[tuple[LaunchCost, ...], tuple[LaunchCost, ...]]:
+    """The launches of probed samples: those that score the keys, and after the sort those that draw."""
+    where, row = call.geometry, call.row_bytes[0]
+    parts, norms = where.probe_parts_size * 2 * FLOAT_BYTES, where.probe_norms_size * FLOAT_BYTES
+    pairs = sum(level.num_nodes * level.node_len * level.num_probes * where.sides[0].rows for level in where.levels)
+    flops, counts = 2 * pairs * call.head_dim, where.class_tiles * NUM_CLASSES
+    designs, sums = where.num_designs * (2 * DOUBLE_BYTES + INDEX_BYTES), where.draw_tiles * 3 * DOUBLE_BYTES
+    # Probes are few rows, which the cache holds.
+    read = call.keys * row
+    shares = where.classes_size * (INDEX_BYTES + 1) + designs
+    scores = (
+        LaunchCost("probe", read, parts, flops, pairs),
+        LaunchCost("norm", parts, norms),
+        LaunchCost("score", read + norms, where.classes_size + counts, flops, pairs),
+    )
+    draw = (
+        LaunchCost("design", counts, designs),
+        LaunchCost("sum", shares, sums),
+        LaunchCost("draw", shares + sums, where.drawn_size * 2 * INDEX_BYTES),
+    )
+    return scores, draw
 
 
 def _leaves_cost(call: CallSizes) -> LaunchCost:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from typing import get_args
 
-from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.params import HyperAttentionParams, Sampling
 from tools.roofline.call_sizes import CallSizes
 from tools.roofline.launches import LaunchCost, backward_costs, forward_costs, total_cost
 from tools.roofline.peak_memory import PeakMemory, flash2_peak, hyper_peak
@@ -22,11 +23,13 @@ def main(arguments: list[str] | None = None) -> int:
     defaults = HyperAttentionParams()
     for name in ("block_size", "sample_size", "min_seq_len"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
+    parser.add_argument("--sampling", choices=get_args(Sampling), default=defaults.sampling)
     given = parser.parse_args(arguments)
     try:
         params = dataclasses.replace(
-            defaults, block_size=given.block_size, sample_size=given.sample_size, min_seq_len=given.min_seq_len
-        )
+            defaults, block_size=given.block_size, sample_size=given.sample_size, min_seq_len=given.min_seq_len,
+            sampling=given.sampling,
+        )  # fmt: skip
         shape = (1, given.heads, given.heads, given.seq_len, given.seq_len)
         call = CallSizes(shape, given.head_dim, is_causal=given.causal, params=params)
         forward, backward, hyper = forward_costs(call), backward_costs(call), hyper_peak(call)

@@ -132,5 +132,6 @@ def draw_kernel(
         drawn = inside & (point + (sample << unit_bits) < end) & (sample < num_samples)
         to = field(table, level, "samples_drawn") + node_row * num_samples + sample
         tl.store(drawn_index + to, slot, mask=drawn)
-        weight = unit_bits.to(tl.float64) - tl.log2(tl.maximum(end - begin, 1).to(tl.float64))
-        tl.store(drawn_weight + to, weight.to(tl.float32), mask=drawn)
+        unit = (tl.full((), 1, tl.int64) << unit_bits).to(tl.float64)
+        probability = (tl.maximum(end - begin, 1).to(tl.float64) / unit).to(tl.float32)
+        tl.store(drawn_weight + to, -tl.log2(probability), mask=drawn)
