@@ -72,25 +72,32 @@ class PlanWork:
         self.probing = Probing(self.q, self.k, seed, where, scale)
 
     def hash(self) -> None:
-        """Ranks of all queries and keys, and their histograms (Algorithm 1)."""
+        """Ranks of all queries and keys, and their histograms (Algorithm 1); keys that are probed come later."""
         q, k, where = self.q, self.k, self.where
         queries, keys = where.sides
-        head_dim, projections = q.shape[3], where.settings.params.num_projections
-        directions = split_projections(self.seed, head_dim, projections, q.dtype, str(q.device))
-        grid = (triton.cdiv(max(queries.num_tiles, keys.num_tiles), _HASH_TILES) * (queries.rows + keys.rows),)
+        rows = queries.rows + (0 if where.num_designs else keys.rows)
+        directions = self._directions()
+        grid = (triton.cdiv(max(queries.num_tiles, keys.num_tiles), _HASH_TILES) * rows,)
         plan_kernels.hash_kernel[grid](
             q, k, directions, self.ranks, self.histograms,
             q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2),
             q.shape[1], k.shape[1], queries.rows, queries.length, keys.length,
             queries.chunk_len, keys.chunk_len, queries.num_tiles, keys.num_tiles,
-            **hash_constants(head_dim, directions.shape[0], projections),
-            **hash_options(head_dim, q.dtype),
+            **self._hash_terms(directions), **hash_constants(q.shape[3]), **hash_options(q.shape[3], q.dtype),
         )  # fmt: skip
 
     def probe(self) -> None:
-        """Scores of the keys of all levels, with "probed" sampling."""
+        """With "probed" sampling: ranks, histograms and scores of the keys of all levels."""
         if self.where.num_designs:
-            self.probing.score()
+            directions = self._directions()
+            self.probing.score(directions, self.ranks, self.histograms, self._hash_terms(directions))
+
+    def _directions(self) -> Tensor:
+        projections = self.where.settings.params.num_projections
+        return split_projections(self.seed, self.q.shape[3], projections, self.q.dtype, str(self.q.device))
+
+    def _hash_terms(self, directions: Tensor) -> dict[str, int]:
+        return hash_terms(directions.shape[0], self.where.settings.params.num_projections)
 
     def sort(self) -> None:
         """Stable counting sort of every node of every level."""
@@ -172,18 +179,16 @@ class RoutedWork(SortedInPyTorch):
         self.sorted = [self.planner.route(level) for level in self.where.levels]
 
 
-def hash_constants(head_dim: int, terms: int, num_projections: int) -> dict[str, int]:
-    """The compile-time values of the hash kernel."""
+def hash_terms(terms: int, num_projections: int) -> dict[str, int]:
+    """The compile-time values of a tile's hash."""
     return {
-        "D": head_dim,
-        "BLOCK_D": block_dim(head_dim),
-        "TERMS": terms,
-        "PROJECTIONS": num_projections,
-        "COLUMNS": _COLUMNS,
-        "RANKS": max(16, 2**num_projections),
-        "TILE": SORT_TILE,
-        "TILES_PER_PROGRAM": _HASH_TILES,
-    }
+        "TERMS": terms, "PROJECTIONS": num_projections, "COLUMNS": _COLUMNS, "RANKS": max(16, 2**num_projections)
+    }  # fmt: skip
+
+
+def hash_constants(head_dim: int) -> dict[str, int]:
+    """The compile-time values of the hash kernel besides."""
+    return {"D": head_dim, "BLOCK_D": block_dim(head_dim), "TILE": SORT_TILE, "TILES_PER_PROGRAM": _HASH_TILES}
 
 
 def hash_options(head_dim: int, dtype: torch.dtype) -> dict[str, int]:

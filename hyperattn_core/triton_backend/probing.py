@@ -29,10 +29,13 @@ class Probing:
         self.classes = torch.empty(where.classes_size, dtype=torch.uint8, device=q.device)
         self.class_counts = torch.empty(where.class_tiles * NUM_CLASSES, dtype=torch.uint8, device=q.device)
 
-    def score(self) -> None:
-        """The class of every key's score in every level, and how many keys of a tile are of each class."""
+    def score(self, directions: Tensor, ranks: Tensor, histograms: Tensor, hashed: dict[str, int]) -> None:
+        """The class of every key's score in every level, and how many keys of a tile are of each class.
+
+        And what the hash kernel makes of queries: ranks and histograms of the keys, by its directions and constants.
+        """
         q, k, where = self.q, self.k, self.where
-        _, keys = where.sides
+        queries, keys = where.sides
         parts = torch.empty(2, where.probe_parts_size, dtype=torch.float32, device=q.device)
         norms = torch.empty(where.probe_norms_size, dtype=torch.float32, device=q.device)
         positions = _positions(where, self.seed, self.device)
@@ -44,11 +47,12 @@ class Probing:
         )  # fmt: skip
         grid = (keys.rows * keys.num_tiles,)
         probe.probe_kernel[grid](
-            q, k, positions, self.table, parts[0], parts[1], *strides, *sizes, **constants, **options
+            q, k, positions, self.table, parts[0], parts[1], directions, ranks, histograms, *strides, *sizes,
+            queries.rows, queries.length, queries.num_tiles,
+            **constants, **hashed, **options,
         )  # fmt: skip
-        probe.norm_kernel[(where.sides[0].rows * where.max_nodes, len(where.levels))](
-            parts[0], parts[1], self.table, norms, where.sides[0].rows, **norm_constants(constants["BLOCK_P"]),
-            num_warps=4,
+        probe.norm_kernel[(queries.rows * where.max_nodes, len(where.levels))](
+            parts[0], parts[1], self.table, norms, queries.rows, **norm_constants(constants["BLOCK_P"]), num_warps=4
         )  # fmt: skip
         probe.score_kernel[grid](
             q, k, positions, self.table, norms, self.classes, self.class_counts, *strides, *sizes,

@@ -111,6 +111,7 @@ def test_ranks_differ_only_where_a_projection_is_within_rounding_of_zero(dtype: 
     settings = Settings(params, False, 64)
     work = PlanWork(q, k, 7, settings, 0.125)
     work.hash()
+    work.probe()
     directions = draws.projections(7, 64, params.num_projections, "cpu")
     rows = torch.cat([q[0, 0], k[0, 0]])
     differ = work.ranks.to(torch.int32) != hash_ranks(rows, directions)

@@ -59,7 +59,8 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
     def build(name: str, kernel: Any, label: str, constants: dict[str, Any], **options: Any) -> Build:
         return Build(name, kernel, label, _types(kernel, kind, kind), constants, **options)
 
-    hashed = plan.hash_constants(head_dim, 1 if dtype == torch.float32 else 3, params.num_projections)
+    terms = plan.hash_terms(1 if dtype == torch.float32 else 3, params.num_projections)
+    hashed = terms | plan.hash_constants(head_dim)
     yield build("hash", plan_kernels.hash_kernel, shape, hashed, **plan.hash_options(head_dim, dtype))
     for causal in (False, True):
         mask = "causal" if causal else "non-causal"
@@ -69,7 +70,7 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
     for bucket in (True, False):
         label = f"causal {'bucket' if bucket else 'rank'}"
         yield build("pair", pair.pair_kernel, label, plan.pair_constants(True, bucket, num_ranks))
-    yield from _probing_builds(dtype, head_dim)
+    yield from _probing_builds(dtype, head_dim, terms)
     configs = candidates(arch, dtype, head_dim) if every_candidate else (default_config(arch, dtype, head_dim),)
     for config, of in [(config, of) for of in (params, ROUTED) for config in configs]:
         for causal in (False, True):
@@ -88,7 +89,7 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
     yield build("merge", attend.merge_kernel, shape, merge_constants(head_dim))
 
 
-def _probing_builds(dtype: torch.dtype, head_dim: int) -> Iterator[Build]:
+def _probing_builds(dtype: torch.dtype, head_dim: int, terms: dict[str, int]) -> Iterator[Build]:
     """The kernels that score keys and draw samples, by the default number of probes."""
     kind = TYPES[dtype]
     shape = f"{kind} d={head_dim}"
@@ -100,7 +101,7 @@ def _probing_builds(dtype: torch.dtype, head_dim: int) -> Iterator[Build]:
         mask, settings = "causal" if causal else "non-causal", Settings(HyperAttentionParams(), causal, 64)
         constants = probing.probe_constants(head_dim, dtype, settings)
         options = probing.probe_options(head_dim, dtype)
-        yield build("probe", probe.probe_kernel, f"{shape} {mask}", constants, **options)
+        yield build("probe", probe.probe_kernel, f"{shape} {mask}", constants | terms, **options)
         yield build("score", probe.score_kernel, f"{shape} {mask}", constants, **options)
         yield build("sum", draw.sum_kernel, mask, probing.draw_constants(causal))
         drawn = probing.draw_constants(causal) | {"AT_ONCE": probing.SUM_TILES}

@@ -57,8 +57,7 @@ def forward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
         ValueError: attention is exact at this shape, so that none of the kernels runs.
     """
     where, (row, value_row), tokens = call.geometry, call.row_bytes, call.queries + call.keys
-    result_row, products = value_row + LSE_BYTES, HASH_COLUMNS * (HASH_TERMS if call.itemsize == 2 else 1)
-    ranks, histograms = tokens * call.rank_bytes, tokens * where.num_ranks // SORT_TILE
+    result_row, ranks = value_row + LSE_BYTES, tokens * call.rank_bytes
     # A level holds each token as a query or as a key, or not at all.
     sorted_tokens = call.level_queries + call.level_keys
     sorted_tiles = sorted_tokens * where.num_ranks // SORT_TILE
@@ -70,7 +69,7 @@ def forward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
     pairs = call.block_pairs + call.sample_pairs
     scores, draw = _probing_costs(call) if where.num_designs else ((), ())
     costs = [
-        LaunchCost("hash", tokens * row, ranks + histograms, 2 * tokens * call.head_dim * products),
+        _hash_cost(call, "hash", call.queries if scores else tokens),
         *scores,
         LaunchCost("scan", sorted_tiles, sorted_tiles * INDEX_BYTES + totals),
         LaunchCost("scatter", ranks + sorted_tiles * INDEX_BYTES + totals, sorted_tokens * INDEX_BYTES),
@@ -131,20 +130,27 @@ def backward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
     return tuple(costs)
 
 
+def _hash_cost(call: CallSizes, name: str, tokens: int) -> LaunchCost:
+    """Read and hash so many rows of q or k."""
+    products = HASH_COLUMNS * (HASH_TERMS if call.itemsize == 2 else 1)
+    written = tokens * call.rank_bytes + tokens * call.geometry.num_ranks // SORT_TILE
+    return LaunchCost(name, tokens * call.row_bytes[0], written, 2 * tokens * call.head_dim * products)
+
+
 def _probing_costs(call: CallSizes) -> tuple[tuple[LaunchCost, ...], tuple[LaunchCost, ...]]:
-    """The launches of probed samples: those that score the keys, and after the sort those that draw."""
+    """The launches of probed samples: those that hash and score the keys, and after the sort those that draw."""
     where, row = call.geometry, call.row_bytes[0]
     parts, norms = where.probe_parts_size * 2 * FLOAT_BYTES, where.probe_norms_size * FLOAT_BYTES
     pairs = sum(level.num_nodes * level.node_len * level.num_probes * where.sides[0].rows for level in where.levels)
     flops, counts = 2 * pairs * call.head_dim, where.class_tiles * NUM_CLASSES
     designs, sums = where.num_designs * (2 * DOUBLE_BYTES + INDEX_BYTES), where.draw_tiles * 3 * DOUBLE_BYTES
     # Probes are few rows, which the cache holds.
-    read = call.keys * row
+    hashed = _hash_cost(call, "probe", call.keys)
     shares = where.classes_size * (INDEX_BYTES + 1) + designs
     scores = (
-        LaunchCost("probe", read, parts, flops, pairs),
+        LaunchCost("probe", hashed.read_bytes, hashed.written_bytes + parts, hashed.flops + flops, pairs),
         LaunchCost("norm", parts, norms),
-        LaunchCost("score", read + norms, where.classes_size + counts, flops, pairs),
+        LaunchCost("score", call.keys * row + norms, where.classes_size + counts, flops, pairs),
     )
     draw = (
         LaunchCost("design", counts, designs),

@@ -13,6 +13,35 @@ import triton.language as tl
 from hyperattn_core.triton_backend.kernels.common import SIZES, add_product, field, head_base, size
 
 
+@triton.jit
+def hash_tile(
+    rows, valid, directions, ranks_to, histogram_to,
+    TILE: tl.constexpr, BLOCK_D: tl.constexpr, TERMS: tl.constexpr, PROJECTIONS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
+):  # fmt: skip
+    """Store the hash rank of each row (TILE, BLOCK_D) that there is, and how often each rank occurs (Algorithm 1).
+
+    `directions` (TERMS, BLOCK_D, COLUMNS) are the projections as a sum of TERMS numbers of the dtype of the rows, so
+    that every product is exact and sums are those of float32.
+    """
+    dims, columns, buckets = tl.arange(0, BLOCK_D), tl.arange(0, COLUMNS), tl.arange(0, RANKS)
+    projected = tl.zeros((TILE, COLUMNS), tl.float32)
+    for term in tl.static_range(TERMS):
+        part = tl.load(directions + (term * BLOCK_D + dims)[:, None] * COLUMNS + columns[None, :])
+        projected = add_product(rows, part, projected)
+    positive = (projected > 0) & (columns < PROJECTIONS)[None, :]
+    code = tl.sum(tl.where(positive, 1 << columns[None, :], 0), 1)
+    # The inverse of the reflected Gray code, for up to 16 bits.
+    rank = code ^ (code >> 1)
+    rank = rank ^ (rank >> 2)
+    rank = rank ^ (rank >> 4)
+    rank = rank ^ (rank >> 8)
+    tl.store(ranks_to, rank.to(ranks_to.dtype.element_ty), mask=valid)
+    # Rows past the end are counted in rank 0, and taken out again.
+    count = tl.histogram(tl.where(valid, rank, 0), RANKS)
+    count -= tl.where(buckets == 0, TILE - tl.sum(valid.to(tl.int32), 0), 0)
+    tl.store(histogram_to + buckets, count.to(histogram_to.dtype.element_ty))
+
+
 @triton.jit(do_not_specialize=SIZES)
 def hash_kernel(
     q, k, directions, ranks, histograms,
@@ -23,8 +52,7 @@ def hash_kernel(
 ):  # fmt: skip
     """Hash rank of every query and key, and how often each rank occurs in each tile (Algorithm 1).
 
-    `directions` (TERMS, BLOCK_D, COLUMNS) are the projections as a sum of TERMS numbers of the dtype of q and k, so
-    that every product is exact and sums are those of float32.
+    With fewer programs than rows the last rows are left out: the probe kernel, which reads keys, hashes them as well.
     """
     programs = tl.cdiv(tl.maximum(query_tiles, key_tiles), TILES_PER_PROGRAM)
     row = tl.program_id(0) // programs
@@ -44,8 +72,6 @@ def hash_kernel(
     tiles_per_chunk = tl.cdiv(chunk_len, TILE)
     slots = tl.arange(0, TILE)
     dims = tl.arange(0, BLOCK_D)
-    columns = tl.arange(0, COLUMNS)
-    buckets = tl.arange(0, RANKS)
     begin = (tl.program_id(0) % programs) * TILES_PER_PROGRAM
     for tile in range(begin, tl.minimum(begin + TILES_PER_PROGRAM, tiles)):
         chunk = tile // tiles_per_chunk
@@ -53,22 +79,10 @@ def hash_kernel(
         valid = token < tl.minimum((chunk + 1) * chunk_len, length)
         at = x + token.to(tl.int64)[:, None] * step + dims[None, :]
         rows = tl.load(at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
-        projected = tl.zeros((TILE, COLUMNS), tl.float32)
-        for term in tl.static_range(TERMS):
-            part = tl.load(directions + (term * BLOCK_D + dims)[:, None] * COLUMNS + columns[None, :])
-            projected = add_product(rows, part, projected)
-        positive = (projected > 0) & (columns < PROJECTIONS)[None, :]
-        code = tl.sum(tl.where(positive, 1 << columns[None, :], 0), 1)
-        # The inverse of the reflected Gray code, for up to 16 bits.
-        rank = code ^ (code >> 1)
-        rank = rank ^ (rank >> 2)
-        rank = rank ^ (rank >> 4)
-        rank = rank ^ (rank >> 8)
-        tl.store(ranks + first_token + token, rank.to(ranks.dtype.element_ty), mask=valid)
-        # Rows past the end are counted in rank 0, and taken out again.
-        count = tl.histogram(tl.where(valid, rank, 0), RANKS)
-        count -= tl.where(buckets == 0, TILE - tl.sum(valid.to(tl.int32), 0), 0)
-        tl.store(histograms + (first_tile + tile) * RANKS + buckets, count.to(histograms.dtype.element_ty))
+        hash_tile(
+            rows, valid, directions, ranks + first_token + token, histograms + (first_tile + tile) * RANKS,
+            TILE, BLOCK_D, TERMS, PROJECTIONS, COLUMNS, RANKS,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from hyperattn_core.planning import samples
 from hyperattn_core.triton_backend.kernels.common import LOG2_E, SIZES, field, head_base, load_rows, product, size
+from hyperattn_core.triton_backend.kernels.plan import hash_tile
 
 NUM_CLASSES = tl.constexpr(samples.NUM_CLASSES)
 CLASS_SHIFT = tl.constexpr(samples.CLASS_SHIFT)
@@ -59,15 +60,24 @@ def probe_logits(
 
 @triton.jit(do_not_specialize=SIZES)
 def probe_kernel(
-    q, k, positions, table, part_top, part_total,
+    q, k, positions, table, part_top, part_total, directions, ranks, histograms,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n,
-    kv_heads, group, num_keys, key_chunk, key_tiles, num_levels, scale,
+    kv_heads, group, num_keys, key_chunk, key_tiles, num_levels, scale, query_rows, num_queries, query_tiles,
     IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr, BLOCK_P: tl.constexpr,
+    TERMS: tl.constexpr, PROJECTIONS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
-    """For each probe and tile of keys: the largest logit to base 2, and the sum of the exponentials below it."""
+    """For each probe and tile of keys: the largest logit to base 2, and the sum of the exponentials below it.
+
+    And what the hash kernel makes of queries: ranks and histograms of the keys.
+    """
     row, tile, chunk, token, valid = tile_keys(key_tiles, key_chunk, num_keys, TILE)
     batch, kv_head = row // kv_heads, row % kv_heads
     keys = load_rows(head_base(k, batch, kv_head, k_stride_b, k_stride_h), token, k_stride_n, valid, D, BLOCK_D)
+    ranks += query_rows.to(tl.int64) * num_queries + row.to(tl.int64) * num_keys
+    histograms += (query_rows.to(tl.int64) * query_tiles + row.to(tl.int64) * key_tiles + tile) * RANKS
+    hash_tile(
+        keys, valid, directions, ranks + token, histograms, TILE, BLOCK_D, TERMS, PROJECTIONS, COLUMNS, RANKS
+    )  # fmt: skip
     for level in range(num_levels):
         node, node_tile, active = node_of(table, level, tile, chunk, IS_CAUSAL)
         if active:
