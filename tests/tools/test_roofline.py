@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from hyperattn_core import HyperAttentionParams
+from hyperattn_core.params import Sampling
 from hyperbench.flops import hyper_pairs
 from tools.roofline import model
 from tools.roofline.call_sizes import CallSizes
@@ -24,10 +25,14 @@ H100 = {"flops_per_s": 800e12, "bytes_per_s": 3.0e12}
 
 
 def costs_of(
-    seq_len: int, *, leaf: int | None = None, costs: Callable[..., tuple[LaunchCost, ...]] = forward_costs
+    seq_len: int,
+    *,
+    leaf: int | None = None,
+    costs: Callable[..., tuple[LaunchCost, ...]] = forward_costs,
+    sampling: Sampling = "stratified",
 ) -> tuple[LaunchCost, ...]:
-    """The launches at the paper's setting; causal where a leaf length is given."""
-    params = HyperAttentionParams(min_seq_len=leaf or 1024, sampling="stratified")
+    """The launches at the paper's sizes; causal where a leaf length is given."""
+    params = HyperAttentionParams(min_seq_len=leaf or 1024, sampling=sampling)
     shape = (1, HEADS, HEADS, seq_len, seq_len)
     return costs(CallSizes(shape, HEAD_DIM, is_causal=leaf is not None, params=params))
 
@@ -120,6 +125,30 @@ def test_launches_in_order() -> None:
     assert causal == ["lse2", "delta", "samples", "reduce", "leaves", "queries", "keys", "rounding"]
 
 
+PROBING = ("probe", "norm", "score", "design", "sum", "draw")
+
+
+def test_probed_samples_take_six_launches_more() -> None:
+    names = [c.name for c in costs_of(131072, sampling="probed")]
+    assert names == ["hash", "probe", "norm", "score", "scan", "scatter", "design", "sum", "draw", "pair", "attend"]
+
+
+def test_probes_cost_one_more_reading_of_the_keys() -> None:
+    """Without a mask and in bytes; every other table is small."""
+    plain, probed = (total_cost(costs_of(131072, sampling=sampling)).bytes for sampling in ("stratified", "probed"))
+    keys = 131072 * HEADS * HEAD_DIM * 2
+    assert keys < probed - plain < 1.2 * keys
+
+
+@pytest.mark.parametrize("leaf", [1024, 2048, 4096])
+@pytest.mark.parametrize("card", [A100, H100])
+def test_a_causal_plan_takes_about_15_percent_of_a_forward_pass_at_most(leaf: int, card: dict[str, float]) -> None:
+    costs = costs_of(131072, leaf=leaf, sampling="probed")
+    planning = [c for c in costs if c.name not in ("attend", "leaves", "merge")]
+    alone, whole = (sum(floor_seconds([c], **card) for c in some) for some in (planning, costs))
+    assert alone <= 0.155 * whole
+
+
 @pytest.mark.parametrize("costs", [forward_costs, backward_costs])
 def test_exact_calls_have_no_launches(costs: Callable[..., tuple[LaunchCost, ...]]) -> None:
     with pytest.raises(ValueError, match="exact"):
@@ -137,7 +166,7 @@ def test_the_table_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert model.main(["--seq-len", "8192", "--causal"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in table if line] == [
-        "forward", "hash", "scan", "scatter", "pair", "attend", "leaves", "merge", "all",
+        "forward", "hash", *PROBING[:3], "scan", "scatter", *PROBING[3:], "pair", "attend", "leaves", "merge", "all",
         "backward", "lse2", "delta", "samples", "reduce", "leaves", "queries", "keys", "rounding", "all",
         "peak", "hyper", "flash2",
     ]  # fmt: skip

@@ -42,15 +42,19 @@ def test_flash_attention_2_is_counted_as_its_buffers_are() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sampling", ["stratified", "probed"])
 @pytest.mark.parametrize(
     ("is_causal", "heads", "kv_heads", "value_dim"),
     [pytest.param(False, 2, 1, 32, marks=pytest.mark.slow), (True, 1, 1, None)],
 )
-def test_the_count_is_what_a_call_allocates(is_causal: bool, heads: int, kv_heads: int, value_dim: int | None) -> None:
+def test_the_count_is_what_a_call_allocates(
+    is_causal: bool, heads: int, kv_heads: int, value_dim: int | None, sampling: str
+) -> None:
     """But for a few kilobytes of tables. Leaves of grouped heads and of two head sizes are a GPU's alone."""
+    sizes = {"block_size": 32, "sample_size": 32, "num_projections": 3, "min_seq_len": 128, "sampling": sampling}
     call = Call(
         queries=420, heads=heads, kv_heads=kv_heads, dim=64, value_dim=value_dim, is_causal=is_causal,
-        dtype=torch.bfloat16, params={"block_size": 32, "sample_size": 32, "num_projections": 3, "min_seq_len": 128},
+        dtype=torch.bfloat16, params=sizes,
     )  # fmt: skip
     q, k, v = call.inputs()
     settings = Settings(call.parameters(), is_causal, 64)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tools.roofline.call_sizes import FLOAT_BYTES, INDEX_BYTES, LSE_BYTES, CallSizes
+from hyperattn_core.planning.samples import NUM_CLASSES
+from tools.roofline.call_sizes import DOUBLE_BYTES, FLOAT_BYTES, INDEX_BYTES, LSE_BYTES, CallSizes
 
 # FlashAttention-2 rounds lengths and head sizes up in what it keeps in float32.
 _FLASH_ROWS = 128
@@ -88,8 +89,14 @@ def _flash_workspace(call: CallSizes) -> int:
 
 
 def _planning_bytes(call: CallSizes) -> int:
-    """Ranks, histograms and their scan, which are given up once the plan is made."""
+    """Ranks, histograms and their scan, and the draw of probed samples, which are given up once the plan is made."""
     where = call.geometry
     tiles = sum(side.rows * side.num_tiles for side in where.sides)
     scanned = (len(where.levels) * tiles + where.totals_rows) * INDEX_BYTES
-    return (call.queries + call.keys) * call.rank_bytes + (tiles + scanned) * where.num_ranks
+    sorting = (call.queries + call.keys) * call.rank_bytes + (tiles + scanned) * where.num_ranks
+    if not where.num_designs:
+        return sorting
+    scoring = (2 * where.probe_parts_size + where.probe_norms_size) * FLOAT_BYTES
+    designs, sums = where.num_designs * (2 * DOUBLE_BYTES + INDEX_BYTES), where.draw_tiles * 3 * DOUBLE_BYTES
+    drawing = designs + sums + where.drawn_size * (INDEX_BYTES + FLOAT_BYTES)
+    return sorting + where.classes_size + where.class_tiles * NUM_CLASSES + max(scoring, drawing)

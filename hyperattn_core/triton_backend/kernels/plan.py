@@ -16,7 +16,8 @@ from hyperattn_core.triton_backend.kernels.common import SIZES, add_product, fie
 @triton.jit
 def hash_tile(
     rows, valid, directions, ranks_to, histogram_to,
-    TILE: tl.constexpr, BLOCK_D: tl.constexpr, TERMS: tl.constexpr, PROJECTIONS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_D: tl.constexpr, TERMS: tl.constexpr,
+    PROJECTIONS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
     """Store the hash rank of each row (TILE, BLOCK_D) that there is, and how often each rank occurs (Algorithm 1).
 
