@@ -28,6 +28,9 @@ SORT_TILE = 128
 DRAW_TILE = 1024
 """Sorted keys whose probabilities one program adds up."""
 
+BIAS_STEP = 64
+"""The most keys of a step of the online softmax: rows of biases are a multiple of it."""
+
 
 def block_dim(head_dim: int) -> int:
     """The head size in registers: the next power of two, at least 16."""
@@ -56,6 +59,7 @@ class LevelGeometry(LevelShape):
     num_tiles: int
     num_samples: int
     blocks_per_tile: int
+    bias: int
     query_order: int
     key_order: int
     sample_index: int
@@ -174,20 +178,18 @@ class Geometry:
         """The most query tiles of a level, over all rows."""
         return max(level.num_tiles * level.num_nodes for level in self.levels) * self.sides[0].rows
 
-    @property
-    def max_node_tiles(self) -> int:
-        """The most query tiles of a node, or blocks and one where those are more."""
-        return max(max(level.num_tiles, level.num_blocks + 1) for level in self.levels)
-
 
 @cache
 def geometry(shape: CallShape, settings: Settings) -> Geometry:
     """The geometry of a call; no levels where attention is exact."""
     batch, heads, kv_heads, _, _ = shape
     params, is_causal = settings.params, settings.is_causal
-    used: Counter[str] = Counter()
     levels = []
-    for level in level_shapes(shape, params, is_causal=is_causal):
+    shapes = level_shapes(shape, params, is_causal=is_causal)
+    # The biases of all levels come first, so that each row begins at a multiple of its step.
+    bias_sizes = [_bias_size(level, batch * kv_heads, settings) for level in shapes]
+    used = Counter(data=sum(bias_sizes))
+    for level, bias_size in zip(shapes, bias_sizes, strict=True):
         block_size, num_blocks, num_tiles, per_tile = settings.tiles(level)
         samples = sample_count(level.node_len, params)
         nodes = level.num_nodes
@@ -195,6 +197,7 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
         probed = _probed(level, shape, settings)
         offsets: dict[str, Any] = {}
         for buffer, name, size in (
+            ("bias", "bias", bias_size),
             ("data", "query_order", query_rows * level.query_len),
             ("data", "key_order", key_rows * level.node_len),
             ("data", "sample_index", key_rows * samples),
@@ -258,3 +261,17 @@ def _probed(level: LevelShape, shape: CallShape, settings: Settings) -> dict[str
         "draw_tiles": -(-level.node_len // DRAW_TILE),
         "unit_bits": unit_bits(sample_count(level.node_len, params)),
     }
+
+
+def _bias_size(level: LevelShape, key_rows: int, settings: Settings) -> int:
+    """Biases of a level: of the keys of a block and of the last block, and of the samples as each block meets them."""
+    if settings.params.pairing == "routed":
+        return 0
+    block_size, num_blocks, _, _ = settings.tiles(level)
+    samples = bias_row(sample_count(level.node_len, settings.params))
+    return 2 * bias_row(block_size) + key_rows * level.num_nodes * num_blocks * samples
+
+
+def bias_row(length: int) -> int:
+    """The length of a row of biases of so many keys."""
+    return -(-length // BIAS_STEP) * BIAS_STEP

@@ -10,7 +10,7 @@ from torch import Tensor
 from hyperattn_core.planning.packed import Packed, PackedPlan, Settings
 from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
 from hyperattn_core.triton_backend.device_tables import block_entries, block_tiles
-from hyperattn_core.triton_backend.geometry import Geometry, geometry
+from hyperattn_core.triton_backend.geometry import Geometry, bias_row, geometry
 
 _INDEX_LIMIT = 2**31
 
@@ -70,7 +70,7 @@ def pack_levels(levels: Sequence[LevelPlan], where: Geometry) -> Packed:
     Raises:
         ValueError: the levels are not those of the geometry.
     """
-    data, weights = [], []
+    biases, data, weights = [], [], []
     for level in levels:
         position = level.key_order.gather(3, level.sample_index.long())
         data += [
@@ -81,11 +81,30 @@ def pack_levels(levels: Sequence[LevelPlan], where: Geometry) -> Packed:
             data += block_entries(level.tile_block.flatten(3), level.num_blocks)
         else:
             data.append(block_tiles(level.tile_count, level.tile_block.squeeze(4), level.num_blocks))
+            biases += level_biases(level)
         weights.append(level.sample_weight.log2().reshape(-1))
-    flat = torch.cat([x.reshape(-1).to(torch.int32) for x in data])
+    flat = torch.cat([*(x.view(torch.int32) for x in biases), *(x.reshape(-1).to(torch.int32) for x in data)])
     log_weights = torch.cat(weights).to(torch.float32)
     if flat.numel() != where.data_size or log_weights.numel() != where.drawn_size:
         raise ValueError(
             f"the plan's levels are not those of its shape {where.shape} and parameters {where.settings.params}"
         )
     return Packed(flat, log_weights, where.settings)
+
+
+def level_biases(level: LevelPlan) -> list[Tensor]:
+    """log2(w) of the keys of a block, of the last block, and of the samples as each block meets them: float32, flat.
+
+    It is -inf for samples of the block, and past the end of a row.
+    """
+    lengths = (level.block_size, level.node_len - (level.num_blocks - 1) * level.block_size)
+    weight = level.sample_weight.log2().to(torch.float32)
+    blocks = torch.arange(level.num_blocks, device=weight.device).unsqueeze(1)
+    is_own = (level.sample_index // level.block_size).unsqueeze(3) == blocks
+    rows = [weight.new_zeros(length) for length in lengths]
+    rows.append(torch.where(is_own, -torch.inf, weight.unsqueeze(3)))
+    padded = zip(rows, (level.block_size, level.block_size, weight.shape[3]), strict=True)
+    return [
+        torch.nn.functional.pad(x, (0, bias_row(length) - x.shape[-1]), value=-torch.inf).reshape(-1)
+        for x, length in padded
+    ]

@@ -13,7 +13,7 @@ from hyperattn_core.planning.nodes import Planner
 from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.device_tables import drawn_samples, level_table, rank_tiles, uniform_weights
-from hyperattn_core.triton_backend.geometry import SORT_TILE, block_dim, geometry
+from hyperattn_core.triton_backend.geometry import SORT_TILE, Geometry, block_dim, geometry
 from hyperattn_core.triton_backend.kernels import pair
 from hyperattn_core.triton_backend.kernels import plan as plan_kernels
 from hyperattn_core.triton_backend.packing import dense_rows, pack_levels
@@ -125,11 +125,9 @@ class PlanWork:
         device = str(self.packed.data.device)
         index, weight = self._samples(device)
         constants = pair_constants(where.settings.is_causal, where.settings.params.pairing == "bucket", where.num_ranks)
-        tile_programs = triton.cdiv(where.max_node_tiles, constants["TILES"])
-        grid = ((tile_programs + 1) * queries.rows * where.max_nodes, len(where.levels))
-        pair.pair_kernel[grid](
+        pair.pair_kernel[pair_grid(where, constants["TILES"])](
             self.packed.data, self.packed.weights, self.totals, self.table, index, weight, rank_tiles(where, device),
-            queries.rows, keys.rows, queries.length, queries.rows // keys.rows, where.settings.tile_size, tile_programs,
+            queries.rows, keys.rows, queries.length, queries.rows // keys.rows, where.settings.tile_size,
             **constants, num_warps=4,
         )  # fmt: skip
 
@@ -208,6 +206,17 @@ def pair_constants(is_causal: bool, bucket: bool, num_ranks: int) -> dict[str, i
     """The compile-time values of the pair kernel."""
     tiles = max(16, min(64, _PAIR_ELEMENTS // num_ranks))
     return {"IS_CAUSAL": is_causal, "BUCKET": bucket, "RANKS": num_ranks, "TILES": tiles, "SAMPLES": _PAIR_SAMPLES}
+
+
+def pair_grid(where: Geometry, tiles: int) -> tuple[int, int]:
+    """Programs of the pair kernel, each of so many tiles and blocks of a node, or of its samples: (of a level, levels).
+
+    A level has as many as the one with most: all levels have about as many tiles.
+    """
+    programs = (
+        (triton.cdiv(max(level.num_tiles, level.num_blocks + 1), tiles) + 1) * level.num_nodes for level in where.levels
+    )
+    return max(programs) * where.sides[0].rows, len(where.levels)
 
 
 @lru_cache(maxsize=4096)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hyperattn_core.planning.lsh import hash_ranks
 from hyperattn_core.planning.packed import Packed, PackedPlan, Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.device_tables import _drawn_samples, level_table, rank_tiles, uniform_weights
-from hyperattn_core.triton_backend.geometry import geometry
+from hyperattn_core.triton_backend.geometry import bias_row, geometry
 from hyperattn_core.triton_backend.packing import pack, unpack
 from hyperattn_core.triton_backend.plan import PlanWork, split_projections
 from tests.helpers.slow import slow_in
@@ -65,6 +66,8 @@ def test_packing_a_plan_gives_what_the_kernels_make(name: str) -> None:
     torch.testing.assert_close(packed.weights, mine.weights, rtol=tolerance, atol=tolerance)
     where = geometry(made.shape, packed.settings)
     assert packed.data.numel() == mine.data.numel() == where.data_size
+    biases = slice(where.levels[0].query_order)
+    assert torch.equal(packed.data[biases].view(torch.float32), mine.data[biases].view(torch.float32))
     for level in where.levels:
         rest = slice(level.key_order, level.block_tile)
         assert torch.equal(packed.data[rest], mine.data[rest])
@@ -129,6 +132,23 @@ def test_settings_survive_as_integers() -> None:
     settings = Settings(CALLS["paper's choices"].parameters(), True, 48)
     assert Settings.from_list(settings.to_list()) == settings
     assert settings.params == CALLS["paper's choices"].parameters()
+
+
+@pytest.mark.parametrize("name", ["several sort tiles", "causal, grouped heads, batch", "paper's choices"])
+def test_biases_are_the_logarithms_of_the_weights_but_for_keys_of_the_block(name: str) -> None:
+    plan = CALLS[name].plan("triton")
+    packed = pack(plan)
+    for where, level in zip(geometry(plan.shape, packed.settings).levels, plan.levels, strict=True):
+        rows = level.sample_index.shape[:3]
+        (count,) = level.sample_index.shape[3:]
+        width, first = bias_row(count), where.bias + 2 * bias_row(level.block_size)
+        size = math.prod(rows) * level.num_blocks * width
+        biases = packed.data[first : first + size].view(torch.float32).view(*rows, level.num_blocks, width)
+        assert (biases[..., count:] == -torch.inf).all()
+        for block in range(level.num_blocks):
+            is_own = level.sample_index // level.block_size == block
+            expected = level.sample_weight.log2().masked_fill(is_own, -torch.inf)
+            torch.testing.assert_close(biases[..., block, :count].double(), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["plain", "causal, grouped heads, batch"])

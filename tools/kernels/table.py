@@ -1,4 +1,5 @@
-"""Ahead-of-time compilation of every kernel for sm_80 and sm_90, with no device: registers, spills, shared memory.
+"""Ahead-of-time compilation of every kernel for sm_80 and sm_90, with no device: registers, spills, shared memory,
+machine instructions of the inner loop.
 
 `python -m tools.kernels.table` prints the table (`--json` as data); `make kernels` calls it.
 """
@@ -23,17 +24,25 @@ from triton.compiler import ASTSource
 from hyperattn_core.triton_backend.support import MAX_HEAD_DIM, interpreted
 from hyperattn_core.triton_backend.tuning.configs import ARCHITECTURES
 from tools.kernels.builds import TYPES, Build, builds
+from tools.kernels.instructions import inner_loop
 
 #: Shared memory that one program may take, in bytes.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 #: The sizes that vectorised loads depend on; at run time Triton looks at the values.
 _DIVISIBLE = 16
+#: Queries times keys that instructions are counted for.
+_PAIRS = 16 * 64
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Resources of a compiled kernel and the instructions it uses."""
+    """Resources of a compiled kernel and the instructions it uses.
+
+    Attributes:
+        loop_instructions: machine instructions of the inner loop that a warp issues for 16 queries and 64 keys; 0 of a
+            kernel that has no such loop.
+    """
 
     kernel: str
     label: str
@@ -44,6 +53,7 @@ class Usage:
     spill_bytes: int
     shared_bytes: int
     instructions: tuple[str, ...]
+    loop_instructions: int
 
 
 def compile_build(build: Build, arch: int) -> Usage:
@@ -67,7 +77,16 @@ def compile_build(build: Build, arch: int) -> Usage:
         spill_bytes=spills,
         shared_bytes=int(compiled.metadata.shared),
         instructions=tuple(name for name in ("wgmma", "mma.sync", "cp.async") if name in compiled.asm["ptx"]),
+        loop_instructions=_loop_instructions(build, compiled.asm["cubin"]),
     )
+
+
+def _loop_instructions(build: Build, cubin: bytes) -> int:
+    """What a step of BLOCK_M queries and BLOCK_N keys takes, in the measure of Usage."""
+    if not {"BLOCK_M", "BLOCK_N"} <= build.constants.keys():
+        return 0
+    step = build.constants["BLOCK_M"] * build.constants["BLOCK_N"]
+    return round(inner_loop(cubin).total() * build.num_warps * _PAIRS / step)
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
@@ -110,14 +129,18 @@ def main(arguments: list[str] | None = None) -> int:
         found = {"triton": triton.__version__, "kernels": [dataclasses.asdict(row) for row in rows]}
         print(json.dumps(found, indent=1))
     else:
-        print(f"Triton {triton.__version__}; registers and spills per thread, shared memory per program")
         print(
-            f"{'arch':6}{'kernel':9}{'built for':32}{'warps':>6}{'stages':>7}{'regs':>6}{'spill':>7}{'shared':>8}  uses"
+            f"Triton {triton.__version__}; registers and spills per thread, shared memory per program, machine instructions"
+            " of the inner loop for 16 queries and 64 keys"
+        )
+        print(
+            f"{'arch':6}{'kernel':9}{'built for':32}{'warps':>6}{'stages':>7}{'regs':>6}{'spill':>7}{'shared':>8}"
+            f"{'loop':>6}  uses"
         )
         for row in rows:
             print(
                 f"sm_{row.arch:<3}{row.kernel:9}{row.label:32}{row.num_warps:6}{row.num_stages:7}{row.registers:6}"
-                f"{row.spill_bytes:7}{row.shared_bytes:8}  {' '.join(row.instructions)}"
+                f"{row.spill_bytes:7}{row.shared_bytes:8}{row.loop_instructions or '':>6}  {' '.join(row.instructions)}"
             )
     return int(any(row.spill_bytes or row.shared_bytes > SHARED_LIMIT[row.arch] for row in rows))
 

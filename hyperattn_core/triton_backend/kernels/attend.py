@@ -14,15 +14,12 @@ from hyperattn_core.triton_backend.kernels.common import (
     head_base,
     key_sizes,
     load_rows,
+    meet_keys,
     met_keys,
     node_tiles,
-    product,
     row_offsets,
     size,
-    step_keys,
-    step_weights,
     tile_queries,
-    weighed,
 )
 
 
@@ -51,11 +48,11 @@ def attend_kernel(
             position, taken = tile_queries(tiles, tile, 0, BLOCK_M)
             batch, head = row // heads, row % heads
             x = load_rows(head_base(q, batch, head, q_stride_b, q_stride_h), position, q_stride_n, taken, D, BLOCK_D)
-            k_base = head_base(k, batch, head // group, k_stride_b, k_stride_h)
-            v_base = head_base(v, batch, head // group, v_stride_b, v_stride_h)
+            keys_at = head_base(k, batch, head // group, k_stride_b, k_stride_h), k_stride_n
+            values_at = head_base(v, batch, head // group, v_stride_b, v_stride_h), v_stride_n
             key_node_row = ((row // group) * num_nodes + node).to(tl.int64)
             entries, sizes = tiles[3] + tile * PER_TILE, key_sizes(table, level)
-            steps, meets, samples = met_keys(
+            steps, block_steps, meets = met_keys(
                 data, weights, table, level, key_node_row, entries, sizes, BLOCK_N, PER_TILE
             )
             qk_scale = scale * LOG2_E
@@ -65,17 +62,15 @@ def attend_kernel(
             total = tl.zeros((BLOCK_M,), tl.float32)
             acc = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
             for step in range(steps):
-                key, met, slot, sampled = step_keys(data, meets, step, BLOCK_N, PER_TILE)
-                keys = load_rows(k_base, key, k_stride_n, met, D, BLOCK_D)
-                logits = product(x, keys) * qk_scale
-                logits = weighed(logits, step_weights(samples, met, slot, sampled, BLOCK_M, PER_TILE), PER_TILE)
+                keys, values, logits = meet_keys(
+                    x, keys_at, values_at, qk_scale, block_steps, meets, step, D, DV, BLOCK_N, BLOCK_D, BLOCK_DV, PER_TILE
+                )
                 new_top = tl.maximum(top, tl.max(logits, 1))
                 # Where no key has been met yet there is nothing to rescale, and inf - inf would make a NaN of it.
                 shift = tl.where(new_top == -float("inf"), 0.0, new_top)
                 p = tl.exp2(logits - (shift + room)[:, None])
                 decay = tl.exp2(top - shift)
                 total = total * decay + tl.sum(p, 1)
-                values = load_rows(v_base, key, v_stride_n, met, DV, BLOCK_DV)
                 acc = add_product(p.to(values.dtype), values, acc * decay[:, None])
                 top = new_top
             result = acc / total[:, None]

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from hyperattn_core import params
+from hyperattn_core.triton_backend import geometry
 from hyperattn_core.triton_backend.geometry import FIELDS
 from hyperattn_core.triton_backend.support import interpreted
 
@@ -16,11 +17,12 @@ from hyperattn_core.triton_backend.support import interpreted
 SIZES = [
     "level", "num_levels", "begin", "end", "leaf_len", "heads", "kv_heads", "group", "query_rows", "key_rows",
     "num_queries", "num_keys", "query_chunk", "key_chunk", "query_chunks", "key_chunks", "query_tiles", "key_tiles",
-    "query_tiles_per_chunk", "key_tiles_per_chunk", "tile_size", "tile_programs", "tiles_per_part",
+    "query_tiles_per_chunk", "key_tiles_per_chunk", "tile_size", "tiles_per_part",
 ]  # fmt: skip
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+BIAS_STEP = tl.constexpr(geometry.BIAS_STEP)
 ROUTED_QUERIES = tl.constexpr(params.ROUTED_QUERIES)
 #: More than the queries of a tile.
 MANY = tl.constexpr(1 << 30)
@@ -56,12 +58,19 @@ def head_base(x, batch, head, stride_b, stride_h):
 
 @triton.jit
 def load_rows(base, position, step, valid, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows (len(position), BLOCK_D) gathered by position; zeros where not valid and past D."""
+    """Rows (len(position), BLOCK_D) gathered by position; zeros where not valid (None: all are) and past D."""
     dims = tl.arange(0, BLOCK_D)
     at = base + ((position * step)[:, None] + dims[None, :])
-    if BLOCK_D == D:
-        return tl.load(at, mask=valid[:, None], other=0.0)
-    return tl.load(at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
+    if valid is None:
+        if BLOCK_D == D:
+            rows = tl.load(at)
+        else:
+            rows = tl.load(at, mask=(dims < D)[None, :], other=0.0)
+    elif BLOCK_D == D:
+        rows = tl.load(at, mask=valid[:, None], other=0.0)
+    else:
+        rows = tl.load(at, mask=valid[:, None] & (dims < D)[None, :], other=0.0)
+    return rows
 
 
 @triton.jit
@@ -125,37 +134,105 @@ def key_sizes(table, level):
 @triton.jit
 def met_keys(data, weights, table, level, key_node_row, entries, sizes, BLOCK_N: tl.constexpr, PER_TILE: tl.constexpr):
     """Keys that a tile meets, of its PER_TILE blocks at `entries` and then the samples: the number of steps of BLOCK_N,
-    and what step_keys and step_weights read."""
+    how many of them are of blocks, and what meet_keys reads."""
     node_len, block_size, num_samples = sizes
+    key_at = data + field(table, level, "key_order") + key_node_row * node_len
+    sampled_at = data + field(table, level, "sample_position") + key_node_row * num_samples
     if PER_TILE == 1:
-        low = tl.load(entries) * block_size
-        keys_here = tl.minimum(block_size, node_len - low)
+        block = tl.load(entries)
+        keys_here = tl.minimum(block_size, node_len - block * block_size)
+        biases = block_biases(data, table, level, key_node_row, block)
+        meets = key_at + block * block_size, sampled_at, biases[0], biases[1], num_samples, keys_here
     else:
-        low = 0
         keys_here = PER_TILE * block_size
+        index_at = data + field(table, level, "sample_index") + key_node_row * num_samples
+        weight_at = weights + field(table, level, "samples_drawn") + key_node_row * num_samples
+        meets = key_at, sampled_at, weight_at, index_at, num_samples, keys_here, entries, block_size, node_len
     block_steps = tl.cdiv(keys_here, BLOCK_N)
-    key_at = field(table, level, "key_order") + key_node_row * node_len + low
-    sampled_at = field(table, level, "sample_position") + key_node_row * num_samples
-    index_at = data + field(table, level, "sample_index") + key_node_row * num_samples
-    weight_at = weights + field(table, level, "samples_drawn") + key_node_row * num_samples
-    meets = block_steps, keys_here, num_samples, key_at, sampled_at, entries, block_size, node_len
-    samples = low, block_size, index_at, weight_at, entries
-    return block_steps + tl.cdiv(num_samples, BLOCK_N), meets, samples
+    return block_steps + tl.cdiv(num_samples, BLOCK_N), block_steps, meets
 
 
 @triton.jit
-def step_keys(data, meets, step, BLOCK_N: tl.constexpr, PER_TILE: tl.constexpr):
-    """Positions of the keys of one step, which of them there are, their slots, and True if they are samples."""
-    block_steps, keys_here, num_samples, key_at, sampled_at, entries, block_size, node_len = meets
+def bias_row(length):
+    """The length of a row of biases of so many keys."""
+    return tl.cdiv(length, BIAS_STEP) * BIAS_STEP
+
+
+@triton.jit
+def block_biases(data, table, level, key_node_row, block):
+    """Pointers to log2(w) of a block's own keys and of the samples, as its queries meet them."""
+    num_blocks, row = size(table, level, "num_blocks"), bias_row(size(table, level, "block_size"))
+    bias = level_biases(data, table, level)
+    of_samples = (key_node_row * num_blocks + block) * bias_row(size(table, level, "num_samples"))
+    return bias + tl.where(block == num_blocks - 1, row, 0), bias + 2 * row + of_samples
+
+
+@triton.jit
+def level_biases(data, table, level):
+    """Pointer to the biases of a level, float32: of the keys of a block, of the last block, and of the samples."""
+    return data.to(tl.pointer_type(tl.float32)) + field(table, level, "bias")
+
+
+@triton.jit
+def meet_keys(
+    x, keys_at, values_at, qk_scale, block_steps, meets, step,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    PER_TILE: tl.constexpr,
+):  # fmt: skip
+    """The keys of one step of BLOCK_N: their rows, those of their values, and the logits of queries x, to base 2 and
+    with log2(w) added. keys_at and values_at are the first row of a head and the step between rows."""
+    k_base, k_stride_n = keys_at
+    v_base, v_stride_n = values_at
+    if PER_TILE == 1:
+        key, weight = step_keys(block_steps, meets, step, BLOCK_N)
+        keys = load_rows(k_base, key, k_stride_n, None, D, BLOCK_D)
+        logits = product(x, keys) * qk_scale + weight[None, :]
+        values = load_rows(v_base, key, v_stride_n, None, DV, BLOCK_DV)
+    else:
+        key, met, weight = step_listed_keys(block_steps, meets, step, x.shape[0], BLOCK_N, PER_TILE)
+        keys = load_rows(k_base, key, k_stride_n, met, D, BLOCK_D)
+        logits = product(x, keys) * qk_scale
+        # A NaN of a key stays with the queries that meet it.
+        logits = tl.where(weight == -float("inf"), weight, logits + weight)
+        values = load_rows(v_base, key, v_stride_n, met, DV, BLOCK_DV)
+    return keys, values, logits
+
+
+@triton.jit
+def step_keys(block_steps, meets, step, BLOCK_N: tl.constexpr):
+    """The keys of one step of a tile that meets one block: positions, and log2(w) (BLOCK_N).
+
+    Past the end the last key stands again, with a weight of zero, so that nothing need be masked.
+    """
+    key_at, sampled_at, block_bias, sample_bias, num_samples, keys_here = meets
+    sampled = step >= block_steps
+    slot = tl.where(sampled, step - block_steps, step) * BLOCK_N + tl.arange(0, BLOCK_N)
+    last = tl.where(sampled, num_samples, keys_here) - 1
+    key = tl.load(tl.where(sampled, sampled_at, key_at) + tl.minimum(slot, last))
+    bias_at = tl.where(sampled, sample_bias, block_bias) + slot
+    # Rows of biases are aligned, which the compiler cannot see.
+    return key, tl.load(tl.max_contiguous(tl.multiple_of(bias_at, [16]), [BLOCK_N]))
+
+
+@triton.jit
+def step_listed_keys(block_steps, meets, step, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PER_TILE: tl.constexpr):
+    """The keys of one step of a tile with a list of blocks: positions, which of them there are, and log2(w)
+    (BLOCK_M, BLOCK_N), which is -inf for those that a query does not meet, or has met already."""
+    key_at, sampled_at, weight_at, index_at, num_samples, keys_here, entries, block_size, node_len = meets
     sampled = step >= block_steps
     slot = tl.where(sampled, step - block_steps, step) * BLOCK_N + tl.arange(0, BLOCK_N)
     met = slot < tl.where(sampled, num_samples, keys_here)
-    at = slot
-    if PER_TILE > 1:
-        block = tl.load(entries + slot // block_size, mask=met & ~sampled, other=0)
-        at = tl.where(sampled, slot, block * block_size + slot % block_size)
-        met = met & (block >= 0) & (sampled | (at < node_len))
-    return tl.load(data + tl.where(sampled, sampled_at, key_at) + at, mask=met, other=0), met, slot, sampled
+    block = tl.load(entries + slot // block_size, mask=met & ~sampled, other=0)
+    at = tl.where(sampled, slot, block * block_size + slot % block_size)
+    met = met & (block >= 0) & (sampled | (at < node_len))
+    key = tl.load(tl.where(sampled, sampled_at, key_at) + at, mask=met, other=0)
+    index = tl.load(index_at + slot, mask=met & sampled, other=-1)
+    weight = tl.load(weight_at + slot, mask=met & sampled, other=0.0)
+    query = tl.arange(0, BLOCK_M)[:, None]
+    met_from = slot // block_size * ROUTED_QUERIES // PER_TILE
+    met_upto = first_meets(entries, tl.where(sampled & met, index // block_size, -2), PER_TILE)
+    is_in = met[None, :] & tl.where(sampled, query < met_upto[None, :], query >= met_from[None, :])
+    return key, met, tl.where(is_in, weight[None, :], -float("inf"))
 
 
 @triton.jit
@@ -165,31 +242,3 @@ def first_meets(entries, block, PER_TILE: tl.constexpr):
     listed = tl.load(entries + places, mask=places < PER_TILE, other=-1)
     first = tl.where(listed[None, :] == block[:, None], (places * ROUTED_QUERIES // PER_TILE)[None, :], MANY)
     return tl.min(first, 1)
-
-
-@triton.jit
-def weighed(logits, weight, PER_TILE: tl.constexpr):
-    """Logits with log2(w) added; where some queries do not meet a key that others do, its NaN stays with those."""
-    if PER_TILE == 1:
-        logits += weight
-    else:
-        logits = tl.where(weight == -float("inf"), weight, logits + weight)
-    return logits
-
-
-@triton.jit
-def step_weights(samples, met, slot, sampled, BLOCK_M: tl.constexpr, PER_TILE: tl.constexpr):
-    """log2(w) of the keys of one step, (1 or BLOCK_M, BLOCK_N): 0 for those of the blocks, -inf for those that are not
-    there, that a query does not meet, or that it has met already."""
-    low, block_size, index_at, weight_at, entries = samples
-    # A sampled key of the tile's own block is in the sum already.
-    index = tl.load(index_at + slot, mask=met & sampled, other=-1)
-    weight = tl.load(weight_at + slot, mask=met & sampled, other=0.0)
-    if PER_TILE == 1:
-        is_in = (met & ~((index >= low) & (index < low + block_size)))[None, :]
-    else:
-        query = tl.arange(0, BLOCK_M)[:, None]
-        met_from = slot // block_size * ROUTED_QUERIES // PER_TILE
-        met_upto = first_meets(entries, tl.where(sampled & met, index // block_size, -2), PER_TILE)
-        is_in = met[None, :] & tl.where(sampled, query < met_upto[None, :], query >= met_from[None, :])
-    return tl.where(is_in, weight[None, :], -float("inf"))

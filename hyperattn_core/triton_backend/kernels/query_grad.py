@@ -18,15 +18,13 @@ from hyperattn_core.triton_backend.kernels.common import (
     key_sizes,
     load_grads,
     load_rows,
+    meet_keys,
     met_keys,
     node_tiles,
     product,
     row_offsets,
     size,
-    step_keys,
-    step_weights,
     tile_queries,
-    weighed,
 )
 
 
@@ -71,19 +69,18 @@ def query_kernel(
         first_row = row.to(tl.int64) * num_queries
         x = load_rows(head_base(q, batch, head, q_stride_b, q_stride_h), position, q_stride_n, taken, D, BLOCK_D)
         g, row_lse, row_delta = load_grads(grad_out, lse2, delta, first_row, position, taken, DV, BLOCK_DV)
-        k_base = head_base(k, batch, head // group, k_stride_b, k_stride_h)
-        v_base = head_base(v, batch, head // group, v_stride_b, v_stride_h)
+        keys_at = head_base(k, batch, head // group, k_stride_b, k_stride_h), k_stride_n
+        values_at = head_base(v, batch, head // group, v_stride_b, v_stride_h), v_stride_n
         key_node_row = ((row // group) * num_nodes + node).to(tl.int64)
-        steps, meets, samples = met_keys(data, weights, table, level, key_node_row, entries, sizes, BLOCK_N, PER_TILE)
+        steps, block_steps, meets = met_keys(
+            data, weights, table, level, key_node_row, entries, sizes, BLOCK_N, PER_TILE
+        )
         qk_scale = scale * LOG2_E
         acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
         for step in range(steps):
-            key, met, slot, sampled = step_keys(data, meets, step, BLOCK_N, PER_TILE)
-            keys = load_rows(k_base, key, k_stride_n, met, D, BLOCK_D)
-            values = load_rows(v_base, key, v_stride_n, met, DV, BLOCK_DV)
-            weight = step_weights(samples, met, slot, sampled, BLOCK_M, PER_TILE)
-            logits = product(x, keys) * qk_scale
-            logits = weighed(logits, weight, PER_TILE)
+            keys, values, logits = meet_keys(
+                x, keys_at, values_at, qk_scale, block_steps, meets, step, D, DV, BLOCK_N, BLOCK_D, BLOCK_DV, PER_TILE
+            )
             p = tl.exp2(logits - row_lse[:, None])
             dp = product(g, values)
             ds = p * (dp - row_delta[:, None])

@@ -62,11 +62,10 @@ def candidates(arch: int, dtype: torch.dtype, head_dim: int) -> tuple[AttendConf
         return (AttendConfig(16, 16, 4, 1),)
     if head_dim <= 64:
         return (
+            AttendConfig(128, 64, 4, 3),
+            AttendConfig(128, 64, 4, 5),
+            AttendConfig(64, 64, 4, 3),
             AttendConfig(64, 64, 4, 5, 168 if head_dim > 32 else None),
-            AttendConfig(64, 64, 4, 4, 168),
-            AttendConfig(64, 32, 4, 5, 128),
-            AttendConfig(128, 64, 8, 5, 128 if arch >= 90 else None),
-            AttendConfig(64, 64, 4, 2),
         )
     if head_dim <= 128:
         return (
@@ -104,5 +103,8 @@ def with_tile(config: AttendConfig, tile_size: int) -> AttendConfig:
         return config
     if tile_size >= 64:
         return dataclasses.replace(config, tile_size=tile_size)
-    # Fewer rows need fewer warps, and no limit on what each of their threads holds.
-    return dataclasses.replace(config, tile_size=tile_size, num_warps=min(4, config.num_warps), max_registers=None)
+    # Fewer rows need fewer warps, no limit on what each of their threads holds, and leave room for keys of more steps.
+    stages = 5 if config.block_n == 64 else config.num_stages
+    return dataclasses.replace(
+        config, tile_size=tile_size, num_warps=min(4, config.num_warps), num_stages=stages, max_registers=None
+    )
