@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ METHODS = {"hyper": HyperAttentionParams(), "hyper_paper": HyperAttentionParams.
 SEQ_LENS = (5001, 16384)
 #: In the interpreter, to try the check itself: lengths, and parameters that leave them approximate.
 _SMALL_SEQ_LENS = (61, 90)
-_SMALL = {"block_size": 16, "sample_size": 24, "num_projections": 4, "min_seq_len": 40}
+_SMALL: dict[str, Any] = {"block_size": 16, "sample_size": 24, "num_projections": 4, "min_seq_len": 40}
 _HEADS, _HEAD_DIM = 2, 64
 _DTYPE = torch.bfloat16
 _SEED = 1

@@ -12,7 +12,7 @@ from hyperattn_core.exact_aten import BackwardInputs
 from hyperattn_core.planning.packed import Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.backward import backward
-from hyperattn_core.triton_backend.configure import attend_config
+from hyperattn_core.triton_backend.configure import attend_config, backward_config
 from hyperattn_core.triton_backend.forward import forward
 from hyperattn_core.triton_backend.plan import packed_plan
 from tests.helpers.ledger import Ledger
@@ -55,7 +55,7 @@ def test_the_count_is_what_a_call_allocates(is_causal: bool, heads: int, kv_head
     q, k, v = call.inputs()
     settings = Settings(call.parameters(), is_causal, 64)
     counted = hyper_peak(CallSizes(plan_shape(q, k), 64, v.shape[3], is_causal, call.parameters()))
-    config = attend_config(q.device, q.dtype, 64, 64)
+    config, of_gradients = attend_config(q.device, q.dtype, 64, 64), backward_config(q.device, q.dtype, 64)
     packed_plan(q, k, 3, settings, 0.125)  # fills the tables that are kept
     with Ledger([q, k, v], collect=True) as ledger:
         packed = packed_plan(q, k, 3, settings, 0.125)
@@ -66,5 +66,5 @@ def test_the_count_is_what_a_call_allocates(is_causal: bool, heads: int, kv_head
     grad_out = normal(*out.shape, seed=7, dtype=out.dtype)
     given = [q, k, v, packed.data, packed.weights, out, lse, grad_out]
     with Ledger(given, collect=True) as ledger:
-        backward(BackwardInputs(grad_out, None, q, k, v, out, lse), packed, 0.125)
+        backward(BackwardInputs(grad_out, None, q, k, v, out, lse), packed, 0.125, of_gradients)
     assert kept + ledger.peak_bytes == pytest.approx(counted.backward, abs=TABLE_BYTES)
