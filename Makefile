@@ -29,7 +29,7 @@ help:
 	@echo "make reproduce-fig4  measure this machine and draw the paper's Fig. 4 (ten to twenty minutes on two cores)"
 	@echo "make reproduce-fig3  perplexity of a small language model by patched layers, as in the paper's Fig. 3"
 	@echo "make test            run the tests (within six minutes on two cores), but for those marked slow"
-	@echo "make gpu             test and measure on the NVIDIA GPU of this machine; GPU_BUDGET=8m is a short one, DRY_RUN=1 a look"
+	@echo "make gpu             check and measure on the NVIDIA GPU of this machine; GPU_BUDGET=8m is a short one, DRY_RUN=1 a look"
 	@echo "make kernels         registers, spills and shared memory of every GPU kernel; needs no GPU"
 	@echo "make lint            ruff, mypy, import-linter and the check of sizes"
 	@echo "make format          let ruff format the code"
@@ -71,13 +71,11 @@ reproduce-fig3: $(INSTALLED)
 	$(BIN)/hyperbench run sweep=patched_layers "out=$(RUN)" $(RESUME) $(ARGS) || test $$? -eq 1
 	$(BIN)/hyperbench plot fig3 --run "$(RUN)"
 
-# KEEP_GOING=1 measures although tests fail, FRESH=1 measures everything again, OUT=DIR names the folder of the results,
-# ARGS="--only headline" chooses steps. docs/gpu.md tells the rest.
+# OUT=DIR names the folder of the results, ARGS="--only headline" chooses steps. docs/gpu.md tells the rest.
 gpu: export GPU_BUDGET := $(GPU_BUDGET)
 gpu: export OUT := $(OUT)
 gpu:
-	@"$(GPU_PYTHON)" -m tools.gpu_reference $(if $(call is_on,DRY_RUN),--dry-run) \
-	  $(if $(call is_on,KEEP_GOING),--keep-going) $(if $(call is_on,FRESH),--fresh) --out "$$OUT" $(ARGS)
+	@"$(GPU_PYTHON)" -m tools.gpu_reference $(if $(call is_on,DRY_RUN),--dry-run) --out "$$OUT" $(ARGS)
 
 # ARGS="--candidates --head-dim 64 128" prints more.
 kernels: $(INSTALLED)

@@ -81,7 +81,9 @@ def kernel_settings(dtype: torch.dtype = torch.bfloat16, head_dim: int = 64) -> 
 
     from hyperattn_core.triton_backend import configure, leaves
 
-    configure.chosen(torch.device("cuda", torch.cuda.current_device()), dtype, head_dim)
+    device = torch.device("cuda", torch.cuda.current_device())
+    configure.chosen(device, dtype, head_dim)
+    configure.backward_config(device, dtype, head_dim)
     return {"triton": triton.__version__, **configure.describe(), **leaves.describe_leaves()}
 
 

@@ -44,7 +44,7 @@ def exact_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float
         # A masked probability of 0 times a non-finite value would reach rows that do not see it: take such values
         # out of the product and add them to the rows from their position on.
         finite = v.isfinite()
-        spread = torch.where(finite, 0.0, v).cumsum(dim=2)
+        spread = _so_far(torch.where(finite, 0.0, v))
         v = torch.where(finite, v, 0.0)
     outs, lses = [], []
     for q_group in [q] if takes_groups(q, v) else _groups(q, k.shape[1]):
@@ -52,6 +52,14 @@ def exact_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float
         outs.append(out if spread is None else out + spread.to(out.dtype))
         lses.append(lse)
     return _ungroup(outs), _ungroup(lses)
+
+
+def _so_far(x: Tensor) -> Tensor:
+    """The sums of every row and those before it, along dimension 2; x holds zeros, infinities and NaN alone."""
+    if torch.are_deterministic_algorithms_enabled():
+        # A cumulative sum raises there on CUDA. Extremes take a NaN on too, and cost a pass more.
+        return x.cummax(dim=2).values + x.cummin(dim=2).values
+    return x.cumsum(dim=2)
 
 
 def fused_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> Attended:

@@ -1,7 +1,7 @@
-"""`make gpu`: the tests on the GPU, then `hyperbench run` on the sweeps gpu_*, in the order of what is worth most.
+"""`make gpu`: a check of the kernels, then ordinary `hyperbench run` commands, in the order of what is worth most.
 
-The commands depend on the options and the machine alone, and each of them resumes its own run: so the same command goes
-on where it was stopped, and nothing else needs to be remembered.
+The commands depend on the options and the machine alone, and each run resumes: the same command goes on where it was
+stopped. An archive of the folder is renewed after every step.
 """
 
 from __future__ import annotations
@@ -15,15 +15,39 @@ import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Each is the sweep gpu_<name> and the folder <name>.
-STEPS = ("headline", "backward", "stages", "leaves", "long", "fig4", "fig4_backward")
+#: Checked first, and not timed where they are wrong: the library's default estimator and the paper's.
+OURS = ("hyper", "hyper_paper")
+_ALL = ("flash2", "cudnn", *OURS)
+_HEADLINE = "sweep=fig4 shape.seq_len=131072"
+#: Methods and words of each run, whose folder is its name.
+RUNS = {
+    "headline": (_ALL, f"{_HEADLINE} passes=[forward]"),
+    "both_passes": (_ALL, f"{_HEADLINE} passes=[forward_backward] error.grad_max_seq_len=32768"),
+    "stages": (OURS, "sweep=stages shape.seq_len=131072 error.seeds=[0]"),
+    "leaves": (
+        OURS[:1],
+        "sweep=min_seq_len shape.seq_len=131072 method.hyper.min_seq_len=1024,2048,4096 passes=[forward]",
+    ),
+    "fig4": (
+        _ALL, "sweep=fig4 shape.seq_len=131072,65536,32768,16384,8192,4096 error.grad_max_seq_len=32768",
+    ),
+    "long": (OURS, "shape.seq_len=1048576 shape.heads=1 is_causal=false,true passes=[forward] error.seeds=[0]"),
+}  # fmt: skip
+STEPS = (*RUNS, "tests")
+#: The run of five rounds (fresh processes), all others have one; of a budget it leaves a part to the steps after it.
+_ROUNDS = {"fig4": 5}
+_SHARE = {"fig4": 0.8}
+_CHECK_S = 180.0
+#: Runs whose speedups are printed in the end.
+_SHOWN = ("headline", "both_passes")
 #: Figures need plotly and .parquet needs pyarrow, but both can be made later, elsewhere, from the journal.
 _NEEDED = ("torch", "triton", "pandas", "hydra", "omegaconf", "msgspec", "yaml", "typer", "rich", "pytest")
 #: Kernels are compiled, whatever the shell says; the tests need no plugin of pytest, and one may be broken there.
@@ -35,24 +59,14 @@ print(torch.__version__, torch.version.cuda, name, sep=chr(10))
 #: Words of a device's name that tell no two devices of one memory size apart.
 _NOISE = re.compile(r"nvidia|tesla|geforce|graphics|generation|gpu|hbm\d*e?|sxm\d*")
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
-#: Rounds (fresh processes) for budgets below so many seconds; without a budget those of protocol=strict.
-_ROUNDS = ((1200.0, 1), (3000.0, 3))
-_ALL_ROUNDS = 5
-_TESTS_SHARE = 0.35
-#: Kept back from the budget for the figures and for a run that is stopped to write its tables.
-_MARGIN_S = 15.0
-_SETTLE_S = 60.0
+#: How long a run that is stopped may take to write its tables; as much of a budget is kept back.
+_SETTLE_S = 20.0
 _PR_SET_PDEATHSIG = 1
 #: Made before any fork: between fork and exec nothing may be imported.
 _die_with_parent = partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGTERM)
 _NO_TESTS = 5
 _DONE, _FAILED, _USAGE, _INTERRUPTED = 0, 1, 2, 130
 _SPENT = "the budget is spent"
-#: Baseline, is_causal and the speedup meant to be reached on an H100 at n = 131,072, 12 heads, head_dim 64, bfloat16.
-_TARGETS = (
-    ("flash2", False, "120x, on the way to 230x"), ("flash2", True, "20x, on the way to 37x"),
-    ("cudnn", False, "90x"), ("cudnn", True, "15x"),
-)  # fmt: skip
 
 
 class Machine(NamedTuple):
@@ -84,9 +98,12 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _reference(args: argparse.Namespace, machine: Machine) -> int:
     begun_s, budget_s = time.monotonic(), parse_budget(args.budget)
-    folder = Path(args.out).absolute() if args.out else Path("results/reference") / gpu_folder(machine.name)
-    steps = commands(folder, budget_s, args.device, [*args.words, "--fresh" if args.fresh else "--resume"], args.only)
-    print(f"machine: {machine.name or 'no GPU'} ({machine.versions})\nresults: {folder}", flush=True)
+    folder = Path(args.out or Path("results/reference") / gpu_folder(machine.name)).absolute()
+    archive = Path(args.archive or f"{folder}.tar.gz").absolute()
+    steps = commands(folder, args.device, args.words, args.only)
+    print(
+        f"machine: {machine.name or 'no GPU'} ({machine.versions})\nresults: {folder}\narchive: {archive}", flush=True
+    )
     if args.dry_run:
         if machine.problem:
             print(f"nothing can be measured here: {machine.problem}; this is what a GPU would do")
@@ -96,47 +113,87 @@ def _reference(args: argparse.Namespace, machine: Machine) -> int:
         return _DONE
     if machine.problem:
         raise ValueError(machine.problem)
-    ended = {}
-    for name, command in steps.items():
-        left_s = None
-        if budget_s is not None:
-            end_s = _TESTS_SHARE * budget_s if name == "tests" else budget_s - _MARGIN_S
-            left_s = end_s - (time.monotonic() - begun_s)
-            if left_s <= 0:
-                ended[name] = f"not begun: {_SPENT}"
-                continue
-        print(f"\n== {name}", flush=True)
-        code = run_until(command, left_s)
-        if code == _NO_TESTS and name == "tests" and args.device == "cpu":
-            code = _DONE  # All are skipped without a GPU. On a GPU that is a failure.
-        ended[name] = {_DONE: "done", _FAILED: "some failed", None: f"stopped: {_SPENT}"}.get(code, f"exit code {code}")
-        if name == "tests" and code and not args.keep_going:
-            print(f"tests: {ended[name]}, so nothing is measured; KEEP_GOING=1 measures all the same")
-            return _FAILED
-    _draw([folder / name for name in steps if (ROOT / folder / name / "journal.jsonl").exists()])
-    print("\n== in short")
-    print("\n".join([*(f"{name}: {end}" for name, end in ended.items()), *target_lines(ROOT / folder / STEPS[0])]))
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def left_s() -> float | None:
+        return None if budget_s is None else budget_s - _SETTLE_S - (time.monotonic() - begun_s)
+
+    ended: dict[str, str] = {}
+    for name in steps:
+        wrong = [method for method in OURS if ended.get(f"check_{method}", "done") != "done"]
+        command = commands(folder, args.device, args.words, args.only, wrong)[name]
+        limit_s = left_s()
+        if not command:
+            ended[name] = f"left out: {' and '.join(wrong)} failed the check"
+        elif limit_s is not None and limit_s <= 0:
+            ended[name] = f"not begun: {_SPENT}"
+        else:
+            print(f"\n== {name}", flush=True)
+            try:
+                ended[name] = _ending(name, run_until(command, _limit(name, limit_s)), args.device)
+            finally:
+                pack(folder, archive)
+    _draw([folder / name for name in steps if (folder / name / "journal.jsonl").exists()], left_s)
+    pack(folder, archive)
+    print("\n== in short", flush=True)
+    for name in _SHOWN:
+        if (folder / name / "journal.jsonl").exists():
+            run_until([sys.executable, "-m", "hyperbench", "show", "--run", str(folder / name)], _SETTLE_S)
+    print("\n".join(f"{name}: {end}" for name, end in ended.items()))
     return _DONE if set(ended.values()) == {"done"} else _FAILED
 
 
 def commands(
-    folder: Path, budget_s: float | None, device: str, more: Sequence[str] = (), only: str = ""
+    folder: Path, device: str, more: Sequence[str] = (), only: str = "", wrong: Sequence[str] = ()
 ) -> dict[str, list[str]]:
-    """Command of each step in order: the tests, then the runs, with more words at the end of each.
+    """Command of each step in order: the checks, the runs, the tests; an empty one where no method is left to time.
 
-    A short budget takes one round and leaves out the tests marked slow. The tests read no conftest.py but that of
-    tests/gpu: what the others import may be missing on the machine of the GPU. Raises ValueError on unknown steps.
+    More words KEY=VALUE replace those of the runs. The tests read no conftest.py but that of tests/gpu: what the others
+    import may be missing on the machine of the GPU. Raises ValueError on unknown steps.
     """
     chosen = only.split(",") if only else STEPS
     if unknown := set(chosen) - set(STEPS):
         raise ValueError(f"--only={only}: there is no step {min(unknown)!r}; allowed: {', '.join(STEPS)}")
-    rounds = next((few for below_s, few in _ROUNDS if budget_s is not None and budget_s < below_s), _ALL_ROUNDS)
-    tests = ["pytest", "--confcutdir=tests/gpu", "-rfEs", *(["-m", "not slow"] if rounds == 1 else [])]
-    found = {"tests": [*tests, f"--junitxml={folder / 'tests.xml'}", "tests/gpu"]}
-    settings = [f"device={device}", "protocol=strict", f"protocol.rounds={rounds}"]
-    for name in (step for step in STEPS if step in chosen):
-        found[name] = ["hyperbench", "run", f"sweep=gpu_{name}", *settings, f"out={folder / name}", *more]
-    return {name: [sys.executable, "-m", *words] for name, words in found.items()}
+    found = {
+        f"check_{method}": ["tools.gpu_check", method, f"--device={device}", f"--out={folder / f'check_{method}.txt'}"]
+        for method in OURS
+    }
+    for name, (methods, words) in RUNS.items():
+        timed = [method for method in methods if method not in wrong]
+        settings = [f"device={device}", "protocol=strict", f"protocol.rounds={_ROUNDS.get(name, 1)}"]
+        every = [*words.split(), f"method=[{','.join(timed)}]", *settings, f"out={folder / name}", *more]
+        by_key = {word.split("=", 1)[0]: word for word in every}
+        found[name] = ["hyperbench", "run", *by_key.values(), "--resume"] if timed else []
+    found["tests"] = ["pytest", "--confcutdir=tests/gpu", "-rfEs", f"--junitxml={folder / 'tests.xml'}", "tests/gpu"]
+    return {
+        name: [sys.executable, "-m", *words] if words else []
+        for name, words in found.items()
+        if name in chosen or name not in STEPS
+    }
+
+
+def _limit(name: str, left_s: float | None) -> float | None:
+    """The most seconds of a step, of those that are left."""
+    if name not in STEPS:
+        return _CHECK_S if left_s is None else min(_CHECK_S, left_s)
+    return None if left_s is None else left_s * _SHARE.get(name, 1.0)
+
+
+def _ending(name: str, code: int | None, device: str) -> str:
+    if code is None:
+        return "stopped: its time was up"
+    if code == _NO_TESTS and name == "tests" and device == "cpu":
+        code = _DONE  # All are skipped without a GPU. On a GPU that is a failure.
+    return {_DONE: "done", _FAILED: "some failed"}.get(code, f"exit code {code}")
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Renew the archive of a folder; a kill on the way leaves the one before."""
+    part = archive.with_name(f"{archive.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(part, "w:gz") as file:
+        file.add(folder, folder.name, filter=lambda x: None if folder.parent / x.name in (archive, part) else x)
+    part.replace(archive)
 
 
 def parse_budget(text: str) -> float | None:
@@ -191,49 +248,26 @@ def run_until(command: Sequence[str], limit_s: float | None) -> int | None:
         return None
 
 
-def _draw(runs: Sequence[Path]) -> None:
-    """Draw the figures of runs; without plotly the commands that draw them elsewhere are printed."""
-    lines = [["hyperbench", "plot", "--run", str(run), "--format", "png,html"] for run in runs]
-    try:
-        importlib.import_module("plotly")
-    except ImportError:
-        print("\nfigures are left for later, on any machine with plotly and kaleido:")
-        print("\n".join(f"  {shlex.join(line)}" for line in lines))
-    else:
-        for line in lines:
-            run_until([sys.executable, "-m", *line], None)
-
-
-def target_lines(run: Path, seq_len: int = 131072) -> list[str]:
-    """Speedups of a run's forward pass alongside their targets, one a line; "not measured" where there is none."""
-    from hyperbench.analyze.rounds import add_speedup
-    from hyperbench.store.files import StoreError
-    from hyperbench.store.run_folder import load_run
-
-    found = []
-    for baseline, is_causal, target in _TARGETS:
-        try:
-            rows = add_speedup(load_run(run).passes, baseline).query("method == 'hyper' and `pass` == 'forward'")
-            speedup = rows[(rows["seq_len"] == seq_len) & (rows["is_causal"] == is_causal)]["speedup"].median()
-        except StoreError:
-            speedup = float("nan")
-        measured = f"{speedup:.1f}x" if speedup > 0 else "not measured"
-        masking = "causal" if is_causal else "not causal"
-        found.append(f"forward, {masking}, n = {seq_len:,}, over {baseline}: {measured} (target {target})")
-    return found
+def _draw(runs: Sequence[Path], left_s: Callable[[], float | None]) -> None:
+    """Draw the figures of runs; without plotly, or time, the commands that draw them elsewhere are printed."""
+    for run in runs:
+        line, limit_s = ["hyperbench", "plot", "--run", str(run)], left_s()
+        if importlib.util.find_spec("plotly") and (limit_s is None or limit_s > 0):
+            run_until([sys.executable, "-m", *line], limit_s)
+        else:
+            print(f"for later, on any machine with plotly: {shlex.join(line)}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_reference", description=__doc__)
     given = os.environ.get("GPU_BUDGET", "")
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="more words for every `hyperbench run`")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="words that replace those of every run")
     parser.add_argument("--budget", default=given, metavar="TIME", help="time for all, such as 90s, 8m or 1h")
     parser.add_argument("--dry-run", action="store_true", help="print the machine and the commands")
-    parser.add_argument("--keep-going", action="store_true", help="measure although tests failed")
-    parser.add_argument("--fresh", action="store_true", help="measure everything again")
-    parser.add_argument("--only", default="", metavar="STEP,...", help=f"of {', '.join(STEPS)}")
+    parser.add_argument("--only", default="", metavar="STEP,...", help=f"after the checks; of {', '.join(STEPS)}")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: to try the logic")
     parser.add_argument("--out", metavar="DIR", help="folder of the results; default: results/reference/<gpu>")
+    parser.add_argument("--archive", metavar="FILE", help="archive of that folder; default: DIR.tar.gz")
     return parser
 
 

@@ -15,7 +15,7 @@ from hyperattn_core.planning.plan import LevelPlan
 from hyperattn_core.triton_backend import backward as gradients
 from hyperattn_core.triton_backend import forward as passes
 from hyperattn_core.triton_backend import packing, plan
-from hyperattn_core.triton_backend.configure import attend_config, default_tile_size
+from hyperattn_core.triton_backend.configure import attend_config, backward_config, default_tile_size
 from hyperattn_core.triton_backend.geometry import geometry
 
 __all__ = ["backward", "default_tile_size", "forward", "pack", "packed_plan", "plan_sizes", "unpack"]
@@ -58,4 +58,5 @@ def forward(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> At
 def backward(inputs: BackwardInputs, packed: Packed, scale: float) -> Gradients:
     """dq, dk and dv in the dtype of q."""
     with torch.cuda.device_of(inputs.q):
-        return gradients.backward(inputs, packed, scale)
+        config = backward_config(inputs.q.device, inputs.q.dtype, max(inputs.q.shape[3], inputs.v.shape[3]))
+        return gradients.backward(inputs, packed, scale, config)

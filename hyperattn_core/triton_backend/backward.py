@@ -14,7 +14,6 @@ from hyperattn_core.exact_aten import BackwardInputs, Gradients
 from hyperattn_core.leaves import as_leaves, leaf_slices, store_leaves
 from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import plan_shape
-from hyperattn_core.triton_backend.configure import backward_config
 from hyperattn_core.triton_backend.device_tables import level_table
 from hyperattn_core.triton_backend.geometry import (
     TILES_PER_PART,
@@ -37,13 +36,13 @@ _REDUCE_SLOTS = 16
 _ROUTED_KEYS_AT_ONCE = 16
 
 
-def backward(inputs: BackwardInputs, packed: Packed, scale: float) -> Gradients:
+def backward(inputs: BackwardInputs, packed: Packed, scale: float, config: BackwardConfig) -> Gradients:
     """dq, dk, dv in the dtype of q, from the final out (B, H, Nq, Dv) and lse (B, H, Nq) of every row.
 
     A causal call adds the levels to the gradients of its leaves one after another, in float32: first dq, then dk and
     dv, so that only those two are held in float32 together.
     """
-    work = BackwardWork(inputs, packed, scale)
+    work = BackwardWork(inputs, packed, scale, config)
     work.delta()
     work.samples()
     if packed.settings.is_causal:
@@ -63,14 +62,13 @@ def backward(inputs: BackwardInputs, packed: Packed, scale: float) -> Gradients:
 class BackwardWork:
     """The buffers of one backward pass, and its steps."""
 
-    def __init__(self, inputs: BackwardInputs, packed: Packed, scale: float) -> None:
+    def __init__(self, inputs: BackwardInputs, packed: Packed, scale: float, config: BackwardConfig) -> None:
         self.q, self.k, self.v = (dense_rows(x) for x in (inputs.q, inputs.k, inputs.v))
         rest = {name: x.contiguous() for name, x in vars(inputs).items() if x is not None and name not in "qkv"}
         self.inputs = replace(inputs, q=self.q, k=self.k, v=self.v, **rest)
-        self.packed, self.scale = packed, scale
+        self.packed, self.scale, self.config = packed, scale, config
         self.where = where = geometry(plan_shape(self.q, self.k), packed.settings)
         self.table = level_table(where, str(self.q.device))
-        self.config = backward_config(self.q.device, self.q.dtype, max(self.q.shape[3], self.v.shape[3]))
         self.deltas = torch.empty_like(self.inputs.lse, dtype=torch.float32)
         # Of a row in which one key outweighs all others this is that key's logit to the last bit: it weighs one.
         self.lse2 = torch.mul(self.inputs.lse, LOG2_E.value, out=torch.empty_like(self.deltas))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperattn_core.exact_aten as exact_module
 from hyperattn_core import exact_attention
+from hyperattn_core.exact import exact_forward
 from tests.helpers.core_inputs import (
     LAYOUTS,
     assert_close,
@@ -139,3 +145,34 @@ def test_no_queries_give_no_rows_and_no_gradient() -> None:
     assert lse.shape == (1, 1, 0)
     for gradient, x in zip(torch.autograd.grad(out.sum() + lse.sum(), (q, k, v)), (q, k, v), strict=True):
         assert torch.equal(gradient, torch.zeros_like(x))
+
+
+class FloatSums(TorchDispatchMode):
+    """Counts cumulative sums of floating point numbers: under deterministic algorithms they raise on CUDA."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket is torch.ops.aten.cumsum and args[0].is_floating_point()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_deterministic_algorithms_give_the_same_without_a_cumulative_sum(dtype: torch.dtype) -> None:
+    q, k, v = (x.to(dtype) for x in qkv(queries=67, heads=2, dim=8))
+    v[0, 0, 9, 0], v[0, 0, 11, 1], v[0, 1, 4, 0], v[0, 1, 60, 0] = math.inf, math.nan, -math.inf, math.inf
+    # Beneath the operator, whose insides no mode sees.
+    call = functools.partial(exact_forward, q, k, v, True, 0.3)
+    with FloatSums() as sums:
+        expected = call()
+    assert sums.count == 1
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with FloatSums() as sums:
+            found = call()
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert sums.count == 0
+    assert not expected[0].isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0, equal_nan=True)

@@ -1,4 +1,4 @@
-"""`make gpu` without a GPU: names, budgets, commands, and which step stops what; nothing is measured."""
+"""`make gpu` without a GPU: names, budgets, commands, what a failure leaves out, the archive; nothing is measured."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from hyperbench.measure.runner.prepare import prepare
 from tests.helpers.made_runs import facts
 from tools import gpu_reference
-from tools.gpu_reference import STEPS, Machine, commands, gpu_folder, parse_budget, run_until, target_lines
+from tools.gpu_reference import OURS, RUNS, STEPS, Machine, commands, gpu_folder, pack, parse_budget, run_until
 
 ROOT = Path(__file__).parents[2]
 H100 = Machine("NVIDIA H100 80GB HBM3", "Python 3.12.1, torch 2.11.0, CUDA 12.8")
@@ -61,29 +62,44 @@ def test_other_budgets_are_refused_in_one_line(text: str) -> None:
         parse_budget(text)
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", RUNS)
 def test_every_run_is_one_that_hyperbench_takes_with_the_largest_length_first(name: str) -> None:
-    command = commands(Path("out"), 480.0, "cuda")[name]
-    words = command[command.index("run") + 1 :]
+    command = commands(Path("out"), "cuda")[name]
+    words = [word for word in command[command.index("run") + 1 :] if word != "--resume"]
 
     found = prepare(words, lambda request, env: facts(request, env, **GPU_FACTS))
 
     config, points = found.config, found.points
-    assert (config.device.name, config.protocol.name, config.protocol.rounds) == ("cuda", "strict", 1)
+    rounds = 5 if name == "fig4" else 1
+    assert (config.device.name, config.protocol.name, config.protocol.rounds) == ("cuda", "strict", rounds)
     assert points[0].seq_len == max(point.seq_len for point in points) == (1048576 if name == "long" else 131072)
     assert {point.heads for point in points} == {1 if name == "long" else 12}
-    assert ("forward" in config.passes) != ("backward" in name)
-    if name in ("headline", "backward", "fig4", "fig4_backward"):
-        assert {(p.method, p.is_causal) for p in points} >= {
-            (method, is_causal) for method in ("flash2", "cudnn", "hyper") for is_causal in (False, True)
-        }
+    assert {p.method for p in points} == set(RUNS[name][0])
+    assert {p.is_causal for p in points} == ({True} if name == "leaves" else {False, True})
+    passes = {"both_passes": ("forward_backward",), "fig4": ("forward", "backward", "forward_backward")}
+    assert config.passes == passes.get(name, ("forward",))
+    assert config.stages == (name == "stages")
 
 
-def test_a_longer_budget_takes_more_rounds_and_all_tests() -> None:
-    found = [commands(Path("out"), budget_s, "cuda") for budget_s in (60.0, 1800.0, 36000.0, None)]
-    assert [next(w for w in f["headline"] if "rounds" in w)[-1] for f in found] == ["1", "3", "5", "5"]
-    assert ["not slow" in f["tests"] for f in found] == [True, False, False, False]
-    assert all(list(f) == ["tests", *STEPS] for f in found)
+def test_a_method_that_is_wrong_is_left_out_of_every_run() -> None:
+    found = commands(Path("out"), "cuda", wrong=["hyper"])
+    assert not found["leaves"]
+    assert all("hyper" not in word_methods(found[name]) for name in RUNS if name != "leaves")
+    assert word_methods(found["headline"]) == ["flash2", "cudnn", "hyper_paper"]
+    both = commands(Path("out"), "cuda", wrong=OURS)
+    assert [name for name in RUNS if not both[name]] == ["stages", "leaves", "long"]
+
+
+def word_methods(command: Sequence[str]) -> list[str]:
+    """The methods that a command times."""
+    (word,) = (word for word in command if word.startswith("method="))
+    return word.removeprefix("method=[").removesuffix("]").split(",")
+
+
+def test_words_replace_those_of_the_runs() -> None:
+    command = commands(Path("out"), "cuda", ["shape.seq_len=64", "protocol.max_samples=3"])["fig4"]
+    assert [word for word in command if word.startswith("shape.seq_len=")] == ["shape.seq_len=64"]
+    assert "protocol.max_samples=3" in command
 
 
 class Processes:
@@ -97,13 +113,18 @@ class Processes:
     def __call__(self, command: Sequence[str], limit_s: float | None) -> int | None:
         self.commands.append(list(command))
         self.limits.append(limit_s)
-        name = next((Path(word).name for word in command if word.startswith("out=")), "tests")
-        return self._ends.get(name, 0)
+        return self._ends.get(self._name(command), 0)
+
+    @staticmethod
+    def _name(command: Sequence[str]) -> str:
+        if "tools.gpu_check" in command:
+            return f"check_{command[3]}"
+        return next((Path(word).name for word in command if word.startswith("out=")), "tests")
 
     @property
-    def measured(self) -> list[str]:
-        """The names of the runs that were begun."""
-        return [Path(word).name for command in self.commands for word in command if word.startswith("out=")]
+    def begun(self) -> list[str]:
+        """The names of the steps that were begun."""
+        return [self._name(command) for command in self.commands]
 
 
 RunGpu = Callable[..., int]
@@ -121,51 +142,51 @@ def run_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunGpu:
     return call
 
 
-def test_all_steps_run_after_the_tests_the_headline_first(run_gpu: RunGpu) -> None:
+CHECKS = [f"check_{method}" for method in OURS]
+
+
+def test_checks_come_first_then_the_headline_and_the_tests_last(run_gpu: RunGpu) -> None:
     processes = Processes()
     assert run_gpu(processes) == 0
-    assert "pytest" in processes.commands[0]
-    assert processes.measured == list(STEPS)
-    assert processes.limits == [None] * len(processes.commands)
+    assert processes.begun == [*CHECKS, "headline", "both_passes", "stages", "leaves", "fig4", "long", "tests"]
+    assert processes.limits == [180.0, 180.0] + [None] * len(STEPS)
 
 
 @pytest.mark.parametrize("budget", ["", "8m", "30m"])
 def test_one_that_was_stopped_and_goes_on_measures_with_the_same_settings(run_gpu: RunGpu, budget: str) -> None:
-    stopped, again = Processes(backward=None, stages=130), Processes()
+    stopped, again = Processes(both_passes=None, stages=130), Processes()
     assert run_gpu(stopped, "--budget", budget, "error.seeds=[0]") == 1
-    assert run_gpu(again, "--budget", budget, "error.seeds=[0]") == 0
+    assert run_gpu(again, "error.seeds=[0]") == 0
     assert again.commands == stopped.commands
-    assert all(command[-1] == "--resume" for command in again.commands[1:])
+    assert all("--resume" in command for command in again.commands if "run" in command)
 
 
-def test_fresh_measures_everything_again_and_only_chooses_steps(run_gpu: RunGpu) -> None:
+def test_steps_can_be_chosen_and_are_checked_first(run_gpu: RunGpu) -> None:
     processes = Processes()
-    assert run_gpu(processes, "--fresh", "--only", "stages,headline") == 0
-    assert processes.measured == ["headline", "stages"]
-    assert all("--resume" not in command and "--fresh" in command for command in processes.commands[1:])
+    assert run_gpu(processes, "--only", "stages,headline") == 0
+    assert processes.begun == [*CHECKS, "headline", "stages"]
 
 
-@pytest.mark.parametrize("code", [1, 3, 5])
-def test_failing_tests_stop_it_unless_it_is_to_go_on(
-    run_gpu: RunGpu, code: int, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("code", [1, -11, None])
+def test_a_wrong_method_alone_is_not_timed(
+    run_gpu: RunGpu, code: int | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    processes = Processes(tests=code)
+    processes = Processes(check_hyper=code)
     assert run_gpu(processes) == 1
-    assert processes.measured == []
-    assert "KEEP_GOING=1" in capsys.readouterr().out
-    going = Processes(tests=code)
-    assert run_gpu(going, "--keep-going") == 1
-    assert going.measured == list(STEPS)
+    assert processes.begun == [*CHECKS, *(name for name in STEPS if name != "leaves")]
+    timed = [word_methods(command) for command in processes.commands if "run" in command]
+    assert timed[0] == ["flash2", "cudnn", "hyper_paper"]
+    assert not any("hyper" in methods for methods in timed)
+    assert "leaves: left out: hyper failed the check" in capsys.readouterr().out
 
 
 def test_steps_that_fail_stop_nothing_and_are_told(run_gpu: RunGpu, capsys: pytest.CaptureFixture[str]) -> None:
-    processes = Processes(headline=1, backward=2, stages=None)
+    processes = Processes(headline=1, both_passes=2, stages=None, tests=1)
     assert run_gpu(processes) == 1
-    assert processes.measured == list(STEPS)
+    assert processes.begun == [*CHECKS, *STEPS]
     told = capsys.readouterr().out
-    for line in ("headline: some failed", "backward: exit code 2", "stages: stopped: the budget", "fig4: done"):
+    for line in ("headline: some failed", "both_passes: exit code 2", "stages: stopped", "fig4: done", "tests: some"):
         assert line in told
-    assert told.count("not measured (target ") == 4
 
 
 def test_a_budget_limits_every_step_and_a_spent_one_begins_none(
@@ -179,11 +200,42 @@ def test_a_budget_limits_every_step_and_a_spent_one_begins_none(
             return super().__call__(*args)
 
     monkeypatch.setattr(gpu_reference.time, "monotonic", lambda: now[0])
-    processes = Slow(tests=None)
-    assert run_gpu(processes, "--budget", "8m") == 1
-    assert processes.measured == ["headline", "backward"]
-    assert processes.limits == [168.0, 265.0, 65.0]
-    assert "stages: not begun: the budget is spent" in capsys.readouterr().out
+    processes = Slow()
+    assert run_gpu(processes, "--budget", "8m", "--only", "fig4,tests") == 1
+    assert processes.begun == [*CHECKS, "fig4"]
+    assert processes.limits == [180.0, 180.0, 0.8 * 60.0]
+    assert "tests: not begun: the budget is spent" in capsys.readouterr().out
+
+
+def test_the_archive_is_renewed_after_every_step_and_is_whole_at_any_time(run_gpu: RunGpu, tmp_path: Path) -> None:
+    folder, archive = tmp_path / "h100-80gb", tmp_path / "h100-80gb.tar.gz"
+    seen = []
+
+    class Writing(Processes):
+        def __call__(self, command: Sequence[str], limit_s: float | None) -> int | None:
+            seen.append(members(archive) if archive.exists() else [])
+            (folder / f"{len(seen)}.txt").write_text("measured")
+            if self._name(command) == "tests":
+                raise KeyboardInterrupt
+            return super().__call__(command, limit_s)
+
+    assert run_gpu(Writing()) == 130
+    assert seen == [[f"{i + 1}.txt" for i in range(count)] for count in range(len(seen))]
+    assert members(archive) == [f"{i + 1}.txt" for i in range(len(seen))]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["h100-80gb", "h100-80gb.tar.gz"]
+
+
+def test_an_archive_in_its_own_folder_does_not_hold_itself(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("1")
+    for _ in range(2):
+        pack(tmp_path, tmp_path / "all.tar.gz")
+    assert members(tmp_path / "all.tar.gz") == ["table.csv"]
+
+
+def members(archive: Path) -> list[str]:
+    """The names of the files in an archive."""
+    with tarfile.open(archive) as file:
+        return sorted(Path(entry.name).name for entry in file if entry.isfile())
 
 
 @pytest.mark.parametrize(
@@ -209,13 +261,6 @@ def test_missing_modules_are_named_before_anything_is_started(monkeypatch: pytes
     monkeypatch.setattr(gpu_reference, "_NEEDED", ("pytest", "no_such_module_here"))
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("it was asked"))
     assert gpu_reference.examine("cuda").problem.endswith("has no no_such_module_here")
-
-
-def test_speedups_stand_beside_their_targets(tmp_path: Path) -> None:
-    lines = target_lines(ROOT / "results/reference/amd-epyc-family-25-2-cores/fig4", 65536)
-    assert ["not measured" in line for line in lines] == [False, False, True, True]
-    assert all(float(line.split(": ")[1].split("x (target")[0]) > 1 for line in lines[:2])
-    assert all("not measured (target" in line for line in target_lines(tmp_path))
 
 
 class TestProcesses:
@@ -254,12 +299,16 @@ class TestProcesses:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_passes_its_words_on_and_a_dry_run_writes_nothing() -> None:
     before = sorted((ROOT / "results").rglob("*"))
-    words = ["DRY_RUN=1", "GPU_BUDGET=8m", "FRESH=1", "ARGS=--only headline error.seeds=[0]", "OUT=it's here"]
+    words = ["DRY_RUN=1", "GPU_BUDGET=8m", "ARGS=--only headline error.seeds=[0]", "OUT=it's here"]
     done = subprocess.run(
         ["make", "gpu", f"PYTHON={sys.executable}", *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for word in ("machine: ", "sweep=gpu_headline", "a budget of 8m", "--fresh", "error.seeds=[0]", "it'\"'\"'s here"):
+    for word in (
+        "machine: ", "tools.gpu_check hyper_paper", "shape.seq_len=131072", "a budget of 8m", "error.seeds=[0]",
+        "it'\"'\"'s here", "it's here.tar.gz",
+    ):  # fmt: skip
         assert word in done.stdout
-    assert "sweep=gpu_backward" not in done.stdout
+    assert "forward_backward" not in done.stdout
     assert sorted((ROOT / "results").rglob("*")) == before
+    assert not (ROOT / "it's here").exists()

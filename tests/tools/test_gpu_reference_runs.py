@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,8 @@ from hyperbench.store.schema import Timing
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
-#: Below 20 minutes a run has one round; one that went on with another number would be refused, or measure the rest.
 WORDS = [
-    "--device=cpu", "--only=headline,stages", "--budget=10m", "shape.heads=1", "shape.seq_len=64,96",
+    "--device=cpu", "--only=headline,stages,tests", "--budget=10m", "shape.heads=1", "shape.seq_len=64,96",
     "method.hyper.block_size=16", "method.hyper.sample_size=16", "method.hyper.min_seq_len=32", "error.seeds=[0]",
     "protocol.min_samples=2", "protocol.max_samples=2", "protocol.warmup_min_s=0", "protocol.warmup_max_s=0.01",
 ]  # fmt: skip
@@ -53,7 +53,7 @@ def test_a_kill_loses_nothing_and_the_same_command_goes_on(tmp_path: Path) -> No
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert (out / "headline" / "journal.jsonl").read_bytes().startswith(whole)
-    for name, count in (("headline", 12), ("stages", 4)):
+    for name, count in (("headline", 16), ("stages", 8)):
         timings = [r for r in read_journal(out / name / "journal.jsonl") if isinstance(r, Timing)]
         assert len({record.key for record in timings}) == len(timings)
         assert {record.round for record in timings} == {0}
@@ -62,5 +62,10 @@ def test_a_kill_loses_nothing_and_the_same_command_goes_on(tmp_path: Path) -> No
         assert set(run.timings["status"]) <= {"ok", "unsupported"}
         assert f"{name}: done" in done.stdout
         assert f"hyperbench plot --run '{out / name}'" in done.stdout
+    assert "hyper: right" in (out / "check_hyper.txt").read_text()
+    with tarfile.open(tmp_path / "a folder.tar.gz") as archive:
+        assert {f"a folder/{name}" for name in ("headline/journal.jsonl", "stages/timings.csv", "tests.xml")} <= set(
+            archive.getnames()
+        )
     assert len(run.stages)
     assert "skipped" in (out / "tests.xml").read_text()

@@ -1,7 +1,8 @@
 """Memory of a call at its peak, beyond q, k, v and the gradient of the output: counted from its buffers.
 
 What a call keeps between its passes is its result and the plan; the rest lives for a few launches. FlashAttention-2 is
-counted by the buffers that its authors' kernel asks for, which PyTorch's is. Both kernels' allocators may round up.
+counted by the buffers that its authors' kernel asks for, which PyTorch's is, and by the contiguous copies (B, N, H, D)
+that PyTorch makes for its backward pass. Both kernels' allocators may round up.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def hyper_peak(call: CallSizes) -> PeakMemory:
     if not call.is_causal:
         return PeakMemory(kept, forward, base + sums + max(parts, grads))
     rounded = itemsize if itemsize < FLOAT_BYTES else 0
-    leaf_workspace = _flash_workspace(call) + queries * FLOAT_BYTES
+    # Of out and its gradient, which are views of leaves.
+    leaf_workspace = _flash_workspace(call) + queries * FLOAT_BYTES + 2 * _contiguous_copy(call)
     steps = (
         parts,
         grads + leaf_workspace,
@@ -76,7 +78,14 @@ def flash2_peak(call: CallSizes) -> PeakMemory:
     grads = (queries * head_dim + keys * (head_dim + value_dim)) * itemsize
     # Fewer kv heads than query heads: dk and dv come one for each query head first.
     spread = 0 if heads == kv_heads else batch * heads * num_keys * (head_dim + value_dim) * itemsize
-    return PeakMemory(kept, kept, kept + grads + spread + _flash_workspace(call))
+    # Of the gradient of out; out itself is as the forward pass has left it.
+    return PeakMemory(kept, kept, kept + grads + spread + _flash_workspace(call) + _contiguous_copy(call))
+
+
+def _contiguous_copy(call: CallSizes) -> int:
+    """A copy of (B, H, N, Dv) in the order (B, N, H, Dv), which one head is in already."""
+    batch, heads, *_ = call.shape
+    return 0 if batch * heads == 1 else call.queries * call.dims[1] * call.itemsize
 
 
 def _flash_workspace(call: CallSizes) -> int:

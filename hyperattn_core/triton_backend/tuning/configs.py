@@ -53,6 +53,10 @@ class BackwardConfig:
     num_warps: int
     num_stages: int
 
+    def __str__(self) -> str:
+        sizes = f"{self.block_m} queries, {self.query_block_n} and {self.key_block_n} keys"
+        return f"{sizes}, {self.num_warps} warps, {self.num_stages} stages"
+
 
 def candidates(arch: int, dtype: torch.dtype, head_dim: int) -> tuple[AttendConfig, ...]:
     """The configurations worth trying, the default first; none spills when compiled with the pinned Triton."""
@@ -95,6 +99,15 @@ def default_backward_config(arch: int, dtype: torch.dtype, head_dim: int) -> Bac
     if head_dim <= 128:
         return BackwardConfig(64, 32, 32, 8, 2)
     return BackwardConfig(32, 16, 16, 8, 2) if arch >= 90 else BackwardConfig(16, 16, 16, 4, 2)
+
+
+def backward_candidates(arch: int, dtype: torch.dtype, head_dim: int) -> tuple[BackwardConfig, ...]:
+    """The configurations of the backward kernels worth trying, the default first; none spills, as above."""
+    default = default_backward_config(arch, dtype, head_dim)
+    if dtype == torch.float32 or head_dim > 128:
+        return (default,)
+    options = (default, *(dataclasses.replace(default, num_warps=8, num_stages=stages) for stages in (2, 3)))
+    return tuple(dict.fromkeys(options))
 
 
 def with_tile(config: AttendConfig, tile_size: int) -> AttendConfig:
