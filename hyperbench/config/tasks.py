@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hyperbench.config.catalog import ConfigError, check_name
+from hyperbench.config.catalog import ConfigError
 from hyperbench.store.schema import TASK, Point
 
 #: The parameter of a method that says in which layers of the model it attends.
@@ -16,15 +16,10 @@ MODEL_LAYERS = "model_layers"
 #: Keys of a task's file that say which layers attend by the method: the last so many, or these.
 _CHOICES = ("last", LAYERS)
 _ALL = "all"
-_FACTS = ("correct", "rank", "margin")
-#: Task -> the metrics of each of its examples.
-METRICS: dict[str, tuple[str, ...]] = {
-    "perplexity": ("loss", "loss_early", "loss_middle", "loss_late", "attention_ms"),
-    "copy": ("loss_first", "loss_between", "loss_second"),
-    "passkey": _FACTS,
-    "key_value": _FACTS,
-    "variable_tracking": _FACTS,
-}
+#: The parameter of a task that names the metrics that each of its examples has; the first is told while it is measured.
+METRICS = "metrics"
+#: The metric of a task whose passes are timed.
+ATTENTION_MS = "attention_ms"
 #: Words of a command line that stand for others: a task is an input, and its model one of its parameters.
 ALIASES = {"task": "input", "model": "input.model", "model.name": "input.model", "model.path": "input.path"}
 
@@ -45,7 +40,11 @@ def params_of(node: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ConfigError on a value that cannot be.
     """
-    check_name(f"input.{TASK}", node[TASK], METRICS)
+    if not isinstance(node[TASK], str) or not all(part.isidentifier() for part in node[TASK].split(".")):
+        raise ConfigError(f"input.{TASK}={node[TASK]} names no function; give package.function")
+    metrics = node.get(METRICS)
+    if not isinstance(metrics, list) or not metrics or not all(isinstance(name, str) and name for name in metrics):
+        raise ConfigError(f"input.{METRICS}={metrics} must be a list of the names of the metrics of each example")
     for name in ("model", "path", "text"):
         if not isinstance(node.get(name), str | None):
             raise ConfigError(f"input.{name}={node[name]} must be text or null")
@@ -94,6 +93,11 @@ def numbered(layers: str, count: int) -> tuple[int, ...]:
     if max(found) >= count:
         raise ConfigError(f"input.layers={max(found)}: the model has layers 0 to {count - 1}")
     return found
+
+
+def metrics_of(point: Point) -> tuple[str, ...]:
+    """The metrics that each example of a task's point has."""
+    return tuple(point.input_params[METRICS])
 
 
 def own_parameters(point: Point) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hyperbench.config import tasks
 from hyperbench.config.compose import RunConfig
 from hyperbench.config.types import PLAIN_CALL, CallOptions, ErrorConfig, ProtocolConfig
 from hyperbench.stats.samples import median
-from hyperbench.store.schema import ALL_STAGES, TASK, Cause, ErrorRow, Pass, Point, Record, Status, Timing
+from hyperbench.store.schema import ALL_STAGES, Cause, ErrorRow, Pass, Point, Record, Status, Timing
 
 Key = tuple[str, str, str, int] | tuple[str, int, str]
 #: Every point's error rows, in the order they are written; lse_mean_abs comes first where a method has a log-sum-exp.
@@ -211,7 +211,7 @@ def expected_metrics(point: Point, passes: Iterable[str], error: ErrorConfig) ->
     That is lse_mean_abs and causal_in_q, and of error.extra what comes of a plan or a log-sum-exp.
     """
     if point.is_task:
-        return tasks.METRICS[point.input_params[TASK]]
+        return tasks.metrics_of(point)
     metrics = list(_OUTPUT_METRICS)
     if point.seq_len <= error.operator_norm_max_seq_len:
         metrics.append("out_rel_op")
