@@ -40,8 +40,8 @@ def ask(request: dict[str, Any], *, shown: bool = False) -> Facts:
 def with_models(points: Sequence[Point], describe: Describe) -> tuple[Point, ...]:
     """The points, those of tasks with the heads and layers of their model.
 
-    Raises ConfigError where there is no such task, model or text, where a model has fewer layers than are to be patched, and
-    where a length is beyond its context, unless input.beyond_context=true.
+    Raises ConfigError where there is no such task, model or text, where a model has fewer layers than are to be
+    patched, and where a length is beyond its context, unless input.beyond_context=true.
     """
     known: dict[str, Facts] = {}
     found = []

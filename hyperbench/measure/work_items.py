@@ -193,10 +193,11 @@ def remaining(point: Point, config: RunConfig, round_: int, progress: Progress) 
 def draw_seeds(point: Point, error: ErrorConfig) -> tuple[int, ...]:
     """The seeds of the draw whose error is measured; a method without a seed has one answer, under the input's seed.
 
-    Of a task they are the numbers of its examples.
+    Of a task they are the numbers of its examples, as far as there are so many.
     """
-    has_several = point.hyper.get("seed") is not None or point.is_task
-    return error.seeds if has_several else (point.seed,)
+    if point.is_task:
+        return tasks.examples_of(point, error.seeds)
+    return error.seeds if point.hyper.get("seed") is not None else (point.seed,)
 
 
 def wants_grads(point: Point, passes: Iterable[str], error: ErrorConfig) -> bool:

@@ -76,7 +76,7 @@ class Scoring:
         """A pass by exact attention, which keeps what the passes of the items begin with."""
         starts = {min(_layers(item, model)) for item in items} - {0}
         attend: dict[int, Attend] = dict.fromkeys(range(model.num_layers), _exact)
-        return model.read(made.ids, attend, keep=sorted(starts))
+        return model.read(made.ids, attend, keep=sorted(starts), generates=made.generates)
 
     def _score(self, item: WorkItem, number: int, model: LanguageModel, made: Example, exact: Reading) -> None:
         """Write the scores of one example at one point."""
@@ -86,15 +86,18 @@ class Scoring:
         else:
             layers, way = _layers(item, model), self._way(item)
             attend = {i: way if i in layers else _exact for i in range(min(layers), model.num_layers)}
-            found = self._timed(partial(model.read, made.ids, attend, seed=number, after=exact))
+            found = self._timed(
+                partial(model.read, made.ids, attend, seed=number, after=exact, generates=made.generates)
+            )
             times_ms = exact.attention_ms | found.attention_ms
         scores = made.score(found)
         if ATTENTION_MS in metrics_of(point):
             scores[ATTENTION_MS] = sum(times_ms.values())
             if found.forward_ms is not None:
                 scores[_WHOLE] = found.forward_ms
-        for metric, value in scores.items():
-            self._report.write(ErrorRow(point, number, metric, value))
+        for metric, found_score in scores.items():
+            value, message = found_score if isinstance(found_score, tuple) else (found_score, "")
+            self._report.write(ErrorRow(point, number, metric, value, message=message))
 
     def _way(self, item: WorkItem) -> Attend:
         """The method of an item as a function of q, k, v and the seed of a layer."""

@@ -12,13 +12,9 @@ from torch import Tensor
 from hyperbench.config.tasks import metrics_of
 from hyperbench.config.types import ErrorConfig
 from hyperbench.measure import work_items
-from hyperbench.measure.messages import Event, Message, Task
 from hyperbench.measure.models import scoring
-from hyperbench.measure.work_items import WorkItem
-from hyperbench.measure.worker.clock import CpuClock
-from hyperbench.measure.worker.settings import Settings
 from hyperbench.store.schema import ErrorRow, Point
-from tests.helpers.made_runs import tiny
+from tests.helpers.scored import scored
 from tests.helpers.tiny_models import language_model
 
 EXACT = Point(
@@ -45,19 +41,6 @@ def model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model of every point."""
     found = language_model()
     monkeypatch.setattr(scoring, "model_of", lambda point: found)
-
-
-def scored(points: Sequence[Point], seeds: tuple[int, ...] = (0, 1)) -> tuple[list[ErrorRow], bool]:
-    """The rows that a task of these points writes, and whether it left the process unusable."""
-    config = tiny("method=[math]").config
-    items = tuple(WorkItem(point, point.method == "flash2", seeds=seeds) for point in points)
-    messages: list[Message] = []
-    task = Task(items, (), config.protocol, config.error, 0, None)
-    made = scoring.Scoring(task, messages.append, CpuClock(), Settings())
-    made.run()
-    rows = [m.record for m in messages if m.event is Event.RECORD]
-    assert all(isinstance(row, ErrorRow) for row in rows)
-    return rows, made.poisoned  # type: ignore[return-value]
 
 
 def values(rows: Sequence[ErrorRow], point: Point, metric: str) -> list[Any]:
