@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hyperbench.config.tasks import LAYERS, METRICS
+from hyperbench.config.tasks import LAYERS, metrics_of
 from hyperbench.stats.samples import median
-from hyperbench.store.schema import TASK, ErrorRow, Record, Timing
+from hyperbench.store.schema import ErrorRow, Record, Timing
 
 #: Space that a bar leaves for the bar itself, the percentage and two times.
 _BAR_CHARS = 44
@@ -50,7 +50,7 @@ class Lines(Quiet):
         """Print a time, or the first score of an example."""
         if isinstance(record, Timing):
             self._console.print(describe(record), highlight=False, soft_wrap=True, markup=False)
-        elif record.point.is_task and record.metric == METRICS[record.point.input_params[TASK]][0]:
+        elif record.point.is_task and record.metric == metrics_of(record.point)[0]:
             self._console.print(describe_score(record), highlight=False, soft_wrap=True, markup=False)
 
 

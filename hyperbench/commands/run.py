@@ -56,6 +56,8 @@ def run(words: list[str], options: Options) -> int:
     for line in prepared.missing:
         text = f"warning: {line}; its rows say so, and the other methods are measured"
         notes.print(text, highlight=False, markup=False, soft_wrap=True)
+    for line in prepared.left_out:
+        notes.print(line, highlight=False, markup=False, soft_wrap=True)
     if options.dry_run:
         if options.as_json:
             print_json(dry_run_data(prepared))

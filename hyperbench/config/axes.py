@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hyperbench.config import catalog
+from hyperbench.config import catalog, tasks
 from hyperbench.config.catalog import ConfigError, check_name, nearest, yaml_text
 from hyperbench.config.overrides import Overrides
 
@@ -66,6 +66,8 @@ def axes_of(cfg: DictConfig, composed: Resolved, overrides: Overrides, inputs: l
         value = OmegaConf.select(cfg, key)
         if key not in overrides.axes and isinstance(value, ListConfig) and (key not in axes or key in overrides.fixed):
             axes[key] = list(value)
+    if len(inputs) < 2:
+        axes = tasks.data_axes(composed["input"]) | axes
     for key, values in axes.items():
         if len(values) == 1 and isinstance(values[0], list):
             axes[key] = list(values[0])

@@ -26,6 +26,8 @@ _NO_PARAMETERS = ("name", "description")
 
 def name_of(node: Mapping[str, Any]) -> str:
     """The name of an input; that of its function where it has no other."""
+    if tasks.is_task(node):
+        return tasks.name_of(node)
     name, target = str(node["name"]), node.get(TARGET)
     return target.rpartition(".")[2] if name == FUNCTION and isinstance(target, str) else name
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hyperbench.config.catalog import ConfigError, check_name
+from hyperbench.config import longbench
+from hyperbench.config.catalog import ConfigError
 from hyperbench.store.schema import TASK, Point
 
 #: The parameter of a method that says in which layers of the model it attends.
@@ -16,22 +17,20 @@ MODEL_LAYERS = "model_layers"
 #: Keys of a task's file that say which layers attend by the method: the last so many, or these.
 _CHOICES = ("last", LAYERS)
 _ALL = "all"
-_FACTS = ("correct", "rank", "margin")
-#: Task -> the metrics of each of its examples.
-METRICS: dict[str, tuple[str, ...]] = {
-    "perplexity": ("loss", "loss_early", "loss_middle", "loss_late", "attention_ms"),
-    "copy": ("loss_first", "loss_between", "loss_second"),
-    "passkey": _FACTS,
-    "key_value": _FACTS,
-    "variable_tracking": _FACTS,
-}
+#: The parameter of a task that names the metrics that each of its examples has; the first is told while it is measured.
+METRICS = "metrics"
+#: The metric of a task whose passes are timed.
+ATTENTION_MS = "attention_ms"
 #: Words of a command line that stand for others: a task is an input, and its model one of its parameters.
-ALIASES = {"task": "input", "model": "input.model", "model.name": "input.model", "model.path": "input.path"}
+ALIASES = {
+    "task": "input", "data": "input.data",
+    "model": "input.model", "model.name": "input.model", "model.path": "input.path",
+}  # fmt: skip
 
 
 def renamed(word: str) -> str:
     """A word of a command line with the key that an alias in it stands for."""
-    match = re.match(r"([+~]*)(task(?=[.=])|model(?:\.name|\.path)?(?==))", word)
+    match = re.match(r"([+~]*)(task(?=[.=])|(?:data|model(?:\.name|\.path)?)(?==))", word)
     return word if match is None else f"{match[1]}{ALIASES[match[2]]}{word[match.end() :]}"
 
 
@@ -45,14 +44,42 @@ def params_of(node: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ConfigError on a value that cannot be.
     """
-    check_name(f"input.{TASK}", node[TASK], METRICS)
-    for name in ("model", "path", "text"):
+    if not isinstance(node[TASK], str) or not all(part.isidentifier() for part in node[TASK].split(".")):
+        raise ConfigError(f"input.{TASK}={node[TASK]} names no function; give package.function")
+    metrics = node.get(METRICS)
+    if not isinstance(metrics, list) or not metrics or not all(isinstance(name, str) and name for name in metrics):
+        raise ConfigError(f"input.{METRICS}={metrics} must be a list of the names of the metrics of each example")
+    for name in ("model", "path", "text", longbench.DATA, longbench.DATASET):
         if not isinstance(node.get(name), str | None):
             raise ConfigError(f"input.{name}={node[name]} must be text or null")
     depths = node.get("depths", [0.0])
     if not isinstance(depths, list) or not depths or not all(_is_share(depth) for depth in depths):
         raise ConfigError(f"input.depths={depths} must be a list of places from 0 to 1")
-    return {key: value for key, value in node.items() if key not in ("name", "description", *_CHOICES)}
+    params = {key: value for key, value in node.items() if key not in ("name", "description", *_CHOICES)}
+    return params | (longbench.params_of(node) if longbench.DATASET in node else {})
+
+
+def name_of(node: Mapping[str, Any]) -> str:
+    """The name of a task: that of its dataset behind it, where it has one."""
+    dataset = node.get(longbench.DATASET)
+    return f"{node['name']}/{dataset}" if dataset is not None else str(node["name"])
+
+
+def data_axes(node: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The axis that the data of a task make where none is chosen: a dataset for each file that is there.
+
+    Raises ConfigError where there is no such folder, or no file in it.
+    """
+    chosen = node.get(longbench.DATASET)
+    if longbench.DATASET not in node or isinstance(chosen, str):
+        return {}
+    return {f"input.{longbench.DATASET}": chosen if chosen else longbench.found_in(node.get(longbench.DATA))}
+
+
+def examples_of(point: Point, numbers: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of the numbers that are examples of a task: all, unless its data end before."""
+    there = point.input_params.get(longbench.EXAMPLES)
+    return numbers if there is None else tuple(number for number in numbers if number < there)
 
 
 def _is_share(value: Any) -> bool:
@@ -94,6 +121,11 @@ def numbered(layers: str, count: int) -> tuple[int, ...]:
     if max(found) >= count:
         raise ConfigError(f"input.layers={max(found)}: the model has layers 0 to {count - 1}")
     return found
+
+
+def metrics_of(point: Point) -> tuple[str, ...]:
+    """The metrics that each example of a task's point has."""
+    return tuple(point.input_params[METRICS])
 
 
 def own_parameters(point: Point) -> dict[str, Any]:

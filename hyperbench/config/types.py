@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from hyperbench.config.catalog import ConfigError, check_name
 from hyperbench.store.schema import KINDS, MAX_INT, PARAMETER_TYPES, Pass
 
 _ENDLESS = 1e300
+_RANGE, _MOST_SEEDS = re.compile(r"(\d{1,9})-(\d{1,9})"), 10_000
 _PASS_NAMES = ", ".join(Pass)
 #: What error.extra may ask for: errors of each head, the mass that a plan catches, properties of the input that the
 #: paper's theorem is stated in, bias and spread over seeds, the error of the softmax's denominator.
@@ -109,7 +111,7 @@ class ErrorConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.seeds, (list, tuple)) or not self.seeds:
             raise ConfigError(f"error.seeds={self.seeds} must be a list of at least one seed")
-        object.__setattr__(self, "seeds", tuple(self.seeds))
+        object.__setattr__(self, "seeds", tuple(seed for value in self.seeds for seed in _range_of(value)))
         for seed in self.seeds:
             check_int("error.seeds", seed, low=0)
         if len(set(self.seeds)) != len(self.seeds):
@@ -145,6 +147,17 @@ class DeviceConfig:
         object.__setattr__(self, "dtypes", tuple(self.dtypes))
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise ConfigError(f"device.threads={self.threads} must be a positive integer or null")
+
+
+def _range_of(value: Any) -> Sequence[Any]:
+    """The seeds that a range such as "0-199" stands for; of anything else only itself."""
+    match = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return (value,)
+    first, last = map(int, match.groups())
+    if not first <= last < first + _MOST_SEEDS:
+        raise ConfigError(f"error.seeds={value} must lead upwards, over at most {_MOST_SEEDS:,} seeds")
+    return range(first, last + 1)
 
 
 def typed(cls: type[T], data: Any, key: str) -> T:

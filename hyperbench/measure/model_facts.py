@@ -11,7 +11,7 @@ from typing import Any
 from hyperbench.child import command
 from hyperbench.config import tasks
 from hyperbench.config.catalog import ConfigError
-from hyperbench.store.schema import Point
+from hyperbench.store.schema import TASK, Point
 
 Facts = dict[str, Any]
 #: Facts of a model by its parameters: layers, heads, kv_heads, head_dim, context (tokens, or None), name.
@@ -40,8 +40,8 @@ def ask(request: dict[str, Any], *, shown: bool = False) -> Facts:
 def with_models(points: Sequence[Point], describe: Describe) -> tuple[Point, ...]:
     """The points, those of tasks with the heads and layers of their model.
 
-    Raises ConfigError where there is no such model or text, where a model has fewer layers than are to be patched, and
-    where a length is beyond its context, unless input.beyond_context=true.
+    Raises ConfigError where there is no such task, model or text, where a model has fewer layers than are to be
+    patched, and where a length is beyond its context, unless input.beyond_context=true.
     """
     known: dict[str, Facts] = {}
     found = []
@@ -49,7 +49,7 @@ def with_models(points: Sequence[Point], describe: Describe) -> tuple[Point, ...
         if not point.is_task:
             found.append(point)
             continue
-        request = {"describe": {name: point.input_params.get(name) for name in ("model", "path", "text")}}
+        request = {"describe": {name: point.input_params.get(name) for name in ("model", "path", "text", TASK)}}
         key = json.dumps(request)
         facts = known[key] if key in known else known.setdefault(key, describe(request))
         tasks.numbered(str(point.hyper.get(tasks.LAYERS, "")), facts["layers"])

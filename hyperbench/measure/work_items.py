@@ -11,7 +11,7 @@ from hyperbench.config import tasks
 from hyperbench.config.compose import RunConfig
 from hyperbench.config.types import PLAIN_CALL, CallOptions, ErrorConfig, ProtocolConfig
 from hyperbench.stats.samples import median
-from hyperbench.store.schema import ALL_STAGES, TASK, Cause, ErrorRow, Pass, Point, Record, Status, Timing
+from hyperbench.store.schema import ALL_STAGES, Cause, ErrorRow, Pass, Point, Record, Status, Timing
 
 Key = tuple[str, str, str, int] | tuple[str, int, str]
 #: Every point's error rows, in the order they are written; lse_mean_abs comes first where a method has a log-sum-exp.
@@ -193,10 +193,11 @@ def remaining(point: Point, config: RunConfig, round_: int, progress: Progress) 
 def draw_seeds(point: Point, error: ErrorConfig) -> tuple[int, ...]:
     """The seeds of the draw whose error is measured; a method without a seed has one answer, under the input's seed.
 
-    Of a task they are the numbers of its examples.
+    Of a task they are the numbers of its examples, as far as there are so many.
     """
-    has_several = point.hyper.get("seed") is not None or point.is_task
-    return error.seeds if has_several else (point.seed,)
+    if point.is_task:
+        return tasks.examples_of(point, error.seeds)
+    return error.seeds if point.hyper.get("seed") is not None else (point.seed,)
 
 
 def wants_grads(point: Point, passes: Iterable[str], error: ErrorConfig) -> bool:
@@ -211,7 +212,7 @@ def expected_metrics(point: Point, passes: Iterable[str], error: ErrorConfig) ->
     That is lse_mean_abs and causal_in_q, and of error.extra what comes of a plan or a log-sum-exp.
     """
     if point.is_task:
-        return tasks.METRICS[point.input_params[TASK]]
+        return tasks.metrics_of(point)
     metrics = list(_OUTPUT_METRICS)
     if point.seq_len <= error.operator_norm_max_seq_len:
         metrics.append("out_rel_op")

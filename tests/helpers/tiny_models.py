@@ -48,6 +48,11 @@ class Words:
         words = text.replace("\n", " \n ").replace(".", " .").split(" ")
         return {"input_ids": [self.known.setdefault(word, len(self.known)) for word in words if word]}
 
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        """The text of some tokens; one that no word has is a number."""
+        words = {token: word for word, token in self.known.items()}
+        return " ".join(words.get(token, str(token)) for token in ids)
+
 
 def language_model(family: str = "llama", **changes: Any) -> LanguageModel:
     """One that scores can be taken of; its tokenizer knows words."""

@@ -220,6 +220,11 @@ def _kind_of(value: object) -> str:
 
 def find(target: str, options: CallOptions | None = None) -> Method:
     """The method of a dotted name. Raises ValueError, one line, if it cannot be imported or called."""
+    return Method(target, imported(target, "_target_"), options or PLAIN_CALL)
+
+
+def imported(target: str, key: str) -> Callable[..., Any]:
+    """The function of a dotted name, the value of a key. Raises ValueError, one line, where there is none."""
     from hydra.errors import HydraException
     from hydra.utils import get_object
 
@@ -228,7 +233,8 @@ def find(target: str, options: CallOptions | None = None) -> Method:
     # An import runs code of others, which may raise anything; all of it is the user's to read as one line.
     except (Exception, SystemExit) as error:
         cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
-        raise ValueError(f"_target_={target} cannot be imported: {' '.join(str(cause).split())}") from None
+        raise ValueError(f"{key}={target} cannot be imported: {' '.join(str(cause).split())}") from None
     if not callable(function):
-        raise ValueError(f"_target_={target} is a {type(function).__name__}, not a function")
-    return Method(target, function, options or PLAIN_CALL)
+        raise ValueError(f"{key}={target} is a {type(function).__name__}, not a function")
+    found: Callable[..., Any] = function
+    return found

@@ -32,12 +32,14 @@ class Reading:
         attention_ms: layer -> time of its attention, of the layers that were run.
         forward_ms: time of the whole pass without the head; None where its first layers were not run.
         kept: layer -> the output of the layer before it, for readings that begin there.
+        keys_values: keys and values of each layer, (1, Hkv, N, D); none where they were not kept.
     """
 
     hidden: Tensor
     attention_ms: dict[int, float]
     forward_ms: float | None
     kept: dict[int, Any] = field(default_factory=dict)
+    keys_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 class LanguageModel:
@@ -65,12 +67,16 @@ class LanguageModel:
         seed: int = 0,
         after: Reading | None = None,
         keep: Collection[int] = (),
+        generates: bool = False,
     ) -> Reading:
         """Run the model on tokens, its layers attending by these functions.
 
         With `after`, layers before the first of `attend` are not run: what they gave is taken from that reading, which
-        has kept it and is of the same tokens. Raises what the functions raise.
+        has kept it and is of the same tokens. Keys and values are kept if it `generates`. Raises what the functions
+        raise.
         """
+        from transformers import DynamicCache
+
         start = min(attend, default=0) if after is not None else 0
         found = Reading(torch.empty(0), {}, None)
         with ExitStack() as stack:
@@ -81,9 +87,13 @@ class LanguageModel:
             for layer in keep:
                 stack.enter_context(_kept(self._layers[layer - 1], layer, found.kept))
             tokens = torch.tensor([list(ids)], device=self._device)
+            cache = DynamicCache() if generates else None
             begun = self._now_s()
-            states = self._model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+            states = self._model.base_model(input_ids=tokens, cache=cache, use_cache=generates).last_hidden_state
             took_ms = (self._now_s() - begun) * 1e3
+        if cache is not None:
+            before = after.keys_values[:start] if after is not None else []
+            found.keys_values = [*before, *((layer.keys, layer.values) for layer in cache.layers[start:])]
         found.hidden, found.forward_ms = states[0], took_ms if not start else None
         return found
 
@@ -98,6 +108,59 @@ class LanguageModel:
     def next_token(self, reading: Reading) -> Tensor:
         """The logarithms of the probabilities of the token that follows, float32 (vocabulary,)."""
         return torch.as_tensor(self._head(reading.hidden[-1]).float().log_softmax(-1).cpu())
+
+    @torch.no_grad()
+    def generate(
+        self, reading: Reading, most: int, *, stop_at: Collection[int] = (), at_least: int = 0
+    ) -> tuple[int, ...]:
+        """The tokens that follow a reading that has kept keys and values, each the likeliest, at most so many.
+
+        They end before one that ends a text for the model, or is in `stop_at`; the first `at_least` are none of those.
+        Every step attends exactly, to all keys.
+        """
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(reading.keys_values):
+            cache.update(keys, values, layer)
+        stops, found, hidden = sorted({*self._ends, *stop_at}), list[int](), reading.hidden[-1]
+        while True:
+            scores = self._head(hidden).float()
+            if len(found) < at_least:
+                scores[stops] = -math.inf
+            token = int(scores.argmax())
+            if token in stops:
+                break
+            found.append(token)
+            if len(found) == most:
+                break
+            step = torch.tensor([[token]], device=self._device)
+            hidden = self._model.base_model(input_ids=step, cache=cache, use_cache=True).last_hidden_state[0, -1]
+        return tuple(found)
+
+    @property
+    def _ends(self) -> list[int]:
+        """The tokens that end a text, as the model says, or else its tokenizer."""
+        settings = getattr(self._model, "generation_config", None)
+        found = getattr(settings, "eos_token_id", None)
+        if found is None:
+            found = getattr(self.tokenizer, "eos_token_id", None)
+        return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+    def encoded(self, text: str, *, chat: bool = False) -> tuple[int, ...]:
+        """The tokens of a prompt, with those that mark its beginning for the model.
+
+        With `chat` it is what a user says, in the chat template of the model, if that has one.
+        """
+        if chat and getattr(self.tokenizer, "chat_template", None):
+            said = [{"role": "user", "content": text}]
+            text = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+            return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tuple(self.tokenizer(text)["input_ids"])
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of some tokens, without those that mark something for the model."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     @lru_cache(maxsize=64)  # noqa: B019 a process has one model
     def tokens(self, text: str) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperbench import __version__
+from hyperbench.store.schema import TASK
 
 #: Tokens that are taken where nothing is said of them.
 DEFAULT_TOKENS = 4096
@@ -39,10 +40,13 @@ def main() -> None:
 
 
 def describe(request: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a model that are known without its weights; its text is tried as well. Raises ValueError."""
+    """The facts of a model that are known without its weights; its task and text are tried. Raises ValueError."""
+    from hyperbench.measure.methods.method import imported
     from hyperbench.measure.models.load import configuration
     from hyperbench.measure.models.texts import read_text
 
+    if request.get(TASK) is not None:
+        imported(request[TASK], f"input.{TASK}")
     if request.get("text") is not None:
         read_text(request["text"])
     return configuration(request.get("model"), request.get("path"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hyperbench.config.tasks import LAYERS, METRICS, numbered, own_parameters
+from hyperbench.config.tasks import ATTENTION_MS, LAYERS, metrics_of, numbered, own_parameters
 from hyperbench.measure.messages import Task, Work
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.methods.exact import flash2
@@ -21,11 +21,10 @@ from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.failures import classify, poisons_device
 from hyperbench.measure.worker.report import Emit, Report
 from hyperbench.measure.worker.settings import Settings
-from hyperbench.store.schema import TASK, ErrorRow, Point, Status
+from hyperbench.store.schema import ErrorRow, Point, Status
 
 #: The metrics of a pass over the whole model, where it was timed as a whole.
 _WHOLE = "forward_ms"
-_ATTENTION = "attention_ms"
 
 
 class Scoring:
@@ -77,7 +76,7 @@ class Scoring:
         """A pass by exact attention, which keeps what the passes of the items begin with."""
         starts = {min(_layers(item, model)) for item in items} - {0}
         attend: dict[int, Attend] = dict.fromkeys(range(model.num_layers), _exact)
-        return model.read(made.ids, attend, keep=sorted(starts))
+        return model.read(made.ids, attend, keep=sorted(starts), generates=made.generates)
 
     def _score(self, item: WorkItem, number: int, model: LanguageModel, made: Example, exact: Reading) -> None:
         """Write the scores of one example at one point."""
@@ -87,15 +86,18 @@ class Scoring:
         else:
             layers, way = _layers(item, model), self._way(item)
             attend = {i: way if i in layers else _exact for i in range(min(layers), model.num_layers)}
-            found = self._timed(partial(model.read, made.ids, attend, seed=number, after=exact))
+            found = self._timed(
+                partial(model.read, made.ids, attend, seed=number, after=exact, generates=made.generates)
+            )
             times_ms = exact.attention_ms | found.attention_ms
         scores = made.score(found)
-        if _ATTENTION in METRICS[str(point.input_params[TASK])]:
-            scores[_ATTENTION] = sum(times_ms.values())
+        if ATTENTION_MS in metrics_of(point):
+            scores[ATTENTION_MS] = sum(times_ms.values())
             if found.forward_ms is not None:
                 scores[_WHOLE] = found.forward_ms
-        for metric, value in scores.items():
-            self._report.write(ErrorRow(point, number, metric, value))
+        for metric, found_score in scores.items():
+            value, message = found_score if isinstance(found_score, tuple) else (found_score, "")
+            self._report.write(ErrorRow(point, number, metric, value, message=message))
 
     def _way(self, item: WorkItem) -> Attend:
         """The method of an item as a function of q, k, v and the seed of a layer."""
@@ -122,7 +124,7 @@ class Scoring:
         """Write a failed row for every score of an example at a point."""
         status, message = classify(error)
         self._report.poisoned = self.poisoned or poisons_device(status, item.point.device)
-        for metric in METRICS[str(item.point.input_params[TASK])]:
+        for metric in metrics_of(item.point):
             self._report.write(ErrorRow(item.point, number, metric, None, Status(status), message))
 
 

@@ -50,6 +50,17 @@ class Prepared:
         return list(self.facts.get("missing", {}).values())
 
     @property
+    def left_out(self) -> list[str]:
+        """The tasks, a line each, whose data end before the examples that error.seeds asks for."""
+        seeds = self.config.error.seeds
+        counts = {point.input: len(tasks.examples_of(point, seeds)) for point in self.points if point.is_task}
+        return [
+            f"{name} has {count} of the {len(seeds)} examples that error.seeds names; the others are left out"
+            for name, count in counts.items()
+            if count < len(seeds)
+        ]
+
+    @property
     def speed(self) -> Speed:
         """Speed of the run's device, as far as the probe has measured it."""
         rates = self.facts.get("flops_per_s", {})

@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from hyperbench.config.tasks import METRICS
+from hyperbench.config.tasks import metrics_of
 from hyperbench.config.types import ErrorConfig
 from hyperbench.measure import work_items
-from hyperbench.measure.messages import Event, Message, Task
 from hyperbench.measure.models import scoring
-from hyperbench.measure.work_items import WorkItem
-from hyperbench.measure.worker.clock import CpuClock
-from hyperbench.measure.worker.settings import Settings
 from hyperbench.store.schema import ErrorRow, Point
-from tests.helpers.made_runs import tiny
+from tests.helpers.scored import scored
 from tests.helpers.tiny_models import language_model
 
 EXACT = Point(
     "flash2", "hyperbench.measure.methods.exact.flash2", "cpu", "float32", True, 1, 4, 2, 90, 16, "perplexity", 0,
-    {}, {"task": "perplexity", "text": None, "model_layers": 3},
+    {}, {
+        "task": "hyperbench.measure.models.tasks.reading.perplexity", "text": None, "model_layers": 3,
+        "metrics": ["loss", "loss_early", "loss_middle", "loss_late", "attention_ms"],
+    },
 )  # fmt: skip
+METRICS = metrics_of(EXACT)
 HYPER = replace(
     EXACT, method="hyper", target="hyperbench.measure.methods.hyper.hyper",
     hyper={"block_size": 4, "sample_size": 4, "min_seq_len": 8, "num_probes": 4, "seed": 0, "layers": "last 2"},
@@ -43,19 +43,6 @@ def model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "model_of", lambda point: found)
 
 
-def scored(points: Sequence[Point], seeds: tuple[int, ...] = (0, 1)) -> tuple[list[ErrorRow], bool]:
-    """The rows that a task of these points writes, and whether it left the process unusable."""
-    config = tiny("method=[math]").config
-    items = tuple(WorkItem(point, point.method == "flash2", seeds=seeds) for point in points)
-    messages: list[Message] = []
-    task = Task(items, (), config.protocol, config.error, 0, None)
-    made = scoring.Scoring(task, messages.append, CpuClock(), Settings())
-    made.run()
-    rows = [m.record for m in messages if m.event is Event.RECORD]
-    assert all(isinstance(row, ErrorRow) for row in rows)
-    return rows, made.poisoned  # type: ignore[return-value]
-
-
 def values(rows: Sequence[ErrorRow], point: Point, metric: str) -> list[Any]:
     """The values of a metric at a point by the number of the example."""
     return [row.value for row in rows if row.point == point and row.metric == metric]
@@ -67,7 +54,7 @@ def test_every_example_of_every_point_has_its_scores() -> None:
     for point in (EXACT, HYPER):
         for seed in (0, 1):
             found = {row.metric for row in rows if (row.point, row.seed) == (point, seed)}
-            assert found >= set(METRICS["perplexity"])
+            assert found >= set(METRICS)
             expected = work_items.expected_metrics(point, (), ErrorConfig((0,), 1, None, 0, 0))
             assert set(expected) <= found
     assert all(row.value is not None and row.status == "ok" for row in rows)
@@ -91,7 +78,7 @@ def test_a_method_that_fails_costs_its_own_rows_alone() -> None:
     rows, _ = scored([failing, absent, HYPER])
     for point, told in ((failing, "RuntimeError: it does not work"), (absent, "cannot be imported")):
         of = [row for row in rows if row.point == point]
-        assert len(of) == 2 * len(METRICS["perplexity"])
+        assert len(of) == 2 * len(METRICS)
         assert {row.status for row in of} == {"error"}
         assert all(told in row.message for row in of)
     assert None not in values(rows, HYPER, "loss")
@@ -100,5 +87,5 @@ def test_a_method_that_fails_costs_its_own_rows_alone() -> None:
 def test_an_example_that_cannot_be_made_is_a_row_with_its_reason() -> None:
     longer = replace(EXACT, seq_len=90_000)
     rows, _ = scored([longer, replace(HYPER, seq_len=90_000)], seeds=(1,))
-    assert len(rows) == 2 * len(METRICS["perplexity"])
+    assert len(rows) == 2 * len(METRICS)
     assert all("example 1 needs 90,000 tokens of argparse.py" in row.message for row in rows)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from hyperbench.config.tasks import METRICS
+from hyperbench.config.catalog import entries
 from hyperbench.measure.models import texts
 from hyperbench.measure.models.language_model import LanguageModel, Reading
 from hyperbench.measure.models.tasks import example, facts
@@ -25,7 +25,11 @@ def model() -> LanguageModel:
 
 def params(task: str, **more: Any) -> dict[str, Any]:
     """The parameters of a task."""
-    return {"task": task, "text": None, "depths": DEPTHS, **more}
+    return {**entries("input")[task], "depths": DEPTHS, **more}
+
+
+def nothing(*_: object) -> None:
+    """A task that makes no example."""
 
 
 def knows(model: LanguageModel, token: int) -> Reading:
@@ -35,7 +39,7 @@ def knows(model: LanguageModel, token: int) -> Reading:
     return Reading(hidden, {}, None)
 
 
-@pytest.mark.parametrize("task", METRICS)
+@pytest.mark.parametrize("task", ["perplexity", "copy", "passkey", "key_value", "variable_tracking"])
 def test_an_example_has_its_length_and_is_the_same_for_a_number(model: LanguageModel, task: str) -> None:
     one, same, other = (make(model, 400, params(task), number) for number in (1, 1, 2))
     assert len(one.ids) == 400
@@ -108,3 +112,16 @@ def test_a_tokenizer_without_such_words_is_one_line(model: LanguageModel, monkey
     monkeypatch.setattr(model, "tokens", lambda text: (1, 2))
     with pytest.raises(ValueError, match="has a token of its own for 0 words; 16 are needed"):
         make(model, 400, params("passkey"), 0)
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ("no_such_module.task", "input.task=no_such_module.task cannot be imported"),
+        ("hyperbench.measure.models.tasks.facts._CANDIDATES", "is a int, not a function"),
+        (f"{__name__}.nothing", "must return an Example, not a NoneType"),
+    ],
+)
+def test_a_task_that_is_no_function_of_an_example_is_one_line(model: LanguageModel, task: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        make(model, 400, {"task": task}, 0)

@@ -9,13 +9,20 @@ from typing import Any
 from hyperbench.measure.models.language_model import LanguageModel, Reading
 from hyperbench.measure.models.texts import TOKEN_CHARS, read_text, shipped_texts
 
+#: Metric -> value, or the value and a message for its row.
+Scores = dict[str, float | tuple[float, str]]
+
 
 @dataclass(frozen=True)
 class Example:
-    """Tokens for the model, and `score`, which gives metric -> value for a pass over them."""
+    """Tokens for the model, and `score`, which gives the scores of a pass over them.
+
+    Where it `generates`, the pass keeps keys and values.
+    """
 
     ids: tuple[int, ...]
-    score: Callable[[Reading], dict[str, float]]
+    score: Callable[[Reading], Scores]
+    generates: bool = False
 
 
 def piece_of(model: LanguageModel, params: Mapping[str, Any], length: int, number: int) -> tuple[int, ...]:

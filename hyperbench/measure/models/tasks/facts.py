@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hyperbench.measure.models.language_model import LanguageModel, Reading
-from hyperbench.measure.models.tasks.example import Example, piece_of
+from hyperbench.measure.models.tasks.example import Example, Scores, piece_of
 
 #: Words that may be hidden; those that the tokenizer knows as one token are used, so many at a time.
 _WORDS = (
@@ -84,7 +84,7 @@ def _hidden(
     ids += [*filler[done:], *asked]
     candidates = [model.tokens(f" {word}")[0] for word in words]
 
-    def score(reading: Reading) -> dict[str, float]:
+    def score(reading: Reading) -> Scores:
         likely = model.next_token(reading)[candidates]
         rank = 1 + int((likely[1:] >= likely[0]).sum())
         margin = float(likely[0] - likely[1:].max())

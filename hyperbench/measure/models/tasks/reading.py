@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from hyperbench.measure.models.language_model import LanguageModel, Reading
-from hyperbench.measure.models.tasks.example import Example, piece_of
+from hyperbench.measure.models.tasks.example import Example, Scores, piece_of
 
 
 def perplexity(model: LanguageModel, seq_len: int, params: Mapping[str, Any], number: int) -> Example:
     """Mean loss over a piece of a text (natural logarithm; its exponential is the perplexity), and over its thirds."""
     ids = piece_of(model, params, seq_len, number)
 
-    def score(reading: Reading) -> dict[str, float]:
+    def score(reading: Reading) -> Scores:
         losses = model.losses(reading, ids)
         early, middle, late = (float(part.mean()) for part in losses.tensor_split(3))
         return {"loss": float(losses.mean()), "loss_early": early, "loss_middle": middle, "loss_late": late}
@@ -30,7 +30,7 @@ def copy(model: LanguageModel, seq_len: int, params: Mapping[str, Any], number: 
     once = piece_of(model, params, seq_len, number)
     ids = (*once[: seq_len - quarter], *once[:quarter])
 
-    def score(reading: Reading) -> dict[str, float]:
+    def score(reading: Reading) -> Scores:
         losses, second = model.losses(reading, ids), seq_len - quarter
         return {
             "loss_first": float(losses[: quarter - 1].mean()),
