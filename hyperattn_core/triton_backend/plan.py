@@ -20,9 +20,9 @@ from hyperattn_core.triton_backend.packing import dense_rows, pack_levels
 from hyperattn_core.triton_backend.probing import Probing
 
 _COLUMNS = 16
-_HASH_TILES = 4
+HASH_TILES = 4
 _SCAN_RANKS = 16
-_SCAN_TILES = 128
+SCAN_TILES = 32
 _PAIR_ELEMENTS = 8192
 _PAIR_SAMPLES = 256
 
@@ -77,7 +77,7 @@ class PlanWork:
         queries, keys = where.sides
         rows = queries.rows + (0 if where.num_designs else keys.rows)
         directions = self._directions()
-        grid = (triton.cdiv(max(queries.num_tiles, keys.num_tiles), _HASH_TILES) * rows,)
+        grid = (triton.cdiv(max(queries.num_tiles, keys.num_tiles), HASH_TILES) * rows,)
         plan_kernels.hash_kernel[grid](
             q, k, directions, self.ranks, self.histograms,
             q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2),
@@ -186,7 +186,7 @@ def hash_terms(terms: int, num_projections: int) -> dict[str, int]:
 
 def hash_constants(head_dim: int) -> dict[str, int]:
     """The compile-time values of the hash kernel besides."""
-    return {"D": head_dim, "BLOCK_D": block_dim(head_dim), "TILE": SORT_TILE, "TILES_PER_PROGRAM": _HASH_TILES}
+    return {"D": head_dim, "BLOCK_D": block_dim(head_dim), "TILE": SORT_TILE, "TILES_PER_PROGRAM": HASH_TILES}
 
 
 def hash_options(head_dim: int, dtype: torch.dtype) -> dict[str, int]:
@@ -199,7 +199,7 @@ def hash_options(head_dim: int, dtype: torch.dtype) -> dict[str, int]:
 
 def scan_constants(is_causal: bool, num_ranks: int) -> dict[str, int]:
     """The compile-time values of the scan kernel."""
-    return {"IS_CAUSAL": is_causal, "RANKS": num_ranks, "GROUP": _SCAN_RANKS, "AT_ONCE": _SCAN_TILES}
+    return {"IS_CAUSAL": is_causal, "RANKS": num_ranks, "GROUP": _SCAN_RANKS, "AT_ONCE": SCAN_TILES}
 
 
 def pair_constants(is_causal: bool, bucket: bool, num_ranks: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ from hyperattn_core.triton_backend.device_tables import level_table
 from hyperattn_core.triton_backend.geometry import DRAW_TILE, SORT_TILE, Geometry, block_dim
 from hyperattn_core.triton_backend.kernels import draw, probe
 
-_NORM_TILES = 64
+NORM_TILES = 64
 DESIGN_TILES = 32
 SUM_TILES = 128
 
@@ -65,7 +65,7 @@ class Probing:
         where, device, rows = self.where, data.device, self.where.sides[1].rows
         slopes = torch.empty(2, where.num_designs, dtype=torch.float64, device=device)
         first_certain = torch.empty(where.num_designs, dtype=torch.int32, device=device)
-        sums = torch.empty(where.draw_tiles * 3, dtype=torch.int64, device=device)
+        sums = torch.empty(where.draw_tiles, dtype=torch.int64, device=device)
         index = torch.empty(where.drawn_size, dtype=torch.int32, device=device)
         weight = torch.empty(where.drawn_size, dtype=torch.float32, device=device)
         levels = len(where.levels)
@@ -97,7 +97,7 @@ def probe_options(head_dim: int, dtype: torch.dtype) -> dict[str, int]:
 
 def norm_constants(block_p: int) -> dict[str, int]:
     """The compile-time values of the norm kernel."""
-    return {"BLOCK_P": block_p, "AT_ONCE": _NORM_TILES}
+    return {"BLOCK_P": block_p, "AT_ONCE": NORM_TILES}
 
 
 def draw_constants(is_causal: bool) -> dict[str, int]:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -56,8 +57,8 @@ class Usage:
     loop_instructions: int
 
 
-def compile_build(build: Build, arch: int) -> Usage:
-    """Compile for an architecture (80, 90) and read off what the code needs."""
+def compile_kernel(build: Build, arch: int) -> Any:
+    """Compile for an architecture (80, 90), as Triton's own object."""
     attributes = {
         (index,): [["tt.divisibility", _DIVISIBLE]]
         for index, (name, kind) in enumerate(build.types.items())
@@ -65,7 +66,12 @@ def compile_build(build: Build, arch: int) -> Usage:
     }
     source = ASTSource(build.kernel, build.types, constexprs=build.constants, attrs=attributes)
     options = {"num_warps": build.num_warps, "num_stages": build.num_stages, "maxnreg": build.max_registers}
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def compile_build(build: Build, arch: int) -> Usage:
+    """Compile for an architecture (80, 90) and read off what the code needs."""
+    compiled = compile_kernel(build, arch)
     registers, spills = resources(compiled.asm["cubin"])
     return Usage(
         kernel=build.name,

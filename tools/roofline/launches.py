@@ -143,7 +143,7 @@ def _probing_costs(call: CallSizes) -> tuple[tuple[LaunchCost, ...], tuple[Launc
     parts, norms = where.probe_parts_size * 2 * FLOAT_BYTES, where.probe_norms_size * FLOAT_BYTES
     pairs = sum(level.num_nodes * level.node_len * level.num_probes * where.sides[0].rows for level in where.levels)
     flops, counts = 2 * pairs * call.head_dim, where.class_tiles * NUM_CLASSES
-    designs, sums = where.num_designs * (2 * DOUBLE_BYTES + INDEX_BYTES), where.draw_tiles * 3 * DOUBLE_BYTES
+    designs, sums = where.num_designs * (2 * DOUBLE_BYTES + INDEX_BYTES), where.draw_tiles * DOUBLE_BYTES
     # Probes are few rows, which the cache holds.
     hashed = _hash_cost(call, "probe", call.keys)
     shares = where.classes_size * (INDEX_BYTES + 1) + designs

@@ -106,6 +106,6 @@ def _planning_bytes(call: CallSizes) -> int:
     if not where.num_designs:
         return sorting
     scoring = (2 * where.probe_parts_size + where.probe_norms_size) * FLOAT_BYTES
-    designs, sums = where.num_designs * (2 * DOUBLE_BYTES + INDEX_BYTES), where.draw_tiles * 3 * DOUBLE_BYTES
+    designs, sums = where.num_designs * (2 * DOUBLE_BYTES + INDEX_BYTES), where.draw_tiles * DOUBLE_BYTES
     drawing = designs + sums + where.drawn_size * (INDEX_BYTES + FLOAT_BYTES)
     return sorting + where.classes_size + where.class_tiles * NUM_CLASSES + max(scoring, drawing)

@@ -13,8 +13,11 @@ from hyperattn_core.triton_backend.kernels.common import SIZES, field, size
 from hyperattn_core.triton_backend.kernels.probe import CLASS_OFFSET, CLASS_SHIFT, NUM_CLASSES
 
 NEARLY = tl.constexpr(samples.NEARLY)
-#: Scores are whole multiples of this.
+#: Scores are whole multiples of this, and at most one.
 LOWEST_STEP = tl.constexpr(2.0**-30)
+#: The sum of up to 1,024 scores, and two numbers of keys, in one whole number of 64 bits: the bits they begin at.
+UNCERTAIN_BIT, CERTAIN_BIT = tl.constexpr(41), tl.constexpr(52)
+ONE_UNCERTAIN, SCORE_MASK, COUNT_MASK = tl.constexpr(1 << 41), tl.constexpr((1 << 41) - 1), tl.constexpr((1 << 11) - 1)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -56,25 +59,28 @@ def design_kernel(class_counts, table, slopes, offsets, first_certain, key_rows,
 
 @triton.jit
 def tile_shares(data, classes, table, level, node_row, slot, inside, first, IS_CAUSAL: tl.constexpr):
-    """Of some sorted keys: scores as whole numbers, 1 where uncertain and 1 where certain, int64."""
+    """What some sorted keys add to the sums that probabilities follow from, each as one whole number (`packed`)."""
     node_len = size(table, level, "node_len")
     key = tl.load(data + field(table, level, "key_order") + node_row * node_len + slot, mask=inside, other=0)
     if IS_CAUSAL:
         key -= 2 * (node_row % size(table, level, "num_nodes")).to(tl.int32) * node_len
     at = field(table, level, "classes") + node_row * node_len + key
     found = tl.load(classes + at, mask=inside, other=0).to(tl.int32)
-    is_certain = inside & (found >= first)
-    is_uncertain = inside & (found < first)
     place = found - 1
-    score = tl.where(is_uncertain & (found > 0), (4 + place % 4).to(tl.int64) << (place // 4).to(tl.int64), 0)
-    return score, is_uncertain.to(tl.int64), is_certain.to(tl.int64)
+    score = tl.where(found > 0, (4 + place % 4).to(tl.int64) << (place // 4).to(tl.int64), 0)
+    share = tl.where(found >= first, tl.full((), 1, tl.int64) << CERTAIN_BIT, score + ONE_UNCERTAIN)
+    return tl.where(inside, share, 0)
+
+
+@triton.jit
+def unpacked(share):
+    """The sum of scores, the number of uncertain keys and that of certain ones, of up to 1,024 keys."""
+    return share & SCORE_MASK, (share >> UNCERTAIN_BIT) & COUNT_MASK, share >> CERTAIN_BIT
 
 
 @triton.jit(do_not_specialize=SIZES)
-def sum_kernel(
-    data, classes, table, first_certain, sums, key_rows, IS_CAUSAL: tl.constexpr, TILE: tl.constexpr
-):  # fmt: skip
-    """Of each tile of sorted keys: the sum of uncertain scores, and how many keys are uncertain and certain."""
+def sum_kernel(data, classes, table, first_certain, sums, key_rows, IS_CAUSAL: tl.constexpr, TILE: tl.constexpr):
+    """The sum of what the keys of each tile of sorted keys add."""
     level = tl.program_id(1)
     num_tiles, num_nodes = tl.maximum(size(table, level, "draw_tiles"), 1), size(table, level, "num_nodes")
     node_row = (tl.program_id(0) // num_tiles).to(tl.int64)
@@ -82,13 +88,8 @@ def sum_kernel(
         slot = (tl.program_id(0) % num_tiles) * TILE + tl.arange(0, TILE)
         inside = slot < size(table, level, "node_len")
         first = tl.load(first_certain + field(table, level, "designs") + node_row)
-        score, uncertain, certain = tile_shares(
-            data, classes, table, level, node_row, slot, inside, first, IS_CAUSAL
-        )  # fmt: skip
-        to = sums + (field(table, level, "draw_tile") + tl.program_id(0)) * 3
-        tl.store(to, tl.sum(score, 0))
-        tl.store(to + 1, tl.sum(uncertain, 0))
-        tl.store(to + 2, tl.sum(certain, 0))
+        share = tile_shares(data, classes, table, level, node_row, slot, inside, first, IS_CAUSAL)
+        tl.store(sums + field(table, level, "draw_tile") + tl.program_id(0), tl.sum(share, 0))
 
 
 @triton.jit
@@ -114,18 +115,26 @@ def draw_kernel(
         design = field(table, level, "designs") + node_row
         slope, base, first = tl.load(slopes + design), tl.load(offsets + design), tl.load(first_certain + design)
         point, unit_bits = tl.load(points + design), field(table, level, "unit_bits")
-        score, uncertain, certain = tile_shares(
-            data, classes, table, level, node_row, slot, inside, first, IS_CAUSAL
-        )  # fmt: skip
-        scores, uncertains, certains = tl.cumsum(score, 0), tl.cumsum(uncertain, 0), tl.cumsum(certain, 0)
-        before = sums + (field(table, level, "draw_tile") + node_row * num_tiles) * 3
+        share = tile_shares(data, classes, table, level, node_row, slot, inside, first, IS_CAUSAL)
+        upto = tl.cumsum(share, 0)
+        score_before = tl.zeros((), tl.int64)
+        uncertain_before = tl.zeros((), tl.int64)
+        certain_before = tl.zeros((), tl.int64)
         for start in range(0, tile, AT_ONCE):
             earlier = start + tl.arange(0, AT_ONCE)
-            scores += tl.sum(tl.load(before + earlier * 3, mask=earlier < tile, other=0), 0)
-            uncertains += tl.sum(tl.load(before + earlier * 3 + 1, mask=earlier < tile, other=0), 0)
-            certains += tl.sum(tl.load(before + earlier * 3 + 2, mask=earlier < tile, other=0), 0)
-        end = units(scores, uncertains, certains, slope, base, unit_bits)
-        begin = units(scores - score, uncertains - uncertain, certains - certain, slope, base, unit_bits)
+            at = sums + field(table, level, "draw_tile") + node_row * num_tiles + earlier
+            score, uncertain, certain = unpacked(tl.load(at, mask=earlier < tile, other=0))
+            score_before += tl.sum(score, 0)
+            uncertain_before += tl.sum(uncertain, 0)
+            certain_before += tl.sum(certain, 0)
+        score, uncertain, certain = unpacked(upto)
+        end = units(
+            score_before + score, uncertain_before + uncertain, certain_before + certain, slope, base, unit_bits
+        )  # fmt: skip
+        score, uncertain, certain = unpacked(upto - share)
+        begin = units(
+            score_before + score, uncertain_before + uncertain, certain_before + certain, slope, base, unit_bits
+        )  # fmt: skip
         # The first point that is not before the stretch.
         last = (tl.full((), 1, tl.int64) << unit_bits) - 1
         sample = tl.maximum(begin - point + last, 0) >> unit_bits
