@@ -45,7 +45,7 @@ def sample_count(node_len: int, params: HyperAttentionParams) -> int:
 def level_samples(
     level: LevelShape, shape: CallShape, params: HyperAttentionParams, seed: int, device: str
 ) -> tuple[Tensor, Tensor]:
-    """Uniform draws of indices into the sorted keys, int32 (B, Hkv, G, m), and their weights, float64 (m,)."""
+    """Uniform draws of indices into the sorted keys, ascending, int32 (B, Hkv, G, m), and their weights, float64 (m,)."""
     rows = (shape[0], shape[2], level.num_nodes)
     design = SampleDesign(level.index, rows, level.node_len, sample_count(level.node_len, params), params.sampling)
     # On the CPU a draw is cheaper than the memory that keeps it; elsewhere a copy would stall the device.
@@ -94,7 +94,7 @@ def _draw_samples(seed: int, design: SampleDesign, device: str) -> tuple[Tensor,
         weight = torch.full_like(low, node_len / max(count, 1), dtype=torch.float64)
     generator = _generator(seed, f"samples/{design.level_index}")
     uniform = torch.rand(*design.rows, count, generator=generator, dtype=torch.float64, device="cpu")
-    index = low + (uniform * length).to(torch.int64).clamp(max=length - 1)
+    index = (low + (uniform * length).to(torch.int64).clamp(max=length - 1)).sort(-1).values
     return index.to(device=device, dtype=torch.int32), weight.to(device)
 
 

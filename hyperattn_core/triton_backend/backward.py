@@ -28,7 +28,6 @@ from hyperattn_core.triton_backend.packing import dense_rows
 from hyperattn_core.triton_backend.tuning.configs import BackwardConfig
 
 _ROWS = 64
-SLOTS = 64
 #: Registers of a thread of the key kernel: left to itself the compiler takes fewer, and spills.
 KEY_REGISTERS = 255
 _REDUCE_SLOTS = 16
@@ -90,14 +89,18 @@ class BackwardWork:
         if most == 0:
             return
         queries, keys = where.sides
-        node_parts = max(-(-level.num_tiles // TILES_PER_PART) * level.num_nodes for level in where.levels)
-        chunks = triton.cdiv(most, self.config.key_block_n)
+        programs = max(
+            -(-level.num_tiles // TILES_PER_PART) * level.num_nodes
+            * max(1, triton.cdiv(level.num_samples, self.config.key_block_n))
+            for level in where.levels
+        )  # fmt: skip
         parts = self._floats(where.sample_parts_size)
-        sample_grad.sample_kernel[(node_parts * queries.rows, len(where.levels), chunks)](
+        sample_grad.sample_kernel[(programs * queries.rows, len(where.levels))](
             *self._rows(), self.packed.data, self.packed.weights, self.table,
             *parts, *self._strides(),
             self.q.shape[1], queries.rows // keys.rows, queries.rows, self.q.shape[2], TILES_PER_PART,
-            self.scale, **self._constants(self.config.key_block_n), **self._options(),
+            self.scale, **self._constants(self.config.key_block_n),
+            num_warps=self.config.key_warps or self.config.num_warps, num_stages=self.config.num_stages,
         )  # fmt: skip
         grid = (keys.rows * where.max_nodes, len(where.levels), triton.cdiv(most, _REDUCE_SLOTS))
         sample_grad.reduce_kernel[grid](
@@ -134,7 +137,8 @@ class BackwardWork:
         query_grad.query_kernel[(pieces,)](
             *self._rows(), self.packed.data, self.packed.weights, self.table, dq,
             *self._strides(), level, self.q.shape[1], self.q.shape[1] // self.k.shape[1], self.q.shape[2], self.scale,
-            ACCUMULATE=self.where.settings.is_causal, **constants, **self._options(),
+            ACCUMULATE=self.where.settings.is_causal, **constants,
+            num_warps=self.config.num_warps, num_stages=self.config.num_stages,
         )  # fmt: skip
 
     def keys(self, level: int, dk: Tensor, dv: Tensor) -> None:
@@ -146,8 +150,9 @@ class BackwardWork:
             *self._rows(), self.packed.data, self.table, *self.sums,
             dk, dv, *self._strides(), level, self.k.shape[1], self.q.shape[1] // self.k.shape[1],
             self.q.shape[2], self.k.shape[2], self.scale,
-            ACCUMULATE=self.where.settings.is_causal, SLOTS=SLOTS, **self._constants(config.key_block_n),
-            num_warps=config.num_warps, num_stages=config.num_stages, maxnreg=KEY_REGISTERS,
+            ACCUMULATE=self.where.settings.is_causal, **self._constants(config.key_block_n),
+            num_warps=config.key_warps or config.num_warps, num_stages=config.key_stages or config.num_stages,
+            maxnreg=KEY_REGISTERS,
         )  # fmt: skip
 
     def _floats(self, rows: int) -> list[Tensor]:
@@ -162,9 +167,6 @@ class BackwardWork:
 
     def _constants(self, block_n: int) -> dict[str, int]:
         return tile_constants(self.q.shape[3], self.v.shape[3], self.where.settings, self.config.block_m, block_n)
-
-    def _options(self) -> dict[str, int]:
-        return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
 
 
 def delta_constants(value_dim: int, has_grad_lse: bool) -> dict[str, int]:
@@ -189,4 +191,4 @@ def key_config(settings: Settings, config: BackwardConfig, head_dim: int) -> Bac
     if settings.params.pairing != "routed":
         return config
     warps = 2 if head_dim <= 64 else 4
-    return replace(config, key_block_n=_ROUTED_KEYS_AT_ONCE, num_warps=warps, num_stages=1)
+    return replace(config, key_block_n=_ROUTED_KEYS_AT_ONCE, key_warps=warps, key_stages=1)

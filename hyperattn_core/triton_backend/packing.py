@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def pack_levels(levels: Sequence[LevelPlan], where: Geometry) -> Packed:
         ValueError: the levels are not those of the geometry.
     """
     biases, data, weights = [], [], []
-    for level in levels:
+    for level in map(ascending, levels):
         position = level.key_order.gather(3, level.sample_index.long())
         data += [
             level.query_order, level.key_order, level.sample_index, position,
@@ -90,6 +91,12 @@ def pack_levels(levels: Sequence[LevelPlan], where: Geometry) -> Packed:
             f"the plan's levels are not those of its shape {where.shape} and parameters {where.settings.params}"
         )
     return Packed(flat, log_weights, where.settings)
+
+
+def ascending(level: LevelPlan) -> LevelPlan:
+    """The level with the samples of each node in ascending order, as every plan has them that is made here."""
+    index, order = level.sample_index.sort(dim=-1, stable=True)
+    return replace(level, sample_index=index, sample_weight=level.sample_weight.gather(-1, order))
 
 
 def level_biases(level: LevelPlan) -> list[Tensor]:

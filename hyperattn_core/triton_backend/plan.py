@@ -112,8 +112,8 @@ class PlanWork:
             **scan_constants(causal, where.num_ranks), num_warps=4,
         )  # fmt: skip
         plan_kernels.scatter_kernel[(max(queries.num_tiles, keys.num_tiles) * rows,)](
-            self.ranks, self.bases, self.totals, self.packed.data, self.table, len(where.levels), queries.rows,
-            keys.rows, queries.length, keys.length, queries.chunk_len, keys.chunk_len, queries.num_tiles,
+            self.ranks, self.histograms, self.bases, self.totals, self.packed.data, self.table, len(where.levels),
+            queries.rows, keys.rows, queries.length, keys.length, queries.chunk_len, keys.chunk_len, queries.num_tiles,
             keys.num_tiles,
             IS_CAUSAL=causal, RANKS=where.num_ranks, TILE=SORT_TILE, num_warps=4,
         )  # fmt: skip

@@ -126,14 +126,16 @@ def _backward_builds(arch: int, dtype: torch.dtype, head_dim: int, params: Hyper
     )
 
     def build(name: str, kernel: Any, label: str, constants: dict[str, Any], total: str = kind) -> Build:
-        return Build(name, kernel, label, _types(kernel, kind, total), constants, config.num_warps, config.num_stages)
+        warps = config.num_warps if kernel is query_grad.query_kernel else config.key_warps or config.num_warps
+        return Build(name, kernel, label, _types(kernel, kind, total), constants, warps, config.num_stages)
 
     for causal in (False, True):
         total, mask = ("fp32", "causal") if causal else (kind, "non-causal")
         added = {"ACCUMULATE": causal}
         yield build("queries", query_grad.query_kernel, f"{query_label} {mask}", {**by_query, **added}, total)
-        sizes, types = {**by_key, **added, "SLOTS": backward.SLOTS}, _types(key_grad.key_kernel, kind, total)
-        options = of_keys.num_warps, of_keys.num_stages, backward.KEY_REGISTERS
+        sizes, types = {**by_key, **added}, _types(key_grad.key_kernel, kind, total)
+        warps, stages = of_keys.key_warps or of_keys.num_warps, of_keys.key_stages or of_keys.num_stages
+        options = warps, stages, backward.KEY_REGISTERS
         yield Build("keys", key_grad.key_kernel, f"{key_label} {mask}", types, sizes, *options)
     yield build("samples", sample_grad.sample_kernel, sample_label, by_sample)
 

@@ -47,7 +47,7 @@ def attend_kernel(
             node_len, query_len = size(table, level, "node_len"), size(table, level, "query_len")
             position, taken = tile_queries(tiles, tile, 0, BLOCK_M)
             batch, head = row // heads, row % heads
-            x = load_rows(head_base(q, batch, head, q_stride_b, q_stride_h), position, q_stride_n, taken, D, BLOCK_D)
+            x = load_rows(head_base(q, batch, head, q_stride_b, q_stride_h), position, q_stride_n, None, D, BLOCK_D)
             keys_at = head_base(k, batch, head // group, k_stride_b, k_stride_h), k_stride_n
             values_at = head_base(v, batch, head // group, v_stride_b, v_stride_h), v_stride_n
             key_node_row = ((row // group) * num_nodes + node).to(tl.int64)

@@ -110,19 +110,23 @@ def node_tiles(data, table, level, node_row, PER_TILE: tl.constexpr):
 
 @triton.jit
 def tile_queries(tiles, tile, skipped, BLOCK_M: tl.constexpr):
-    """Positions of BLOCK_M queries of a tile after those skipped, and which of them there are."""
+    """Positions of BLOCK_M queries of a tile that is in use, after those skipped, and which of them there are.
+
+    Where there is none, the last query of the tile stands again.
+    """
     query_at, first_at, count_at, _ = tiles
-    slots = tl.arange(0, BLOCK_M)
-    taken = slots < tl.load(count_at + tile) - skipped
-    return tl.load(query_at + (tl.load(first_at + tile) + skipped) + slots, mask=taken, other=0), taken
+    slot = skipped + tl.arange(0, BLOCK_M)
+    count = tl.load(count_at + tile)
+    return tl.load(query_at + (tl.load(first_at + tile) + tl.minimum(slot, count - 1))), slot < count
 
 
 @triton.jit
-def load_grads(grad_out, lse2, delta, first_row, position, taken, DV: tl.constexpr, BLOCK_DV: tl.constexpr):
-    """Rows of grad_out, lse2 and delta of some queries; an lse2 of +inf where there is none: it weighs zero."""
-    g = load_rows(grad_out + first_row * DV, position, DV, taken, DV, BLOCK_DV)
-    row_lse = tl.load(lse2 + first_row + position, mask=taken, other=float("inf"))
-    return g, row_lse, tl.load(delta + first_row + position, mask=taken, other=0.0)
+def load_grads(grad_out, lse2, delta, first_row, position, taken, valid, DV: tl.constexpr, BLOCK_DV: tl.constexpr):
+    """Rows of grad_out (zero where not valid), lse2 and delta of some queries; an lse2 of +inf where not taken: it
+    weighs zero."""
+    g = load_rows(grad_out + first_row * DV, position, DV, valid, DV, BLOCK_DV)
+    row_lse = tl.where(taken, tl.load(lse2 + first_row + position), float("inf"))
+    return g, row_lse, tl.load(delta + first_row + position)
 
 
 @triton.jit

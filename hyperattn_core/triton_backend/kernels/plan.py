@@ -126,7 +126,7 @@ def scan_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def scatter_kernel(
-    ranks, bases, totals, data, table,
+    ranks, histograms, bases, totals, data, table,
     num_levels, query_rows, key_rows, num_queries, num_keys, query_chunk, key_chunk, query_tiles, key_tiles,
     IS_CAUSAL: tl.constexpr, RANKS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -150,10 +150,14 @@ def scatter_kernel(
         token = chunk * chunk_len + (tile % tiles_per_chunk) * TILE + slots
         valid = token < tl.minimum((chunk + 1) * chunk_len, length)
         rank = tl.load(ranks + first_token + token, mask=valid, other=0).to(tl.int32)
-        # Tokens past the end come last, so that they stand before no other one.
-        earlier = (rank[None, :] == rank[:, None]) & (slots[None, :] < slots[:, None])
-        within = tl.sum(earlier.to(tl.int32), 1)
+        # Sorted by rank and then by slot; tokens past the end come last.
+        key = tl.sort(tl.where(valid, rank, RANKS) * TILE + slots)
+        rank, token = key // TILE, chunk * chunk_len + (tile % tiles_per_chunk) * TILE + key % TILE
+        valid = rank < RANKS
+        rank = tl.where(valid, rank, 0)
         buckets = tl.arange(0, RANKS)
+        held = tl.load(histograms + (first_tile + tile) * RANKS + buckets).to(tl.int32)
+        before = tl.cumsum(held, 0) - held
         for level in range(num_levels):
             num_nodes = size(table, level, "num_nodes")
             node = 0
@@ -163,9 +167,9 @@ def scatter_kernel(
                 active = (((chunk >> level) & 1) == is_query.to(tl.int32)) & (node < num_nodes)
             if active:
                 total = tl.load(totals + (field(table, level, "totals") + row * num_nodes + node) * RANKS + buckets)
-                begin = tl.gather(tl.cumsum(total, 0) - total, rank, 0)
-                at = (level * all_tiles + first_tile + tile) * RANKS
-                place = begin + tl.load(bases + at + rank, mask=valid, other=0) + within
+                base = tl.load(bases + (level * all_tiles + first_tile + tile) * RANKS + buckets)
+                # A bucket's tokens of this tile go to a run of places, in the order that they have here.
+                place = slots + tl.gather(tl.cumsum(total, 0) - total + base - before, rank, 0)
                 if is_query:
                     order, node_slots = field(table, level, "query_order"), field(table, level, "query_len")
                 else:

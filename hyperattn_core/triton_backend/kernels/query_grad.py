@@ -67,8 +67,8 @@ def query_kernel(
         entries, sizes = tiles[3] + tile * PER_TILE, key_sizes(table, level)
         batch, head = row // heads, row % heads
         first_row = row.to(tl.int64) * num_queries
-        x = load_rows(head_base(q, batch, head, q_stride_b, q_stride_h), position, q_stride_n, taken, D, BLOCK_D)
-        g, row_lse, row_delta = load_grads(grad_out, lse2, delta, first_row, position, taken, DV, BLOCK_DV)
+        x = load_rows(head_base(q, batch, head, q_stride_b, q_stride_h), position, q_stride_n, None, D, BLOCK_D)
+        g, row_lse, row_delta = load_grads(grad_out, lse2, delta, first_row, position, taken, None, DV, BLOCK_DV)
         keys_at = head_base(k, batch, head // group, k_stride_b, k_stride_h), k_stride_n
         values_at = head_base(v, batch, head // group, v_stride_b, v_stride_h), v_stride_n
         key_node_row = ((row // group) * num_nodes + node).to(tl.int64)

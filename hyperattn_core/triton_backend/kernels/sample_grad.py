@@ -8,6 +8,7 @@ import triton.language as tl
 from hyperattn_core.triton_backend.kernels.common import (
     LOG2_E,
     SIZES,
+    block_biases,
     field,
     first_meets,
     head_base,
@@ -30,13 +31,16 @@ def sample_kernel(
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """Partial dk and dv of BLOCK_N sampled keys, from one part of a node's query tiles."""
-    level, chunk = tl.program_id(1), tl.program_id(2)
+    level = tl.program_id(1)
     num_nodes, num_samples = size(table, level, "num_nodes"), size(table, level, "num_samples")
     parts = tl.cdiv(size(table, level, "num_tiles"), tiles_per_part)
-    part, node_row = tl.program_id(0) % parts, tl.program_id(0) // parts
+    # Programs of the same queries follow each other, so that these are read from memory once.
+    chunks = tl.maximum(tl.cdiv(num_samples, BLOCK_N), 1)
+    chunk, part_row = tl.program_id(0) % chunks, tl.program_id(0) // chunks
+    part, node_row = part_row % parts, part_row // parts
     row, node = node_row // num_nodes, node_row % num_nodes
-    if (row < query_rows) & (chunk * BLOCK_N < num_samples):
-        block_size, num_blocks = size(table, level, "block_size"), size(table, level, "num_blocks")
+    if (row < query_rows) & (num_samples > 0):
+        num_blocks = size(table, level, "num_blocks")
         used = size(table, level, "num_tiles")
         if PER_TILE == 1:
             used_at = field(table, level, "block_tile") + node_row.to(tl.int64) * (num_blocks + 1) + num_blocks
@@ -44,10 +48,13 @@ def sample_kernel(
         batch, head = row // heads, row % heads
         slot = chunk * BLOCK_N + tl.arange(0, BLOCK_N)
         met = slot < num_samples
-        at = ((row // group) * num_nodes + node).to(tl.int64) * num_samples + slot
+        key_node_row = ((row // group) * num_nodes + node).to(tl.int64)
+        at = key_node_row * num_samples + slot
         key = tl.load(data + field(table, level, "sample_position") + at, mask=met, other=0)
-        index = tl.load(data + field(table, level, "sample_index") + at, mask=met, other=0)
-        weight = tl.load(weights + field(table, level, "samples_drawn") + at, mask=met, other=-float("inf"))
+        if PER_TILE > 1:
+            block_size = size(table, level, "block_size")
+            block = tl.load(data + field(table, level, "sample_index") + at, mask=met, other=0) // block_size
+            weight = tl.load(weights + field(table, level, "samples_drawn") + at, mask=met, other=-float("inf"))
         k_base = head_base(k, batch, head // group, k_stride_b, k_stride_h)
         v_base = head_base(v, batch, head // group, v_stride_b, v_stride_h)
         keys = load_rows(k_base, key, k_stride_n, met, D, BLOCK_D)
@@ -62,13 +69,14 @@ def sample_kernel(
         for step in range(begin * SPLIT, tl.minimum(begin + tiles_per_part, used) * SPLIT):
             entries = tiles[3] + step // SPLIT * PER_TILE
             position, taken = tile_queries(tiles, step // SPLIT, (step % SPLIT) * BLOCK_M, BLOCK_M)
-            x = load_rows(q_base, position, q_stride_n, taken, D, BLOCK_D)
-            g, row_lse, row_delta = load_grads(grad_out, lse2, delta, first_row, position, taken, DV, BLOCK_DV)
+            x = load_rows(q_base, position, q_stride_n, None, D, BLOCK_D)
+            g, row_lse, row_delta = load_grads(grad_out, lse2, delta, first_row, position, taken, None, DV, BLOCK_DV)
             if PER_TILE == 1:
-                low = tl.load(entries) * block_size
-                bias = tl.where((index >= low) & (index < low + block_size), -float("inf"), weight)[:, None]
+                # A row of biases is as long as a multiple of BLOCK_N, and -inf behind the last sample.
+                row_at = block_biases(data, table, level, key_node_row, tl.load(entries))[1]
+                bias = tl.load(row_at + slot)[:, None]
             else:
-                upto = first_meets(entries, index // block_size, PER_TILE)
+                upto = first_meets(entries, block, PER_TILE)
                 is_outside = tl.arange(0, BLOCK_M)[None, :] < upto[:, None]
                 bias = tl.where(is_outside, weight[:, None], -float("inf"))
             dk, dv = tile_grads(x, g, row_lse, row_delta, keys, values, bias, dk, dv, qk_scale)

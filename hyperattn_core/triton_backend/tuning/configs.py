@@ -45,6 +45,8 @@ class BackwardConfig:
         key_block_n: keys per program where a program owns keys.
         num_warps: warps per program.
         num_stages: stages of the software pipeline.
+        key_warps: warps of a program that owns keys, where they are others.
+        key_stages: stages of the key kernel, where they are others.
     """
 
     block_m: int
@@ -52,6 +54,8 @@ class BackwardConfig:
     key_block_n: int
     num_warps: int
     num_stages: int
+    key_warps: int | None = None
+    key_stages: int | None = None
 
     def __str__(self) -> str:
         sizes = f"{self.block_m} queries, {self.query_block_n} and {self.key_block_n} keys"
@@ -95,7 +99,8 @@ def default_backward_config(arch: int, dtype: torch.dtype, head_dim: int) -> Bac
             return BackwardConfig(16, 16, 16, 8, 2) if arch >= 90 else BackwardConfig(16, 16, 16, 4, 1)
         return BackwardConfig(16, 16, 16, 8, 1 if arch >= 90 else 2)
     if head_dim <= 64:
-        return BackwardConfig(64, 64, 64 if arch >= 90 else 32, 4, 3)
+        # A warp takes 16 keys: with 4 for 32 keys, or registers for 64, sm_80 would do work twice, or spill.
+        return BackwardConfig(64, 64, 64, 4, 3) if arch >= 90 else BackwardConfig(64, 64, 32, 4, 3, 2, 1)
     if head_dim <= 128:
         return BackwardConfig(64, 32, 32, 8, 2)
     return BackwardConfig(32, 16, 16, 8, 2) if arch >= 90 else BackwardConfig(16, 16, 16, 4, 2)
