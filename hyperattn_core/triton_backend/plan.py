@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 import triton
@@ -14,9 +13,9 @@ from hyperattn_core.planning.nodes import Planner
 from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.planning.samples import samples_of
-from hyperattn_core.triton_backend.device_tables import drawn_samples, level_table, rank_tiles, uniform_weights
-from hyperattn_core.triton_backend.geometry import SORT_TILE, block_dim, geometry
-from hyperattn_core.triton_backend.kernels import pair
+from hyperattn_core.triton_backend.device_tables import level_table, rank_tiles, uniform_weights
+from hyperattn_core.triton_backend.geometry import SORT_TILE, Geometry, block_dim, geometry
+from hyperattn_core.triton_backend.kernels import draw, pair
 from hyperattn_core.triton_backend.kernels import plan as plan_kernels
 from hyperattn_core.triton_backend.packing import dense_rows, pack_levels
 
@@ -26,6 +25,7 @@ _SCAN_RANKS = 16
 _SCAN_TILES = 128
 _PAIR_ELEMENTS = 8192
 _PAIR_SAMPLES = 256
+_DRAWS = 256
 
 
 def packed_plan(q: Tensor, k: Tensor, seed: int, settings: Settings, scale: float) -> Packed:
@@ -204,20 +204,30 @@ def pair_constants(is_causal: bool, bucket: bool, num_ranks: int) -> dict[str, i
     return {"IS_CAUSAL": is_causal, "BUCKET": bucket, "RANKS": num_ranks, "TILES": tiles, "SAMPLES": _PAIR_SAMPLES}
 
 
-@lru_cache(maxsize=4096)
+@draws.kept_on_device(maxsize=64)
+def drawn_samples(where: Geometry, seed: int, device: str) -> Tensor:
+    """The uniformly drawn indices of all levels, int32 flat, in the order of their weights."""
+    rows = where.sides[1].rows
+    index = torch.empty(where.drawn_size, dtype=torch.int32, device=device)
+    most = max(level.num_nodes * level.num_samples for level in where.levels) * rows
+    draw.draw_kernel[(triton.cdiv(most, _DRAWS), len(where.levels))](
+        index, level_table(where, device), draws.stream_key(seed, draws.SAMPLES), rows,
+        STRATIFIED=where.settings.params.sampling == "stratified", BLOCK=_DRAWS, num_warps=4,
+    )  # fmt: skip
+    return index
+
+
+@draws.kept_on_device(maxsize=4096)
 def split_projections(seed: int, head_dim: int, num_projections: int, dtype: torch.dtype, device: str) -> Tensor:
     """The projections in the dtype of the inputs, as a sum of terms: (terms, D in registers, 16), kept on the device.
 
     A half-precision number times a half-precision number is exact in float32; three such terms hold a float32 number,
     so that tensor cores project in float32 accumulation.
     """
-    exact = draws.projections(seed, head_dim, num_projections, "cpu").to(torch.float32)
-    terms = []
-    left = exact.double()
-    for _ in range(1 if dtype == torch.float32 else 3):
-        term = left.to(dtype)
-        terms.append(term)
-        left = left - term.double()
-    split = torch.zeros(len(terms), block_dim(head_dim), _COLUMNS, dtype=dtype, device="cpu")
-    split[:, :head_dim, :num_projections] = torch.stack(terms)
-    return split.to(device)
+    terms = 1 if dtype == torch.float32 else 3
+    split = torch.empty(terms, block_dim(head_dim), _COLUMNS, dtype=dtype, device=device)
+    draw.projection_kernel[(1,)](
+        split, draws.stream_key(seed, draws.PROJECTIONS), D=head_dim, PROJECTIONS=num_projections,
+        BLOCK_D=block_dim(head_dim), COLUMNS=_COLUMNS, TERMS=terms, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+    return split
