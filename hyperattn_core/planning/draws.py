@@ -1,10 +1,10 @@
 """Every random draw of a plan: projections, and positions of samples and probes.
 
 Numbers are those of SplitMix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014),
-which are a function of a key and a place: `kernels/draw.py` has the same in Triton. Seed and purpose make the key. All is
-made of integer operations and of float64 ones that every device rounds alike, so that the bits of a draw are the same on
-each; it is made where it is needed, and nothing is copied or waited for. Each tensor names its device: a draw must not
-follow torch.set_default_device.
+which are a function of a key and a place; seed and purpose make the key. `kernels/draw.py` has the same in Triton. Only
+integer operations are used, and float64 ones that every device rounds alike: the bits of a draw are the same on each.
+It is made where it is needed, and nothing is copied or waited for. Each tensor names its device: a draw must not follow
+torch.set_default_device.
 """
 
 from __future__ import annotations

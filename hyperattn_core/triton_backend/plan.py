@@ -212,7 +212,7 @@ def drawn_samples(where: Geometry, seed: int, device: str) -> Tensor:
     most = max(level.num_nodes * level.num_samples for level in where.levels) * rows
     draw.draw_kernel[(triton.cdiv(most, _DRAWS), len(where.levels))](
         index, level_table(where, device), draws.stream_key(seed, draws.SAMPLES), rows,
-        STRATIFIED=where.settings.params.sampling == "stratified", BLOCK=_DRAWS, num_warps=4,
+        **draw_constants(where.settings.params.sampling), num_warps=4,
     )  # fmt: skip
     return index
 
@@ -227,7 +227,18 @@ def split_projections(seed: int, head_dim: int, num_projections: int, dtype: tor
     terms = 1 if dtype == torch.float32 else 3
     split = torch.empty(terms, block_dim(head_dim), _COLUMNS, dtype=dtype, device=device)
     draw.projection_kernel[(1,)](
-        split, draws.stream_key(seed, draws.PROJECTIONS), D=head_dim, PROJECTIONS=num_projections,
-        BLOCK_D=block_dim(head_dim), COLUMNS=_COLUMNS, TERMS=terms, num_warps=4, enable_fp_fusion=False,
+        split, draws.stream_key(seed, draws.PROJECTIONS), **projection_constants(head_dim, terms, num_projections),
+        num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return split
+
+
+def projection_constants(head_dim: int, terms: int, num_projections: int) -> dict[str, int]:
+    """The compile-time values of the projection kernel."""
+    sizes = {"D": head_dim, "PROJECTIONS": num_projections, "BLOCK_D": block_dim(head_dim)}
+    return {**sizes, "COLUMNS": _COLUMNS, "TERMS": terms}
+
+
+def draw_constants(sampling: str) -> dict[str, int]:
+    """The compile-time values of the draw kernel."""
+    return {"STRATIFIED": sampling == "stratified", "BLOCK": _DRAWS}

@@ -13,7 +13,7 @@ from hyperattn_core.planning.packed import Settings
 from hyperattn_core.triton_backend import backward, plan
 from hyperattn_core.triton_backend.forward import attend_constants, merge_constants
 from hyperattn_core.triton_backend.geometry import SORT_TILE
-from hyperattn_core.triton_backend.kernels import attend, key_grad, pair, query_grad, sample_grad
+from hyperattn_core.triton_backend.kernels import attend, draw, key_grad, pair, query_grad, sample_grad
 from hyperattn_core.triton_backend.kernels import plan as plan_kernels
 from hyperattn_core.triton_backend.tuning.configs import candidates, default_backward_config, default_config, with_tile
 
@@ -21,15 +21,16 @@ TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 #: Types of the kernels' arguments by name; those in the call's dtype and in that of the gradients apart.
 _TYPES = {
     "*u8": ("ranks", "histograms"),
-    "*i32": ("bases", "totals", "data", "drawn_index", "template"),
+    "*i32": ("bases", "totals", "data", "index", "drawn_index", "template"),
     "*i64": ("table",),
+    "i64": ("key",),
     "*fp32": (
         "weights", "drawn_weight", "lse2", "delta", "leaf_lse", "parts_k", "parts_v", "sums_k", "sums_v",
     ),
     "*fp64": ("lse", "grad_lse", "partial_lse"),
     "fp32": ("scale",),
 }  # fmt: skip
-_IN_DTYPE = ("q", "k", "v", "directions", "out", "grad_out", "leaf_out", "partial_out")
+_IN_DTYPE = ("q", "k", "v", "split", "directions", "out", "grad_out", "leaf_out", "partial_out")
 _GRADIENTS = ("dq", "dk_out", "dv_out")
 #: "routed" pairing is compiled beside the default.
 ROUTED = HyperAttentionParams(sampling="probed", pairing="routed")
@@ -47,6 +48,7 @@ class Build:
     num_warps: int = 4
     num_stages: int = 3
     max_registers: int | None = None
+    fuses_float64: bool = True
 
 
 def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: bool = False) -> Iterator[Build]:
@@ -58,7 +60,11 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
     def build(name: str, kernel: Any, label: str, constants: dict[str, Any], **options: Any) -> Build:
         return Build(name, kernel, label, _types(kernel, kind, kind), constants, **options)
 
-    hashed = plan.hash_constants(head_dim, 1 if dtype == torch.float32 else 3, params.num_projections)
+    terms = 1 if dtype == torch.float32 else 3
+    drawn = plan.projection_constants(head_dim, terms, params.num_projections)
+    yield build("project", draw.projection_kernel, shape, drawn, fuses_float64=False)
+    yield build("draw", draw.draw_kernel, "stratified", plan.draw_constants("stratified"))
+    hashed = plan.hash_constants(head_dim, terms, params.num_projections)
     yield build("hash", plan_kernels.hash_kernel, shape, hashed, **plan.hash_options(head_dim, dtype))
     for causal in (False, True):
         mask = "causal" if causal else "non-causal"

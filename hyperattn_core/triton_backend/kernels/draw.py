@@ -91,9 +91,9 @@ def projection_kernel(
     split, key, D: tl.constexpr, PROJECTIONS: tl.constexpr, BLOCK_D: tl.constexpr, COLUMNS: tl.constexpr,
     TERMS: tl.constexpr,
 ):  # fmt: skip
-    """Gaussian directions, rounded to float32, as a sum of TERMS numbers in the dtype of `split` (TERMS, BLOCK_D, COLUMNS).
+    """Gaussian directions, rounded to float32, as a sum of TERMS numbers in the dtype of `split`.
 
-    The rest that a term leaves is exact in float32.
+    `split` is (TERMS, BLOCK_D, COLUMNS). What a term leaves for the next is exact in float32.
     """
     row, column = tl.arange(0, BLOCK_D)[:, None], tl.arange(0, COLUMNS)[None, :]
     place = (row * PROJECTIONS + column).to(tl.int64)
