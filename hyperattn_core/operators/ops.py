@@ -25,8 +25,7 @@ from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.support import traced_as_constant
 
-# Results of the host's random generator are used, and small tables are kept on the device, which inductor's own graph
-# memory would take for a leak.
+# Small tables are kept on the device, which inductor's own graph memory would take for a leak.
 _TAGS = tuple(tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None)
 _WEIGHT_DTYPES = {"torch": torch.float64, "triton": torch.float32}
 _PLAN = "Tensor data, Tensor weights, str backend, int[] settings, float scale"

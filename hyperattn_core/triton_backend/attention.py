@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperattn_core.exact_aten import Attended, BackwardInputs, Gradients
-from hyperattn_core.planning.draws import level_samples
+from hyperattn_core.planning.draws import level_weights
 from hyperattn_core.planning.levels import CallShape
 from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import LevelPlan
@@ -41,7 +41,7 @@ def unpack(packed: Packed, shape: CallShape, seed: int) -> tuple[LevelPlan, ...]
     levels = packing.unpack(packed, where)
     if params.sampling == "probed":
         return levels
-    weights = (level_samples(level, shape, params, seed, device)[1] for level in where.levels)
+    weights = (level_weights(level, params, device) for level in where.levels)
     return tuple(
         replace(level, sample_weight=weight.expand(level.sample_index.shape))
         for level, weight in zip(levels, weights, strict=True)

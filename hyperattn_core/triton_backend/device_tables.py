@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from hyperattn_core.planning.draws import level_samples
+from hyperattn_core.planning.draws import level_weights
 from hyperattn_core.planning.pairing import cut_tiles, rank_pairing
 from hyperattn_core.triton_backend.geometry import Geometry
 
@@ -53,31 +53,12 @@ def block_entries(entries: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
     return torch.searchsorted(blocks, wanted.contiguous(), out_int32=True), places.to(torch.int32)
 
 
-def drawn_samples(plan: Geometry, seed: int, device: str) -> Tensor:
-    """The uniformly drawn indices of all levels, int32 flat, in the order of their weights.
-
-    Those of the last seeds are kept on the device, and those that a CUDA graph was captured with for good.
-    """
-    found = _drawn_samples(plan, seed, device)
-    if device.startswith("cuda") and torch.cuda.is_current_stream_capturing():
-        _captured.append(found)
-    return found
-
-
-_captured: list[Tensor] = []
-
-
-@lru_cache(maxsize=64)
-def _drawn_samples(plan: Geometry, seed: int, device: str) -> Tensor:
-    drawn = [level_samples(level, plan.shape, plan.settings.params, seed, "cpu")[0] for level in plan.levels]
-    return torch.cat([index.reshape(-1) for index in drawn]).to(device)
-
-
 @cache
 def uniform_weights(plan: Geometry, device: str) -> Tensor:
     """The base-2 logarithms of the weights of uniform draws of all levels, which follow from sizes, float32 flat."""
     weights = []
     for level in plan.levels:
-        index, weight = level_samples(level, plan.shape, plan.settings.params, 0, "cpu")
-        weights.append(weight.log2().to(torch.float32).expand(index.shape).reshape(-1))
+        rows = plan.shape[0] * plan.shape[2] * level.num_nodes
+        weight = level_weights(level, plan.settings.params, "cpu").log2().to(torch.float32)
+        weights.append(weight.expand(rows, -1).reshape(-1))
     return torch.cat(weights).to(device)

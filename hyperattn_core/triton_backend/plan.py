@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import triton
 from torch import Tensor
@@ -12,12 +10,12 @@ from hyperattn_core.planning import draws
 from hyperattn_core.planning.nodes import Planner
 from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import plan_shape
-from hyperattn_core.triton_backend.device_tables import drawn_samples, level_table, rank_tiles, uniform_weights
+from hyperattn_core.triton_backend.device_tables import level_table, rank_tiles, uniform_weights
 from hyperattn_core.triton_backend.geometry import SORT_TILE, Geometry, block_dim, geometry
-from hyperattn_core.triton_backend.kernels import pair
+from hyperattn_core.triton_backend.kernels import draw, pair
 from hyperattn_core.triton_backend.kernels import plan as plan_kernels
 from hyperattn_core.triton_backend.packing import dense_rows, pack_levels
-from hyperattn_core.triton_backend.probing import Probing
+from hyperattn_core.triton_backend.sampling import Probing, drawn_samples
 
 _COLUMNS = 16
 HASH_TILES = 4
@@ -219,20 +217,23 @@ def pair_grid(where: Geometry, tiles: int) -> tuple[int, int]:
     return max(programs) * where.sides[0].rows, len(where.levels)
 
 
-@lru_cache(maxsize=4096)
+@draws.kept_on_device(maxsize=4096)
 def split_projections(seed: int, head_dim: int, num_projections: int, dtype: torch.dtype, device: str) -> Tensor:
     """The projections in the dtype of the inputs, as a sum of terms: (terms, D in registers, 16), kept on the device.
 
     A half-precision number times a half-precision number is exact in float32; three such terms hold a float32 number,
     so that tensor cores project in float32 accumulation.
     """
-    exact = draws.projections(seed, head_dim, num_projections, "cpu").to(torch.float32)
-    terms = []
-    left = exact.double()
-    for _ in range(1 if dtype == torch.float32 else 3):
-        term = left.to(dtype)
-        terms.append(term)
-        left = left - term.double()
-    split = torch.zeros(len(terms), block_dim(head_dim), _COLUMNS, dtype=dtype, device="cpu")
-    split[:, :head_dim, :num_projections] = torch.stack(terms)
-    return split.to(device)
+    terms = 1 if dtype == torch.float32 else 3
+    split = torch.empty(terms, block_dim(head_dim), _COLUMNS, dtype=dtype, device=device)
+    draw.projection_kernel[(1,)](
+        split, draws.stream_key(seed, draws.PROJECTIONS), **projection_constants(head_dim, terms, num_projections),
+        num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+    return split
+
+
+def projection_constants(head_dim: int, terms: int, num_projections: int) -> dict[str, int]:
+    """The compile-time values of the projection kernel."""
+    sizes = {"D": head_dim, "PROJECTIONS": num_projections, "BLOCK_D": block_dim(head_dim)}
+    return {**sizes, "COLUMNS": _COLUMNS, "TERMS": terms}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,13 +51,16 @@ def test_a_call_never_waits_for_the_device(is_causal: bool, pairing: str) -> Non
     inputs = qkv(3001, heads=4, kv_heads=2)
     params = small_params(pairing=pairing)
 
-    def call() -> object:
-        return hyper_attention(*inputs, params=params, is_causal=is_causal, enable_gqa=True, backend="triton")
+    def call(seed: int) -> object:
+        return hyper_attention(
+            *inputs, params=params, seed=seed, is_causal=is_causal, enable_gqa=True, backend="triton"
+        )
 
-    call()
+    call(0)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
-    call()
+    for seed in (0, 1, 2):
+        call(seed)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -83,6 +87,44 @@ def test_a_cuda_graph_gives_the_same_output_for_new_inputs(is_causal: bool) -> N
     graph.replay()
     assert torch.equal(captured, call())
     assert not torch.equal(captured, first)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_a_graph_draws_for_itself(is_causal: bool) -> None:
+    """A seed that no call has had before; and hundreds of others after it, whose tables take the place of kept ones."""
+    inputs = qkv(1500)
+    params = small_params()
+    call = functools.partial(hyper_attention, *inputs, params=params, is_causal=is_causal, backend="triton")
+    call(seed=0)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call(seed=1)
+    for seed in range(2, 300):
+        call(seed=seed)
+    graph.replay()
+    assert torch.equal(captured, call(seed=1))
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("sampling", ["stratified", "probed"])
+def test_a_captured_backward_pass_gives_the_same_gradients(sampling: str, is_causal: bool) -> None:
+    inputs = tuple(x.requires_grad_() for x in qkv(1500, heads=4, kv_heads=2))
+    params = small_params(sampling)
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return hyper_attention(q, k, v, params=params, is_causal=is_causal, enable_gqa=True, backend="triton")
+
+    captured = torch.cuda.make_graphed_callables(call, inputs)
+    for seed in (0, 7):  # other inputs than those that it was captured with, the second time
+        tensors = tuple(normal(*x.shape, seed=seed + i, dtype=x.dtype).requires_grad_() for i, x in enumerate(inputs))
+        weight = normal(1, 4, 1500, 64, seed=9, dtype=torch.bfloat16)
+        found, expected = captured(*tensors), call(*tensors)
+        assert torch.equal(found, expected)
+        for mine, theirs in zip(
+            torch.autograd.grad(found, tensors, weight), torch.autograd.grad(expected, tensors, weight), strict=True
+        ):
+            assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize(

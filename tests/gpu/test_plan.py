@@ -9,6 +9,9 @@ from torch import Tensor
 from hyperattn_core import AttentionPlan, HyperAttentionParams, make_plan
 from hyperattn_core.planning import draws
 from hyperattn_core.planning.lsh import hash_ranks
+from hyperattn_core.planning.packed import Settings
+from hyperattn_core.triton_backend.geometry import geometry
+from hyperattn_core.triton_backend.plan import drawn_samples, split_projections
 from tests.gpu.gpu_cases import CHOICES, DEVICE, DTYPES, heads_inside, normal, qkv, small_params
 
 SEED = 3
@@ -22,6 +25,31 @@ def decided(x: Tensor, params: HyperAttentionParams) -> Tensor:
     rows = torch.arange(hangs.numel(), device=x.device)
     source = torch.where(hangs, 0, rows).cummax(0).values.clamp(min=int((~hangs).nonzero()[0]))
     return x.flatten(0, 2)[source].view(x.shape)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("sampling", ["iid", "stratified"])
+def test_draws_are_those_of_the_cpu_to_the_last_bit(sampling: str, is_causal: bool) -> None:
+    params = small_params(sampling)
+    where = geometry((2, 4, 2, 3001, 3001), Settings(params, is_causal, TILE_SIZE))
+    levels = [draws.level_samples(level, where.shape, params, SEED, "cpu")[0] for level in where.levels]
+    for level, expected in zip(where.levels, levels, strict=True):
+        assert torch.equal(draws.level_samples(level, where.shape, params, SEED, DEVICE)[0].cpu(), expected)
+        offsets = [draws.sample_offsets(level, where.shape, SEED, device).cpu() for device in ("cpu", DEVICE)]
+        assert torch.equal(*offsets)
+    drawn = torch.cat([index.flatten() for index in levels])
+    assert torch.equal(drawn_samples(where, SEED, DEVICE).cpu(), drawn)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("head_dim", "projections"), [(64, 7), (80, 10), (256, 1)])
+def test_projections_are_those_of_the_cpu_to_the_last_bit(dtype: torch.dtype, head_dim: int, projections: int) -> None:
+    expected = draws.projections(SEED, head_dim, projections, "cpu")
+    assert torch.equal(draws.projections(SEED, head_dim, projections, DEVICE).cpu(), expected)
+    left = expected.float()
+    for term in split_projections(SEED, head_dim, projections, dtype, DEVICE).cpu():
+        assert torch.equal(term[:head_dim, :projections], left.to(dtype))
+        left = left - left.to(dtype).float()
 
 
 def both_plans(q: Tensor, k: Tensor, params: HyperAttentionParams, *, is_causal: bool) -> list[AttentionPlan]:

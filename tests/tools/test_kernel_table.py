@@ -14,7 +14,8 @@ from hyperattn_core.triton_backend.tuning.configs import ARCHITECTURES
 from tools.kernels.table import SHARED_LIMIT, main
 
 KERNELS = {
-    "hash", "scan", "scatter", "pair", "attend", "merge", "delta", "queries", "keys", "samples", "reduce"
+    "project", "draw", "hash", "scan", "scatter", "pair", "attend", "merge", "delta", "queries", "keys", "samples",
+    "reduce",
 }  # fmt: skip
 #: Kernels that are matrix products at d = 64.
 PRODUCTS = {"hash", "attend", "queries", "keys", "samples"}
@@ -76,6 +77,14 @@ def test_tensor_cores(usual: list[dict[str, Any]]) -> None:
             if "routed" in row["label"]:  # tiles of 16 rows are too small for wgmma
                 wanted = {"wgmma"} if "wgmma" in row["instructions"] else {"mma.sync"}
             assert wanted <= set(row["instructions"]), row
+
+
+@pytest.mark.slow
+def test_projections_round_every_product_as_pytorch_does(usual: list[dict[str, Any]]) -> None:
+    """A product and a sum in one instruction would make other bits than on a CPU."""
+    found = [row["instructions"] for row in usual if row["kernel"] == "project"]
+    assert len(found) == 2 * len(ARCHITECTURES)
+    assert not any("fma.rn.f64" in instructions for instructions in found)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def test_training_takes_at_most_half_as_much_again_as_flash_attention_2(leaf: in
 
 
 def test_flash_attention_2_is_counted_as_its_buffers_are() -> None:
-    """At n = 131,072: output, three gradients, a copy of one, dq in float32 (twice the size), two float32 numbers a row."""
+    """At n = 131,072: output, three gradients and a copy, dq in float32 (twice the size), two float32 numbers a row."""
     output = 131072 * 12 * 64 * 2
     assert flash2_peak(PAPER).backward == 7 * output + 2 * 131072 * 12 * 4
     assert flash2_peak(PAPER).kept == output + 131072 * 12 * 4

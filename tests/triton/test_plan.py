@@ -14,10 +14,11 @@ from hyperattn_core.planning import draws
 from hyperattn_core.planning.lsh import hash_ranks
 from hyperattn_core.planning.packed import Packed, PackedPlan, Settings
 from hyperattn_core.planning.plan import plan_shape
-from hyperattn_core.triton_backend.device_tables import _drawn_samples, level_table, rank_tiles, uniform_weights
+from hyperattn_core.triton_backend.device_tables import level_table, rank_tiles, uniform_weights
 from hyperattn_core.triton_backend.geometry import bias_row, geometry
 from hyperattn_core.triton_backend.packing import pack, unpack
 from hyperattn_core.triton_backend.plan import PlanWork, split_projections
+from hyperattn_core.triton_backend.sampling import drawn_samples
 from tests.helpers.slow import slow_in
 from tests.helpers.triton_inputs import CALLS, SLOW, Call, normal
 
@@ -170,7 +171,7 @@ def test_a_plan_does_not_depend_on_the_default_device(name: str) -> None:
     q, k, _ = call.inputs()
     options = {"is_causal": call.is_causal, "tile_size": call.tile_size, "backend": "triton"}
     # A seed that no other test draws with, and tables that no other test made: nothing is found in a cache.
-    for cached in (level_table, rank_tiles, _drawn_samples, uniform_weights, split_projections):
+    for cached in (level_table, rank_tiles, drawn_samples, uniform_weights, split_projections):
         cached.cache_clear()
     with torch.device("meta"):
         plan = make_plan(q, k, call.parameters(), 12345, **options)

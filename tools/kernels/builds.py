@@ -10,10 +10,19 @@ import torch
 
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.packed import Settings
-from hyperattn_core.triton_backend import backward, plan, probing
+from hyperattn_core.triton_backend import backward, plan, sampling
 from hyperattn_core.triton_backend.forward import attend_constants, merge_constants
 from hyperattn_core.triton_backend.geometry import SORT_TILE
-from hyperattn_core.triton_backend.kernels import attend, draw, key_grad, pair, probe, query_grad, sample_grad
+from hyperattn_core.triton_backend.kernels import (
+    attend,
+    draw,
+    key_grad,
+    pair,
+    probe,
+    query_grad,
+    sample_grad,
+    systematic,
+)
 from hyperattn_core.triton_backend.kernels import plan as plan_kernels
 from hyperattn_core.triton_backend.tuning.configs import candidates, default_backward_config, default_config, with_tile
 
@@ -21,8 +30,9 @@ TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 #: Types of the kernels' arguments by name; those in the call's dtype and in that of the gradients apart.
 _TYPES = {
     "*u8": ("ranks", "histograms", "classes", "class_counts"),
-    "*i32": ("bases", "totals", "data", "drawn_index", "template", "positions", "first_certain"),
+    "*i32": ("bases", "totals", "data", "index", "drawn_index", "template", "positions", "first_certain"),
     "*i64": ("table", "sums", "points"),
+    "i64": ("key",),
     "*fp32": (
         "weights", "drawn_weight", "lse2", "delta", "leaf_lse", "parts_k", "parts_v", "sums_k", "sums_v",
         "part_top", "part_total", "norms",
@@ -30,7 +40,7 @@ _TYPES = {
     "*fp64": ("lse", "grad_lse", "partial_lse", "slopes", "offsets"),
     "fp32": ("scale",),
 }  # fmt: skip
-_IN_DTYPE = ("q", "k", "v", "directions", "out", "grad_out", "leaf_out", "partial_out")
+_IN_DTYPE = ("q", "k", "v", "split", "directions", "out", "grad_out", "leaf_out", "partial_out")
 _GRADIENTS = ("dq", "dk_out", "dv_out")
 #: "routed" pairing is compiled beside the default.
 ROUTED = HyperAttentionParams(sampling="probed", pairing="routed")
@@ -48,6 +58,7 @@ class Build:
     num_warps: int = 4
     num_stages: int = 3
     max_registers: int | None = None
+    fuses_float64: bool = True
 
 
 def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: bool = False) -> Iterator[Build]:
@@ -59,7 +70,11 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
     def build(name: str, kernel: Any, label: str, constants: dict[str, Any], **options: Any) -> Build:
         return Build(name, kernel, label, _types(kernel, kind, kind), constants, **options)
 
-    terms = plan.hash_terms(1 if dtype == torch.float32 else 3, params.num_projections)
+    num_terms = 1 if dtype == torch.float32 else 3
+    drawn = plan.projection_constants(head_dim, num_terms, params.num_projections)
+    yield build("project", draw.projection_kernel, shape, drawn, fuses_float64=False)
+    yield build("uniform", draw.uniform_kernel, "stratified", sampling.uniform_constants("stratified"))
+    terms = plan.hash_terms(num_terms, params.num_projections)
     hashed = terms | plan.hash_constants(head_dim)
     yield build("hash", plan_kernels.hash_kernel, shape, hashed, **plan.hash_options(head_dim, dtype))
     for causal in (False, True):
@@ -99,15 +114,15 @@ def _probing_builds(dtype: torch.dtype, head_dim: int, terms: dict[str, int]) ->
 
     for causal in (False, True):
         mask, settings = "causal" if causal else "non-causal", Settings(HyperAttentionParams(), causal, 64)
-        constants = probing.probe_constants(head_dim, dtype, settings)
-        options = probing.probe_options(head_dim, dtype)
+        constants = sampling.probe_constants(head_dim, dtype, settings)
+        options = sampling.probe_options(head_dim, dtype)
         yield build("probe", probe.probe_kernel, f"{shape} {mask}", constants | terms, **options)
         yield build("score", probe.score_kernel, f"{shape} {mask}", constants, **options)
-        yield build("sum", draw.sum_kernel, mask, probing.draw_constants(causal))
-        drawn = probing.draw_constants(causal) | {"AT_ONCE": probing.SUM_TILES}
-        yield build("draw", draw.draw_kernel, mask, drawn)
-    yield build("norm", probe.norm_kernel, "", probing.norm_constants(constants["BLOCK_P"]))
-    yield build("design", draw.design_kernel, "", {"AT_ONCE": probing.DESIGN_TILES})
+        yield build("sum", systematic.sum_kernel, mask, sampling.systematic_constants(causal))
+        drawn = sampling.systematic_constants(causal) | {"AT_ONCE": sampling.SUM_TILES}
+        yield build("draw", systematic.draw_kernel, mask, drawn)
+    yield build("norm", probe.norm_kernel, "", sampling.norm_constants(constants["BLOCK_P"]))
+    yield build("design", systematic.design_kernel, "", {"AT_ONCE": sampling.DESIGN_TILES})
 
 
 def _backward_builds(arch: int, dtype: torch.dtype, head_dim: int, params: HyperAttentionParams) -> Iterator[Build]:

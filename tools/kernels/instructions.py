@@ -38,7 +38,7 @@ def loop_of(text: str) -> Counter[str]:
     innermost = [
         Counter(names[start:end])
         for start, end in loops
-        if not any(start <= other and last < end or start < other and last <= end for other, last in loops)
+        if not any((start <= other and last < end) or (start < other and last <= end) for other, last in loops)
     ]
     return max(innermost, key=lambda loop: tuple(loop[name] for name in _PRODUCTS), default=Counter())
 

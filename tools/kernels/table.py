@@ -65,7 +65,10 @@ def compile_kernel(build: Build, arch: int) -> Any:
         if kind.startswith("*") or "stride" in name
     }
     source = ASTSource(build.kernel, build.types, constexprs=build.constants, attrs=attributes)
-    options = {"num_warps": build.num_warps, "num_stages": build.num_stages, "maxnreg": build.max_registers}
+    options = {
+        "num_warps": build.num_warps, "num_stages": build.num_stages, "maxnreg": build.max_registers,
+        "enable_fp_fusion": build.fuses_float64,
+    }  # fmt: skip
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
@@ -82,7 +85,9 @@ def compile_build(build: Build, arch: int) -> Usage:
         registers=registers,
         spill_bytes=spills,
         shared_bytes=int(compiled.metadata.shared),
-        instructions=tuple(name for name in ("wgmma", "mma.sync", "cp.async") if name in compiled.asm["ptx"]),
+        instructions=tuple(
+            name for name in ("wgmma", "mma.sync", "cp.async", "fma.rn.f64") if name in compiled.asm["ptx"]
+        ),
         loop_instructions=_loop_instructions(build, compiled.asm["cubin"]),
     )
 

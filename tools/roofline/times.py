@@ -1,8 +1,8 @@
 """Predicted times of the launches of a call: `python -m tools.roofline.times` compiles the kernels and prints them.
 
-A launch takes the longest of what its bytes, its matrix products and its instructions need on a card. Bytes and products are
-those of `launches`. Instructions are counted in the compiled code: those of the main loop once for each of its rounds, all
-others once, by every warp of every program. Nothing of it was measured.
+A launch takes the longest of what its bytes, its matrix products and its instructions need on a card. Bytes and
+products are those of `launches`. Instructions are counted in the compiled code: those of the main loop once for each of
+its rounds, all others once, by every warp of every program. Nothing of it was measured.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.triton_backend.backward import key_config, tile_constants
 from hyperattn_core.triton_backend.geometry import SORT_TILE, TILES_PER_PART, LevelGeometry
 from hyperattn_core.triton_backend.plan import HASH_TILES, SCAN_TILES, pair_constants
-from hyperattn_core.triton_backend.probing import DESIGN_TILES, NORM_TILES
+from hyperattn_core.triton_backend.sampling import DESIGN_TILES, NORM_TILES
 from hyperattn_core.triton_backend.tuning.configs import default_backward_config, default_config
 from tools.kernels.builds import builds
 from tools.kernels.instructions import disassembly, largest_loop, length, loop_of

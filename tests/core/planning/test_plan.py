@@ -297,17 +297,6 @@ class TestSeeds:
                 # As far apart as two independent draws from a slice (a third of its length), not as rounding.
                 assert float((place - other).abs().mean()) > 0.2 / params.sample_size
 
-    def test_kept_draws_are_the_fresh_ones(
-        self, sampling: str, pairing: str, is_causal: bool, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        q, k, _ = qkv(queries=130, heads=2)
-        params = small_params(sampling, pairing)
-        fresh = make_plan(q, k, params, 9, is_causal=is_causal)
-        # Devices other than the CPU keep their copies of the draws: take that way here too, twice.
-        monkeypatch.setattr(draws, "_draw_samples", draws._cached_samples)
-        for _ in range(2):
-            assert same(fresh, make_plan(q, k, params, 9, is_causal=is_causal))
-
     def test_tiles_are_a_matter_of_speed_only(self, sampling: str, pairing: str, is_causal: bool) -> None:
         q, k, _ = qkv(queries=75, heads=2, kv_heads=1)
         params = small_params(sampling, pairing)

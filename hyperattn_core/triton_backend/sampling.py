@@ -1,22 +1,40 @@
-"""Probed samples by the kernels: the scores of all keys, and after the sort the draw."""
+"""Samples by the kernels: uniform ones, and probed ones from the scores of all keys."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
+import triton
 from torch import Tensor
 
-from hyperattn_core.planning.draws import probe_positions, sample_offsets
+from hyperattn_core.planning.draws import SAMPLES, kept_on_device, probe_positions, sample_offsets, stream_key
 from hyperattn_core.planning.packed import Settings
 from hyperattn_core.planning.samples import NUM_CLASSES, unit
 from hyperattn_core.triton_backend.device_tables import level_table
 from hyperattn_core.triton_backend.geometry import DRAW_TILE, SORT_TILE, Geometry, block_dim
-from hyperattn_core.triton_backend.kernels import draw, probe
+from hyperattn_core.triton_backend.kernels import draw, probe, systematic
 
+_DRAWS = 256
 NORM_TILES = 64
 DESIGN_TILES = 32
 SUM_TILES = 128
+
+
+@kept_on_device(maxsize=64)
+def drawn_samples(where: Geometry, seed: int, device: str) -> Tensor:
+    """The uniformly drawn indices of all levels, int32 flat, in the order of their weights."""
+    rows = where.sides[1].rows
+    index = torch.empty(where.drawn_size, dtype=torch.int32, device=device)
+    most = max(level.num_nodes * level.num_samples for level in where.levels) * rows
+    draw.uniform_kernel[(triton.cdiv(most, _DRAWS), len(where.levels))](
+        index, level_table(where, device), stream_key(seed, SAMPLES), rows,
+        **uniform_constants(where.settings.params.sampling), num_warps=4,
+    )  # fmt: skip
+    if where.settings.params.sampling == "iid":
+        # The kernels find the samples of some keys by their order.
+        for level in where.levels:
+            rows_of_level = index[level.samples_drawn :][: level.num_nodes * level.num_samples * rows]
+            rows_of_level.copy_(rows_of_level.view(-1, max(level.num_samples, 1)).sort(-1).values.view(-1))
+    return index
 
 
 class Probing:
@@ -69,13 +87,13 @@ class Probing:
         index = torch.empty(where.drawn_size, dtype=torch.int32, device=device)
         weight = torch.empty(where.drawn_size, dtype=torch.float32, device=device)
         levels = len(where.levels)
-        draw.design_kernel[(rows * where.max_nodes, levels)](
+        systematic.design_kernel[(rows * where.max_nodes, levels)](
             self.class_counts, self.table, slopes[0], slopes[1], first_certain, rows, AT_ONCE=DESIGN_TILES, num_warps=4
         )
         grid = (rows * max(level.num_nodes * level.draw_tiles for level in where.levels), levels)
-        constants = draw_constants(where.settings.is_causal)
-        draw.sum_kernel[grid](data, self.classes, self.table, first_certain, sums, rows, **constants, num_warps=4)
-        draw.draw_kernel[grid](
+        constants = systematic_constants(where.settings.is_causal)
+        systematic.sum_kernel[grid](data, self.classes, self.table, first_certain, sums, rows, **constants, num_warps=4)
+        systematic.draw_kernel[grid](
             data, self.classes, self.table, slopes[0], slopes[1], first_certain, sums,
             _points(where, self.seed, self.device), index, weight, rows, **constants, AT_ONCE=SUM_TILES, num_warps=4,
         )  # fmt: skip
@@ -100,12 +118,17 @@ def norm_constants(block_p: int) -> dict[str, int]:
     return {"BLOCK_P": block_p, "AT_ONCE": NORM_TILES}
 
 
-def draw_constants(is_causal: bool) -> dict[str, int]:
+def systematic_constants(is_causal: bool) -> dict[str, int]:
     """The compile-time values that the sum and draw kernels share."""
     return {"IS_CAUSAL": is_causal, "TILE": DRAW_TILE}
 
 
-@lru_cache(maxsize=64)
+def uniform_constants(sampling: str) -> dict[str, int]:
+    """The compile-time values of the uniform draw."""
+    return {"STRATIFIED": sampling == "stratified", "BLOCK": _DRAWS}
+
+
+@kept_on_device(maxsize=64)
 def _positions(where: Geometry, seed: int, device: str) -> Tensor:
     """Positions of the probes of a call without a mask, int32; under a mask they follow from the level."""
     if where.settings.is_causal:
@@ -113,7 +136,7 @@ def _positions(where: Geometry, seed: int, device: str) -> Tensor:
     return probe_positions(where.shape[3], where.settings.params.num_probes, seed, device).to(torch.int32)
 
 
-@lru_cache(maxsize=64)
+@kept_on_device(maxsize=64)
 def _points(where: Geometry, seed: int, device: str) -> Tensor:
     """The first point of every node of every level with samples, in units, int64 flat."""
     parts = [
