@@ -188,7 +188,8 @@ def _rounds(call: CallSizes, arch: int) -> Iterator[tuple[str, Iterator[tuple[fl
     def steps(level: LevelGeometry, block_n: int) -> int:
         return -(-level.block_size // block_n) + -(-level.num_samples // block_n)
 
-    attend, config = (f(arch, _DTYPE, call.head_dim) for f in (default_config, default_backward_config))
+    attend = default_config(arch, _DTYPE, call.head_dim)
+    config = default_backward_config(arch, _DTYPE, call.head_dim)
     yield "attend", levels(lambda x: (used(x), steps(x, attend.block_n)))
     yield "merge", iter([(queries.rows * queries.length / _MERGE_ROWS, len(where.levels))])
     yield "delta", iter([(queries.rows * queries.length / _DELTA_ROWS, 0)])

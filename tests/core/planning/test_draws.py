@@ -109,13 +109,14 @@ def test_samples_and_weights_are_those_of_their_definition(sampling: str, is_cau
         index, weight = draws.level_samples(level, shape, params, 7, "cpu")
         assert torch.equal(weight, draws.level_weights(level, params, "cpu"))
         count, node_len = index.shape[3], level.node_len
-        edges = [0, node_len] * count if sampling == "iid" else []
-        for place, found in enumerate(index.flatten().tolist()):
+        wanted = []
+        for place in range(index.numel()):
             slot = place % count
-            low, high = edges[:2] or (slot * node_len // count, (slot + 1) * node_len // count)
+            edges = (0, node_len) if sampling == "iid" else (slot * node_len // count, (slot + 1) * node_len // count)
             number = one_by_one(key, level.index * draws.LEVEL_PLACES + place) >> 11
-            assert found == low + int(number * 2.0**-53 * (high - low))
-            assert weight[slot] == (high - low if sampling == "stratified" else node_len / count)
+            wanted.append(edges[0] + int(number * 2.0**-53 * (edges[1] - edges[0])))
+            assert weight[slot] == (node_len / count if sampling == "iid" else edges[1] - edges[0])
+        assert torch.equal(index, torch.tensor(wanted, dtype=torch.int32).view(index.shape).sort(-1).values)
 
 
 def test_nothing_is_drawn_elsewhere_and_copied() -> None:
