@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from typing import Any
 
-from hyperattn_core.params import ROUTED_KEYS
+from hyperattn_core.params import ROUTED_KEYS, HyperAttentionParams
 from hyperattn_core.planning.draws import sample_count
 from hyperattn_core.planning.levels import CallShape, LevelShape, level_shapes
 from hyperattn_core.planning.packed import Settings
@@ -25,6 +25,19 @@ SORT_TILE = 128
 
 BIAS_STEP = 64
 """The most keys of a step of the online softmax: rows of biases are a multiple of it."""
+
+
+_PAIR_ELEMENTS = 8192
+
+
+def num_ranks(params: HyperAttentionParams) -> int:
+    """Buckets, at least 16."""
+    return max(16, 2**params.num_projections)
+
+
+def pair_tiles(params: HyperAttentionParams) -> int:
+    """Tiles that a program of the pair kernel looks up among the buckets."""
+    return max(16, min(64, _PAIR_ELEMENTS // num_ranks(params)))
 
 
 def block_dim(head_dim: int) -> int:
@@ -69,6 +82,7 @@ class LevelGeometry(LevelShape):
     template: int
     partial: int
     sample_parts: int
+    pair_programs: int
 
     def row(self) -> list[int]:
         """The level as a row of the table."""
@@ -113,6 +127,7 @@ class Geometry:
         drawn_size: samples of all levels, and so float32 elements of their log weights.
         partial_rows: rows of the partial outputs of all levels; 0 when not causal.
         sample_parts_size: rows of the partial sums of the samples' gradients.
+        pair_programs: programs of the pair kernel: for each node one for pair_tiles tiles or blocks, and one for samples.
     """
 
     shape: CallShape
@@ -123,11 +138,12 @@ class Geometry:
     drawn_size: int
     partial_rows: int
     sample_parts_size: int
+    pair_programs: int
 
     @property
     def num_ranks(self) -> int:
         """Buckets, at least 16 so that vectors of them have a size that the hardware likes."""
-        return max(16, 2**self.settings.params.num_projections)
+        return num_ranks(self.settings.params)
 
     @cached_property
     def sides(self) -> tuple[Side, Side]:
@@ -181,6 +197,7 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
             ("drawn", "samples_drawn", key_rows * samples),
             ("template", "template", nodes * (params.pairing == "rank") * (3 * num_tiles + num_blocks + 1)),
             ("partial", "partial", query_rows * level.query_len if is_causal else 0),
+            ("pairs", "pair_programs", query_rows * (-(-max(num_tiles, num_blocks + 1) // pair_tiles(params)) + 1)),
             ("parts", "sample_parts", query_rows * -(-num_tiles // TILES_PER_PART) * samples),
         ):
             offsets[name] = used[buffer]
@@ -197,6 +214,7 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
         drawn_size=used["drawn"],
         partial_rows=used["partial"],
         sample_parts_size=used["parts"],
+        pair_programs=used["pairs"],
     )
 
 

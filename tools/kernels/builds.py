@@ -65,9 +65,9 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
         scattered = {"IS_CAUSAL": causal, "RANKS": num_ranks, "TILE": SORT_TILE}
         yield build("scan", plan_kernels.scan_kernel, mask, plan.scan_constants(causal, num_ranks))
         yield build("scatter", plan_kernels.scatter_kernel, mask, scattered)
-    for bucket in (True, False):
-        label = f"causal {'bucket' if bucket else 'rank'}"
-        yield build("pair", pair.pair_kernel, label, plan.pair_constants(True, bucket, num_ranks))
+    for paired in (params, HyperAttentionParams(pairing="rank")):
+        settings = Settings(paired, True, default_config(arch, dtype, head_dim).tile_size)
+        yield build("pair", pair.pair_kernel, f"causal {paired.pairing}", plan.pair_constants(settings))
     configs = candidates(arch, dtype, head_dim) if every_candidate else (default_config(arch, dtype, head_dim),)
     for config, of in [(config, of) for of in (params, ROUTED) for config in configs]:
         for causal in (False, True):
