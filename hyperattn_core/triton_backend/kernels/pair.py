@@ -47,11 +47,11 @@ def pair_kernel(
     the same block share its run of tiles. Rank pairing follows from sizes alone and is copied from `template`. A node
     takes a program for TILES of its tiles and blocks, and one for its samples.
     """
-    level, index = level_program(table, num_levels)
+    level, number = level_program(table, num_levels)
     num_nodes = size(table, level, "num_nodes")
     num_tiles, num_blocks = size(table, level, "num_tiles"), size(table, level, "num_blocks")
     tile_programs = tl.cdiv(tl.maximum(num_tiles, num_blocks + 1), TILES)
-    program, node_row = index % (tile_programs + 1), index // (tile_programs + 1)
+    program, node_row = number % (tile_programs + 1), number // (tile_programs + 1)
     row, node = node_row // num_nodes, node_row % num_nodes
     if program < tile_programs:
         tile = program * TILES + tl.arange(0, TILES)
