@@ -32,6 +32,19 @@ BIAS_STEP = 64
 """The most keys of a step of the online softmax: rows of biases are a multiple of it."""
 
 
+_PAIR_ELEMENTS = 8192
+
+
+def num_ranks(params: HyperAttentionParams) -> int:
+    """Buckets, at least 16."""
+    return max(16, 2**params.num_projections)
+
+
+def pair_tiles(params: HyperAttentionParams) -> int:
+    """Tiles that a program of the pair kernel looks up among the buckets."""
+    return max(16, min(64, _PAIR_ELEMENTS // num_ranks(params)))
+
+
 def block_dim(head_dim: int) -> int:
     """The head size in registers: the next power of two, at least 16."""
     return max(16, 1 << (head_dim - 1).bit_length())
@@ -74,6 +87,7 @@ class LevelGeometry(LevelShape):
     template: int
     partial: int
     sample_parts: int
+    pair_programs: int
     num_probes: int
     probe_tiles: int
     probe_floor: int
@@ -129,6 +143,7 @@ class Geometry:
         drawn_size: samples of all levels, and so float32 elements of their log weights.
         partial_rows: rows of the partial outputs of all levels; 0 when not causal.
         sample_parts_size: rows of the partial sums of the samples' gradients.
+        pair_programs: programs of the pair kernel: for each node one for pair_tiles tiles or blocks, and one for samples.
         probe_parts_size: pairs of a probe and a tile of keys, of all levels; this and what follows are 0 unless kernels
             draw probed samples.
         probe_norms_size: probes of all levels.
@@ -146,6 +161,7 @@ class Geometry:
     drawn_size: int
     partial_rows: int
     sample_parts_size: int
+    pair_programs: int
     probe_parts_size: int
     probe_norms_size: int
     classes_size: int
@@ -156,7 +172,7 @@ class Geometry:
     @property
     def num_ranks(self) -> int:
         """Buckets, at least 16 so that vectors of them have a size that the hardware likes."""
-        return max(16, 2**self.settings.params.num_projections)
+        return num_ranks(self.settings.params)
 
     @cached_property
     def sides(self) -> tuple[Side, Side]:
@@ -211,6 +227,7 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
             ("drawn", "samples_drawn", key_rows * samples),
             ("template", "template", nodes * (params.pairing == "rank") * (3 * num_tiles + num_blocks + 1)),
             ("partial", "partial", query_rows * level.query_len if is_causal else 0),
+            ("pairs", "pair_programs", query_rows * (-(-max(num_tiles, num_blocks + 1) // pair_tiles(params)) + 1)),
             ("parts", "sample_parts", query_rows * -(-num_tiles // TILES_PER_PART) * samples),
             ("probe_parts", "probe_part", query_rows * probed["probe_tiles"] * probed["num_probes"]),
             ("probe_norms", "probe_norm", query_rows * probed["num_probes"]),
@@ -233,6 +250,7 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
         drawn_size=used["drawn"],
         partial_rows=used["partial"],
         sample_parts_size=used["parts"],
+        pair_programs=used["pairs"],
         probe_parts_size=used["probe_parts"],
         probe_norms_size=used["probe_norms"],
         classes_size=used["classes"],

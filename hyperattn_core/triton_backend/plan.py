@@ -11,7 +11,7 @@ from hyperattn_core.planning.nodes import Planner
 from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.device_tables import level_table, rank_tiles, uniform_weights
-from hyperattn_core.triton_backend.geometry import SORT_TILE, Geometry, block_dim, geometry
+from hyperattn_core.triton_backend.geometry import SORT_TILE, block_dim, geometry, num_ranks, pair_tiles
 from hyperattn_core.triton_backend.kernels import draw, pair
 from hyperattn_core.triton_backend.kernels import plan as plan_kernels
 from hyperattn_core.triton_backend.packing import dense_rows, pack_levels
@@ -21,7 +21,6 @@ _COLUMNS = 16
 HASH_TILES = 4
 _SCAN_RANKS = 16
 SCAN_TILES = 32
-_PAIR_ELEMENTS = 8192
 _PAIR_SAMPLES = 256
 
 
@@ -122,11 +121,10 @@ class PlanWork:
         queries, keys = where.sides
         device = str(self.packed.data.device)
         index, weight = self._samples(device)
-        constants = pair_constants(where.settings.is_causal, where.settings.params.pairing == "bucket", where.num_ranks)
-        pair.pair_kernel[pair_grid(where, constants["TILES"])](
+        pair.pair_kernel[(where.pair_programs,)](
             self.packed.data, self.packed.weights, self.totals, self.table, index, weight, rank_tiles(where, device),
-            queries.rows, keys.rows, queries.length, queries.rows // keys.rows, where.settings.tile_size,
-            **constants, num_warps=4,
+            len(where.levels), queries.rows, keys.rows, queries.length, queries.rows // keys.rows,
+            where.settings.tile_size, **pair_constants(where.settings), num_warps=4,
         )  # fmt: skip
 
     def _samples(self, device: str) -> tuple[Tensor, Tensor]:
@@ -200,21 +198,11 @@ def scan_constants(is_causal: bool, num_ranks: int) -> dict[str, int]:
     return {"IS_CAUSAL": is_causal, "RANKS": num_ranks, "GROUP": _SCAN_RANKS, "AT_ONCE": SCAN_TILES}
 
 
-def pair_constants(is_causal: bool, bucket: bool, num_ranks: int) -> dict[str, int]:
+def pair_constants(settings: Settings) -> dict[str, int]:
     """The compile-time values of the pair kernel."""
-    tiles = max(16, min(64, _PAIR_ELEMENTS // num_ranks))
-    return {"IS_CAUSAL": is_causal, "BUCKET": bucket, "RANKS": num_ranks, "TILES": tiles, "SAMPLES": _PAIR_SAMPLES}
-
-
-def pair_grid(where: Geometry, tiles: int) -> tuple[int, int]:
-    """Programs of the pair kernel, each of so many tiles and blocks of a node, or of its samples: (of a level, levels).
-
-    A level has as many as the one with most: all levels have about as many tiles.
-    """
-    programs = (
-        (triton.cdiv(max(level.num_tiles, level.num_blocks + 1), tiles) + 1) * level.num_nodes for level in where.levels
-    )
-    return max(programs) * where.sides[0].rows, len(where.levels)
+    params = settings.params
+    words = {"IS_CAUSAL": settings.is_causal, "BUCKET": params.pairing == "bucket"}
+    return {**words, "RANKS": num_ranks(params), "TILES": pair_tiles(params), "SAMPLES": _PAIR_SAMPLES}
 
 
 @draws.kept_on_device(maxsize=4096)

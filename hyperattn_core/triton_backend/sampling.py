@@ -57,7 +57,7 @@ class Probing:
         parts = torch.empty(2, where.probe_parts_size, dtype=torch.float32, device=q.device)
         norms = torch.empty(where.probe_norms_size, dtype=torch.float32, device=q.device)
         positions = _positions(where, self.seed, self.device)
-        constants, options = probe_constants(q.shape[3], q.dtype, where.settings), probe_options(q.shape[3], q.dtype)
+        constants, options = probe_constants(q.shape[3], q.dtype, where), probe_options(q.shape[3], q.dtype)
         strides = (q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2))
         sizes = (
             k.shape[1], q.shape[1] // k.shape[1], keys.length, keys.chunk_len, keys.num_tiles, len(where.levels),
@@ -100,11 +100,14 @@ class Probing:
         return index, weight
 
 
-def probe_constants(head_dim: int, dtype: torch.dtype, settings: Settings) -> dict[str, int]:
+def probe_constants(head_dim: int, dtype: torch.dtype, where: Geometry) -> dict[str, int]:
     """The compile-time values of the probe and score kernels."""
-    few = settings.params.num_probes <= 16 or dtype == torch.float32
-    sizes = {"D": head_dim, "BLOCK_D": block_dim(head_dim), "TILE": SORT_TILE, "BLOCK_P": 16 if few else 32}
-    return {"IS_CAUSAL": settings.is_causal, **sizes}
+    settings, keys = where.settings, where.sides[1]
+    block_p = 16 if settings.params.num_probes <= 16 or dtype == torch.float32 else 32
+    # Keys of a node are whole chunks.
+    is_full = keys.chunk_len % SORT_TILE == 0 and all(level.num_probes % block_p == 0 for level in where.levels)
+    sizes = {"D": head_dim, "BLOCK_D": block_dim(head_dim), "TILE": SORT_TILE, "BLOCK_P": block_p}
+    return {"IS_CAUSAL": settings.is_causal, "FULL": is_full, **sizes}
 
 
 def probe_options(head_dim: int, dtype: torch.dtype) -> dict[str, int]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from hyperattn_core import AttentionPlan, HyperAttentionParams, LevelPlan, make_plan
+from hyperattn_core.params import Pairing
 from hyperattn_core.planning import draws
 from hyperattn_core.planning.lsh import hash_ranks
 from hyperattn_core.planning.packed import Packed, PackedPlan, Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.device_tables import level_table, rank_tiles, uniform_weights
-from hyperattn_core.triton_backend.geometry import bias_row, geometry
+from hyperattn_core.triton_backend.geometry import bias_row, geometry, pair_tiles
+from hyperattn_core.triton_backend.kernels import pair
 from hyperattn_core.triton_backend.packing import pack, unpack
 from hyperattn_core.triton_backend.plan import PlanWork, split_projections
 from hyperattn_core.triton_backend.sampling import drawn_samples
@@ -102,6 +105,18 @@ def test_unpacking_gives_back_the_levels() -> None:
     assert_same_plan(dataclasses.replace(plan, levels=tuple(levels)), plan)
 
 
+def test_samples_of_a_plan_made_by_hand_are_packed_in_ascending_order() -> None:
+    """As the kernels look for them; the plan is the same estimator."""
+    plan = CALLS["probed, causal"].plan()
+    turned = [
+        dataclasses.replace(x, sample_index=x.sample_index.flip(3), sample_weight=x.sample_weight.flip(3))
+        for x in plan.levels
+    ]
+    other = pack(dataclasses.replace(plan, levels=tuple(turned)))
+    assert torch.equal(other.data, pack(plan).data)
+    assert torch.equal(other.weights, pack(plan).weights)
+
+
 def test_levels_of_another_call_are_refused() -> None:
     plan, other = CALLS["plain"].plan(), Call(queries=160).plan()
     with pytest.raises(ValueError, match="levels are not those of its shape"):
@@ -123,6 +138,37 @@ def test_ranks_differ_only_where_a_projection_is_within_rounding_of_zero(dtype: 
     nearest = (rows.double() @ directions.to(torch.float32).double()).abs().amin(1)
     assert (nearest[differ] < 1e-5).all()
     assert differ.sum() <= 1
+
+
+@pytest.mark.parametrize("pairing", ["bucket", "rank"])
+def test_the_pair_kernel_launches_as_many_programs_as_there_is_work(pairing: Pairing) -> None:
+    """Under a causal mask too, where nodes of one level are longer than those of another: linear in the length."""
+    settings = Settings(HyperAttentionParams(min_seq_len=1024, pairing=pairing), True, 128)
+    launched = []
+    for length in (2**15, 2**17, 2**19, 2**21):
+        where = geometry((1, 2, 1, length, length), settings)
+        needed = sum(
+            level.num_nodes * (1 + -(-max(level.num_tiles, level.num_blocks + 1) // pair_tiles(settings.params)))
+            for level in where.levels
+        )
+        assert where.pair_programs == 2 * needed
+        launched.append(where.pair_programs)
+    assert all(4 <= more / fewer < 4.5 for fewer, more in zip(launched, launched[1:], strict=False))
+    assert launched[-1] < 2**21 / 150
+
+
+def test_the_pair_kernel_is_launched_with_those(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = CALLS["causal"]
+    kernel, grids = pair.pair_kernel, []
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids.append(grid)
+            return kernel[grid]
+
+    monkeypatch.setattr(pair, "pair_kernel", Recorder())
+    packed = pack(call.plan("triton"))
+    assert grids == [(geometry(call.plan().shape, packed.settings).pair_programs,)]
 
 
 def test_an_exact_call_has_no_levels() -> None:

@@ -12,7 +12,7 @@ from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.packed import Settings
 from hyperattn_core.triton_backend import backward, plan, sampling
 from hyperattn_core.triton_backend.forward import attend_constants, merge_constants
-from hyperattn_core.triton_backend.geometry import SORT_TILE
+from hyperattn_core.triton_backend.geometry import SORT_TILE, geometry
 from hyperattn_core.triton_backend.kernels import (
     attend,
     draw,
@@ -82,9 +82,9 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
         scattered = {"IS_CAUSAL": causal, "RANKS": num_ranks, "TILE": SORT_TILE}
         yield build("scan", plan_kernels.scan_kernel, mask, plan.scan_constants(causal, num_ranks))
         yield build("scatter", plan_kernels.scatter_kernel, mask, scattered)
-    for bucket in (True, False):
-        label = f"causal {'bucket' if bucket else 'rank'}"
-        yield build("pair", pair.pair_kernel, label, plan.pair_constants(True, bucket, num_ranks))
+    for paired in (params, HyperAttentionParams(pairing="rank")):
+        settings = Settings(paired, True, default_config(arch, dtype, head_dim).tile_size)
+        yield build("pair", pair.pair_kernel, f"causal {paired.pairing}", plan.pair_constants(settings))
     yield from _probing_builds(dtype, head_dim, terms)
     configs = candidates(arch, dtype, head_dim) if every_candidate else (default_config(arch, dtype, head_dim),)
     for config, of in [(config, of) for of in (params, ROUTED) for config in configs]:
@@ -113,8 +113,9 @@ def _probing_builds(dtype: torch.dtype, head_dim: int, terms: dict[str, int]) ->
         return Build(name, kernel, label, _types(kernel, kind, kind), constants, **options)
 
     for causal in (False, True):
-        mask, settings = "causal" if causal else "non-causal", Settings(HyperAttentionParams(), causal, 64)
-        constants = sampling.probe_constants(head_dim, dtype, settings)
+        mask = "causal" if causal else "non-causal"
+        where = geometry((1, 1, 1, 8192, 8192), Settings(HyperAttentionParams(), causal, 64))
+        constants = sampling.probe_constants(head_dim, dtype, where)
         options = sampling.probe_options(head_dim, dtype)
         yield build("probe", probe.probe_kernel, f"{shape} {mask}", constants | terms, **options)
         yield build("score", probe.score_kernel, f"{shape} {mask}", constants, **options)

@@ -19,7 +19,7 @@ import triton
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.triton_backend.backward import key_config, tile_constants
 from hyperattn_core.triton_backend.geometry import SORT_TILE, TILES_PER_PART, LevelGeometry
-from hyperattn_core.triton_backend.plan import HASH_TILES, SCAN_TILES, pair_constants
+from hyperattn_core.triton_backend.plan import HASH_TILES, SCAN_TILES
 from hyperattn_core.triton_backend.sampling import DESIGN_TILES, NORM_TILES
 from hyperattn_core.triton_backend.tuning.configs import default_backward_config, default_config
 from tools.kernels.builds import builds
@@ -172,13 +172,9 @@ def _rounds(call: CallSizes, arch: int) -> Iterator[tuple[str, Iterator[tuple[fl
         yield name, levels(lambda x: (keys.rows * x.num_nodes * x.draw_tiles, 1))
     groups = where.num_ranks // 16
     yield "scan", levels(lambda x: (rows * x.num_nodes * groups, -(-x.node_len // (SORT_TILE * SCAN_TILES))))
-    at_once = pair_constants(call.is_causal, True, where.num_ranks)["TILES"]
-
-    def pair_programs(level: LevelGeometry) -> tuple[float, float]:
-        programs = -(-max(level.num_tiles, level.num_blocks + 1) // at_once)
-        return queries.rows * level.num_nodes * (programs + 1), level.num_blocks / programs / group
-
-    yield "pair", levels(pair_programs)
+    nodes = queries.rows * sum(level.num_nodes for level in where.levels)
+    blocks = sum(level.num_blocks * level.num_nodes for level in where.levels)
+    yield "pair", iter([(where.pair_programs, keys.rows * blocks / (where.pair_programs - nodes))])
 
     def used(level: LevelGeometry) -> float:
         """Tiles of all nodes: one a run of queries that meet one block is filled by half."""

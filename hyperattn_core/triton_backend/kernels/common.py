@@ -24,8 +24,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 BIAS_STEP = tl.constexpr(geometry.BIAS_STEP)
 ROUTED_QUERIES = tl.constexpr(params.ROUTED_QUERIES)
-#: More than the queries of a tile.
-MANY = tl.constexpr(1 << 30)
+#: More than the queries of a tile, or the programs of a launch.
+MANY = tl.constexpr((1 << 31) - 1)
 INTERPRETED = tl.constexpr(interpreted())
 # As constants, so that a kernel compiled for another table is not taken from Triton's cache.
 COLUMNS = tl.constexpr({name: index for index, name in enumerate(FIELDS)})

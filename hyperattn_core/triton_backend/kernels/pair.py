@@ -5,7 +5,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyperattn_core.triton_backend.kernels.common import SIZES, bias_row, field, level_biases, size
+from hyperattn_core.triton_backend.kernels.common import (
+    MANY,
+    NUM_COLUMNS,
+    SIZES,
+    bias_row,
+    column,
+    field,
+    level_biases,
+    size,
+)
+
+#: More levels than a sequence that has indices of 32 bits can have.
+MAX_LEVELS = tl.constexpr(32)
 
 
 @triton.jit
@@ -14,10 +26,19 @@ def larger(a, b):
     return tl.maximum(a, b)
 
 
+@triton.jit
+def level_program(table, num_levels):
+    """The level that a program belongs to, and its number there: the programs of one level follow those of another."""
+    levels = tl.arange(0, MAX_LEVELS)
+    begins = tl.load(table + levels * NUM_COLUMNS + column("pair_programs"), mask=levels < num_levels, other=MANY)
+    level = tl.sum((begins <= tl.program_id(0)).to(tl.int32), 0) - 1
+    return level, tl.program_id(0) - size(table, level, "pair_programs")
+
+
 @triton.jit(do_not_specialize=SIZES)
 def pair_kernel(
     data, weights, totals, table, drawn_index, drawn_weight, template,
-    query_rows, key_rows, num_queries, group, tile_size,
+    num_levels, query_rows, key_rows, num_queries, group, tile_size,
     IS_CAUSAL: tl.constexpr, BUCKET: tl.constexpr, RANKS: tl.constexpr, TILES: tl.constexpr, SAMPLES: tl.constexpr,
 ):  # fmt: skip
     """The tiles of every node's sorted queries with the key block that each meets; positions and biases of the samples.
@@ -26,50 +47,48 @@ def pair_kernel(
     the same block share its run of tiles. Rank pairing follows from sizes alone and is copied from `template`. A node
     takes a program for TILES of its tiles and blocks, and one for its samples.
     """
-    level = tl.program_id(1)
+    level, number = level_program(table, num_levels)
     num_nodes = size(table, level, "num_nodes")
     num_tiles, num_blocks = size(table, level, "num_tiles"), size(table, level, "num_blocks")
     tile_programs = tl.cdiv(tl.maximum(num_tiles, num_blocks + 1), TILES)
-    program = tl.program_id(0) % (tile_programs + 1)
-    node_row = tl.program_id(0) // (tile_programs + 1)
+    program, node_row = number % (tile_programs + 1), number // (tile_programs + 1)
     row, node = node_row // num_nodes, node_row % num_nodes
     if program < tile_programs:
-        if row < query_rows:
-            tile = program * TILES + tl.arange(0, TILES)
-            if BUCKET:
-                base = field(table, level, "totals")
-                query_total = totals + (base + node_row) * RANKS
-                key_total = totals + (base + (query_rows + row // group) * num_nodes + node) * RANKS
-                first, count, meets, starts = bucket_tiles(
-                    query_total, key_total, tile, size(table, level, "block_size"), num_blocks, tile_size, RANKS
-                )
-            else:
-                source = template + field(table, level, "template") + tile
-                inside = tile < num_tiles
-                first = tl.load(source + node * num_tiles, mask=inside)
-                count = tl.load(source + (num_nodes + node) * num_tiles, mask=inside)
-                meets = tl.load(source + (2 * num_nodes + node) * num_tiles, mask=inside)
-                source += 3 * num_nodes * num_tiles + node * (num_blocks + 1)
-                starts = tl.load(source, mask=tile <= num_blocks)
-            to = node_row.to(tl.int64) * num_tiles + tile
-            tl.store(data + field(table, level, "tile_first") + to, first, mask=tile < num_tiles)
-            tl.store(data + field(table, level, "tile_count") + to, count, mask=tile < num_tiles)
-            tl.store(data + field(table, level, "tile_block") + to, meets, mask=tile < num_tiles)
-            to = node_row.to(tl.int64) * (num_blocks + 1) + tile
-            tl.store(data + field(table, level, "block_tile") + to, starts, mask=tile <= num_blocks)
-            if IS_CAUSAL:
-                # The last node may have fewer queries than slots: those left over are zero, so that plans are equal.
-                query_len = size(table, level, "query_len")
-                held = num_queries - (2 * node + 1) * query_len
-                slots = data + field(table, level, "query_order") + node_row.to(tl.int64) * query_len
-                for start in range(held + program * SAMPLES, query_len, tile_programs * SAMPLES):
-                    slot = start + tl.arange(0, SAMPLES)
-                    tl.store(slots + slot, tl.zeros((SAMPLES,), tl.int32), mask=slot < query_len)
-            if row % group == 0:
-                key_node_row = ((row // group) * num_nodes + node).to(tl.int64)
-                begin = program * TILES
-                end = tl.minimum(begin + TILES, num_blocks)
-                write_biases(data, table, level, drawn_index, drawn_weight, key_node_row, begin, end, SAMPLES)
+        tile = program * TILES + tl.arange(0, TILES)
+        if BUCKET:
+            base = field(table, level, "totals")
+            query_total = totals + (base + node_row) * RANKS
+            key_total = totals + (base + (query_rows + row // group) * num_nodes + node) * RANKS
+            first, count, meets, starts = bucket_tiles(
+                query_total, key_total, tile, size(table, level, "block_size"), num_blocks, tile_size, RANKS
+            )
+        else:
+            source = template + field(table, level, "template") + tile
+            inside = tile < num_tiles
+            first = tl.load(source + node * num_tiles, mask=inside)
+            count = tl.load(source + (num_nodes + node) * num_tiles, mask=inside)
+            meets = tl.load(source + (2 * num_nodes + node) * num_tiles, mask=inside)
+            source += 3 * num_nodes * num_tiles + node * (num_blocks + 1)
+            starts = tl.load(source, mask=tile <= num_blocks)
+        to = node_row.to(tl.int64) * num_tiles + tile
+        tl.store(data + field(table, level, "tile_first") + to, first, mask=tile < num_tiles)
+        tl.store(data + field(table, level, "tile_count") + to, count, mask=tile < num_tiles)
+        tl.store(data + field(table, level, "tile_block") + to, meets, mask=tile < num_tiles)
+        to = node_row.to(tl.int64) * (num_blocks + 1) + tile
+        tl.store(data + field(table, level, "block_tile") + to, starts, mask=tile <= num_blocks)
+        if IS_CAUSAL:
+            # The last node may have fewer queries than slots: those left over are zero, so that plans are equal.
+            query_len = size(table, level, "query_len")
+            held = num_queries - (2 * node + 1) * query_len
+            slots = data + field(table, level, "query_order") + node_row.to(tl.int64) * query_len
+            for start in range(held + program * SAMPLES, query_len, tile_programs * SAMPLES):
+                slot = start + tl.arange(0, SAMPLES)
+                tl.store(slots + slot, tl.zeros((SAMPLES,), tl.int32), mask=slot < query_len)
+        if row % group == 0:
+            key_node_row = ((row // group) * num_nodes + node).to(tl.int64)
+            begin = program * TILES
+            end = tl.minimum(begin + TILES, num_blocks)
+            write_biases(data, table, level, drawn_index, drawn_weight, key_node_row, begin, end, SAMPLES)
     elif row < key_rows:
         num_samples = size(table, level, "num_samples")
         order = data + field(table, level, "key_order") + node_row.to(tl.int64) * field(table, level, "node_len")

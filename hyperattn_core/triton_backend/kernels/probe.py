@@ -42,10 +42,13 @@ def node_of(table, level, tile, chunk, IS_CAUSAL: tl.constexpr):
 
 @triton.jit
 def probe_logits(
-    keys, valid, q_base, q_stride_n, positions, table, level, node, first, scale,
-    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
+    keys, valid, q_base, q_stride_n, positions, table, level, node, first, scale, nothing,
+    IS_CAUSAL: tl.constexpr, FULL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Logits to base 2 of keys with some probes of their node (TILE, BLOCK_P), and the mask of those there are."""
+    """Logits to base 2 of keys with some probes of their node (TILE, BLOCK_P); `nothing` where there is no key or probe.
+
+    With FULL all tiles of keys, and of probes, that belong to a node are full.
+    """
     count = size(table, level, "num_probes")
     slot = first + tl.arange(0, BLOCK_P)
     there = slot < count
@@ -55,7 +58,10 @@ def probe_logits(
     else:
         position = tl.load(positions + slot, mask=there, other=0)
     probes = load_rows(q_base, position, q_stride_n, there, D, BLOCK_D)
-    return product(keys, probes) * (scale * LOG2_E), valid[:, None] & there[None, :]
+    logits = product(keys, probes) * (scale * LOG2_E)
+    if not FULL:
+        logits = tl.where(valid[:, None] & there[None, :], logits, nothing)
+    return logits
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -63,7 +69,8 @@ def probe_kernel(
     q, k, positions, table, part_top, part_total, directions, ranks, histograms,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n,
     kv_heads, group, num_keys, key_chunk, key_tiles, num_levels, scale, query_rows, num_queries, query_tiles,
-    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr, BLOCK_P: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, FULL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     TERMS: tl.constexpr, PROJECTIONS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
     """For each probe and tile of keys: the largest logit to base 2, and the sum of the exponentials below it.
@@ -88,11 +95,10 @@ def probe_kernel(
                 at = (node_row * size(table, level, "probe_tiles") + node_tile) * count
                 at += field(table, level, "probe_part")
                 for first in range(0, count, BLOCK_P):
-                    logits, met = probe_logits(
-                        keys, valid, q_base, q_stride_n, positions, table, level, node, first, scale,
-                        IS_CAUSAL, D, BLOCK_D, BLOCK_P,
+                    logits = probe_logits(
+                        keys, valid, q_base, q_stride_n, positions, table, level, node, first, scale, -float("inf"),
+                        IS_CAUSAL, FULL, D, BLOCK_D, BLOCK_P,
                     )  # fmt: skip
-                    logits = tl.where(met, logits, -float("inf"))
                     top = tl.max(logits, 0)
                     shift = tl.where(top == -float("inf"), 0.0, top)
                     total = tl.sum(tl.exp2(logits - shift[None, :]), 0)
@@ -132,7 +138,8 @@ def score_kernel(
     q, k, positions, table, norms, classes, class_counts,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n,
     kv_heads, group, num_keys, key_chunk, key_tiles, num_levels, scale,
-    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr, BLOCK_P: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, FULL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """The class of each key's score, which is the root mean square of the weights that the probes of its node give it,
     and how many keys of a tile are of each class."""
@@ -151,14 +158,13 @@ def score_kernel(
                     field(table, level, "probe_norm") + ((row * group + member) * num_nodes + node).to(tl.int64) * count
                 )
                 for first in range(0, count, BLOCK_P):
-                    logits, met = probe_logits(
-                        keys, valid, q_base, q_stride_n, positions, table, level, node, first, scale,
-                        IS_CAUSAL, D, BLOCK_D, BLOCK_P,
+                    logits = probe_logits(
+                        keys, valid, q_base, q_stride_n, positions, table, level, node, first, scale, -float("inf"),
+                        IS_CAUSAL, FULL, D, BLOCK_D, BLOCK_P,
                     )  # fmt: skip
                     slot = first + tl.arange(0, BLOCK_P)
                     norm = tl.load(norms + at + slot, mask=slot < count, other=0.0)
-                    weights = tl.exp2(2.0 * (logits - norm[None, :]))
-                    squares += tl.sum(tl.where(met, weights, 0.0), 1)
+                    squares += tl.sum(tl.exp2(2.0 * (logits - norm[None, :])), 1)
             scores = tl.sqrt_rn(squares / (count * group))
             scores = tl.where(scores < float("inf"), scores, 0.0)  # also for a NaN
             found = ((scores.to(tl.int32, bitcast=True) + HALF_CLASS) >> CLASS_SHIFT) - CLASS_OFFSET
