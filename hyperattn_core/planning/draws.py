@@ -45,7 +45,7 @@ def sample_count(node_len: int, params: HyperAttentionParams) -> int:
 def level_samples(
     level: LevelShape, shape: CallShape, params: HyperAttentionParams, seed: int, device: str
 ) -> tuple[Tensor, Tensor]:
-    """Uniform draws of indices into the sorted keys, in order, int32 (B, Hkv, G, m), and their weights, float64 (m,)."""
+    """Uniform draws of indices into the sorted keys, ascending, int32 (B, Hkv, G, m), and weights, float64 (m,)."""
     count = sample_count(level.node_len, params)
     drawn = _uniform(seed, SAMPLES, level.index * LEVEL_PLACES, (shape[0], shape[2], level.num_nodes, count), device)
     if params.sampling != "stratified":

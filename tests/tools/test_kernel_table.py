@@ -15,11 +15,11 @@ from tools.kernels.instructions import loop_of
 from tools.kernels.table import SHARED_LIMIT, main
 
 KERNELS = {
-    "project", "draw", "hash", "scan", "scatter", "pair", "attend", "merge", "delta", "queries", "keys", "samples",
-    "reduce",
+    "project", "uniform", "hash", "probe", "norm", "score", "scan", "scatter", "design", "sum", "draw", "pair", "attend",
+    "merge", "delta", "queries", "keys", "samples", "reduce",
 }  # fmt: skip
 #: Kernels that are matrix products at d = 64.
-PRODUCTS = {"hash", "attend", "queries", "keys", "samples"}
+PRODUCTS = {"hash", "probe", "score", "attend", "queries", "keys", "samples"}
 #: The most instructions of a warp for 16 queries and 64 keys, by architecture and by kernel.
 ATTEND_INSTRUCTIONS = {80: 420, 90: 400}
 BACKWARD_INSTRUCTIONS = {"queries": 480, "keys": 600, "samples": 660}
