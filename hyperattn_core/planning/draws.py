@@ -45,7 +45,7 @@ def sample_count(node_len: int, params: HyperAttentionParams) -> int:
 def level_samples(
     level: LevelShape, shape: CallShape, params: HyperAttentionParams, seed: int, device: str
 ) -> tuple[Tensor, Tensor]:
-    """Uniform draws of indices into the sorted keys, ascending, int32 (B, Hkv, G, m), and their weights, float64 (m,)."""
+    """Uniform draws of indices into the sorted keys, ascending: int32 (B, Hkv, G, m), and weights, float64 (m,)."""
     rows = (shape[0], shape[2], level.num_nodes)
     design = SampleDesign(level.index, rows, level.node_len, sample_count(level.node_len, params), params.sampling)
     # On the CPU a draw is cheaper than the memory that keeps it; elsewhere a copy would stall the device.

@@ -127,7 +127,7 @@ class Geometry:
         drawn_size: samples of all levels, and so float32 elements of their log weights.
         partial_rows: rows of the partial outputs of all levels; 0 when not causal.
         sample_parts_size: rows of the partial sums of the samples' gradients.
-        pair_programs: programs of the pair kernel: for each node one for pair_tiles tiles or blocks, and one for samples.
+        pair_programs: programs of the pair kernel: one for pair_tiles tiles or blocks of a node, one for its samples.
     """
 
     shape: CallShape

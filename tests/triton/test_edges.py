@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hyperattn_core import AttentionPlan, exact_attention, hyper_attention, make_plan, oracle_attention
 from hyperattn_core.oracle import weight_matrix
-from hyperattn_core.triton_backend.packing import pack
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.geometry import geometry
+from hyperattn_core.triton_backend.packing import pack
 from tests.helpers.slow import slow
 from tests.helpers.triton_inputs import Call, normal
 

@@ -23,8 +23,8 @@ def inner_loop(cubin: bytes) -> Counter[str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        command = [_NVDISASM, "--print-code", path]
-        return loop_of(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        run = subprocess.run([_NVDISASM, "--print-code", path], capture_output=True, text=True, check=True)
+    return loop_of(run.stdout)
 
 
 def loop_of(text: str) -> Counter[str]:
@@ -44,6 +44,6 @@ def loop_of(text: str) -> Counter[str]:
     innermost = [
         Counter(name for name in names[start:end] if name != "NOP")
         for start, end in loops
-        if not any(start <= other and last < end or start < other and last <= end for other, last in loops)
+        if not any((start <= other and last < end) or (start < other and last <= end) for other, last in loops)
     ]
     return max(innermost, key=lambda loop: tuple(loop[name] for name in _PRODUCTS), default=Counter())

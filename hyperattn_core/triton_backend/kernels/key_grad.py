@@ -120,9 +120,7 @@ def key_kernel(
 
 
 @triton.jit
-def store_grads(
-    out, grads, to, met, sums, samples, ACCUMULATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def store_grads(out, grads, to, met, sums, samples, ACCUMULATE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Write rows of gradients, with what their keys got as samples, once or several times."""
     sampled, num_samples, sample, slot, sums_at = samples
     at, inside = row_offsets(to, met, D, BLOCK_D)
