@@ -36,7 +36,7 @@ class LevelPlan:
         tile_block: int32 (B, H, G, T, R), the key blocks that the tile's queries meet: query i of the tile those of
             entries 0 to (i + 1) R / tile_size - 1, which it and the ones before it chose; -1 for a block that is in an
             earlier entry, or where nobody chooses. A single one (R = 1) is met by all of them, and ascends in a node.
-        sample_index: int32 (B, Hkv, G, m), sampled indices into key_order.
+        sample_index: int32 (B, Hkv, G, m), sampled indices into key_order, ascending.
         sample_weight: float64 (B, Hkv, G, m), the inverse of the sampling rate: S / m, the slice's length if
             stratified, the inverse of the key's probability if probed.
     """

@@ -143,7 +143,7 @@ class Geometry:
         drawn_size: samples of all levels, and so float32 elements of their log weights.
         partial_rows: rows of the partial outputs of all levels; 0 when not causal.
         sample_parts_size: rows of the partial sums of the samples' gradients.
-        pair_programs: programs of the pair kernel: of a node one for pair_tiles tiles or blocks, and one for samples.
+        pair_programs: programs of the pair kernel: one for pair_tiles tiles or blocks of a node, one for its samples.
         probe_parts_size: pairs of a probe and a tile of keys, of all levels; this and what follows are 0 unless kernels
             draw probed samples.
         probe_norms_size: probes of all levels.

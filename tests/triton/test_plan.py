@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -153,7 +154,7 @@ def test_the_pair_kernel_launches_as_many_programs_as_there_is_work(pairing: Pai
         )
         assert where.pair_programs == 2 * needed
         launched.append(where.pair_programs)
-    assert all(4 <= more / fewer < 4.5 for fewer, more in zip(launched, launched[1:], strict=False))
+    assert all(4 <= more / fewer < 4.5 for fewer, more in itertools.pairwise(launched))
     assert launched[-1] < 2**21 / 150
 
 

@@ -28,8 +28,8 @@ def disassembly(cubin: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        command = [_NVDISASM, "--print-code", path]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        run = subprocess.run([_NVDISASM, "--print-code", path], capture_output=True, text=True, check=True)
+    return run.stdout
 
 
 def loop_of(text: str) -> Counter[str]:

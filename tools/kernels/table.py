@@ -141,8 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(found, indent=1))
     else:
         print(
-            f"Triton {triton.__version__}; registers and spills per thread, shared memory per program, machine instructions"
-            " of the inner loop for 16 queries and 64 keys"
+            f"Triton {triton.__version__}; registers and spills per thread, shared memory per program,"
+            " machine instructions of the inner loop for 16 queries and 64 keys"
         )
         print(
             f"{'arch':6}{'kernel':9}{'built for':32}{'warps':>6}{'stages':>7}{'regs':>6}{'spill':>7}{'shared':>8}"

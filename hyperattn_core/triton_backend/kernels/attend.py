@@ -62,21 +62,10 @@ def attend_kernel(
             total = tl.zeros((BLOCK_M,), tl.float32)
             acc = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
             for step in range(steps):
-                keys, values, logits = meet_keys(
-                    x,
-                    keys_at,
-                    values_at,
-                    qk_scale,
-                    block_steps,
-                    meets,
-                    step,
-                    D,
-                    DV,
-                    BLOCK_N,
-                    BLOCK_D,
-                    BLOCK_DV,
-                    PER_TILE,
-                )
+                _, values, logits = meet_keys(
+                    x, keys_at, values_at, qk_scale, block_steps, meets, step,
+                    D, DV, BLOCK_N, BLOCK_D, BLOCK_DV, PER_TILE,
+                )  # fmt: skip
                 new_top = tl.maximum(top, tl.max(logits, 1))
                 # Where no key has been met yet there is nothing to rescale, and inf - inf would make a NaN of it.
                 shift = tl.where(new_top == -float("inf"), 0.0, new_top)

@@ -145,14 +145,15 @@ def met_keys(data, weights, table, level, key_node_row, entries, sizes, BLOCK_N:
     if PER_TILE == 1:
         block = tl.load(entries)
         keys_here = tl.minimum(block_size, node_len - block * block_size)
-        biases = block_biases(data, table, level, key_node_row, block)
-        meets = key_at + block * block_size, sampled_at, biases[0], biases[1], num_samples, keys_here
+        listed = block_biases(data, table, level, key_node_row, block)
+        key_at += block * block_size
     else:
         keys_here = PER_TILE * block_size
         index_at = data + field(table, level, "sample_index") + key_node_row * num_samples
         weight_at = weights + field(table, level, "samples_drawn") + key_node_row * num_samples
-        meets = key_at, sampled_at, weight_at, index_at, num_samples, keys_here, entries, block_size, node_len
+        listed = weight_at, index_at, entries, block_size, node_len
     block_steps = tl.cdiv(keys_here, BLOCK_N)
+    meets = key_at, sampled_at, num_samples, keys_here, listed
     return block_steps + tl.cdiv(num_samples, BLOCK_N), block_steps, meets
 
 
@@ -208,7 +209,8 @@ def step_keys(block_steps, meets, step, BLOCK_N: tl.constexpr):
 
     Past the end the last key stands again, with a weight of zero, so that nothing need be masked.
     """
-    key_at, sampled_at, block_bias, sample_bias, num_samples, keys_here = meets
+    key_at, sampled_at, num_samples, keys_here, biases = meets
+    block_bias, sample_bias = biases
     sampled = step >= block_steps
     slot = tl.where(sampled, step - block_steps, step) * BLOCK_N + tl.arange(0, BLOCK_N)
     last = tl.where(sampled, num_samples, keys_here) - 1
@@ -222,7 +224,8 @@ def step_keys(block_steps, meets, step, BLOCK_N: tl.constexpr):
 def step_listed_keys(block_steps, meets, step, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PER_TILE: tl.constexpr):
     """The keys of one step of a tile with a list of blocks: positions, which of them there are, and log2(w)
     (BLOCK_M, BLOCK_N), which is -inf for those that a query does not meet, or has met already."""
-    key_at, sampled_at, weight_at, index_at, num_samples, keys_here, entries, block_size, node_len = meets
+    key_at, sampled_at, num_samples, keys_here, listed = meets
+    weight_at, index_at, entries, block_size, node_len = listed
     sampled = step >= block_steps
     slot = tl.where(sampled, step - block_steps, step) * BLOCK_N + tl.arange(0, BLOCK_N)
     met = slot < tl.where(sampled, num_samples, keys_here)
