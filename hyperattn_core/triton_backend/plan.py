@@ -22,6 +22,7 @@ HASH_TILES = 4
 _SCAN_RANKS = 16
 SCAN_TILES = 32
 _PAIR_SAMPLES = 256
+_DRAWN_ROWS = 64
 
 
 def packed_plan(q: Tensor, k: Tensor, seed: int, settings: Settings, scale: float) -> Packed:
@@ -214,14 +215,14 @@ def split_projections(seed: int, head_dim: int, num_projections: int, dtype: tor
     """
     terms = 1 if dtype == torch.float32 else 3
     split = torch.empty(terms, block_dim(head_dim), _COLUMNS, dtype=dtype, device=device)
-    draw.projection_kernel[(1,)](
-        split, draws.stream_key(seed, draws.PROJECTIONS), **projection_constants(head_dim, terms, num_projections),
-        num_warps=4, enable_fp_fusion=False,
-    )  # fmt: skip
+    constants = projection_constants(head_dim, terms, num_projections)
+    draw.projection_kernel[(constants["BLOCK_D"] // constants["ROWS"],)](
+        split, draws.stream_key(seed, draws.PROJECTIONS), **constants, num_warps=4, enable_fp_fusion=False
+    )
     return split
 
 
 def projection_constants(head_dim: int, terms: int, num_projections: int) -> dict[str, int]:
     """The compile-time values of the projection kernel."""
     sizes = {"D": head_dim, "PROJECTIONS": num_projections, "BLOCK_D": block_dim(head_dim)}
-    return {**sizes, "COLUMNS": _COLUMNS, "TERMS": terms}
+    return {**sizes, "COLUMNS": _COLUMNS, "ROWS": min(_DRAWN_ROWS, sizes["BLOCK_D"]), "TERMS": terms}

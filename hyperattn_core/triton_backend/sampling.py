@@ -7,7 +7,6 @@ import triton
 from torch import Tensor
 
 from hyperattn_core.planning.draws import SAMPLES, kept_on_device, probe_positions, sample_offsets, stream_key
-from hyperattn_core.planning.packed import Settings
 from hyperattn_core.planning.samples import NUM_CLASSES, unit
 from hyperattn_core.triton_backend.device_tables import level_table
 from hyperattn_core.triton_backend.geometry import DRAW_TILE, SORT_TILE, Geometry, block_dim

@@ -89,13 +89,14 @@ def uniform_kernel(index, table, key, key_rows, STRATIFIED: tl.constexpr, BLOCK:
 @triton.jit(do_not_specialize=["key"])
 def projection_kernel(
     split, key, D: tl.constexpr, PROJECTIONS: tl.constexpr, BLOCK_D: tl.constexpr, COLUMNS: tl.constexpr,
-    TERMS: tl.constexpr,
+    ROWS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """Gaussian directions, rounded to float32, as a sum of TERMS numbers in the dtype of `split`.
 
     `split` is (TERMS, BLOCK_D, COLUMNS). What a term leaves for the next is exact in float32.
     """
-    row, column = tl.arange(0, BLOCK_D)[:, None], tl.arange(0, COLUMNS)[None, :]
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    column = tl.arange(0, COLUMNS)[None, :]
     place = (row * PROJECTIONS + column).to(tl.int64)
     radius = uniform(key, place + D * PROJECTIONS) + 2.0**-53
     drawn = tl.sqrt(tl.maximum(log(radius) * -2.0, 0.0)) * cos_of_turn(uniform(key, place))

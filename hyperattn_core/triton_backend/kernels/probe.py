@@ -42,10 +42,10 @@ def node_of(table, level, tile, chunk, IS_CAUSAL: tl.constexpr):
 
 @triton.jit
 def probe_logits(
-    keys, valid, q_base, q_stride_n, positions, table, level, node, first, scale, nothing,
+    keys, valid, q_base, q_stride_n, positions, table, level, node, first, scale,
     IS_CAUSAL: tl.constexpr, FULL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Logits to base 2 of keys with some probes of their node (TILE, BLOCK_P); `nothing` where there is no key or probe.
+    """Logits to base 2 of keys with some probes of their node (TILE, BLOCK_P), -inf where there is no key or no probe.
 
     With FULL all tiles of keys, and of probes, that belong to a node are full.
     """
@@ -60,7 +60,7 @@ def probe_logits(
     probes = load_rows(q_base, position, q_stride_n, there, D, BLOCK_D)
     logits = product(keys, probes) * (scale * LOG2_E)
     if not FULL:
-        logits = tl.where(valid[:, None] & there[None, :], logits, nothing)
+        logits = tl.where(valid[:, None] & there[None, :], logits, -float("inf"))
     return logits
 
 
@@ -96,7 +96,7 @@ def probe_kernel(
                 at += field(table, level, "probe_part")
                 for first in range(0, count, BLOCK_P):
                     logits = probe_logits(
-                        keys, valid, q_base, q_stride_n, positions, table, level, node, first, scale, -float("inf"),
+                        keys, valid, q_base, q_stride_n, positions, table, level, node, first, scale,
                         IS_CAUSAL, FULL, D, BLOCK_D, BLOCK_P,
                     )  # fmt: skip
                     top = tl.max(logits, 0)
@@ -159,7 +159,7 @@ def score_kernel(
                 )
                 for first in range(0, count, BLOCK_P):
                     logits = probe_logits(
-                        keys, valid, q_base, q_stride_n, positions, table, level, node, first, scale, -float("inf"),
+                        keys, valid, q_base, q_stride_n, positions, table, level, node, first, scale,
                         IS_CAUSAL, FULL, D, BLOCK_D, BLOCK_P,
                     )  # fmt: skip
                     slot = first + tl.arange(0, BLOCK_P)
