@@ -73,7 +73,7 @@ def found_in(data: Any) -> list[str]:
 
 
 def params_of(node: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file of a dataset tells: its hash and the number of its examples.
+    """The hash of the file of a dataset, and the number of its examples, as parameters of a point.
 
     Raises ConfigError, one line, where there is no such dataset, file or package that its metric needs.
     """
