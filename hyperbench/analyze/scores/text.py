@@ -27,12 +27,12 @@ _COLUMNS = {
     "perplexity_between": "between", "perplexity_second": "second reading",
     "perplexity_second_over_exact": "over exact", "accuracy": "accuracy", "rank": "rank", "margin": "margin",
     "attention_ms": "attention", "attention_speedup": "speedup", "forward_ms": "forward pass",
-    "forward_speedup": "speedup",
+    "forward_speedup": "speedup", "peak_memory_bytes": "peak memory",
 }  # fmt: skip
 NOTE = (
     "Perplexity: exp of the mean loss over all tokens and texts; over exact: its ratio to exact attention's on the same"
     " texts; [ ]: 95 % interval over texts or examples (Student's t, Wilson's for accuracies); attention: all layers"
-    " together, those that attend exactly included"
+    " together, those that attend exactly included; peak memory: of a whole pass of one example, above the weights"
 )
 
 GROUP_NOTE = (
@@ -118,6 +118,8 @@ def _cell(name: str, value: Mean | None, *, is_exact: bool) -> str:
         return "–"
     if name.endswith("_ms"):
         return f"{value.value:,.0f} ms"
+    if name.endswith("_bytes"):
+        return f"{value.value / 1e6:,.0f} MB"
     text = f"{value.value:.0%}" if name == "accuracy" else _number(value.value)
     if math.isnan(value.low) or name in ("rank", "margin"):
         return text
