@@ -69,6 +69,7 @@ def test_another_file_is_another_point(tmp_path: Path) -> None:
         (("data={}", "input.dataset=qasper"), "has no qasper.jsonl; there is: hotpotqa, lcc"),
         (("data={}", "input.dataset=lcc"), "lcc.jsonl is empty"),
         (("data={}/other",), "holds no file of LongBench (such as hotpotqa.jsonl); there is: a\\x1b[2J.txt, data/"),
+        (("data={}", "input.dataset=hotpotqa", "input.chat=maybe"), "input.chat=maybe must be true or false"),
         (("data={}", "input.dataset=hotpotqa", "error.seeds=[5-2]"), "error.seeds=5-2 must lead upwards"),
         (("data={}", "input.dataset=hotpotqa", "error.seeds=[0-1000000]"), "over at most 10,000 seeds"),
     ],

@@ -126,6 +126,8 @@ def prepare(words: Sequence[str], ask: Ask = ask_probe, describe: Describe = ask
     defaults = {target: found["defaults"] for target, found in facts["methods"].items()}
     try:
         points = work_items.with_defaults(config.points, defaults)
+        if not any(work_items.draw_seeds(point, config.error) for point in points):
+            raise ConfigError(f"error.seeds={list(config.error.seeds)} names no example that is there")
         return Prepared(config, with_models(points, describe), facts, ask, began_s, busy)
     except ValueError as error:
         raise ConfigError(str(error)) from None
