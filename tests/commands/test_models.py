@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -131,6 +132,22 @@ def test_a_wrong_word_is_one_line_and_nothing_is_written(
     assert told in answer.err
     assert len(answer.err.strip().splitlines()) == 1, answer.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_of_ones_own_is_a_function_and_a_yaml_file(model: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    (_, section) = page.split("## A task of a language model\n")
+    written = re.findall(r"```(yaml|python)\n(.*?)```", section, re.DOTALL)[:2]
+    (tmp_path / "conf" / "input").mkdir(parents=True)
+    for (kind, text), path in zip(written, ("conf/input/last_word.yaml", "my_tasks.py"), strict=True):
+        assert kind == path.rpartition(".")[2].replace("py", "python")
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    done = process(tmp_path, *words(model, "task=last_word", "out=run"))
+    assert done.code == 0, done.err
+    scores = load_run(tmp_path / "run").scores
+    assert set(scores["metric"]) == {"rank", "loss"}
+    assert set(scores["status"]) == {"ok"}
+    assert "last_word, 160 tokens" in done.out
 
 
 def test_an_encoder_is_one_line(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from hyperbench.analyze.claims.findings import Finding, Number, Verdict, worst
 from hyperbench.analyze.claims.published import METHODS, Claim
 from hyperbench.analyze.format import printable
+from hyperbench.analyze.joins import records
 from hyperbench.analyze.scores.groups import Grouped, group_tables
 from hyperbench.analyze.scores.labels import labels
-from hyperbench.analyze.scores.summary import Scored, scored
+from hyperbench.analyze.scores.summary import Scored, model_name, scored
 from hyperbench.analyze.view import View
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ class LongBenchScores:
 
 def _other_model(wanted: str, scores: pd.DataFrame) -> str:
     """The reason why scores are not of the model that a claim is of; "" if they are."""
-    columns = [name for name in ("input.path", "input.model") if name in scores]
-    names = list(dict.fromkeys(str(value) for name in columns for value in scores[name].dropna()))
+    names = list(dict.fromkeys(map(model_name, records(scores))))
     is_it = any(wanted.lower() in name.lower() for name in names)
     return "" if is_it else f"the claim is of {wanted}; this run is of another model ({printable(', '.join(names))})"
 

@@ -109,5 +109,11 @@ def model_layers(row: Mapping[str, Any]) -> int:
     return int(count)
 
 
+def model_name(row: Mapping[str, Any]) -> str:
+    """The model of a row, as it was asked for: its folder, else its name."""
+    path = row.get(f"{OF_INPUT}path")
+    return str(path if isinstance(path, str) else row.get(f"{OF_INPUT}model"))
+
+
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("run_id", "input", "seq_len", "dtype", "device", "seed", "metric"))

@@ -9,7 +9,7 @@ from hyperbench.analyze.format import is_null, machine_of, printable, significan
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.scores.groups import DATASET_COLUMN, GroupTable, group_tables
 from hyperbench.analyze.scores.labels import labels, settings_notes
-from hyperbench.analyze.scores.summary import ABOVE, Scored, model_layers, scored
+from hyperbench.analyze.scores.summary import ABOVE, Scored, model_layers, model_name, scored
 from hyperbench.analyze.text_table import TextTable
 from hyperbench.config.longbench import datasets, groups
 from hyperbench.config.tasks import LAYERS
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-#: Columns of a table with their headings, as far as a task has them; attention and forward pass in the end.
+#: Columns of a table with their headings, as far as a task has them; what others have stands behind these.
 _COLUMNS = {
     "perplexity": "perplexity", "perplexity_over_exact": "over exact", "perplexity_early": "early",
     "perplexity_middle": "middle", "perplexity_late": "late", "perplexity_first": "first reading",
@@ -96,8 +96,9 @@ def score_text(score: Mean | None) -> str:
 
 
 def _table(place: tuple[str, int], found: Sequence[Scored]) -> TextTable:
-    names = [name for name in _COLUMNS if any(name in one.values for one in found)]
-    columns = ("method", "layers", "examples", *(_COLUMNS[name] for name in names))
+    there = dict.fromkeys(name for one in found for name in one.values)
+    names = [*(name for name in _COLUMNS if name in there), *(name for name in there if name not in _COLUMNS)]
+    columns = ("method", "layers", "examples", *(_COLUMNS.get(name, printable(name)) for name in names))
     methods = list(dict.fromkeys(str(one.row["method"]) for one in found))
     ordered = sorted(found, key=lambda one: (not one.is_exact, methods.index(str(one.row["method"])), one.layers))
     rows = tuple(
@@ -141,11 +142,9 @@ def origin(scores: pd.DataFrame, environment: Mapping[str, Any]) -> list[str]:
     row = records(scores.iloc[:1])[0]
     commit = str(environment.get("commit") or "")
     threads = f", {environment['threads']} threads" if environment.get("threads") and row["device"] == "cpu" else ""
-    path = row.get("input.path")
-    model = path if isinstance(path, str) else row.get("input.model")
     return [
         f"{machine_of(environment)} ({row['device']}{threads})",
         str(row["dtype"]),
-        f"model {printable(model)}, {model_layers(row)} layers, {int(row['heads'])} heads",
+        f"model {printable(model_name(row))}, {model_layers(row)} layers, {int(row['heads'])} heads",
         f"commit {commit[:10] or 'not recorded'}" + (", dirty" if environment.get("dirty") else ""),
     ]
