@@ -83,6 +83,12 @@ def examples_of(point: Point, numbers: tuple[int, ...]) -> tuple[int, ...]:
     return numbers if there is None else tuple(number for number in numbers if number < there)
 
 
+def answer_tokens(point: Point) -> int:
+    """The most tokens that a task's model generates for an example."""
+    dataset = point.input_params.get(longbench.DATASET)
+    return longbench.datasets()[dataset].answer_tokens if dataset is not None else 0
+
+
 def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 

@@ -83,8 +83,9 @@ def cpu_model(cpuinfo: str) -> str | None:
 def code_fingerprint(targets: Iterable[str] = ()) -> str:
     """Twelve hexadecimal digits of the SHA-256 of the code that is measured and that measures, committed or not.
 
-    All of hyperattn_core, and of hyperbench every package but analyze and commands, with the data of benchmarks; of `targets`, functions by their
-    full names, that lie elsewhere the module that each is in (not what that module imports). Nothing is imported.
+    All of hyperattn_core, and of hyperbench every package but analyze and commands, and the data files of config; of
+    `targets`, functions by their full names, that lie elsewhere the module that each is in (not what that module
+    imports). Nothing is imported.
     """
     core = importlib.util.find_spec("hyperattn_core")
     digest = hashlib.sha256()
