@@ -40,8 +40,8 @@ _REFERENCE_S = 0.05
 _BETWEEN_S, _BETWEEN_ELEMENTS = 2e-8, 2**18
 #: Stages of a method as far as the estimate of time goes; how many there are, only the method knows.
 _TYPICAL_STAGES = 5
-#: Tokens that a language model knows, as far as the estimate of time goes, and the rate of operations, relative to exact
-#: attention's, at which it generates them one by one.
+#: Tokens that a language model knows, as far as the estimate of time goes, and the rate of operations, relative to
+#: exact attention's, at which it generates them one by one.
 _VOCABULARY, _DECODING_RATE = 5e4, 0.05
 #: The part of the time over which samples are spread that one of several calls in turns fills itself.
 _SHARED = 0.5
