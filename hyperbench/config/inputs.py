@@ -80,8 +80,8 @@ def fit_grid(cfgs: Sequence[DictConfig]) -> None:
 
 def files_of(points: Iterable[Point]) -> dict[str, str]:
     """The hashes of the files that points take their inputs from, by their paths."""
-    captured = (point.input_params for point in points if FILE_HASH in point.input_params)
-    return {str(params["path"]): str(params[FILE_HASH]) for params in captured}
+    found = (point.input_params for point in points if FILE_HASH in point.input_params)
+    return {tasks.file_of(params) or str(params["path"]): str(params[FILE_HASH]) for params in found}
 
 
 def target_of(params: Mapping[str, Any]) -> str | None:

@@ -83,6 +83,12 @@ def examples_of(point: Point, numbers: tuple[int, ...]) -> tuple[int, ...]:
     return numbers if there is None else tuple(number for number in numbers if number < there)
 
 
+def file_of(params: Mapping[str, Any]) -> str | None:
+    """The file that the examples of a task come from, if there is one."""
+    dataset = params.get(longbench.DATASET)
+    return None if dataset is None else f"{params[longbench.DATA]}/{dataset}.jsonl"
+
+
 def answer_tokens(point: Point) -> int:
     """The most tokens that a task's model generates for an example."""
     dataset = point.input_params.get(longbench.DATASET)

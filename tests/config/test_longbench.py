@@ -54,6 +54,15 @@ def test_examples_are_no_more_than_there_are(tmp_path: Path) -> None:
     assert draw_seeds(point, error) == (0, 1, 2)
 
 
+def test_a_run_knows_its_files_by_their_hashes(tmp_path: Path) -> None:
+    config = load(["task=longbench", f"data={write(tmp_path)}", "model.path=."], lambda asked: ("cpu", ""))
+    files = {
+        f"{tmp_path}/{point.input_params['dataset']}.jsonl": point.input_params["sha256"] for point in config.points
+    }
+    assert config.resolved["input_files"] == files
+    assert len(files) == len(LINES)
+
+
 def test_another_file_is_another_point(tmp_path: Path) -> None:
     one, _ = points(f"data={write(tmp_path, trec=line('trec'))}")
     other, _ = points(f"data={write(tmp_path, trec=line('trec', 1))}")
