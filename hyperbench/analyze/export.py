@@ -9,7 +9,7 @@ from pathlib import Path
 from hyperbench.analyze.caveats import caveats
 from hyperbench.analyze.format import printable
 from hyperbench.analyze.rounds import add_speedup
-from hyperbench.analyze.scores.text import NOTE, origin, score_tables, settings_lines
+from hyperbench.analyze.scores.text import notes, origin, score_tables, settings_lines
 from hyperbench.analyze.text_table import FLAGGED, TextTable, kinds_note, run_tables, speedup_note, stage_tables
 from hyperbench.analyze.view import View, make_view, provenance
 from hyperbench.config.catalog import nearest
@@ -132,7 +132,8 @@ def _score_tables(view: View) -> list[TextTable]:
 def _scores_note(view: View) -> str:
     """The meaning and the provenance of scores, and the settings of each method."""
     assert view.scores is not None
-    told = [NOTE, "; ".join(origin(view.scores, view.environment)), *settings_lines(view.scores, view.baseline)]
+    where = "; ".join(origin(view.scores, view.environment))
+    told = [*notes(view.scores, view.baseline), where, *settings_lines(view.scores, view.baseline)]
     return " ".join(f"{text}." for text in told)
 
 

@@ -11,8 +11,9 @@ from hyperbench.analyze.caveats import causal_in_q, caveats
 from hyperbench.analyze.format import FLAG_MEANINGS, counted, flags_in, is_null, json_value, short
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.measures import measure_columns
+from hyperbench.analyze.scores.sensitivity import order_lines
 from hyperbench.analyze.scores.summary import scored
-from hyperbench.analyze.scores.text import NOTE, origin, score_tables, settings_lines
+from hyperbench.analyze.scores.text import notes, origin, score_tables, settings_lines
 from hyperbench.analyze.stage_table import missing_stages
 from hyperbench.analyze.text_table import (
     FLAGGED,
@@ -97,7 +98,11 @@ def _print_scores(view: View, console: Console) -> None:
         return
     for table in score_tables(view.scores, view.baseline):
         print_table(table, console)
-    for line in (*settings_lines(view.scores, view.baseline), f"{NOTE}."):
+    for line in (
+        *settings_lines(view.scores, view.baseline),
+        *order_lines(view.scores, view.baseline),
+        *(f"{n}." for n in notes(view.scores, view.baseline)),
+    ):
         console.print(Text(line, style="dim"))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hyperbench.config import captures, tasks
 from hyperbench.config.captures import Capture, Layer
 from hyperbench.config.catalog import ConfigError
-from hyperbench.store.schema import Point
+from hyperbench.store.schema import TASK, Point
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -80,13 +80,13 @@ def fit_grid(cfgs: Sequence[DictConfig]) -> None:
 
 def files_of(points: Iterable[Point]) -> dict[str, str]:
     """The hashes of the files that points take their inputs from, by their paths."""
-    captured = (point.input_params for point in points if FILE_HASH in point.input_params)
-    return {str(params["path"]): str(params[FILE_HASH]) for params in captured}
+    found = (point.input_params for point in points if FILE_HASH in point.input_params)
+    return {tasks.file_of(params) or str(params["path"]): str(params[FILE_HASH]) for params in found}
 
 
 def target_of(params: Mapping[str, Any]) -> str | None:
-    """The function that an input with these parameters is made by, if it is one from outside."""
-    target = params.get(TARGET)
+    """The function that an input with these parameters is made by, if it is one from outside or a task's."""
+    target = params.get(TASK, params.get(TARGET))
     return None if target is None else str(target)
 
 

@@ -15,8 +15,10 @@ from hyperbench.config import paths
 from hyperbench.config.catalog import ConfigError, check_name
 from hyperbench.store.files import load_yaml
 
-#: Parameters of the task: the folder, the dataset (of the file DATASET.jsonl), and what the file tells.
-DATA, DATASET, EXAMPLES, FILE_HASH = "data", "dataset", "examples", "sha256"
+#: Parameters of the task: the folder, the dataset (of the file DATASET.jsonl), whether prompts get a chat template.
+DATA, DATASET, CHAT = "data", "dataset", "chat"
+#: Parameters that the file tells: the number of its examples, and its hash.
+EXAMPLES, FILE_HASH = "examples", "sha256"
 #: Packages that metrics need, by a part of their names.
 _PACKAGES = {"rouge": "rouge", "_zh": "jieba"}
 _FILE = Path(__file__).with_suffix(".yaml")
@@ -73,12 +75,14 @@ def found_in(data: Any) -> list[str]:
 
 
 def params_of(node: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file of a dataset tells: its hash and the number of its examples.
+    """The hash of the file of a dataset, and the number of its examples, as parameters of a point.
 
     Raises ConfigError, one line, where there is no such dataset, file or package that its metric needs.
     """
     data, name = node.get(DATA), node.get(DATASET)
     known = datasets()
+    if not isinstance(node.get(CHAT, True), bool):
+        raise ConfigError(f"input.{CHAT}={node[CHAT]} must be true or false")
     if name is not None:
         check_name(f"input.{DATASET}", name, known)
     found = found_in(data)

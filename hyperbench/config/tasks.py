@@ -19,8 +19,9 @@ _CHOICES = ("last", LAYERS)
 _ALL = "all"
 #: The parameter of a task that names the metrics that each of its examples has; the first is told while it is measured.
 METRICS = "metrics"
-#: The metric of a task whose passes are timed.
+#: The metric of a task whose passes are timed, of all layers together; and the beginning of those of single layers.
 ATTENTION_MS = "attention_ms"
+LAYER_METRIC = "attention_ms_layer"
 #: Words of a command line that stand for others: a task is an input, and its model one of its parameters.
 ALIASES = {
     "task": "input", "data": "input.data",
@@ -82,6 +83,18 @@ def examples_of(point: Point, numbers: tuple[int, ...]) -> tuple[int, ...]:
     return numbers if there is None else tuple(number for number in numbers if number < there)
 
 
+def file_of(params: Mapping[str, Any]) -> str | None:
+    """The file that the examples of a task come from, if there is one."""
+    dataset = params.get(longbench.DATASET)
+    return None if dataset is None else f"{params[longbench.DATA]}/{dataset}.jsonl"
+
+
+def answer_tokens(point: Point) -> int:
+    """The most tokens that a task's model generates for an example."""
+    dataset = point.input_params.get(longbench.DATASET)
+    return longbench.datasets()[dataset].answer_tokens if dataset is not None else 0
+
+
 def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
@@ -126,6 +139,11 @@ def numbered(layers: str, count: int) -> tuple[int, ...]:
 def metrics_of(point: Point) -> tuple[str, ...]:
     """The metrics that each example of a task's point has."""
     return tuple(point.input_params[METRICS])
+
+
+def layer_metric(layer: int) -> str:
+    """The name of the time of one layer's attention."""
+    return f"{LAYER_METRIC}{layer}"
 
 
 def own_parameters(point: Point) -> dict[str, Any]:

@@ -31,6 +31,28 @@ def mean(values: Sequence[float]) -> Mean:
     return Mean(centre, centre - half, centre + half)
 
 
+def weighted(parts: Sequence[tuple[float, Mean, int]]) -> Mean:
+    """The sum of independent means by their weights, its interval by Welch's and Satterthwaite's degrees of freedom.
+
+    A part is a weight, a mean with its interval by Student's t, and the number of its examples; where one is of a
+    single example there is no interval. Raises ValueError if there is none.
+    """
+    if not parts:
+        raise ValueError("there is no mean of nothing")
+    value = math.fsum(weight * part.value for weight, part, _ in parts)
+    if any(count < 2 or math.isnan(part.high) for _, part, count in parts):
+        return Mean(value)
+    variances = [
+        ((weight * (part.high - part.value) / student_t(count - 1)) ** 2, count - 1) for weight, part, count in parts
+    ]
+    total = math.fsum(variance for variance, _ in variances)
+    if not total:
+        return Mean(value, value, value)
+    degrees = total**2 / math.fsum(variance**2 / n for variance, n in variances)
+    half = student_t(max(1, int(degrees))) * math.sqrt(total)
+    return Mean(value, value - half, value + half)
+
+
 def ratio(logs: Sequence[float]) -> Mean:
     """The geometric mean of ratios from their logarithms, its interval by Student's t over the examples."""
     found = mean(logs)

@@ -83,13 +83,14 @@ def cpu_model(cpuinfo: str) -> str | None:
 def code_fingerprint(targets: Iterable[str] = ()) -> str:
     """Twelve hexadecimal digits of the SHA-256 of the code that is measured and that measures, committed or not.
 
-    All of hyperattn_core, and of hyperbench every package but analyze and commands; of `targets`, functions by their
-    full names, that lie elsewhere the module that each is in (not what that module imports). Nothing is imported.
+    All of hyperattn_core, and of hyperbench every package but analyze and commands, and the data files of config; of
+    `targets`, functions by their full names, that lie elsewhere the module that each is in (not what that module
+    imports). Nothing is imported.
     """
     core = importlib.util.find_spec("hyperattn_core")
     digest = hashlib.sha256()
     for folder in (_PACKAGE, *map(Path, (core and core.submodule_search_locations) or [])):
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted([*folder.rglob("*.py"), *(folder / "config").glob("*.yaml")]):
             inside = path.relative_to(folder)
             if not (folder == _PACKAGE and inside.parts[0] in _NOT_MEASURING):
                 digest.update(f"{folder.name}/{inside}\0".encode() + path.read_bytes())

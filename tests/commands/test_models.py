@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from hyperbench.store.journal import read_journal
 from hyperbench.store.run_folder import load_run
 from tests.helpers.commands import process
+from tests.helpers.longbench_files import line, write
 from tests.helpers.tiny_models import saved
 
 pytestmark = pytest.mark.slow
@@ -75,6 +77,42 @@ def test_a_killed_run_keeps_every_score_and_goes_on(model: Path, tmp_path: Path)
     assert len({row.key for row in rows}) == len(rows)
 
 
+def test_longbench_runs_to_a_table_is_killed_and_goes_on(model: Path, tmp_path: Path) -> None:
+    lines = [line("hotpotqa", i) for i in range(4)]
+    write(tmp_path / "data", hotpotqa="\n".join([*lines[:1], '{"input": "\\u001b', *lines[2:]]), trec=line("trec"))
+    named = words(model, "sweep=longbench", "data=data", "input.last=0,1,3", "out=run", "~method.hyper_paper")
+    given = {word.partition("=")[0]: word for word in [*named, "~method.window_sinks", "shape.seq_len=160"]}
+    given["error.seeds"] = "error.seeds=[0-9]"
+    command = [
+        sys.executable,
+        "-m",
+        "hyperbench",
+        *(w for w in given.values() if not w.startswith("method=")),
+        "--resume",
+    ]
+    journal = tmp_path / "run" / "journal.jsonl"
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        while run.poll() is None and not (journal.exists() and len(journal.read_bytes().splitlines()) > 4):
+            time.sleep(0.05)
+        os.kill(run.pid, signal.SIGKILL)
+    assert len(read_journal(journal)) > 2
+    done = process(tmp_path, *command[3:])
+    # One example of three points has failed.
+    assert done.code == 1, done.err
+    assert "longbench/hotpotqa has 4 of the 10 examples that error.seeds names" in done.err
+    assert "longbench/trec has 1 of the 10 examples" in done.err
+    rows = read_journal(journal)
+    assert len({row.key for row in rows}) == len(rows) == 3 * (4 + 1) * 3
+    told = {row.message for row in rows if row.status != "ok"}
+    assert len(told) == 1
+    assert "line 2 of hotpotqa.jsonl is no JSON" in told.pop()
+    assert "\x1b" not in done.out + done.err
+    assert "LongBench, prompt and answer in 160 tokens" in done.out
+    plotted = process(tmp_path, "plot", "table1", "--run", "run")
+    assert plotted.code == 0, plotted.err
+    assert (tmp_path / "run" / "figures" / "table1.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
@@ -94,6 +132,22 @@ def test_a_wrong_word_is_one_line_and_nothing_is_written(
     assert told in answer.err
     assert len(answer.err.strip().splitlines()) == 1, answer.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_of_ones_own_is_a_function_and_a_yaml_file(model: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    (_, section) = page.split("## A task of a language model\n")
+    written = re.findall(r"```(yaml|python)\n(.*?)```", section, re.DOTALL)[:2]
+    (tmp_path / "conf" / "input").mkdir(parents=True)
+    for (kind, text), path in zip(written, ("conf/input/last_word.yaml", "my_tasks.py"), strict=True):
+        assert kind == path.rpartition(".")[2].replace("py", "python")
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    done = process(tmp_path, *words(model, "task=last_word", "out=run"))
+    assert done.code == 0, done.err
+    scores = load_run(tmp_path / "run").scores
+    assert set(scores["metric"]) == {"rank", "loss"}
+    assert set(scores["status"]) == {"ok"}
+    assert "last_word, 160 tokens" in done.out
 
 
 def test_an_encoder_is_one_line(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hyperbench.config import catalog
 from hyperbench.config.catalog import ConfigError
 from hyperbench.config.compose import RunConfig, differing_keys, load
 from hyperbench.config.overrides import parse
+from tests.helpers.longbench_files import write
 from tests.helpers.slow import slow
 
 CPU_LENGTHS = [1024, 2048, 4096, 8192, 16_384, 32_768, 65_536]
@@ -48,6 +49,11 @@ def refusal(*words: str) -> str:
     return str(caught.value)
 
 
+def data_of(sweep: str, folder: Path) -> list[str]:
+    """The words that a sweep over files needs, with such files."""
+    return [f"data={write(folder)}"] if sweep == "longbench" else []
+
+
 def shapes(config: RunConfig, *names: str) -> list[tuple[Any, ...]]:
     """The method of every point and some of its fields, in order."""
 
@@ -59,8 +65,8 @@ def shapes(config: RunConfig, *names: str) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("device", ["cpu", *slow("cuda")])
 @pytest.mark.parametrize("sweep", catalog.names("sweep"))
-def test_every_shipped_sweep_composes(sweep: str, device: str) -> None:
-    config = config_of(f"sweep={sweep}", f"device={device}")
+def test_every_shipped_sweep_composes(sweep: str, device: str, tmp_path: Path) -> None:
+    config = config_of(f"sweep={sweep}", f"device={device}", *data_of(sweep, tmp_path))
     lengths = CPU_LENGTHS if device == "cpu" else CUDA_LENGTHS
     # The written axes multiply; one of a method's parameters multiplies that method alone. Grids are put together.
     written, grids = (catalog.entries("sweep")[sweep].get(key, {}) for key in ("axes", "grids"))
@@ -72,7 +78,8 @@ def test_every_shipped_sweep_composes(sweep: str, device: str) -> None:
     if axis is not None:
         # Exact attention is the same whatever layers are patched, and no last layer is exact attention.
         patched = [layer for layer in written[axis] if layer or axis == "input.layers"]
-        assert len(config.points) == common // len(written[axis]) * (1 + (len(methods) - 1) * len(patched))
+        inputs = len({point.input for point in config.points}) if sweep == "longbench" else 1
+        assert len(config.points) == inputs * common // len(written[axis]) * (1 + (len(methods) - 1) * len(patched))
     elif not grids:
         assert len(config.points) == common * sum(own.values())
     assert "hyper" in methods
@@ -113,8 +120,8 @@ def test_stages_are_asked_for_beside_a_forward_pass_or_not_at_all(words: tuple[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sweep", catalog.names("sweep"))
-def test_a_resolved_configuration_is_plain_data_that_yaml_and_json_keep(sweep: str) -> None:
-    resolved = config_of(f"sweep={sweep}").resolved
+def test_a_resolved_configuration_is_plain_data_that_yaml_and_json_keep(sweep: str, tmp_path: Path) -> None:
+    resolved = config_of(f"sweep={sweep}", *data_of(sweep, tmp_path)).resolved
     assert yaml.safe_load(yaml.safe_dump(resolved)) == resolved
     assert json.loads(json.dumps(resolved)) == resolved
     assert "${" not in json.dumps(resolved)

@@ -54,6 +54,15 @@ def test_examples_are_no_more_than_there_are(tmp_path: Path) -> None:
     assert draw_seeds(point, error) == (0, 1, 2)
 
 
+def test_a_run_knows_its_files_by_their_hashes(tmp_path: Path) -> None:
+    config = load(["task=longbench", f"data={write(tmp_path)}", "model.path=."], lambda asked: ("cpu", ""))
+    files = {
+        f"{tmp_path}/{point.input_params['dataset']}.jsonl": point.input_params["sha256"] for point in config.points
+    }
+    assert config.resolved["input_files"] == files
+    assert len(files) == len(LINES)
+
+
 def test_another_file_is_another_point(tmp_path: Path) -> None:
     one, _ = points(f"data={write(tmp_path, trec=line('trec'))}")
     other, _ = points(f"data={write(tmp_path, trec=line('trec', 1))}")
@@ -69,6 +78,7 @@ def test_another_file_is_another_point(tmp_path: Path) -> None:
         (("data={}", "input.dataset=qasper"), "has no qasper.jsonl; there is: hotpotqa, lcc"),
         (("data={}", "input.dataset=lcc"), "lcc.jsonl is empty"),
         (("data={}/other",), "holds no file of LongBench (such as hotpotqa.jsonl); there is: a\\x1b[2J.txt, data/"),
+        (("data={}", "input.dataset=hotpotqa", "input.chat=maybe"), "input.chat=maybe must be true or false"),
         (("data={}", "input.dataset=hotpotqa", "error.seeds=[5-2]"), "error.seeds=5-2 must lead upwards"),
         (("data={}", "input.dataset=hotpotqa", "error.seeds=[0-1000000]"), "over at most 10,000 seeds"),
     ],

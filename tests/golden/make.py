@@ -62,7 +62,9 @@ def groups() -> dict[str, Callable[[], Files]]:
     for name, words in COMPARISONS.items():
         found[f"compare/{name}"] = partial(_compare, *words)
     for path in sorted((ROOT / "conf" / "sweep").glob("*.yaml")):
-        found[f"points/{path.stem}"] = partial(_points, path.stem)
+        # The points of LongBench are those of the files of a folder.
+        if path.stem != "longbench":
+            found[f"points/{path.stem}"] = partial(_points, path.stem)
     found[KERNELS] = _kernels
     return found
 

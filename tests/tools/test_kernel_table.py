@@ -15,8 +15,8 @@ from tools.kernels.instructions import loop_of
 from tools.kernels.table import SHARED_LIMIT, main
 
 KERNELS = {
-    "project", "uniform", "hash", "probe", "norm", "score", "scan", "scatter", "design", "sum", "draw", "pair", "attend",
-    "merge", "delta", "queries", "keys", "samples", "reduce",
+    "project", "uniform", "hash", "probe", "norm", "score", "scan", "scatter", "design", "sum", "draw", "pair",
+    "attend", "merge", "delta", "queries", "keys", "samples", "reduce",
 }  # fmt: skip
 #: Kernels that are matrix products at d = 64.
 PRODUCTS = {"hash", "probe", "score", "attend", "queries", "keys", "samples"}

@@ -19,7 +19,7 @@ _PRODUCTS = ("HMMA", "HGMMA", "FFMA")
 
 
 def inner_loop(cubin: bytes) -> Counter[str]:
-    """The instructions in the loop without a loop within it that has most products, and their numbers; empty if none."""
+    """The instructions in the loop, without one within it, that has most products, and their numbers; empty if none."""
     return loop_of(disassembly(cubin))
 
 

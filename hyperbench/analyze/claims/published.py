@@ -10,6 +10,8 @@ from hyperbench.config.catalog import nearest
 from hyperbench.store.files import StoreError, load_yaml, read_mapping
 from hyperbench.store.plain_data import decoded
 
+#: The methods that claims about HyperAttention are held against.
+METHODS = ("hyper_paper", "hyper")
 _PACKAGE = Path(__file__).resolve().parents[2]
 
 

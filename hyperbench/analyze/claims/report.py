@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbench.analyze.claims.findings import Finding, Verdict
 from hyperbench.analyze.claims.published import Claim, load_claims, reference_folder
-from hyperbench.analyze.claims.rules import Rule, rule_of
+from hyperbench.analyze.claims.rules import MODEL_RULES, Rule, rule_of
 from hyperbench.analyze.format import json_value, machine_of
 from hyperbench.analyze.view import View, make_view
 from hyperbench.store.run_folder import JOURNAL, check_run_folder, is_run_folder, latest_run, load_run
@@ -132,8 +132,11 @@ def _runs_in(folder: Path) -> list[Path]:
 
 
 def _finding(claim: Claim, rule: Rule, view: View) -> Finding:
-    if view.timings.empty:
+    has_scores = view.scores is not None and not view.scores.empty
+    if view.timings.empty and not has_scores:
         return Finding(Verdict.OPEN, "the run holds no measurement yet")
+    if not isinstance(rule, tuple(MODEL_RULES.values())) and view.timings.empty:
+        return Finding(Verdict.OPEN, "this run is of a language model, and times no attention by itself")
     return rule.judge(claim, view)
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from hyperbench.analyze.claims.findings import Finding, Number, Verdict, worst
-from hyperbench.analyze.claims.published import Claim
+from hyperbench.analyze.claims.model_rules import LongBenchScores, PatchedModel
+from hyperbench.analyze.claims.published import METHODS, Claim
 from hyperbench.analyze.format import MASK_LABELS, PASS_LABELS, is_null, machine_of, plain, ratio
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.view import View
@@ -29,8 +30,6 @@ from hyperbench.store.plain_data import decoded
 if TYPE_CHECKING:
     import pandas as pd
 
-#: The methods that claims about HyperAttention are held against.
-METHODS = ("hyper_paper", "hyper")
 #: Keys of a claim's setting that a row must share; other keys in which it differs are told beside the number.
 _SHARED = ("seq_len", "is_causal", "pass", "head_dim", "block_size", "sample_size")
 _TOLD = ("batch", "heads", "dtype", "num_projections", "min_seq_len", "sampling", "pairing", "input")
@@ -141,31 +140,22 @@ class GrowsSublinearly:
         return Finding(worst(number.below(1.0) for number in numbers), "", numbers)
 
 
-@dataclass(frozen=True)
-class NotMeasured:
-    """No rule: hyperbench measures nothing that the claim could be held against, for the reason given."""
-
-    reason: str
-
-    def judge(self, claim: Claim, view: View) -> Finding:
-        """Not measured here."""
-        return Finding(Verdict.OPEN, self.reason)
-
-
 RULES: dict[str, type[Any]] = {
     "speedup_at_least": SpeedupAtLeast,
     "speedup_grows": SpeedupGrows,
     "grows_sublinearly": GrowsSublinearly,
-    "not_measured": NotMeasured,
 }
+#: Rules that read the scores of language models, and no timings.
+MODEL_RULES: dict[str, type[Any]] = {"patched_model": PatchedModel, "longbench_scores": LongBenchScores}
 
 
 def rule_of(claim: Claim) -> Rule:
     """The rule that a claim names. Raises ValueError (one line) on an unknown one or on parameters it does not take."""
-    check_name(f"claim {claim.id}: check.rule", claim.check.get("rule"), RULES)
+    rules = RULES | MODEL_RULES
+    check_name(f"claim {claim.id}: check.rule", claim.check.get("rule"), rules)
     parameters = {name: value for name, value in claim.check.items() if name != "rule"}
     try:
-        rule: Rule = decoded(RULES[claim.check["rule"]], parameters)
+        rule: Rule = decoded(rules[claim.check["rule"]], parameters)
     except ValueError as error:
         raise ValueError(f"claim {claim.id}: check: {error}") from None
     return rule

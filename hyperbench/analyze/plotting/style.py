@@ -84,6 +84,11 @@ def method_colors(methods: Sequence[str], baseline: str) -> dict[str, str]:
     return {**colors, baseline: BASELINE_COLOR}
 
 
+def part(length: float) -> float:
+    """The length of a part of an error bar: 0 where there is no interval."""
+    return 0.0 if math.isnan(length) else max(length, 0.0)
+
+
 def method_looks(methods: Sequence[str], baseline: str) -> dict[str, Look]:
     """A look for each method in order, no two alike in colour, mark and dash; colours are those of `method_colors`.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hyperbench.analyze.format import is_null
 from hyperbench.analyze.joins import records
 from hyperbench.analyze.view import own_parameters
-from hyperbench.config.tasks import LAYERS, MODEL_LAYERS, numbered
+from hyperbench.config.tasks import LAYER_METRIC, LAYERS, MODEL_LAYERS, numbered
 from hyperbench.stats.means import Mean, mean, proportion, ratio
 from hyperbench.store.parameters import OF_INPUT
 
@@ -32,7 +32,7 @@ class Scored:
 
     `count` are the examples with a score, `missing` says why others have none. Names: perplexity and its parts, each
     `exp` of the mean loss; perplexity_over_exact, the ratio to exact attention's on the same examples; speedups over
-    it; accuracy; and the means of all other metrics.
+    it; accuracy; and the means of all other metrics but the times of single layers, which the table alone has.
     """
 
     row: Mapping[str, Any]
@@ -80,6 +80,8 @@ def _scored(rows: list[dict[str, Any]], exact: Mapping[Any, float], frame: pd.Da
     count = len({row["seed"] for row in good})
     found = Scored(first, len(numbered(layers, model_layers(first))), is_exact, parameters, count, missing)
     for metric in dict.fromkeys(str(row["metric"]) for row in good):
+        if metric.startswith(LAYER_METRIC):
+            continue
         of = [row for row in good if row["metric"] == metric]
         found.values.update(_values(metric, of, exact))
     return found
@@ -105,6 +107,12 @@ def model_layers(row: Mapping[str, Any]) -> int:
     if is_null(count) or not isinstance(count, int | float) or count < 1:
         raise ValueError(f"scores of {row['input']!r} do not tell the number of layers of their model")
     return int(count)
+
+
+def model_name(row: Mapping[str, Any]) -> str:
+    """The model of a row, as it was asked for: its folder, else its name."""
+    path = row.get(f"{OF_INPUT}path")
+    return str(path if isinstance(path, str) else row.get(f"{OF_INPUT}model"))
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

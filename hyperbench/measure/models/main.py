@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperbench import __version__
+from hyperbench.child.code import admit_current_folder
 from hyperbench.store.schema import TASK
 
 #: Tokens that are taken where nothing is said of them.
@@ -46,6 +47,7 @@ def describe(request: dict[str, Any]) -> dict[str, Any]:
     from hyperbench.measure.models.texts import read_text
 
     if request.get(TASK) is not None:
+        admit_current_folder([request[TASK]])
         imported(request[TASK], f"input.{TASK}")
     if request.get("text") is not None:
         read_text(request["text"])

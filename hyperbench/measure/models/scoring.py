@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor
 
-from hyperbench.config.tasks import ATTENTION_MS, LAYERS, metrics_of, numbered, own_parameters
+from hyperbench.config.tasks import ATTENTION_MS, LAYERS, layer_metric, metrics_of, numbered, own_parameters
 from hyperbench.measure.messages import Task, Work
 from hyperbench.measure.methods import method as registry
 from hyperbench.measure.methods.exact import flash2
@@ -19,12 +20,13 @@ from hyperbench.measure.work_items import WorkItem
 from hyperbench.measure.worker.clock import Clock
 from hyperbench.measure.worker.conditions.machine import Machine
 from hyperbench.measure.worker.failures import classify, poisons_device
+from hyperbench.measure.worker.memory import CallCost, memory_peak_for
 from hyperbench.measure.worker.report import Emit, Report
 from hyperbench.measure.worker.settings import Settings
 from hyperbench.store.schema import ErrorRow, Point, Status
 
-#: The metrics of a pass over the whole model, where it was timed as a whole.
-_WHOLE = "forward_ms"
+#: The metrics of a pass over the whole model, where it was timed as a whole; the memory of one example tells it.
+_WHOLE, _PEAK = "forward_ms", "peak_memory_bytes"
 
 
 class Scoring:
@@ -81,20 +83,21 @@ class Scoring:
     def _score(self, item: WorkItem, number: int, model: LanguageModel, made: Example, exact: Reading) -> None:
         """Write the scores of one example at one point."""
         point = item.point
+        layers, way = _layers(item, model), self._way(item)
+        attend = {i: way if i in layers else _exact for i in range(min(layers), model.num_layers)}
+        read = partial(model.read, made.ids, attend, seed=number)
         if item.exact and registry.find(point.target).function is flash2:
-            found, times_ms = exact, exact.attention_ms
+            found = exact
         else:
-            layers, way = _layers(item, model), self._way(item)
-            attend = {i: way if i in layers else _exact for i in range(min(layers), model.num_layers)}
-            found = self._timed(
-                partial(model.read, made.ids, attend, seed=number, after=exact, generates=made.generates)
-            )
-            times_ms = exact.attention_ms | found.attention_ms
+            found = self._timed(partial(read, after=exact, generates=made.generates))
         scores = made.score(found)
         if ATTENTION_MS in metrics_of(point):
-            scores[ATTENTION_MS] = sum(times_ms.values())
+            scores |= {layer_metric(layer): ms for layer, ms in found.attention_ms.items()}
+            scores[ATTENTION_MS] = sum((exact.attention_ms | found.attention_ms).values())
             if found.forward_ms is not None:
                 scores[_WHOLE] = found.forward_ms
+                if number == self._task.error.seeds[0] and (peak := self._peak_bytes(read, point)) is not None:
+                    scores[_PEAK] = float(peak)
         for metric, found_score in scores.items():
             value, message = found_score if isinstance(found_score, tuple) else (found_score, "")
             self._report.write(ErrorRow(point, number, metric, value, message=message))
@@ -113,6 +116,13 @@ class Scoring:
                 return method.ready(q, k, v, is_causal=True, **own)(q, k, v)
 
         return attend
+
+    def _peak_bytes(self, read: Callable[[], Reading], point: Point) -> int | None:
+        """The most that a pass takes above what is there before it, in one of its own; None where that is not known."""
+        found: list[list[CallCost]] = []
+        meter = memory_peak_for(point.device)
+        self._clock.time_ms(lambda: found.append(meter.measure([read], time.perf_counter)[1]), is_load=True)
+        return found[0][-1].peak_bytes
 
     def _timed(self, call: Callable[[], Reading]) -> Reading:
         """The result of a call, unless the run is to end before it."""

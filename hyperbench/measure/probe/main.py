@@ -40,6 +40,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     targets = [item["target"] for item in request["methods"]]
     targets += [name for item in request["inputs"] if (name := target_of(item["params"]))]
+    targets += request.get("tasks", [])
     admit_current_folder(targets)
     code = running_code(targets)
     start_s = time.perf_counter()

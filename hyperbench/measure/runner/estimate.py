@@ -40,8 +40,9 @@ _REFERENCE_S = 0.05
 _BETWEEN_S, _BETWEEN_ELEMENTS = 2e-8, 2**18
 #: Stages of a method as far as the estimate of time goes; how many there are, only the method knows.
 _TYPICAL_STAGES = 5
-#: Tokens that a language model knows, as far as the estimate of time goes.
-_VOCABULARY = 5e4
+#: Tokens that a language model knows, as far as the estimate of time goes, and the rate of operations, relative to
+#: exact attention's, at which it generates them one by one.
+_VOCABULARY, _DECODING_RATE = 5e4, 0.05
 #: The part of the time over which samples are spread that one of several calls in turns fills itself.
 _SHARED = 0.5
 
@@ -105,10 +106,12 @@ def _task_s(items: Sequence[work_items.WorkItem], flops_per_s: float) -> dict[Pa
     layers, width = int(p.input_params[tasks.MODEL_LAYERS]), p.heads * p.head_dim
     layer_s = (24.0 * width**2 * p.seq_len + exact_flops(p, Pass.FORWARD)) / flops_per_s
     head_s = 2.0 * _VOCABULARY * width * p.seq_len / flops_per_s
+    # A step of generation reads every weight for one token.
+    step_s = (24.0 * width**2 * layers + 2.0 * _VOCABULARY * width) / (_DECODING_RATE * flops_per_s)
     found: dict[Part, float] = {}
     for item in items:
         patched = tasks.numbered(str(item.point.hyper.get(tasks.LAYERS, "")), layers)
-        own_s = head_s + layer_s * (layers - min(patched, default=layers))
+        own_s = head_s + layer_s * (layers - min(patched, default=layers)) + tasks.answer_tokens(p) * step_s
         for seed in item.seeds:
             sharing = sum(seed in other.seeds for other in items)
             found[item.point.point_id, work_items.example_part(seed)] = own_s + layers * layer_s / sharing

@@ -20,7 +20,7 @@ from hyperbench.measure.model_facts import Describe, with_models
 from hyperbench.measure.model_facts import ask as ask_model
 from hyperbench.measure.runner.estimate import Speed, plan_s
 from hyperbench.measure.runner.locks import busy_devices
-from hyperbench.store.schema import Point
+from hyperbench.store.schema import TASK, Point
 
 Facts = dict[str, Any]
 #: A question to a probe, under these environment variables.
@@ -126,6 +126,8 @@ def prepare(words: Sequence[str], ask: Ask = ask_probe, describe: Describe = ask
     defaults = {target: found["defaults"] for target, found in facts["methods"].items()}
     try:
         points = work_items.with_defaults(config.points, defaults)
+        if not any(work_items.draw_seeds(point, config.error) for point in points):
+            raise ConfigError(f"error.seeds={list(config.error.seeds)} names no example that is there")
         return Prepared(config, with_models(points, describe), facts, ask, began_s, busy)
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -143,6 +145,7 @@ def choose_device(asked: str, facts: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _request(config: RunConfig, *, measure_rate: bool) -> dict[str, Any]:
+    makers: list[str] = []
     methods: dict[str, dict[str, Any]] = {}
     inputs: dict[str, dict[str, Any]] = {}
     for point in config.points:
@@ -151,6 +154,7 @@ def _request(config: RunConfig, *, measure_rate: bool) -> dict[str, Any]:
         if hyper not in item["hypers"]:
             item["hypers"].append(hyper)
         if point.is_task:
+            makers.append(point.input_params[TASK])
             continue
         asked = inputs.setdefault(
             repr((point.input, point.input_params)), {"family": point.input, "params": point.input_params}
@@ -158,7 +162,10 @@ def _request(config: RunConfig, *, measure_rate: bool) -> dict[str, Any]:
         # A function from outside is tried once, at the smallest of its points, before anything is measured.
         if target_of(point.input_params) and _elements(point) <= asked.get("elements", _elements(point)):
             asked |= {"elements": _elements(point), "point": point.as_dict()}
-    return {"methods": list(methods.values()), "inputs": list(inputs.values()), "measure_rate": measure_rate}
+    return {
+        "methods": list(methods.values()), "inputs": list(inputs.values()), "tasks": list(dict.fromkeys(makers)),
+        "measure_rate": measure_rate,
+    }  # fmt: skip
 
 
 def _elements(point: Point) -> int:

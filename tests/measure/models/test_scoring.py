@@ -89,3 +89,33 @@ def test_an_example_that_cannot_be_made_is_a_row_with_its_reason() -> None:
     rows, _ = scored([longer, replace(HYPER, seq_len=90_000)], seeds=(1,))
     assert len(rows) == 2 * len(METRICS)
     assert all("example 1 needs 90,000 tokens of argparse.py" in row.message for row in rows)
+
+
+def test_attention_is_timed_by_layer_in_the_layers_that_were_run() -> None:
+    rows, _ = scored([EXACT, HYPER])
+    for point, layers in ((EXACT, range(3)), (HYPER, range(1, 3))):
+        found = {row.metric for row in rows if row.point == point and row.metric.startswith("attention_ms_layer")}
+        assert found == {f"attention_ms_layer{layer}" for layer in layers}
+    for seed in (0, 1):
+        of = {(row.point.method, row.metric): row.value or 0.0 for row in rows if row.seed == seed}
+        exact = [of["flash2", f"attention_ms_layer{layer}"] for layer in range(3)]
+        assert of["flash2", "attention_ms"] == pytest.approx(sum(exact))
+        patched = [of["hyper", f"attention_ms_layer{layer}"] for layer in (1, 2)]
+        assert of["hyper", "attention_ms"] == pytest.approx(exact[0] + sum(patched))
+
+
+def test_the_memory_of_a_whole_pass_is_that_of_one_example() -> None:
+    everywhere = replace(HYPER, hyper={**HYPER.hyper, "layers": "all"})
+    rows, _ = scored([EXACT, HYPER, everywhere])
+    found = {row.point.point_id: row for row in rows if row.metric == "peak_memory_bytes"}
+    assert found.keys() == {EXACT.point_id, everywhere.point_id}
+    # At least the states of two layers and the queries, keys and values of one: 90 tokens of 64, 64, 64, 32 and 32.
+    assert all((row.value or 0) > 90 * 256 * 4 for row in found.values())
+    assert {row.seed for row in found.values()} == {0}
+    assert len([row for row in rows if row.metric == "peak_memory_bytes"]) == 2
+
+
+def test_states_that_are_kept_for_others_are_no_part_of_the_memory() -> None:
+    alone, _ = scored([EXACT], (0,))
+    beside, _ = scored([EXACT, HYPER], (0,))
+    assert values(alone, EXACT, "peak_memory_bytes") == values(beside, EXACT, "peak_memory_bytes")

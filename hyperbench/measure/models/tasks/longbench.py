@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hyperbench.config import longbench as benchmark
-from hyperbench.config.longbench import DATASET, Dataset
+from hyperbench.config.longbench import CHAT, DATASET, Dataset
 from hyperbench.measure.models.language_model import LanguageModel, Reading
 from hyperbench.measure.models.tasks import answers
 from hyperbench.measure.models.tasks.example import Example, Scores
@@ -28,7 +28,7 @@ def longbench(model: LanguageModel, seq_len: int, params: Mapping[str, Any], num
     given = fields(raw, where, name, dataset)
     prompt = dataset.prompt.format(context=given["context"], input=given["input"])
     room = seq_len - dataset.answer_tokens
-    chat = dataset.chat and bool(params.get("chat", True))
+    chat = dataset.chat and bool(params.get(CHAT, True))
     ids = prompt_tokens(model, prompt, room, chat=chat)
     if ids is None:
         raise ValueError(

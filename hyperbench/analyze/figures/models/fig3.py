@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +107,8 @@ def _draw(
             marker={"symbol": look.symbol, "size": look.size},
             error_y={
                 "type": "data", "symmetric": False, "thickness": 1.2, "width": 4,
-                "array": [_part(bar.high - bar.value) for bar in bars],
-                "arrayminus": [_part(bar.value - bar.low) for bar in bars],
+                "array": [style.part(bar.high - bar.value) for bar in bars],
+                "arrayminus": [style.part(bar.value - bar.low) for bar in bars],
             },
             hoverinfo="text",
             hovertext=[f"<b>{escape(name)}</b><br>L = {x}: {significant(y)}" for x, y in zip(xs, heights, strict=True)],
@@ -127,10 +126,6 @@ def _shown(one: Scored, score: str, exact: float) -> Mean:
     if score != "perplexity" or over is None:
         return one.values[score]
     return Mean(one.values[score].value, exact * over.low, exact * over.high)
-
-
-def _part(length: float) -> float:
-    return 0.0 if math.isnan(length) else max(length, 0.0)
 
 
 def _published() -> list[str]:

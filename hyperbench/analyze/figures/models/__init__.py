@@ -1,0 +1,1 @@
+"""Figures of language models: one file a figure, as in the folder above."""
