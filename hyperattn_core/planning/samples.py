@@ -15,6 +15,8 @@ NUM_CLASSES = 128
 """Classes of scores: zero, and the numbers of three significant bits from 2**-28 to beyond one."""
 CLASS_SHIFT, CLASS_OFFSET = 21, ((127 - 28) << 2) - 1
 """A float32 number of three significant bits, read as an integer, is its class plus CLASS_OFFSET, times 2**21."""
+LOWEST_STEP = 2.0**-30
+"""Scores of classes are whole multiples of this."""
 UNIT_BITS = 48
 """Bits of the numbers that the sums of probabilities are counted in: float64 holds them."""
 NEARLY = 1 - 1e-9
@@ -98,34 +100,37 @@ def cumulative_probabilities(scores: Tensor, count: int, floor: float) -> Tensor
         is count * unit(count).
     """
     classes = score_classes(scores)
-    counts = torch.zeros(*scores.shape[:-1], NUM_CLASSES, dtype=torch.float64, device=scores.device)
+    counts = torch.zeros(*scores.shape[:-1], NUM_CLASSES, dtype=torch.int64, device=scores.device)
     counts.scatter_add_(-1, classes, torch.ones((), dtype=counts.dtype, device=scores.device).expand(classes.shape))
     design = design_of(counts, count, floor)
     is_certain = classes >= design.first_certain
-    rounded = class_scores(scores.device)[classes].masked_fill(is_certain, 0.0)
-    uncertain = design.slope * rounded.cumsum(-1) + design.base * (~is_certain).cumsum(-1)
+    rounded = class_scores(scores.device)[classes].masked_fill(is_certain, 0)
+    uncertain = design.slope * rounded.cumsum(-1).double() * LOWEST_STEP + design.base * (~is_certain).cumsum(-1)
     return (uncertain + 0.5).floor() + is_certain.cumsum(-1) * unit(count)
 
 
 def design_of(counts: Tensor, count: int, floor: float) -> Design:
-    """The probabilities of rows with so many keys of each class, float64 (..., NUM_CLASSES).
+    """The probabilities of rows with so many keys of each class, int64 (..., NUM_CLASSES).
 
     From the largest scores down, the keys of a class are certain if the share of one, times the number left to draw, is
     all that is left.
     """
     scores = class_scores(counts.device)
-    length = counts.sum(-1, keepdim=True)
-    total = (counts * scores).sum(-1, keepdim=True)
+    # Sums of whole numbers, which devices make in any order.
+    length, total = counts.sum(-1, keepdim=True), (counts * scores).sum(-1, keepdim=True).double() * LOWEST_STEP
     slope = torch.where(total > 0, (1.0 - floor) / total, 0.0)
-    base = torch.where(total > 0, floor / length, 1.0 / length)
-    rest = slope * (counts * scores).cumsum(-1) + base * counts.cumsum(-1)
-    to_draw = count - (length - counts.cumsum(-1))
-    is_below = (counts > 0) & ((slope * scores + base) * to_draw < rest * NEARLY)
+    base = torch.where(total > 0, floor / length.double(), 1.0 / length.double())
+    upto, scores_upto = counts.cumsum(-1), (counts * scores).cumsum(-1).double() * LOWEST_STEP
+    rest = slope * scores_upto + base * upto
+    share = slope * (scores.double() * LOWEST_STEP) + base
+    is_below = (counts > 0) & (share * (count - (length - upto)) < rest * NEARLY)
     classes = torch.arange(NUM_CLASSES, device=counts.device)
     first_certain = torch.where(is_below, classes + 1, 0).amax(-1, keepdim=True)
-    is_uncertain = classes < first_certain
-    drawn = count - torch.where(is_uncertain, 0.0, counts).sum(-1, keepdim=True)
-    shares = torch.where(is_uncertain, slope * counts * scores + base * counts, 0.0).sum(-1, keepdim=True)
+    # Those below it: none, or all up to the class under it.
+    last = (first_certain - 1).clamp(min=0)
+    num_uncertain = torch.where(first_certain > 0, upto.gather(-1, last), 0)
+    drawn = count - (length - num_uncertain)
+    shares = torch.where(first_certain > 0, rest.gather(-1, last), 0.0)
     factor = torch.where(drawn > 0, drawn * unit(count) / shares, 0.0)
     return Design(slope * factor, base * factor, first_certain)
 
@@ -137,10 +142,10 @@ def score_classes(scores: Tensor) -> Tensor:
 
 
 def class_scores(device: torch.device) -> Tensor:
-    """The score of each class, float64 (NUM_CLASSES,)."""
-    classes = torch.arange(NUM_CLASSES, dtype=torch.int32, device=device)
-    scores = ((classes + CLASS_OFFSET) << CLASS_SHIFT).view(torch.float32).double()
-    return torch.where(classes > 0, scores, 0.0)
+    """The score of each class in steps of LOWEST_STEP, int64 (NUM_CLASSES,)."""
+    classes = torch.arange(NUM_CLASSES, device=device)
+    place = (classes - 1).clamp(min=0)
+    return torch.where(classes > 0, (4 + place % 4) << (place // 4), 0)
 
 
 def unit_bits(count: int) -> int:

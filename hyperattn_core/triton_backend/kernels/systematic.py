@@ -13,9 +13,8 @@ from hyperattn_core.triton_backend.kernels.common import SIZES, field, size
 from hyperattn_core.triton_backend.kernels.probe import CLASS_OFFSET, CLASS_SHIFT, NUM_CLASSES
 
 NEARLY = tl.constexpr(samples.NEARLY)
-#: Scores are whole multiples of this, and at most one.
-LOWEST_STEP = tl.constexpr(2.0**-30)
-#: The sum of up to 1,024 scores, and two numbers of keys, in one whole number of 64 bits: the bits they begin at.
+LOWEST_STEP = tl.constexpr(samples.LOWEST_STEP)
+#: A sum of up to 1,024 scores (at most one each) and two numbers of keys are one of 64 bits: these are their first bi
 UNCERTAIN_BIT, CERTAIN_BIT = tl.constexpr(41), tl.constexpr(52)
 ONE_UNCERTAIN, SCORE_MASK, COUNT_MASK = tl.constexpr(1 << 41), tl.constexpr((1 << 41) - 1), tl.constexpr((1 << 11) - 1)
 
@@ -59,7 +58,7 @@ def design_kernel(class_counts, table, slopes, offsets, first_certain, key_rows,
 
 @triton.jit
 def tile_shares(data, classes, table, level, node_row, slot, inside, first, IS_CAUSAL: tl.constexpr):
-    """What some sorted keys add to the sums that probabilities follow from, each as one whole number (`packed`)."""
+    """The parts of some sorted keys in the sums that probabilities follow from, each as one whole number."""
     node_len = size(table, level, "node_len")
     key = tl.load(data + field(table, level, "key_order") + node_row * node_len + slot, mask=inside, other=0)
     if IS_CAUSAL:
