@@ -19,7 +19,7 @@ _PRODUCTS = ("HMMA", "HGMMA", "FFMA")
 
 
 def inner_loop(cubin: bytes) -> Counter[str]:
-    """Counts of the instructions in the loop without a loop within it that has most products; empty if there is none."""
+    """Counts of the instructions of the innermost loop that has most products; empty if there is none."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
