@@ -28,7 +28,8 @@ from hyperattn_core.triton_backend.packing import dense_rows
 from hyperattn_core.triton_backend.tuning.configs import BackwardConfig
 
 _ROWS = 64
-#: Registers of a thread of the key kernel: left to itself the compiler takes fewer, and spills.
+#: Registers of a thread of the key kernel, and of the query kernel for routed tiles: left to itself the compiler takes
+#: fewer, and spills.
 KEY_REGISTERS = 255
 _REDUCE_SLOTS = 16
 # The least that tensor cores take: blocks of routed keys are smaller.
@@ -139,6 +140,7 @@ class BackwardWork:
             *self._strides(), level, self.q.shape[1], self.q.shape[1] // self.k.shape[1], self.q.shape[2], self.scale,
             ACCUMULATE=self.where.settings.is_causal, **constants,
             num_warps=self.config.num_warps, num_stages=self.config.num_stages,
+            maxnreg=query_registers(self.where.settings),
         )  # fmt: skip
 
     def keys(self, level: int, dk: Tensor, dv: Tensor) -> None:
@@ -184,6 +186,11 @@ def tile_constants(head_dim: int, value_dim: int, settings: Settings, block_m: i
     block_m = min(block_m, max(16, triton.next_power_of_2(settings.tile_size)))
     sizes = {"SPLIT": triton.cdiv(settings.tile_size, block_m), "BLOCK_M": block_m, "BLOCK_N": block_n}
     return {"PER_TILE": blocks_per_tile(settings), **sizes, **dim_constants(head_dim, value_dim)}
+
+
+def query_registers(settings: Settings) -> int | None:
+    """The limit on registers of a thread of the query kernel."""
+    return KEY_REGISTERS if settings.params.pairing == "routed" else None
 
 
 def key_config(settings: Settings, config: BackwardConfig, head_dim: int) -> BackwardConfig:

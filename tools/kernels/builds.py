@@ -142,8 +142,10 @@ def _backward_builds(arch: int, dtype: torch.dtype, head_dim: int, params: Hyper
     )
 
     def build(name: str, kernel: Any, label: str, constants: dict[str, Any], total: str = kind) -> Build:
-        warps = config.num_warps if kernel is query_grad.query_kernel else config.key_warps or config.num_warps
-        return Build(name, kernel, label, _types(kernel, kind, total), constants, warps, config.num_stages)
+        of_queries = kernel is query_grad.query_kernel
+        warps = config.num_warps if of_queries else config.key_warps or config.num_warps
+        limit = backward.query_registers(settings) if of_queries else None
+        return Build(name, kernel, label, _types(kernel, kind, total), constants, warps, config.num_stages, limit)
 
     for causal in (False, True):
         total, mask = ("fp32", "causal") if causal else (kind, "non-causal")

@@ -19,7 +19,7 @@ _PRODUCTS = ("HMMA", "HGMMA", "FFMA")
 
 
 def inner_loop(cubin: bytes) -> Counter[str]:
-    """The instructions in the loop, without one within it, that has most products, and their numbers; empty if none."""
+    """Counts of the instructions of the innermost loop that has most products; empty if there is none."""
     return loop_of(disassembly(cubin))
 
 

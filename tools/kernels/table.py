@@ -93,7 +93,7 @@ def compile_build(build: Build, arch: int) -> Usage:
 
 
 def _loop_instructions(build: Build, cubin: bytes) -> int:
-    """What a step of BLOCK_M queries and BLOCK_N keys takes, in the measure of Usage."""
+    """Instructions of a step of BLOCK_M queries and BLOCK_N keys, in the measure of Usage."""
     if not {"BLOCK_M", "BLOCK_N"} <= build.constants.keys():
         return 0
     step = build.constants["BLOCK_M"] * build.constants["BLOCK_N"]

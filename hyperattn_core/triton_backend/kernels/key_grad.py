@@ -40,7 +40,7 @@ def tile_grads(x, g, row_lse, row_delta, keys, values, weight, dk, dv, qk_scale)
 
 @triton.jit
 def samples_before(sampled, num_samples, slot):
-    """How many of a node's samples, whose indices ascend, lie before each slot."""
+    """The number of a node's samples, whose indices ascend, that lie before each slot."""
     before = tl.zeros(slot.shape, tl.int32)
     left = num_samples
     while left > 0:

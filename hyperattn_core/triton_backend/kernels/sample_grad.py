@@ -7,6 +7,7 @@ import triton.language as tl
 
 from hyperattn_core.triton_backend.kernels.common import (
     LOG2_E,
+    ROUTED_QUERIES,
     SIZES,
     block_biases,
     field,
@@ -41,8 +42,12 @@ def sample_kernel(
     row, node = node_row // num_nodes, node_row % num_nodes
     if (row < query_rows) & (num_samples > 0):
         num_blocks = size(table, level, "num_blocks")
-        used = size(table, level, "num_tiles")
-        if PER_TILE == 1:
+        if PER_TILE > 1:
+            # The last node of a level of a causal call may have fewer queries than slots; its last tiles have none.
+            query_len = size(table, level, "query_len")
+            held = num_queries - tl.where(query_len < num_queries, (2 * node + 1) * query_len, 0)
+            used = tl.cdiv(tl.minimum(held, query_len), ROUTED_QUERIES)
+        else:
             used_at = field(table, level, "block_tile") + node_row.to(tl.int64) * (num_blocks + 1) + num_blocks
             used = tl.load(data + used_at)
         batch, head = row // heads, row % heads

@@ -14,7 +14,7 @@ from hyperattn_core.triton_backend.kernels.probe import CLASS_OFFSET, CLASS_SHIF
 
 NEARLY = tl.constexpr(samples.NEARLY)
 LOWEST_STEP = tl.constexpr(samples.LOWEST_STEP)
-#: A sum of up to 1,024 scores (at most one each) and two numbers of keys are one of 64 bits: these are their first bi
+#: A sum of up to 1,024 scores (each at most one) and two numbers of keys share 64 bits: where the latter begin.
 UNCERTAIN_BIT, CERTAIN_BIT = tl.constexpr(41), tl.constexpr(52)
 ONE_UNCERTAIN, SCORE_MASK, COUNT_MASK = tl.constexpr(1 << 41), tl.constexpr((1 << 41) - 1), tl.constexpr((1 << 11) - 1)
 
