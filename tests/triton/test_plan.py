@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from hyperattn_core import AttentionPlan, HyperAttentionParams, LevelPlan, make_plan
@@ -56,6 +57,14 @@ def test_the_plan_is_that_of_pytorch(name: str) -> None:
     plan = CALLS[name].plan("triton")
     assert isinstance(plan, PackedPlan)
     assert_same_plan(plan, CALLS[name].plan("torch"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["several sort tiles", "causal, prime length"])
+def test_the_sort_is_that_of_triton(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the quicker one that takes its place in the other tests."""
+    monkeypatch.setattr(tl, "sort", triton.language.standard.sort)
+    assert_same_plan(CALLS[name].plan("triton"), CALLS[name].plan("torch"))
 
 
 @pytest.mark.parametrize(
@@ -143,9 +152,8 @@ def test_ranks_differ_only_where_a_projection_is_within_rounding_of_zero(dtype: 
 
 @pytest.mark.parametrize("pairing", ["bucket", "rank"])
 def test_the_pair_kernel_launches_as_many_programs_as_there_is_work(pairing: Pairing) -> None:
-    """Under a causal mask too, where nodes of one level are longer than those of another: linear in the length."""
+    """Under a causal mask too, where nodes of one level are longer than those of another: each takes its own number."""
     settings = Settings(HyperAttentionParams(min_seq_len=1024, pairing=pairing), True, 128)
-    launched = []
     for length in (2**15, 2**17, 2**19, 2**21):
         where = geometry((1, 2, 1, length, length), settings)
         needed = sum(
@@ -153,9 +161,8 @@ def test_the_pair_kernel_launches_as_many_programs_as_there_is_work(pairing: Pai
             for level in where.levels
         )
         assert where.pair_programs == 2 * needed
-        launched.append(where.pair_programs)
-    assert all(4 <= more / fewer < 4.5 for fewer, more in itertools.pairwise(launched))
-    assert launched[-1] < 2**21 / 150
+        # A level has a tile for so many queries, and one more for each block.
+        assert where.pair_programs < 2 * length * len(where.levels) / 1000
 
 
 def test_the_pair_kernel_is_launched_with_those(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def probed(*, params: dict[str, Any] | None = None, **others: Any) -> Call:
 PROBED = {
     "one tile": probed(queries=70, keys=111),
     "several tiles": probed(queries=50, keys=2500, params={"sample_size": 300}),
-    "causal, grouped heads, batch": probed(is_causal=True, queries=190, batch=2, heads=4, kv_heads=2),
+    "causal, grouped heads, batch": probed(is_causal=True, queries=130, batch=2, heads=2, kv_heads=1),
     "causal, leaves of several tiles": probed(is_causal=True, queries=700, params={"min_seq_len": 150}),
     "grouped heads, stored by heads": probed(heads=4, kv_heads=2, batch=2, transposed=True),
     "one probe": probed(params={"num_probes": 1}),

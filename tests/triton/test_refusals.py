@@ -82,7 +82,7 @@ def test_no_queries_at_all() -> None:
 def test_the_exit_code_says_whether_every_kernel_fits(
     spill_bytes: int, shared_bytes: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    usage = Usage("attend", "bf16 d=64", 80, 4, 3, 168, spill_bytes, shared_bytes, ("mma.sync",))
+    usage = Usage("attend", "bf16 d=64", 80, 4, 3, 168, spill_bytes, shared_bytes, ("mma.sync",), 360)
     monkeypatch.setattr(aot, "interpreted", lambda: False)
     monkeypatch.setattr(aot, "builds", lambda *_, **__: [None])
     monkeypatch.setattr(aot, "compile_build", lambda *_: usage)
