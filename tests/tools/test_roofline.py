@@ -60,8 +60,8 @@ def test_causal_operations(leaf: int) -> None:
     ],
 )  # fmt: skip
 def test_non_causal_floor_of_the_hardware(seq_len: int, card: dict[str, float], floor_us: float) -> None:
-    """Bound by memory; a few bytes a token more than the independent count, for the tables of the counting sort."""
-    assert floor_seconds(costs_of(seq_len), **card) * 1e6 == pytest.approx(floor_us, rel=0.04)
+    """Bound by memory; a few bytes a token more than the independent count, for tables of the sort and of biases."""
+    assert floor_seconds(costs_of(seq_len), **card) * 1e6 == pytest.approx(floor_us, rel=0.05)
 
 
 @pytest.mark.parametrize(

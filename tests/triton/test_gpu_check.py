@@ -40,12 +40,13 @@ FAULTS: list[tuple[type, str, Callable[[Any], Any], bool, str]] = [
     (BackwardWork, "delta", lambda work: work.deltas.add_(0.5), False, "look at delta, queries or leaves"),
     (BackwardWork, "samples", lambda work: work.sums[1].mul_(2.0), False, "look at samples, reduce or keys"),
 ]
+#: Faults like others of these.
+MUCH_ALIKE = ("attend", "delta")
 
 
 @pytest.mark.parametrize(
     ("work", "launch", "change", "is_causal", "said"),
-    FAULTS,
-    ids=[fault[1] for fault in FAULTS],
+    [pytest.param(*fault, id=fault[1], marks=[pytest.mark.slow] * (fault[1] in MUCH_ALIKE)) for fault in FAULTS],
 )
 def test_a_wrong_launch_is_named(
     work: type, launch: str, change: Callable[[Any], None], is_causal: bool, said: str, monkeypatch: pytest.MonkeyPatch

@@ -44,7 +44,10 @@ PROBED = {
     "large logits": probed(scale=40.0),
     "scale zero": probed(scale=0.0),
 }
-SLOW = ("one tile", "more probes than a block", "one sample", "bfloat16", "odd head size", "nothing but the floor")
+SLOW = (
+    "one tile", "more probes than a block", "one sample", "bfloat16", "odd head size", "nothing but the floor",
+    "grouped heads, stored by heads", "no floor to speak of", "scale zero",
+)  # fmt: skip
 
 
 def differing(plan: AttentionPlan, expected: AttentionPlan) -> tuple[int, int]:

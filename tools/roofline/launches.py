@@ -64,6 +64,8 @@ def forward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
     tiles = where.sides[0].rows * sum(level.num_nodes * level.num_tiles for level in where.levels)
     totals = where.totals_rows * where.num_ranks * INDEX_BYTES
     drawn = where.drawn_size * INDEX_BYTES
+    # The table of biases stands before all indices of the plan.
+    biases = where.levels[0].query_order * FLOAT_BYTES
     # Sampled rows are rows of the same keys: read by every program, from the cache; their indices are extra.
     attend_read = call.level_queries * (row + INDEX_BYTES) + call.level_keys * (row + value_row + INDEX_BYTES)
     pairs = call.block_pairs + call.sample_pairs
@@ -74,9 +76,9 @@ def forward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
         LaunchCost("scan", sorted_tiles, sorted_tiles * INDEX_BYTES + totals),
         LaunchCost("scatter", ranks + sorted_tiles * INDEX_BYTES + totals, sorted_tokens * INDEX_BYTES),
         *draw,
-        LaunchCost("pair", totals + 2 * drawn, 3 * tiles * INDEX_BYTES + 2 * drawn),
+        LaunchCost("pair", totals + 2 * drawn, 3 * tiles * INDEX_BYTES + 2 * drawn + biases),
         LaunchCost(
-            "attend", attend_read + 2 * drawn, call.level_queries * result_row, 2 * pairs * sum(call.dims), pairs
+            "attend", attend_read + drawn + biases, call.level_queries * result_row, 2 * pairs * sum(call.dims), pairs
         ),
     ]
     if call.is_causal:

@@ -1,0 +1,65 @@
+"""Predicted times: the longest bound of each launch, and the targets on paper."""
+
+from __future__ import annotations
+
+import pytest
+
+from hyperattn_core import HyperAttentionParams
+from tools.roofline import times
+from tools.roofline.call_sizes import CallSizes
+from tools.roofline.launches import backward_costs, forward_costs
+from tools.roofline.times import CARDS, Card, Code, flash_seconds, main, predicted
+
+SHAPE = (1, 12, 12, 131072, 131072)
+
+
+def call(is_causal: bool) -> CallSizes:
+    """The paper's sizes with the library's default estimator."""
+    return CallSizes(SHAPE, 64, is_causal=is_causal, params=HyperAttentionParams())
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_without_instructions_times_are_those_of_bytes_and_products(
+    is_causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(times, "_compiled", lambda *_: {})
+    for card in CARDS:
+        for launches, costs in zip(
+            predicted(call(is_causal), card), (f(call(is_causal)) for f in (forward_costs, backward_costs)), strict=True
+        ):
+            assert [launch.name for launch in launches] == [cost.name for cost in costs]
+            for launch in launches:
+                assert launch.issue_s == 0.0
+                assert launch.seconds > max(launch.memory_s, launch.products_s)
+
+
+def test_instructions_are_those_of_every_warp_of_every_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(times, "_compiled", lambda *_: {"hash": Code(100, 10, 4)})
+    (first, *_), _ = predicted(call(False), CARDS[0])
+    programs = 12 * 131072 / 128 / times.HASH_TILES  # queries: probed keys are hashed by another launch
+    slots = 4 * 108 * 1.41e9 * 0.78
+    assert first.issue_s == pytest.approx(programs * (100 + 10 * times.HASH_TILES) * 4 / slots)
+
+
+def test_exact_attention_at_its_published_rates() -> None:
+    """275 and 163 ms forward, without a mask; half of the operations with one."""
+    assert [1e3 * flash_seconds(call(False), card)[0] for card in CARDS] == pytest.approx([275, 163], abs=0.5)
+    assert [1e3 * flash_seconds(call(True), card)[0] for card in CARDS] == pytest.approx([154, 88], abs=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("card", CARDS, ids=[card.name for card in CARDS])
+@pytest.mark.parametrize(("is_causal", "forward", "both"), [(False, 150, 150), (True, 20, 18)])
+def test_targets_on_paper(card: Card, is_causal: bool, forward: float, both: float) -> None:
+    exact = flash_seconds(call(is_causal), card)
+    found = [sum(launch.seconds for launch in launches) for launches in predicted(call(is_causal), card)]
+    assert exact[0] / found[0] >= forward
+    assert sum(exact) / sum(found) >= both
+
+
+def test_the_table_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(times, "_compiled", lambda *_: {})
+    assert main(["--seq-len", "8192", "--causal"]) == 0
+    table = capsys.readouterr().out
+    assert "nothing was measured" in table
+    assert table.count("FlashAttention-2") == 4
