@@ -110,9 +110,12 @@ def probe_constants(head_dim: int, dtype: torch.dtype, where: Geometry) -> dict[
 
 
 def probe_options(head_dim: int, dtype: torch.dtype) -> dict[str, int]:
-    """Warps and stages of the probe and score kernels: more for long rows and for products without tensor cores."""
-    is_long = dtype == torch.float32 or block_dim(head_dim) * dtype.itemsize > 256
-    return {"num_warps": 8 if is_long else 4, "num_stages": 1}
+    """Warps and stages of the probe and score kernels, with which none spills at usual sizes: more warps for long rows
+    and for products without tensor cores."""
+    if dtype == torch.float32:
+        return {"num_warps": 8, "num_stages": 2}
+    is_long = block_dim(head_dim) * dtype.itemsize > 256
+    return {"num_warps": 8, "num_stages": 1} if is_long else {"num_warps": 4, "num_stages": 2}
 
 
 def norm_constants(block_p: int) -> dict[str, int]:

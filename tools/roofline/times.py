@@ -8,6 +8,8 @@ its rounds, all others once, by every warp of every program. Nothing of it was m
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from hyperattn_core.triton_backend.backward import key_config, tile_constants
 from hyperattn_core.triton_backend.geometry import SORT_TILE, TILES_PER_PART, LevelGeometry
 from hyperattn_core.triton_backend.plan import HASH_TILES, SCAN_TILES
 from hyperattn_core.triton_backend.sampling import DESIGN_TILES, NORM_TILES
+from hyperattn_core.triton_backend.support import interpreted
 from hyperattn_core.triton_backend.tuning.configs import default_backward_config, default_config
 from tools.kernels.builds import builds
 from tools.kernels.instructions import disassembly, largest_loop, length, loop_of
@@ -223,6 +226,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--causal", action="store_true")
     parser.add_argument("--sampling", default=HyperAttentionParams().sampling, choices=("iid", "stratified", "probed"))
     given = parser.parse_args(arguments)
+    if interpreted():
+        # The decorated functions of this process are the interpreter's.
+        env = {**os.environ, "TRITON_INTERPRET": "0"}
+        words = sys.argv[1:] if arguments is None else arguments
+        return subprocess.run([sys.executable, "-m", __spec__.name, *words], env=env, check=False).returncode
     params = HyperAttentionParams(min_seq_len=given.min_seq_len, sampling=given.sampling)
     call = CallSizes((1, 12, 12, given.seq_len, given.seq_len), 64, is_causal=given.causal, params=params)
     print(f"Triton {triton.__version__}; predicted ms, by the bound that is longest; nothing was measured")
