@@ -260,15 +260,12 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
     )
 
 
-def draws_probed(params: HyperAttentionParams) -> bool:
-    """True if kernels draw the samples: of what PyTorch sorts or routes, it draws the probed ones as well."""
-    return params.sampling == "probed" and params.pairing != "routed" and params.hashing == "angular"
-
-
 def _probed(level: LevelShape, shape: CallShape, settings: Settings) -> dict[str, int]:
     """Sizes that the draw of probed samples goes by, all 0 where kernels draw none."""
     params, causal = settings.params, settings.is_causal
-    if not draws_probed(params) or sample_count(level.node_len, params) == 0:
+    # Of what PyTorch sorts or routes it draws the probed samples as well.
+    by_kernels = params.sampling == "probed" and params.pairing != "routed" and params.hashing == "angular"
+    if not by_kernels or sample_count(level.node_len, params) == 0:
         return dict.fromkeys(("num_probes", "probe_tiles", "probe_floor", "draw_tiles", "unit_bits"), 0)
     chunk = params.min_seq_len if causal else level.node_len
     (floor,) = struct.unpack("<q", struct.pack("<d", params.probe_floor))

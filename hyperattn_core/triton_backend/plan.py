@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning import draws
 from hyperattn_core.planning.nodes import Planner
 from hyperattn_core.planning.packed import Packed, Settings
@@ -95,7 +96,7 @@ class PlanWork:
         return split_projections(self.seed, self.q.shape[3], projections, self.q.dtype, str(self.q.device))
 
     def _hash_terms(self, directions: Tensor) -> dict[str, int]:
-        return hash_terms(directions.shape[0], self.where.settings.params.num_projections)
+        return hash_terms(directions.shape[0], self.where.settings.params)
 
     def sort(self) -> None:
         """Stable counting sort of every node of every level."""
@@ -174,11 +175,10 @@ class RoutedWork(SortedInPyTorch):
         self.sorted = [self.planner.route(level) for level in self.where.levels]
 
 
-def hash_terms(terms: int, num_projections: int) -> dict[str, int]:
+def hash_terms(terms: int, params: HyperAttentionParams) -> dict[str, int]:
     """The compile-time values of a tile's hash."""
-    return {
-        "TERMS": terms, "PROJECTIONS": num_projections, "COLUMNS": _COLUMNS, "RANKS": max(16, 2**num_projections)
-    }  # fmt: skip
+    sizes = {"PROJECTIONS": params.num_projections, "COLUMNS": _COLUMNS, "RANKS": num_ranks(params)}
+    return {"TERMS": terms, **sizes}
 
 
 def hash_constants(head_dim: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.packed import Settings
 from hyperattn_core.triton_backend import backward, plan, sampling
 from hyperattn_core.triton_backend.forward import attend_constants, merge_constants
-from hyperattn_core.triton_backend.geometry import SORT_TILE, geometry
+from hyperattn_core.triton_backend.geometry import SORT_TILE, geometry, num_ranks
 from hyperattn_core.triton_backend.kernels import (
     attend,
     draw,
@@ -65,7 +65,7 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
     """All kernels of the backend as a call with these inputs would launch them on that architecture."""
     kind, params = TYPES[dtype], HyperAttentionParams()
     shape = f"{kind} d={head_dim}"
-    num_ranks = max(16, 2**params.num_projections)
+    ranks = num_ranks(params)
 
     def build(name: str, kernel: Any, label: str, constants: dict[str, Any], **options: Any) -> Build:
         return Build(name, kernel, label, _types(kernel, kind, kind), constants, **options)
@@ -74,13 +74,13 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
     drawn = plan.projection_constants(head_dim, num_terms, params.num_projections)
     yield build("project", draw.projection_kernel, shape, drawn, fuses_float64=False)
     yield build("uniform", draw.uniform_kernel, "stratified", sampling.uniform_constants("stratified"))
-    terms = plan.hash_terms(num_terms, params.num_projections)
+    terms = plan.hash_terms(num_terms, params)
     hashed = terms | plan.hash_constants(head_dim)
     yield build("hash", plan_kernels.hash_kernel, shape, hashed, **plan.hash_options(head_dim, dtype))
     for causal in (False, True):
         mask = "causal" if causal else "non-causal"
-        scattered = {"IS_CAUSAL": causal, "RANKS": num_ranks, "TILE": SORT_TILE}
-        yield build("scan", plan_kernels.scan_kernel, mask, plan.scan_constants(causal, num_ranks))
+        scattered = {"IS_CAUSAL": causal, "RANKS": ranks, "TILE": SORT_TILE}
+        yield build("scan", plan_kernels.scan_kernel, mask, plan.scan_constants(causal, ranks))
         yield build("scatter", plan_kernels.scatter_kernel, mask, scattered)
     for paired in (params, HyperAttentionParams(pairing="rank")):
         settings = Settings(paired, True, default_config(arch, dtype, head_dim).tile_size)
