@@ -21,7 +21,7 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 _CHUNK_ELEMENTS = 2**22
 # PyTorch's CPU kernel takes a row whose logits are all NaN for a fully masked one, and gives zeros, where the keys do
 # not fill one vector register: fewer keys than this go through plain matrix products, which hide no NaN.
-_CPU_KERNEL_MIN_KEYS = 32
+CPU_KERNEL_MIN_KEYS = 32
 _FLASH_MAX_WIDTH = 256
 # The flash kernel for CUDA loads vectors of 16 bytes, of 8 elements, and does not ask whether they are aligned.
 _ALIGNED_BYTES = 16
@@ -56,6 +56,19 @@ class BackwardInputs:
         return delta if self.grad_lse is None else delta - self.grad_lse.to(dtype)
 
 
+    def of_part(self, own_out: Tensor, own_lse: Tensor) -> BackwardInputs:
+        """Those of a part of the keys as an attention of its own, whose output and lse were own_out and own_lse.
+
+        With the share w of the part in a row these two have the gradients w grad_out and w (grad_out.own_out - delta).
+        In sums over a row's keys large terms cancel out, if the weights of each part add up to its share in the output.
+        """
+        share = torch.exp(own_lse - self.lse)
+        own_delta = replace(self, out=own_out, grad_lse=None).delta()
+        grad_out = (self.grad_out * share.unsqueeze(3)).to(own_delta.dtype)
+        grad_lse = share * (own_delta - self.delta())
+        return replace(self, grad_out=grad_out, grad_lse=grad_lse, out=own_out, lse=own_lse)
+
+
 def lse_dtype(x: Tensor) -> torch.dtype:
     """The dtype of log-sum-exps and of accumulation: float64 for float64 inputs, else float32."""
     return torch.promote_types(x.dtype, torch.float32)
@@ -64,7 +77,7 @@ def lse_dtype(x: Tensor) -> torch.dtype:
 def _has_fused_kernel(q: Tensor, v: Tensor, more_columns: int = 0) -> bool:
     """True if the device has a kernel for such inputs, with so many columns more than v has."""
     if q.device.type == "cpu":
-        return v.shape[2] >= _CPU_KERNEL_MIN_KEYS
+        return v.shape[2] >= CPU_KERNEL_MIN_KEYS
     width = max(q.shape[3], v.shape[3] + more_columns)
     return q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and width <= _FLASH_MAX_WIDTH
 
@@ -127,7 +140,7 @@ def kernel_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: floa
     q, scale, _ = _positive_scale(q, scale)
     q, k, v = _padded(_kernel_width(q, q.shape[3], value_dim), q, k, v)
     if q.device.type == "cpu":
-        factor = _range_factor(v)
+        factor = range_factor(v)
         v = v if factor == 1 else v * factor
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
         out = out if factor == 1 else out / factor
@@ -163,11 +176,12 @@ def kernel_backward(inputs: BackwardInputs, is_causal: bool, scale: float) -> Gr
     return dq[..., :dim] if sign == 1 else dq[..., :dim] * sign, dk[..., :dim], dv[..., :value_dim]
 
 
-def _range_factor(v: Tensor) -> float:
+def range_factor(v: Tensor) -> float:
     """The power of two that keeps the kernel's sums of v (B, H, Nk, Dv) finite: 1 but for values near the largest."""
     if v.numel() == 0:
         return 1.0
-    least, most = v.aminmax()
+    # Two passes, which are faster than that of aminmax.
+    least, most = v.amin(), v.amax()
     # Exponentials are at most 1, and normalised after they are summed.
     room = math.ceil(math.log2(v.shape[2])) + 1
     return 2.0**-room if max(-float(least), float(most)) > torch.finfo(lse_dtype(v)).max * 2.0**-room else 1.0
@@ -197,22 +211,31 @@ def _math_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
 
 
-def whole_backward(inputs: BackwardInputs, is_causal: bool, scale: float) -> Gradients:
+def whole_backward(
+    inputs: BackwardInputs, is_causal: bool, scale: float, *, log_weights: Tensor | float = 0.0
+) -> Gradients:
     """dq, dk and dv of attention over the keys of k alone, by matrix products; out and lse are not asked.
 
     The weights are made anew and add up to one, and the ds of a row to grad_lse, however large the logits: what float32
-    leaves of a large lse does neither.
+    leaves of a large lse does neither. `log_weights` (B, H, 1, Nk) are added to the logits.
     """
-    return _math_backward(inputs, is_causal, scale, is_whole=True)
+    return _math_backward(inputs, is_causal, scale, is_whole=True, log_weights=log_weights)
 
 
-def _math_backward(inputs: BackwardInputs, is_causal: bool, scale: float, *, is_whole: bool = False) -> Gradients:
+def _math_backward(
+    inputs: BackwardInputs,
+    is_causal: bool,
+    scale: float,
+    *,
+    is_whole: bool = False,
+    log_weights: Tensor | float = 0.0,
+) -> Gradients:
     q, k, v, dtype = inputs.q, inputs.k, inputs.v, lse_dtype(inputs.q)
     delta = None if is_whole else inputs.delta().unsqueeze(3)
     dq = torch.empty_like(q)
     dk, dv = torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)
     for rows in _query_chunks(q, k.shape[2]):
-        logits = _logits(q, k, rows, is_causal, scale)
+        logits = _logits(q, k, rows, is_causal, scale) + log_weights
         g = inputs.grad_out[:, :, rows].to(dtype)
         dp = g @ v.to(dtype).transpose(2, 3)
         if delta is None:

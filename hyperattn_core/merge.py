@@ -24,9 +24,8 @@ def merge_attention(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) 
 
 
 def merge_into(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
-    """Replace out (..., D) and lse (...) by their merge with other_out and other_lse, which is used as scratch."""
-    out.mul_(_share(lse, other_lse, out))
-    out.add_(other_out.mul_(_share(other_lse, lse, out)))
+    """Replace out (..., D) and lse (...) by their merge with other_out and other_lse."""
+    out.lerp_(other_out, _share(other_lse, lse, out))
     torch.logaddexp(lse, other_lse, out=lse)
 
 

@@ -6,14 +6,15 @@ so nothing of size Nq * (b + m) is ever stored.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hyperattn_core.exact_aten import Gradients
+from hyperattn_core.exact_aten import BackwardInputs, Gradients
 from hyperattn_core.torch_backend.scratch import Buffers
-from hyperattn_core.torch_backend.tiles import LN_2, LevelTiles
+from hyperattn_core.torch_backend.tiles import LN_2, LOG2_E, LevelTiles
 
 
 def level_forward(tiles: LevelTiles, q: Tensor, value_dim: int, scratch: Buffers) -> tuple[Tensor, Tensor]:
@@ -52,6 +53,20 @@ def level_forward(tiles: LevelTiles, q: Tensor, value_dim: int, scratch: Buffers
         result.view(size, value_dim).div_(total)
         lse[chunk.slots].copy_(top).add_(total.log2_())
     return out, lse.mul_(LN_2).view(-1)
+
+
+def tiled_backward(levels: Iterable[LevelTiles], inputs: BackwardInputs, grads: Gradients, scratch: Buffers) -> None:
+    """Add the gradients of all levels to dq (B * H * Nq + 1, D), dk (B, Hkv, Nk, D) and dv (B, Hkv, Nk, Dv)."""
+    (rows, dtype), (dq, dk, dv) = (inputs.q[..., 0].numel(), scratch.dtype), grads
+    queries = FlatQueries(
+        inputs.q.view(rows, -1),
+        inputs.grad_out.view(rows, -1),
+        torch.nn.functional.pad((inputs.lse.reshape(-1) * LOG2_E).to(dtype), (0, 1), value=torch.inf),
+        torch.nn.functional.pad(inputs.delta().view(-1), (0, 1)),
+    )
+    flat = dq, dk.view(-1, dk.shape[3]), dv.view(-1, dv.shape[3])
+    for tiles in levels:
+        level_backward(tiles, queries, flat, scratch)
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,15 @@ from hyperattn_core.planning.packed import Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.stages import Stages, Step, chained
 from hyperattn_core.torch_backend.attention import (
-    attend_all,
     attend_leaves,
     attend_level,
+    equally_wide,
     merge_level,
     own_columns,
-    whole_columns,
+    query_rows,
 )
 from hyperattn_core.torch_backend.plan import DEFAULT_TILE_SIZE
-from hyperattn_core.torch_backend.scratch import Buffers
+from hyperattn_core.torch_backend.scratch import Buffers, kept_buffers
 
 
 def torch_stages(
@@ -48,21 +48,23 @@ def torch_stages(
         return [planner.sample(*part) for part in parts]
 
     def attend(done: Mapping[str, Any]) -> object:
-        wide_q, wide_k, wide_v = (whole_columns(x).contiguous() for x in (q, k, v))
-        scratch = Buffers(lse_dtype(q), q.device)
+        wide, dtype = equally_wide(q, k, v), lse_dtype(q)
         if not is_causal:
-            return own_columns(attend_all(done["sample"][0], wide_q, wide_k, wide_v, scale, scratch)[0], v)
-        attended = [attend_level(level, wide_q, wide_k, wide_v, scale, scratch) for level in done["sample"]]
-        return (wide_q, wide_k, wide_v), attended
+            with kept_buffers(dtype, q.device) as scratch:
+                return own_columns(attend_level(done["sample"][0], wide, scale, scratch, dtype=q.dtype)[0], v)
+        # Each level in scratch tensors of its own, as all of them are merged later.
+        scratches = [Buffers(dtype, q.device) for _ in shapes]
+        levels = zip(done["sample"], scratches, strict=True)
+        attended = [(x, attend_level(x, wide, scale, scratch, is_causal=True)) for x, scratch in levels]
+        return wide, [query_rows(level, *found) for level, found in attended]
 
     def leaves(done: Mapping[str, Any]) -> object:
-        wide_q, wide_k, wide_v = done["attend"][0]
-        return attend_leaves(wide_q, wide_k, wide_v, params.min_seq_len, scale)
+        return attend_leaves(*done["attend"][0], params.min_seq_len, scale)
 
     def merge(done: Mapping[str, Any]) -> object:
         out, lse = (x.clone() for x in done["leaves"])
         for level, attended in zip(done["sample"], done["attend"][1], strict=True):
-            merge_level(out, lse, attended, level.node_len)
+            merge_level(out, lse, attended, level)
         return own_columns(out.to(q.dtype), v)
 
     steps: dict[str, Step] = {} if pair == "route" else {"hash": lambda done: planner.hash()}

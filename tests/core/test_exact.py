@@ -34,7 +34,7 @@ LENGTHS = (1, 2, 5, 8, 15, 16, 17, 31, 32, 33, 67, 128, 521)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Through the fused kernel, or by matrix products in small chunks, as on devices without one."""
     if request.param == "plain":
-        monkeypatch.setattr(exact_module, "_CPU_KERNEL_MIN_KEYS", 10**9)
+        monkeypatch.setattr(exact_module, "CPU_KERNEL_MIN_KEYS", 10**9)
         monkeypatch.setattr(exact_module, "_CHUNK_ELEMENTS", 1000)
     return request.param
 

@@ -43,7 +43,7 @@ def test_twice_the_length_takes_twice_the_memory(pairing: str, is_causal: bool) 
 @pytest.mark.parametrize("fused", [False, True])
 def test_exact_attention_makes_no_square_tensor(fused: bool, is_causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not fused:
-        monkeypatch.setattr("hyperattn_core.exact_aten._CPU_KERNEL_MIN_KEYS", 10**9)
+        monkeypatch.setattr("hyperattn_core.exact_aten.CPU_KERNEL_MIN_KEYS", 10**9)
         monkeypatch.setattr("hyperattn_core.exact_aten._CHUNK_ELEMENTS", 2**16)
     length = 2048
     inputs = [x.requires_grad_() for x in qkv(queries=length, dim=DIM, dtype=torch.float32)]
