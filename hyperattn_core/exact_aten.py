@@ -8,6 +8,7 @@ chunks of queries by plain matrix products, in linear memory too.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -55,7 +56,6 @@ class BackwardInputs:
         delta = (self.grad_out.to(dtype) * self.out.to(dtype)).sum(3)
         return delta if self.grad_lse is None else delta - self.grad_lse.to(dtype)
 
-
     def of_part(self, own_out: Tensor, own_lse: Tensor) -> BackwardInputs:
         """Those of a part of the keys as an attention of its own, whose output and lse were own_out and own_lse.
 
@@ -72,6 +72,23 @@ class BackwardInputs:
 def lse_dtype(x: Tensor) -> torch.dtype:
     """The dtype of log-sum-exps and of accumulation: float64 for float64 inputs, else float32."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def in_kernel_dtype(x: Tensor) -> Tensor:
+    """x in the dtype in which PyTorch's fused kernel for the device is fastest; on a CPU it need not be that of x.
+
+    Without tiles of float16 or bfloat16 (AMX) a CPU multiplies them slower than float32, and gains nothing by rounding.
+    """
+    return x.to(cpu_kernel_dtype(x.dtype)) if x.device.type == "cpu" else x
+
+
+@functools.cache
+def cpu_kernel_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which this CPU computes inputs of a dtype: that of sums, but for float16 and bfloat16 with AMX."""
+    tiles = {torch.bfloat16: "_is_amx_tile_supported", torch.float16: "_is_amx_fp16_supported"}
+    if dtype in tiles and getattr(torch.cpu, tiles[dtype], lambda: False)():
+        return dtype
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _has_fused_kernel(q: Tensor, v: Tensor, more_columns: int = 0) -> bool:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def leaf_slices(seq_len: int, leaf_len: int) -> list[slice]:
-    """The positions of all full leaves together, then those of the shorter last leaf, if any."""
+def leaf_slices(seq_len: int, leaf_len: int, most: int | None = None) -> list[slice]:
+    """The positions of the full leaves, then those of the shorter last leaf, if any.
+
+    Full leaves come together, or by so many as have at most `most` positions, if not a single one.
+    """
     full = seq_len - seq_len % leaf_len
-    return [part for part in (slice(0, full), slice(full, seq_len)) if part.stop > part.start]
+    step = full if most is None else max(1, most // leaf_len) * leaf_len
+    parts = [slice(i, min(i + step, full)) for i in range(0, full, step)] if full else []
+    return [*parts, slice(full, seq_len)] if seq_len > full else parts
 
 
 def as_leaves(x: Tensor, part: slice, leaf_len: int) -> Tensor:

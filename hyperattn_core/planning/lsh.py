@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hyperattn_core.planning.draws import kept_on_device
 from hyperattn_core.precision import planning_dtype
 
 
@@ -29,8 +31,10 @@ def codes_above(projected: Tensor, thresholds: Tensor | float) -> Tensor:
     Returns:
         Codes (...), int32, in [0, 2**r). A projection at its threshold, or a NaN, leaves its bit unset.
     """
-    bits = (projected > thresholds).to(projected.dtype)
-    # Weights up to 2**14 are exact in every floating dtype used here, and a product is faster than integer arithmetic.
+    thresholds = torch.as_tensor(thresholds, dtype=projected.dtype, device=projected.device)
+    # On a CPU, comparing into numbers is several times faster than into booleans, a product than integer arithmetic.
+    # Weights up to 2**14 are exact in every floating dtype used here.
+    bits = torch.gt(projected, thresholds, out=torch.empty_like(projected))
     weights = 2.0 ** torch.arange(projected.shape[-1], device=projected.device, dtype=projected.dtype)
     return (bits @ weights).to(torch.int32)
 
@@ -45,7 +49,14 @@ def gray_rank(codes: Tensor, num_projections: int) -> Tensor:
 
     Consecutive ranks have codes that differ in exactly one bit, so neighbouring buckets differ in one projection.
     """
-    rank = codes
+    table = _gray_ranks(num_projections, str(codes.device))
+    return table.index_select(0, codes.view(-1)).view(codes.shape)
+
+
+@kept_on_device(maxsize=16)
+def _gray_ranks(num_projections: int, device: str) -> Tensor:
+    """The rank of every code, int32 (2**r,)."""
+    rank = torch.arange(2**num_projections, dtype=torch.int32, device=device)
     shift = 1
     while shift < num_projections:
         rank = rank ^ (rank >> shift)
@@ -72,6 +83,8 @@ def sort_by_rank(ranks: Tensor, num_ranks: int) -> tuple[Tensor, Tensor]:
     """
     num_rows, length = ranks.shape
     stride = num_ranks + 1
+    if ranks.device.type == "cpu":
+        return _sort_on_cpu(ranks, stride)
     dtype = torch.int32 if num_rows * stride < 2**31 else torch.int64
     row_base = torch.arange(num_rows, device=ranks.device, dtype=dtype).unsqueeze(1)
     pairs = (ranks.to(dtype) + row_base * stride).view(-1)
@@ -80,3 +93,12 @@ def sort_by_rank(ranks: Tensor, num_ranks: int) -> tuple[Tensor, Tensor]:
     starts = torch.searchsorted(sorted_pairs, wanted, out_int32=True).view(num_rows, stride)
     order = flat_order.view(num_rows, length).to(torch.int32) - (row_base * length).to(torch.int32)
     return order, starts - (row_base * length).to(torch.int32)
+
+
+def _sort_on_cpu(ranks: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """sort_by_rank by NumPy, whose stable sort of numbers of 16 bits is a radix sort, several times as fast."""
+    narrow = (ranks - 2**15).to(torch.int16) if stride > 2**15 else ranks.to(torch.int16)
+    order = torch.from_numpy(np.argsort(narrow.numpy(), axis=1, kind="stable"))
+    base = torch.arange(len(ranks), device=ranks.device, dtype=ranks.dtype).unsqueeze(1) * stride
+    counts = torch.bincount((ranks + base).view(-1), minlength=len(ranks) * stride).view(-1, stride)
+    return order.to(torch.int32), (counts.cumsum(1) - counts).to(torch.int32)

@@ -104,9 +104,11 @@ def cumulative_probabilities(scores: Tensor, count: int, floor: float) -> Tensor
     counts.scatter_add_(-1, classes, torch.ones((), dtype=counts.dtype, device=scores.device).expand(classes.shape))
     design = design_of(counts, count, floor)
     is_certain = classes >= design.first_certain
-    rounded = class_scores(scores.device)[classes].masked_fill(is_certain, 0)
-    uncertain = design.slope * rounded.cumsum(-1).double() * LOWEST_STEP + design.base * (~is_certain).cumsum(-1)
-    return (uncertain + 0.5).floor() + is_certain.cumsum(-1) * unit(count)
+    rounded = class_scores(scores.device)[classes].masked_fill_(is_certain, 0)
+    certain = is_certain.cumsum(-1)
+    uncertain = torch.arange(1, scores.shape[-1] + 1, device=scores.device) - certain
+    upto = (design.slope * LOWEST_STEP) * rounded.cumsum(-1) + design.base * uncertain
+    return upto.add_(0.5).floor_().add_(certain, alpha=unit(count))
 
 
 def design_of(counts: Tensor, count: int, floor: float) -> Design:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from hyperattn_core.exact import exact_backward, exact_forward
-from hyperattn_core.exact_aten import Attended, BackwardInputs, Gradients, lse_dtype, range_factor, whole_backward
+from hyperattn_core.exact_aten import (
+    Attended,
+    BackwardInputs,
+    Gradients,
+    in_kernel_dtype,
+    lse_dtype,
+    range_factor,
+    whole_backward,
+)
 from hyperattn_core.leaves import as_leaves, leaf_slices, store_leaves
 from hyperattn_core.merge import merge_into
 from hyperattn_core.planning.levels import node_rows
 from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import LevelPlan, plan_shape
 from hyperattn_core.torch_backend.batches import LevelBatches
-from hyperattn_core.torch_backend.fused import fused_backward, fused_forward
+from hyperattn_core.torch_backend.fused import COLUMNS, fused_backward, fused_forward
 from hyperattn_core.torch_backend.packing import pack, plan_sizes, unpack
 from hyperattn_core.torch_backend.passes import level_forward, tiled_backward
 from hyperattn_core.torch_backend.plan import DEFAULT_TILE_SIZE, packed_plan
@@ -25,11 +34,10 @@ from hyperattn_core.torch_backend.tiles import LOG2_E, LevelTiles
 
 __all__ = ["backward", "default_tile_size", "forward", "pack", "packed_plan", "plan_sizes", "unpack"]
 
-# Rows of whole vectors: with others, a matrix product may round a row differently by where in the matrix it lies, and
-# an output would depend, in its last bit, on later queries that sort before it.
-_COLUMNS = 16
 # Rounded to float32, a log-sum-exp of this size changes weights by some 1e-5 at most.
 _LARGE_LSE = 128.0
+# Positions of leaves that are copied at once to the dtype in which they are attended.
+_COPIED_POSITIONS = 16384
 
 
 def default_tile_size(device: torch.device, dtype: torch.dtype, head_dim: int) -> int:
@@ -50,17 +58,27 @@ def forward(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> At
     Returns:
         out (B, H, Nq, Dv) in the dtype of q, lse (B, H, Nq) in float64.
     """
-    levels, settings, factor = unpack(packed, plan_shape(q, k)), packed.settings, range_factor(v)
-    wide = equally_wide(q, k, v if factor == 1 else v * factor)
+    levels = unpack(packed, plan_shape(q, k))
+    out, lse = _forward(equally_wide(q, k, v), levels, packed.settings, scale)
+    # Elsewhere than on CPUs weights are small enough for all sums of values.
+    if q.device.type == "cpu" and not bool(out.sum().isfinite()) and (factor := range_factor(v)) != 1:
+        out, lse = _forward(equally_wide(q, k, v * factor), levels, packed.settings, scale)
+        out = out / factor
+    return own_columns(out.to(q.dtype), v), lse
+
+
+def _forward(wide: Sequence[Tensor], levels: tuple[LevelPlan, ...], settings: Settings, scale: float) -> Attended:
+    """As forward, of inputs as equally_wide makes them; a causal out is not rounded."""
+    q = wide[0]
     with kept_buffers(lse_dtype(q), q.device) as scratch:
         if not settings.is_causal:
             out, lse = attend_level(levels[0], wide, scale, scratch, dtype=q.dtype)
         else:
-            out, lse = attend_leaves(*wide, settings.params.min_seq_len, scale)
+            out, lse = attend_leaves(wide, settings.params.min_seq_len, scale)
             for level in levels:
                 attended = attend_level(level, wide, scale, scratch, is_causal=True)
                 merge_level(out, lse, query_rows(level, *attended), level)
-    return own_columns(out.to(q.dtype) if factor == 1 else (out / factor).to(q.dtype), v), lse
+    return out, lse
 
 
 def backward(inputs: BackwardInputs, packed: Packed, scale: float) -> Gradients:
@@ -75,10 +93,16 @@ def backward(inputs: BackwardInputs, packed: Packed, scale: float) -> Gradients:
     return dq, dk, dv
 
 
-def equally_wide(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors (B, H, N, D), contiguous, with zero columns up to a common multiple of 16: they change no other value."""
-    width = -(-max(x.shape[3] for x in tensors) // _COLUMNS) * _COLUMNS
-    return tuple(torch.nn.functional.pad(x, (0, width - x.shape[3])).contiguous() for x in tensors)
+def equally_wide(*tensors: Tensor) -> list[Tensor]:
+    """Tensors (B, H, N, D), contiguous, with zero columns up to a common multiple of 16: they change no other value.
+
+    With other widths, a matrix product may round a row differently by where in the matrix it lies, and an output would
+    depend, in its last bit, on later queries that sort before it.
+    """
+    width = -(-max(x.shape[3] for x in tensors) // COLUMNS) * COLUMNS
+    missing = [width - x.shape[3] for x in tensors]
+    padded = (torch.nn.functional.pad(x, (0, n)) if n else x for x, n in zip(tensors, missing, strict=True))
+    return [x.contiguous() for x in padded]
 
 
 def own_columns(padded: Tensor, x: Tensor) -> Tensor:
@@ -88,7 +112,7 @@ def own_columns(padded: Tensor, x: Tensor) -> Tensor:
 
 def attend_level(
     level: LevelPlan,
-    inputs: tuple[Tensor, ...],
+    inputs: Sequence[Tensor],
     scale: float,
     scratch: Buffers,
     *,
@@ -108,18 +132,15 @@ def attend_level(
     q, k, v = inputs
     num_rows, width = q[..., 0].numel(), q.shape[3]
     if is_causal:
-        flat_out, flat_lse = (
-            scratch.get("level_out", num_rows + 1, width),
-            scratch.get("level_lse", num_rows + 1, dtype=torch.float64),
-        )
+        flat_out = scratch.get("level_out", num_rows + 1, width)
+        flat_lse = scratch.get("level_lse", num_rows + 1, dtype=torch.float64)
     else:
         flat_out = torch.empty(num_rows + 1, width, dtype=dtype or scratch.dtype, device=q.device)
         flat_lse = torch.empty(num_rows + 1, dtype=torch.float64, device=q.device)
     out, lse = flat_out[:-1].view(q.shape), flat_lse[:-1].view(q.shape[:3])
     if _in_batches(level):
         batches = LevelBatches(level, q.shape[2], k.shape[2], scratch.dtype, is_causal=is_causal)
-        flat = (q.view(-1, width), k.view(-1, width), v.view(-1, width))
-        fused_forward(batches, flat, scale, (flat_out, flat_lse), scratch)
+        fused_forward(batches, (q, k, v), scale, (flat_out, flat_lse), scratch)
         return out, lse
     tiles = LevelTiles(level, k, v, q.shape[1], q.shape[2], scale, scratch.dtype)
     slots, *found = tiles.slot_of_query(), *level_forward(tiles, q.view(-1, width), width, scratch)
@@ -133,16 +154,22 @@ def _in_batches(level: LevelPlan) -> bool:
     return level.tile_block.device.type == "cpu" and level.blocks_per_tile == 1
 
 
-def attend_leaves(q: Tensor, k: Tensor, v: Tensor, leaf_len: int, scale: float) -> Attended:
+def attend_leaves(inputs: Sequence[Tensor], leaf_len: int, scale: float) -> Attended:
     """Exact causal attention within each leaf: out (B, H, N, Dv), not rounded, and lse (B, H, N) in float64."""
-    batch, heads, seq_len, _ = q.shape
-    out = torch.empty(batch, heads, seq_len, v.shape[3], dtype=lse_dtype(q), device=q.device)
-    lse = torch.empty(batch, heads, seq_len, dtype=torch.float64, device=q.device)
-    for part in leaf_slices(seq_len, leaf_len):
-        q_leaf, k_leaf, v_leaf = (as_leaves(x, part, leaf_len) for x in (q, k, v))
+    q = inputs[0]
+    out = torch.empty_like(q, dtype=lse_dtype(q))
+    lse = torch.empty(q.shape[:3], dtype=torch.float64, device=q.device)
+    for part in _leaf_parts(q, leaf_len):
+        q_leaf, k_leaf, v_leaf = (in_kernel_dtype(as_leaves(x, part, leaf_len)) for x in inputs)
         for whole, leaves in zip((out, lse), exact_forward(q_leaf, k_leaf, v_leaf, True, scale), strict=True):
             store_leaves(whole, part, leaves)
     return out, lse
+
+
+def _leaf_parts(q: Tensor, leaf_len: int) -> list[slice]:
+    """The positions of leaves that are attended at once: few of those that are copied to another dtype for it."""
+    is_copied = in_kernel_dtype(q[:0]).dtype != q.dtype
+    return leaf_slices(q.shape[2], leaf_len, _COPIED_POSITIONS if is_copied else None)
 
 
 def merge_level(out: Tensor, lse: Tensor, attended: list[tuple[Tensor, ...]], level: LevelPlan) -> None:
@@ -172,8 +199,8 @@ def _backward(
     is_large = q.device.type == "cpu" and bool((inputs.lse.abs() > _LARGE_LSE).any())
     dq = torch.zeros(num_rows + 1, q.shape[3], dtype=dtype, device=q.device)
     dk, dv = torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)
-    for part in leaf_slices(q.shape[2], leaf_len) if settings.is_causal else []:
-        leaves = inputs.map(functools.partial(as_leaves, part=part, leaf_len=leaf_len))
+    for part in _leaf_parts(q, leaf_len) if settings.is_causal else []:
+        leaves = inputs.map(functools.partial(as_leaves, part=part, leaf_len=leaf_len)).map(in_kernel_dtype)
         grads = _large_leaf_backward(leaves, scale) if is_large else exact_backward(leaves, True, scale)
         for whole, grad in zip((dq[:-1].view(q.shape), dk, dv), grads, strict=True):
             store_leaves(whole, part, grad)

@@ -6,17 +6,18 @@ the logits as logarithms.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hyperattn_core.exact_aten import CPU_KERNEL_MIN_KEYS
 from hyperattn_core.planning.plan import LevelPlan
 
+Indices = np.ndarray[Any, np.dtype[np.int64]]
 # Rows of keys that a core's share of a batch holds: they, their values and the scores stay in its cache.
 _KEYS_PER_THREAD = 4096
 
@@ -77,66 +78,68 @@ class LevelBatches:
 
     def _lay_out_keys(self, level: LevelPlan, num_keys: int, dtype: torch.dtype) -> None:
         """The keys that queries of each block of each kv row meet, and the logarithms of their weights."""
-        device, (batch, kv_heads, nodes, node_len) = level.key_order.device, level.key_order.shape
+        batch, kv_heads, nodes, node_len = level.key_order.shape
         blocks, size, num_samples = level.num_blocks, level.block_size, level.sample_index.shape[3]
         num_rows = batch * kv_heads * nodes
-        base = (torch.arange(num_rows, device=device) // nodes * num_keys).unsqueeze(1)
-        order = level.key_order.view(num_rows, node_len) + base
-        samples = level.sample_index.view(num_rows, num_samples).long()
-        slot = torch.arange(blocks * size, device=device).clamp(max=node_len - 1)
+        order = level.key_order.numpy().reshape(num_rows, node_len).astype(np.int64)
+        order += (np.arange(num_rows) // nodes * num_keys)[:, None]
+        samples = level.sample_index.numpy().reshape(num_rows, 1, num_samples)
         width = max(size + num_samples, CPU_KERNEL_MIN_KEYS)
-        keys = order.new_empty(num_rows, blocks, width)
-        keys[..., :size] = order[:, slot].view(num_rows, blocks, size)
-        keys[..., size : size + num_samples] = order.gather(1, samples).unsqueeze(1)
+        keys = np.empty((num_rows, blocks, width), np.int64)
+        # Slots of no key repeat one that is met anyway, and weigh nothing.
+        padded = np.pad(order, ((0, 0), (0, blocks * size - node_len)), mode="edge")
+        keys[..., :size] = padded.reshape(num_rows, blocks, size)
+        keys[..., size : size + num_samples] = np.take_along_axis(order[:, None], samples, axis=2)
         keys[..., size + num_samples :] = keys[..., :1]
-        log_weights = torch.full(keys.shape, -math.inf, dtype=dtype, device=device)
+        log_weights = np.full(keys.shape, -np.inf, np.float64 if dtype == torch.float64 else np.float32)
         log_weights[..., :size] = 0.0
-        log_weights[:, -1, node_len - (blocks - 1) * size : size] = -math.inf
-        is_met = (samples // size).unsqueeze(1) == torch.arange(blocks, device=device).unsqueeze(1)
-        weights = level.sample_weight.view(num_rows, 1, num_samples).log().to(dtype)
-        log_weights[..., size : size + num_samples] = torch.where(is_met, -math.inf, weights)
-        self._keys, self._log_weights = keys.flatten(0, 1), log_weights.flatten(0, 1)
+        log_weights[:, -1, node_len - (blocks - 1) * size : size] = -np.inf
+        is_met = samples // size == np.arange(blocks)[:, None]
+        weights = np.log(level.sample_weight.numpy()).reshape(samples.shape)
+        log_weights[..., size : size + num_samples] = np.where(is_met, -np.inf, weights)
+        self._keys, self._log_weights = keys.reshape(-1, width), log_weights.reshape(-1, width)
 
     def _lay_out_queries(self, level: LevelPlan, num_queries: int) -> None:
-        """The queries in the order of the blocks that they meet, and how many meet each."""
-        batch, heads, nodes, query_len = level.query_order.shape
+        """The queries in the order of the blocks that they meet, and where those of each block begin and end."""
+        _, heads, nodes, query_len = level.query_order.shape
         kv_heads, per_row = level.key_order.shape[1], level.tile_count.shape[3]
-        count = level.tile_count.view(-1)
-        used = count.nonzero().view(-1)
+        count = level.tile_count.numpy().reshape(-1)
+        used = np.flatnonzero(count)
         row = used // per_row
         head = row // nodes
         kv_row = head // (heads // kv_heads) * nodes + row % nodes
-        block = kv_row * level.num_blocks + level.tile_block.view(-1)[used]
-        block, in_order = block.sort(stable=True)
-        used, row, head = used[in_order], row[in_order], head[in_order]
-        count = count[used].long()
-        before = count.cumsum(0) - count
+        block = kv_row * level.num_blocks + level.tile_block.numpy().reshape(-1)[used]
+        in_order = np.argsort(block, kind="stable")
+        used, row, head, block = used[in_order], row[in_order], head[in_order], block[in_order]
+        count = count[used]
+        stop = np.cumsum(count, dtype=np.int64)
         # Of each tile, how much further its queries lie in query_order than in the list.
-        shift = row * query_len + level.tile_first.view(-1)[used] - before
-        both = torch.stack([shift, head * num_queries]).repeat_interleave(count, dim=1)
-        place = torch.arange(both.shape[1], device=count.device) + both[0]
-        self._queries = level.query_order.view(-1)[place] + both[1]
-        self._blocks, tiles = block.unique_consecutive(return_counts=True)
-        last = tiles.cumsum(0) - 1
-        self._stop = (before + count)[last]
+        shift = row * query_len + level.tile_first.numpy().reshape(-1)[used] - (stop - count)
+        place = np.arange(stop[-1]) + np.repeat(shift, count)
+        self._queries = level.query_order.numpy().reshape(-1)[place] + np.repeat(head * num_queries, count)
+        last = np.flatnonzero(np.diff(block, append=-1))
+        self._blocks, self._stop = block[last], stop[last]
 
     def __iter__(self) -> Iterator[Batch]:
         step, least, most = self._slots
-        count = self._stop.diff(prepend=self._stop.new_zeros(1))
+        count = np.diff(self._stop, prepend=0)
         parts = -(-count // most)
         length = -(-count // (parts * step)) * step
-        block = torch.arange(len(count), device=count.device).repeat_interleave(parts)
-        number = torch.arange(len(block), device=count.device) - (parts.cumsum(0) - parts)[block]
+        block = np.repeat(np.arange(len(count)), parts)
+        number = np.arange(len(block)) - np.repeat(np.cumsum(parts) - parts, parts)
         first = (self._stop - count)[block] + number * length[block]
-        left = torch.minimum(length[block], self._stop[block] - first)
-        num_slots, in_order = (-(-left // step) * step).clamp(min=least).sort(stable=True)
-        block, first, left = self._blocks[block[in_order]], first[in_order], left[in_order]
+        held = np.minimum(length[block], self._stop[block] - first)
+        num_slots = np.maximum(-(-held // step) * step, least)
+        in_order = np.argsort(num_slots, kind="stable")
         at_once = max(1, _KEYS_PER_THREAD * torch.get_num_threads() // self._keys.shape[1])
-        sizes, groups = num_slots.unique_consecutive(return_counts=True)
-        for size, *group in zip(sizes.tolist(), *(x.split(groups.tolist()) for x in (block, first, left)), strict=True):
-            slots = torch.arange(size, device=left.device)
-            for blocks, start, held in zip(*(x.split(at_once) for x in group), strict=True):
-                start, held = start.unsqueeze(1), held.unsqueeze(1)
-                queries = self._queries[start + torch.minimum(slots, held - 1)]
-                targets = torch.where(slots < held, queries, self._nowhere)
-                yield Batch(queries, targets, self._keys[blocks], self._log_weights[blocks, None, None])
+        sizes, starts = np.unique(num_slots[in_order], return_index=True)
+        for size, group in zip(sizes.tolist(), np.split(in_order, starts[1:]), strict=True):
+            for i in range(0, len(group), at_once):
+                part = group[i : i + at_once]
+                yield self._batch(self._blocks[block[part]], first[part, None], held[part, None], np.arange(size))
+
+    def _batch(self, blocks: Indices, first: Indices, held: Indices, slots: Indices) -> Batch:
+        queries = self._queries[first + np.minimum(slots, held - 1)]
+        targets = np.where(slots < held, queries, self._nowhere)
+        found = (queries, targets, self._keys[blocks], self._log_weights[blocks][:, None, None])
+        return Batch(*(torch.from_numpy(x) for x in found))

@@ -59,7 +59,7 @@ def torch_stages(
         return wide, [query_rows(level, *found) for level, found in attended]
 
     def leaves(done: Mapping[str, Any]) -> object:
-        return attend_leaves(*done["attend"][0], params.min_seq_len, scale)
+        return attend_leaves(done["attend"][0], params.min_seq_len, scale)
 
     def merge(done: Mapping[str, Any]) -> object:
         out, lse = (x.clone() for x in done["leaves"])
