@@ -5,6 +5,7 @@ from hyperattn_core.merge import merge_attention
 from hyperattn_core.oracle import oracle_attention
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
+from hyperattn_core.torch_backend.scratch import release_scratch
 
 __all__ = [
     "AttentionPlan",
@@ -15,4 +16,5 @@ __all__ = [
     "make_plan",
     "merge_attention",
     "oracle_attention",
+    "release_scratch",
 ]

@@ -52,7 +52,7 @@ class HyperAttentionParams:
     block_size: int = 256
     sample_size: int = 256
     num_projections: int = 7
-    min_seq_len: int = 1024
+    min_seq_len: int = 2048
     sampling: Sampling = "probed"
     pairing: Pairing = "bucket"
     hashing: Hashing = "angular"

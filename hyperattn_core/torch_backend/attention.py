@@ -36,8 +36,8 @@ __all__ = ["backward", "default_tile_size", "forward", "pack", "packed_plan", "p
 
 # Rounded to float32, a log-sum-exp of this size changes weights by some 1e-5 at most.
 _LARGE_LSE = 128.0
-# Positions of leaves that are copied at once to the dtype in which they are attended.
-_COPIED_POSITIONS = 16384
+# Queries of all leaves that are attended at once on a CPU, if they are not those of a single leaf.
+_LEAF_ROWS = 16384
 
 
 def default_tile_size(device: torch.device, dtype: torch.dtype, head_dim: int) -> int:
@@ -167,9 +167,9 @@ def attend_leaves(inputs: Sequence[Tensor], leaf_len: int, scale: float) -> Atte
 
 
 def _leaf_parts(q: Tensor, leaf_len: int) -> list[slice]:
-    """The positions of leaves that are attended at once: few of those that are copied to another dtype for it."""
-    is_copied = in_kernel_dtype(q[:0]).dtype != q.dtype
-    return leaf_slices(q.shape[2], leaf_len, _COPIED_POSITIONS if is_copied else None)
+    """The positions of leaves that are attended at once: on a CPU no more than keep all cores busy, for less memory."""
+    most = _LEAF_ROWS // (q.shape[0] * q.shape[1]) if q.device.type == "cpu" else None
+    return leaf_slices(q.shape[2], leaf_len, most)
 
 
 def merge_level(out: Tensor, lse: Tensor, attended: list[tuple[Tensor, ...]], level: LevelPlan) -> None:
