@@ -28,6 +28,7 @@ _FLASH_MAX_WIDTH = 256
 _ALIGNED_BYTES = 16
 _ALIGNED_ELEMENTS = 8
 _setting_order = threading.Lock()
+_cpu_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,10 @@ def kernel_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: floa
     q, scale, _ = _positive_scale(q, scale)
     q, k, v = _padded(_kernel_width(q, q.shape[3], value_dim), q, k, v)
     if q.device.type == "cpu":
-        factor = range_factor(v)
-        v = v if factor == 1 else v * factor
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
-        out = out if factor == 1 else out / factor
+        out, lse = _cpu_kernel(q, k, v, 0.0, is_causal, scale=scale)
+        if not bool(out.sum().isfinite()) and (factor := range_factor(v)) != 1:
+            out, lse = _cpu_kernel(q, k, v * factor, 0.0, is_causal, scale=scale)
+            out = out / factor
     else:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, False, scale=scale)[:2]
     return out[..., :value_dim], lse
