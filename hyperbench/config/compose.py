@@ -131,6 +131,10 @@ def _compose(overrides: Overrides, device: str) -> tuple[list[str], list[DictCon
     try:
         with initialize_config_dir(str(catalog.conf_dir()), version_base="1.3"):
             composed = compose("config", words)
+        with open_dict(composed):
+            # A sweep sets keys of its own methods, of which others may have been chosen.
+            for name in set(composed.method) - set(groups.get("method", composed.method)):
+                del composed.method[name]
         plain: Any = OmegaConf.to_container(composed, resolve=False)
         catalog.check_own(groups, plain)
         names = inputs_of(composed, overrides)
