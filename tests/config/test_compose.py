@@ -180,6 +180,12 @@ def test_methods_are_chosen_as_a_list_or_with_commas(words: str) -> None:
     assert shapes(config_of(words)) == [("flash2",), ("hyper",)]
 
 
+@pytest.mark.parametrize("sweep", ["tradeoff", "patched_layers", "estimators"])
+def test_of_a_sweep_that_sets_keys_of_other_methods_some_can_be_chosen(sweep: str) -> None:
+    config = config_of(f"sweep={sweep}", "method=[flash2,uniform]")
+    assert {point.method for point in config.points} == {"flash2", "uniform"}
+
+
 def test_a_method_can_be_left_out() -> None:
     assert shapes(config_of("~method.flash2")) == [("hyper",)]
 

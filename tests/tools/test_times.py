@@ -52,7 +52,9 @@ def test_exact_attention_at_its_published_rates() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("words", "forward", "both"), [((), 150, 150), (("--causal", "--min-seq-len", "1024"), 20, 18)])
+@pytest.mark.parametrize(
+    ("words", "forward", "both"), [((), 150, 150), (("--causal", "--min-seq-len", "1024"), 20, 18)]
+)
 def test_targets_on_paper(words: tuple[str, ...], forward: float, both: float) -> None:
     finished = subprocess.run(
         [sys.executable, "-m", "tools.roofline.times", *words], capture_output=True, text=True, check=True
