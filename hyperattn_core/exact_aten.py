@@ -28,7 +28,8 @@ _FLASH_MAX_WIDTH = 256
 _ALIGNED_BYTES = 16
 _ALIGNED_ELEMENTS = 8
 _setting_order = threading.Lock()
-_cpu_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+#: out and lse; takes no groups.
+cpu_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,9 @@ def kernel_forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: floa
     q, scale, _ = _positive_scale(q, scale)
     q, k, v = _padded(_kernel_width(q, q.shape[3], value_dim), q, k, v)
     if q.device.type == "cpu":
-        out, lse = _cpu_kernel(q, k, v, 0.0, is_causal, scale=scale)
+        out, lse = cpu_kernel(q, k, v, 0.0, is_causal, scale=scale)
         if not bool(out.sum().isfinite()) and (factor := range_factor(v)) != 1:
-            out, lse = _cpu_kernel(q, k, v * factor, 0.0, is_causal, scale=scale)
+            out, lse = cpu_kernel(q, k, v * factor, 0.0, is_causal, scale=scale)
             out = out / factor
     else:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, False, scale=scale)[:2]
@@ -253,7 +254,7 @@ def _math_backward(
     dq = torch.empty_like(q)
     dk, dv = torch.zeros_like(k, dtype=dtype), torch.zeros_like(v, dtype=dtype)
     for rows in _query_chunks(q, k.shape[2]):
-        logits = _logits(q, k, rows, is_causal, scale) + log_weights
+        logits = _logits(q, k, rows, is_causal, scale).add_(log_weights)
         g = inputs.grad_out[:, :, rows].to(dtype)
         dp = g @ v.to(dtype).transpose(2, 3)
         if delta is None:

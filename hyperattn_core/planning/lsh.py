@@ -31,7 +31,6 @@ def codes_above(projected: Tensor, thresholds: Tensor | float) -> Tensor:
     Returns:
         Codes (...), int32, in [0, 2**r). A projection at its threshold, or a NaN, leaves its bit unset.
     """
-    thresholds = torch.as_tensor(thresholds, dtype=projected.dtype, device=projected.device)
     # On a CPU, comparing into numbers is several times faster than into booleans, a product than integer arithmetic.
     # Weights up to 2**14 are exact in every floating dtype used here.
     bits = torch.gt(projected, thresholds, out=torch.empty_like(projected))

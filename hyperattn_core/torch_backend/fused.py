@@ -7,13 +7,19 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hyperattn_core.exact_aten import BackwardInputs, Gradients, cpu_kernel_dtype, lse_dtype, whole_backward
+from hyperattn_core.exact_aten import (
+    BackwardInputs,
+    Gradients,
+    cpu_kernel,
+    cpu_kernel_dtype,
+    lse_dtype,
+    whole_backward,
+)
 from hyperattn_core.torch_backend.batches import Batch, LevelBatches
 from hyperattn_core.torch_backend.scratch import Buffers
 
 #: Columns of a whole vector: widths are multiples of it.
 COLUMNS = 16
-_kernel_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
@@ -38,7 +44,7 @@ def fused_forward(
     for batch in batches:
         x = _gather(scratch, "q", q, batch.queries, dtype)
         keys, values = (_gather(scratch, name, rows, batch.keys, dtype) for name, rows in (("k", k), ("v", v)))
-        found = _kernel_forward(x, keys, values, 0.0, False, attn_mask=batch.log_weights, scale=scale)
+        found = cpu_kernel(x, keys, values, 0.0, False, attn_mask=batch.log_weights, scale=scale)
         targets = batch.targets.view(-1)
         for into, part in zip(results, found, strict=True):
             into.index_copy_(0, targets, part.reshape(len(targets), *into.shape[1:]).to(into.dtype))
@@ -102,7 +108,7 @@ def _small_backward(part: BackwardInputs, batch: Batch, scale: float) -> Gradien
 
 def _large_backward(part: BackwardInputs, batch: Batch, scale: float) -> Gradients:
     """For logits of any size, through the output and the lse of the part in the forward pass."""
-    own = _kernel_forward(part.q, part.k, part.v, 0.0, False, attn_mask=batch.log_weights, scale=scale)
+    own = cpu_kernel(part.q, part.k, part.v, 0.0, False, attn_mask=batch.log_weights, scale=scale)
     return whole_backward(part.of_part(*own), False, scale, log_weights=batch.log_weights)
 
 
