@@ -12,11 +12,11 @@ from hyperattn_core.planning.plan import AttentionPlan, LevelPlan
 
 
 def weight_matrix(plan: AttentionPlan) -> Tensor:
-    """The weight of every key in every query's sums at a plan: float64 (B, H, Nq, Nk), on the CPU.
+    """The weight of every key in every query's sums at a plan: float64 (B, H, Nq, Nk), on the CPU; no mean keys.
 
     1 for a key of the block that the query meets (and for keys 0..t of the query's own leaf), the inverse sampling rate
     for each time another key is sampled, 0 for a key that is not met. Its expectation over seeds is 1 for every key
-    that the mask allows, which is what makes both sums unbiased.
+    that the mask allows, which is what makes both sums unbiased, but with "truncated" sampling.
     """
     batch, heads, kv_heads, num_queries, num_keys = plan.shape
     weights = torch.zeros(batch, heads, num_queries, num_keys, dtype=torch.float64, device="cpu")
@@ -54,6 +54,37 @@ def _add_node(
             weights[query].index_add_(0, key_order[samples[outside]], sample_weight[outside])
 
 
+def mean_key_matrices(plan: AttentionPlan) -> tuple[Tensor, Tensor]:
+    """The mean keys of "truncated" sampling, one of each of the M nodes of all levels: float64, on the CPU.
+
+    Returns:
+        averages (B, H, M, Nk), whose products with keys and values are the mean ones, and weights (B, H, Nq, M): for
+        the queries of a node, what its samples lack of the number of its uncertain keys (those that are no sample of
+        weight one), times the part of the keys that is not in the query's block.
+    """
+    batch, heads, kv_heads, num_queries, num_keys = plan.shape
+    count = sum(level.key_order.shape[2] for level in plan.levels) if plan.params.sampling == "truncated" else 0
+    averages = torch.zeros(batch, heads, count, num_keys, dtype=torch.float64, device="cpu")
+    weights = torch.zeros(batch, heads, num_queries, count, dtype=torch.float64, device="cpu")
+    nodes = [(level, node) for level in plan.levels for node in range(level.key_order.shape[2])][:count]
+    for column, (level, node) in enumerate(nodes):
+        for b in range(batch):
+            for h in range(heads):
+                key_row = (b, h // (heads // kv_heads), node)
+                order, drawn = level.key_order[key_row].long().cpu(), level.sample_weight[key_row].cpu()
+                samples = order[level.sample_index[key_row].long().cpu()]
+                uncertain = order[~torch.isin(order, samples[drawn == 1.0])]
+                part = 1.0 - plan.params.block_size / level.node_len
+                if len(uncertain) and part > 0:
+                    averages[b, h, column, uncertain] = 1.0 / len(uncertain)
+                    lack = max(0.0, len(uncertain) - float(drawn[drawn != 1.0].sum()))
+                    tiles = (x[b, h, node].tolist() for x in (level.tile_first, level.tile_count))
+                    for first, length in zip(*tiles, strict=True):
+                        queries = level.query_order[b, h, node, first : first + length].long().cpu()
+                        weights[b, h, queries, column] = lack * part
+    return averages, weights
+
+
 def oracle_attention(
     q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -70,9 +101,11 @@ def oracle_attention(
         out (B, H, Nq, Dv) and lse (B, H, Nq), float64, differentiable by autograd; memory grows with Nq * Nk. A NaN in
         v reaches every row here, as 0 * NaN; weight_matrix says which rows meet it.
     """
-    weights = weight_matrix(plan).to(q.device)
+    averages, of_means = (x.to(q.device) for x in mean_key_matrices(plan))
+    weights = torch.cat([weight_matrix(plan).to(q.device), of_means], dim=3)
     group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, dim=1).double(), v.repeat_interleave(group, dim=1).double()
+    heads = (x.repeat_interleave(group, dim=1).double() for x in (k, v))
+    k, v = (torch.cat([x, averages @ x], dim=2) for x in heads)
     logits = default_scale(q, scale) * (q.double() @ k.transpose(2, 3))
     logits = torch.where(weights > 0, logits + weights.clamp(min=1e-300).log(), -math.inf)
     return logits.softmax(dim=-1) @ v, logits.logsumexp(dim=-1)

@@ -8,12 +8,14 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-Sampling = Literal["iid", "stratified", "probed"]
+Sampling = Literal["iid", "stratified", "probed", "truncated"]
 Pairing = Literal["rank", "bucket", "routed"]
 Hashing = Literal["angular", "centred"]
 
 MAX_NUM_PROJECTIONS = 15
 DEFAULT_PROBES = 32
+#: With "truncated" sampling no sample weighs more.
+MAX_WEIGHT = 4.0
 #: With "routed" pairing: consecutive keys of a block, and consecutive queries that share the blocks which they choose.
 ROUTED_KEYS, ROUTED_QUERIES = 4, 8
 
@@ -30,7 +32,10 @@ class HyperAttentionParams:
         sampling: "iid" draws m keys independently (the paper); "stratified" draws one key from each of m equal
             slices of the sorted keys: unbiased too, and exact at m = Nk; "probed" draws m different keys, those that a
             few probe queries attend to with the higher probability, each weighed by its inverse: unbiased and exact at
-            m = Nk as well, and of far less variance where some keys draw the attention of all queries.
+            m = Nk as well, and of far less variance where some keys draw the attention of all queries; "truncated"
+            draws the same keys, lets none weigh more than 4, and meets one key more in each node: the mean of those
+            whose probability is below one, with the mean of their values and the weight that the samples lack of their
+            number (biased, of less error, exact at m = Nk).
         pairing: "rank" pairs the i-th slice of sorted queries with the i-th block of sorted keys (the paper; under
             a causal mask not causal in q); "bucket" sends a query to the block that holds the keys of its own hash
             rank (strictly causal); "routed" hashes and sorts nothing: each query chooses those of all runs of 4
@@ -39,11 +44,11 @@ class HyperAttentionParams:
         hashing: "angular" hashes a row by the signs of its projections (the paper); "centred" by whether each lies
             above its mean, that of the node's keys for keys, and for queries that of the queries at the keys' positions
             (of all queries where there is no mask).
-        num_probes: probe queries of a head and node, with "probed" sampling: the last ones at the positions of the
-            node's keys, or where there is no mask queries drawn from the seed. At most min_seq_len; the default is cut
-            to the length of a shorter node.
-        probe_floor: f in (0, 1], the share of the probability of "probed" sampling that is the same for every key; it
-            bounds the weights.
+        num_probes: probe queries of a head and node, with "probed" and "truncated" sampling: the last ones at the
+            positions of the node's keys, or where there is no mask queries drawn from the seed. At most min_seq_len;
+            the default is cut to the length of a shorter node.
+        probe_floor: f in (0, 1], the share of the probability of such a sample that is the same for every key; it
+            bounds the weights of "probed" samples.
 
     Raises:
         ValueError: a value is out of its range.
@@ -69,8 +74,13 @@ class HyperAttentionParams:
         object.__setattr__(self, "probe_floor", check_share("probe_floor", self.probe_floor))
         if self.pairing == "routed":
             self._check_routed()
-        if self.sampling == "probed" and DEFAULT_PROBES != self.num_probes > self.min_seq_len:
+        if self.uses_probes and DEFAULT_PROBES != self.num_probes > self.min_seq_len:
             raise ValueError(f"num_probes must be at most min_seq_len={self.min_seq_len}, got {self.num_probes}")
+
+    @property
+    def uses_probes(self) -> bool:
+        """True if samples are drawn by the attention of probe queries."""
+        return self.sampling in ("probed", "truncated")
 
     def one_block_holds(self, num_keys: int) -> bool:
         """True if every query meets all of so many keys in one block; routed queries choose among them all the same."""

@@ -56,7 +56,7 @@ def exact_pairs(seq_len: int, *, is_causal: bool) -> float:
 def hyper_pairs(
     seq_len: int, block_size: int, sample_size: int, min_seq_len: int, *, is_causal: bool, sampling: str = "stratified"
 ) -> float:
-    """Query-key pairs of HyperAttention: for each query the b keys of a block and m samples.
+    """Query-key pairs of HyperAttention: for each query the b keys of a block and m samples, and perhaps a mean key.
 
     Up to `min_seq_len` tokens, and without a mask where every key is met once, attention is exact. Under a causal mask
     leaves of `min_seq_len` are exact, and for each length S = min_seq_len 2^j the queries after a node meet its S keys
@@ -144,10 +144,14 @@ def _causal_levels(seq_len: int, leaf_len: int) -> Iterator[tuple[int, int]]:
 
 
 def _keys_met(num_keys: int, block_size: int, sample_size: int, sampling: str) -> int:
-    """Keys per query: those of one block and the samples; no sample where one block holds every key."""
+    """Keys per query: those of one block, the samples and their mean key; no sample where a block holds every key."""
     if block_size >= num_keys:
         return num_keys
-    return block_size + (sample_size if sampling == "iid" else min(sample_size, num_keys))
+    if sampling == "iid":
+        return block_size + sample_size
+    # One more for the mean of the others, where there are any.
+    has_mean = sampling == "truncated" and sample_size < num_keys
+    return block_size + min(sample_size, num_keys) + has_mean
 
 
 def _keys_weighed(num_keys: int, block_size: int, sample_size: int) -> float:

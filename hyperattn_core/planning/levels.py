@@ -39,6 +39,16 @@ class LevelShape:
         """G."""
         return len(self.key_starts)
 
+    def query_rows(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+        """Views of the rows of the queries (B, H, G, Sq, ...) of tensors (B, H, N, ...).
+
+        They are those of the full nodes, then those of the last one if it has fewer queries.
+        """
+        full = sum(count == self.query_len for count in self.query_counts)
+        parts = [(self.query_starts[:full], self.query_len)] if full else []
+        parts += [((i,), count) for i, count in zip(self.query_starts[full:], self.query_counts[full:], strict=True)]
+        return [tuple(node_rows(x, starts, length) for x in tensors) for starts, length in parts]
+
     def padded(self, x: Tensor) -> Tensor:
         """Rows of queries x (B, H, Nq, ...) with rows of zeros behind them, up to the last query slot."""
         missing = max(0, self.query_starts[-1] + self.query_len - x.shape[2])

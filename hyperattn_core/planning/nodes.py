@@ -51,9 +51,9 @@ class Planner:
         return hashed(self.q, directions), hashed(self.k, directions)
 
     def probe(self, level: LevelShape) -> Tensor | None:
-        """The scores of a level's keys (B, Hkv, G, S) with "probed" sampling, else None."""
+        """The scores of a level's keys (B, Hkv, G, S) where probes are used, else None."""
         params = self.settings.params
-        if params.sampling != "probed":
+        if not params.uses_probes:
             return None
         return probe_scores(
             level, self.q, self.k, params.num_probes, self.seed, self.scale, is_causal=self.settings.is_causal

@@ -38,7 +38,7 @@ class LevelPlan:
             earlier entry, or where nobody chooses. A single one (R = 1) is met by all of them, and ascends in a node.
         sample_index: int32 (B, Hkv, G, m), sampled indices into key_order, ascending.
         sample_weight: float64 (B, Hkv, G, m), the inverse of the sampling rate: S / m, the slice's length if
-            stratified, the inverse of the key's probability if probed.
+            stratified, the inverse of the key's probability if probed, 4 at most if truncated.
     """
 
     block_size: int

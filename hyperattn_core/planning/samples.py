@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.params import MAX_WEIGHT, HyperAttentionParams
 from hyperattn_core.planning.draws import level_samples, sample_count, sample_offsets
 from hyperattn_core.planning.levels import CallShape, LevelShape
 
@@ -50,7 +50,7 @@ def samples_of(
     Args:
         level, shape, params, seed: of the call.
         key_order: int32 (B, Hkv, G, S), the sorted keys.
-        scores: (B, Hkv, G, S) of `probe_scores` with "probed" sampling, else None.
+        scores: (B, Hkv, G, S) of `probe_scores` where probes are used, else None.
     """
     if scores is None:
         index, weight = level_samples(level, shape, params, seed, str(key_order.device))
@@ -58,7 +58,8 @@ def samples_of(
     starts = torch.tensor(level.key_starts, device=key_order.device).view(-1, 1)
     in_order = scores.gather(3, key_order.long() - starts)
     offsets = sample_offsets(level, shape, seed, str(key_order.device))
-    return systematic_samples(in_order, sample_count(level.node_len, params), params.probe_floor, offsets)
+    index, weight = systematic_samples(in_order, sample_count(level.node_len, params), params.probe_floor, offsets)
+    return index, weight.clamp(max=MAX_WEIGHT) if params.sampling == "truncated" else weight
 
 
 def systematic_samples(scores: Tensor, count: int, floor: float, offsets: Tensor) -> tuple[Tensor, Tensor]:

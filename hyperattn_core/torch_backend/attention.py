@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hyperattn_core.exact import exact_backward, exact_forward
+from hyperattn_core.exact import as_leaves, exact_backward, exact_forward, leaf_slices, store_leaves
 from hyperattn_core.exact_aten import (
     Attended,
     BackwardInputs,
@@ -19,9 +19,8 @@ from hyperattn_core.exact_aten import (
     range_factor,
     whole_backward,
 )
-from hyperattn_core.leaves import as_leaves, leaf_slices, store_leaves
 from hyperattn_core.merge import merge_into
-from hyperattn_core.planning.levels import node_rows
+from hyperattn_core.planning.levels import LevelShape, level_shapes
 from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import LevelPlan, plan_shape
 from hyperattn_core.torch_backend.batches import LevelBatches
@@ -75,9 +74,10 @@ def _forward(wide: Sequence[Tensor], levels: tuple[LevelPlan, ...], settings: Se
             out, lse = attend_level(levels[0], wide, scale, scratch, dtype=q.dtype)
         else:
             out, lse = attend_leaves(wide, settings.params.min_seq_len, scale)
-            for level in levels:
+            shapes = level_shapes(plan_shape(q, wide[1]), settings.params, is_causal=True)
+            for level, shape in zip(levels, shapes, strict=True):
                 attended = attend_level(level, wide, scale, scratch, is_causal=True)
-                merge_level(out, lse, query_rows(level, *attended), level)
+                merge_level(out, lse, shape.query_rows(*attended), shape)
     return out, lse
 
 
@@ -172,23 +172,10 @@ def _leaf_parts(q: Tensor, leaf_len: int) -> list[slice]:
     return leaf_slices(q.shape[2], leaf_len, most)
 
 
-def merge_level(out: Tensor, lse: Tensor, attended: list[tuple[Tensor, ...]], level: LevelPlan) -> None:
-    """Merge what attend_level gave for a causal level, as query_rows, into out (B, H, N, Dv) and lse (B, H, N)."""
-    for (own_out, own_lse), (other_out, other_lse) in zip(query_rows(level, out, lse), attended, strict=True):
+def merge_level(out: Tensor, lse: Tensor, attended: list[tuple[Tensor, ...]], level: LevelShape) -> None:
+    """Merge the level.query_rows of what attend_level gave into out (B, H, N, Dv) and lse (B, H, N)."""
+    for (own_out, own_lse), (other_out, other_lse) in zip(level.query_rows(out, lse), attended, strict=True):
         merge_into(own_out, own_lse, other_out, other_lse)
-
-
-def query_rows(level: LevelPlan, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Views of the rows of a causal level's queries (B, H, G, S, ...) of tensors (B, H, N, ...).
-
-    They are those of the full nodes, then those of the last one if it has fewer queries.
-    """
-    seq_len, node_len = tensors[0].shape[2], level.node_len
-    starts = range(node_len, seq_len, 2 * node_len)
-    full = tuple(i for i in starts if i + node_len <= seq_len)
-    parts = [(full, node_len)] if full else []
-    parts += [((i,), seq_len - i) for i in starts[len(full) :]]
-    return [tuple(node_rows(x, first, length) for x in tensors) for first, length in parts]
 
 
 def _backward(

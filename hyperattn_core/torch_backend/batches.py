@@ -95,7 +95,8 @@ class LevelBatches:
         log_weights[..., :size] = 0.0
         log_weights[:, -1, node_len - (blocks - 1) * size : size] = -np.inf
         is_met = samples // size == np.arange(blocks)[:, None]
-        weights = np.log(level.sample_weight.numpy()).reshape(samples.shape)
+        with np.errstate(divide="ignore"):
+            weights = np.log(level.sample_weight.numpy()).reshape(samples.shape)
         log_weights[..., size : size + num_samples] = np.where(is_met, -np.inf, weights)
         self._keys, self._log_weights = keys.reshape(-1, width), log_weights.reshape(-1, width)
 

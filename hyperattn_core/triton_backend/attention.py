@@ -39,7 +39,7 @@ def unpack(packed: Packed, shape: CallShape, seed: int) -> tuple[LevelPlan, ...]
     """The levels of a plan as views; of weights that are not uniform the kernels have rounded logarithms."""
     where, params, device = geometry(shape, packed.settings), packed.settings.params, str(packed.data.device)
     levels = packing.unpack(packed, where)
-    if params.sampling == "probed":
+    if params.uses_probes:
         return levels
     weights = (level_weights(level, params, device) for level in where.levels)
     return tuple(

@@ -9,9 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
-from hyperattn_core.exact import exact_backward
+from hyperattn_core.exact import as_leaves, exact_backward, leaf_slices, store_leaves
 from hyperattn_core.exact_aten import BackwardInputs, Gradients
-from hyperattn_core.leaves import as_leaves, leaf_slices, store_leaves
 from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.device_tables import level_table

@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from hyperattn_core.leaves import leaf_slices
+from hyperattn_core.exact import leaf_slices
 from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.triton_backend.device_tables import level_table

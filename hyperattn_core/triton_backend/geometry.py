@@ -7,17 +7,18 @@ kernels where, so that one launch serves all levels of a causal call.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import Counter
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from typing import Any
 
-from hyperattn_core.params import ROUTED_KEYS, HyperAttentionParams
+from hyperattn_core.params import MAX_WEIGHT, ROUTED_KEYS, HyperAttentionParams
 from hyperattn_core.planning.draws import sample_count
 from hyperattn_core.planning.levels import CallShape, LevelShape, level_shapes
 from hyperattn_core.planning.packed import Settings
-from hyperattn_core.planning.samples import unit_bits
+from hyperattn_core.planning.samples import UNIT_BITS, unit_bits
 
 TILES_PER_PART = 64
 """Query tiles whose part of the samples' gradients one program sums up."""
@@ -99,6 +100,7 @@ class LevelGeometry(LevelShape):
     draw_tiles: int
     draw_tile: int
     unit_bits: int
+    max_log_weight: int
 
     def row(self) -> list[int]:
         """The level as a row of the table."""
@@ -264,9 +266,10 @@ def _probed(level: LevelShape, shape: CallShape, settings: Settings) -> dict[str
     """Sizes that the draw of probed samples goes by, all 0 where kernels draw none."""
     params, causal = settings.params, settings.is_causal
     # Of what PyTorch sorts or routes it draws the probed samples as well.
-    by_kernels = params.sampling == "probed" and params.pairing != "routed" and params.hashing == "angular"
+    by_kernels = params.uses_probes and params.pairing != "routed" and params.hashing == "angular"
     if not by_kernels or sample_count(level.node_len, params) == 0:
-        return dict.fromkeys(("num_probes", "probe_tiles", "probe_floor", "draw_tiles", "unit_bits"), 0)
+        names = ("num_probes", "probe_tiles", "probe_floor", "draw_tiles", "unit_bits", "max_log_weight")
+        return dict.fromkeys(names, 0)
     chunk = params.min_seq_len if causal else level.node_len
     (floor,) = struct.unpack("<q", struct.pack("<d", params.probe_floor))
     return {
@@ -275,6 +278,8 @@ def _probed(level: LevelShape, shape: CallShape, settings: Settings) -> dict[str
         "probe_floor": floor,
         "draw_tiles": -(-level.node_len // DRAW_TILE),
         "unit_bits": unit_bits(sample_count(level.node_len, params)),
+        # In base 2; a probability is at least one unit.
+        "max_log_weight": round(math.log2(MAX_WEIGHT)) if params.sampling == "truncated" else UNIT_BITS,
     }
 
 

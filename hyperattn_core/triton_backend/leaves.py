@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperattn_core.exact import fused_forward
+from hyperattn_core.exact import as_leaves, fused_forward
 from hyperattn_core.exact_aten import Attended
-from hyperattn_core.leaves import as_leaves
 from hyperattn_core.triton_backend.packing import dense_rows
 
 _TUNING_TOKENS = 1 << 17

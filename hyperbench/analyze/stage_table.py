@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: The stages of the library, in the order in which areas are stacked and columns stand.
-KNOWN = ("exact", "hash", "probe", "sort", "route", "sample", "attend", "leaves", "merge")
+KNOWN = ("exact", "hash", "probe", "sort", "route", "sample", "attend", "leaves", "merge", "mean_keys")
 
 
 def stage_table(stages: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:

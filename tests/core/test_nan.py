@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hyperattn_core import AttentionPlan, exact_attention, hyper_attention, make_plan
 from hyperattn_core.oracle import weight_matrix
+from hyperattn_core.planning.membership import membership
 from tests.helpers.core_inputs import CHOICES, PAIRINGS, Case, cases, qkv, small_params
 from tests.helpers.slow import slow
 
@@ -54,6 +55,16 @@ def check_value(out: Tensor, lse: Tensor, met: Tensor, column: int, near: Tensor
     assert (not_finite(out) | ~least).all()
     assert (most | ~not_finite(out)).all()
     assert not not_finite(lse).any()
+
+
+def met_through_means(plan: AttentionPlan) -> Tensor:
+    """Keys (B, H, Nq, Nk) that are in a node of the query, where the node has a mean key."""
+    met = torch.zeros(*plan.shape[:2], *plan.shape[3:], dtype=torch.bool)
+    for level in plan.levels if plan.params.sampling == "truncated" else ():
+        if 0 < level.sample_index.shape[3] < level.node_len:
+            for b, h in itertools.product(range(met.shape[0]), range(met.shape[1])):
+                met[b, h] |= membership(plan, level, b, h).met(torch.arange(met.shape[2]))[1]
+    return met
 
 
 def rows_that_meet(plan: AttentionPlan, key: int, kv_head: int = 0) -> Tensor:
@@ -139,7 +150,7 @@ def test_any_call_with_any_nans(case: Case, data: st.DataObject) -> None:
             x[place] = math.nan
     plan = make_plan(q, k, case.params, case.seed, is_causal=case.is_causal, tile_size=case.tile_size)
     out, lse = hyper_attention(q, k, v, plan=plan, is_causal=case.is_causal, enable_gqa=True, return_lse=True)
-    met, group = weight_matrix(plan) > 0, heads // kv_heads
+    met, group = (weight_matrix(plan) > 0) | met_through_means(plan), heads // kv_heads
     lse_expected = torch.zeros_like(lse, dtype=torch.bool)
     for place in bad_queries:
         lse_expected[place] = True

@@ -16,7 +16,8 @@ from tests.helpers.core_inputs import CHOICES, assert_close, normal, qkv, small_
 from tests.helpers.probed import inclusion, probe_weights
 from tests.helpers.slow import slow
 
-Terms = Iterator[tuple[int, float]]
+#: Keys that are met as their mean, or a single one, and the weight.
+Terms = Iterator[tuple[tuple[int, ...], float]]
 
 
 def gray_rank_of(row: Tensor, directions: Tensor) -> int:
@@ -39,7 +40,7 @@ class Definition:
         self.group_queries, self.keys = q[head[0], kv_head[1] * group : (kv_head[1] + 1) * group], k[kv_head]
 
     def terms(self, query: int) -> Terms:
-        """(key, weight) of every term of a query's sums."""
+        """(keys, weight) of every term of a query's sums."""
         params, num_keys = self.plan.params, len(self.key_ranks)
         if not self.plan.is_causal:
             yield from self.node(query, range(len(self.query_ranks)), range(num_keys), 0, 0)
@@ -49,7 +50,7 @@ class Definition:
     def recursion(self, query: int, start: int, stop: int, leaf: int) -> Terms:
         """Algorithm 4: exact up to the leaf's length, else two halves and the queries of the second on the first."""
         if stop - start <= leaf:
-            yield from ((key, 1.0) for key in range(start, query + 1))
+            yield from (((key,), 1.0) for key in range(start, query + 1))
             return
         half, level = leaf, 0
         while 2 * half < stop - start:
@@ -67,16 +68,26 @@ class Definition:
         is_routed = params.pairing == "routed"
         sorted_keys = list(keys) if is_routed else sorted(keys, key=lambda j: self.key_ranks[j])
         own = self.routed(query, queries, keys) if is_routed else self.block(query, queries, keys)
-        yield from ((sorted_keys[i], 1.0) for i in own)
+        yield from (((sorted_keys[i],), 1.0) for i in own)
         drawn = self.plan.levels[level].sample_index[(*self.kv_head, node)].tolist()
-        if params.sampling == "probed" and drawn:
-            probability = self.probabilities(keys, len(drawn))
-            yield from ((sorted_keys[i], 1 / probability[sorted_keys[i]]) for i in drawn if i not in own)
+        if params.uses_probes and drawn:
+            yield from self.probed(keys, [sorted_keys[i] for i in drawn], {sorted_keys[i] for i in own})
             return
         edges = [s * total // max(1, len(drawn)) for s in range(len(drawn) + 1)]
         for s, i in enumerate(drawn):
             if i not in own:
-                yield sorted_keys[i], total / len(drawn) if params.sampling == "iid" else edges[s + 1] - edges[s]
+                yield (sorted_keys[i],), total / len(drawn) if params.sampling == "iid" else edges[s + 1] - edges[s]
+
+    def probed(self, keys: range, drawn: list[int], own: set[int]) -> Terms:
+        """Probed samples, or truncated ones and the mean of the keys that are not certain to be drawn."""
+        probability = self.probabilities(keys, len(drawn))
+        most = 4.0 if self.plan.params.sampling == "truncated" else math.inf
+        yield from (((key,), min(1 / probability[key], most)) for key in drawn if key not in own)
+        uncertain = tuple(key for key in keys if probability[key] < 1 - 1e-9)
+        if most == 4.0 and uncertain:
+            lack = len(uncertain) - sum(min(1 / probability[key], most) for key in drawn if key in uncertain)
+            if lack > 0 and self.plan.params.block_size < len(keys):
+                yield uncertain, lack * (1 - self.plan.params.block_size / len(keys))
 
     def block(self, query: int, queries: range, keys: range) -> list[int]:
         """The places of the keys of a query's block among the sorted keys."""
@@ -127,16 +138,20 @@ def by_definition(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: f
             definition = Definition(plan, q, k, (b, h), kv_head)
             for query in range(num_queries):
                 num, den = torch.zeros(v.shape[3], dtype=torch.float64), 0.0
-                for key, weight in definition.terms(query):
-                    term = weight * math.exp(scale * float(q[b, h, query].double() @ k[kv_head][key].double()))
-                    num += term * v[kv_head][key].double()
+                for keys, weight in definition.terms(query):
+                    key, value = (x[kv_head][list(keys)].double().mean(0) for x in (k, v))
+                    term = weight * math.exp(scale * float(q[b, h, query].double() @ key))
+                    num += term * value
                     den += term
-                    weights[b, h, query, key] += weight
+                    if len(keys) == 1:
+                        weights[b, h, query, keys[0]] += weight
                 out[b, h, query], lse[b, h, query] = num / den, math.log(den)
     return out, lse, weights
 
 
-@pytest.mark.parametrize(("sampling", "pairing"), CHOICES)
+@pytest.mark.parametrize(
+    ("sampling", "pairing"), [*CHOICES, ("truncated", "bucket"), *slow(("truncated", "routed"), ("truncated", "rank"))]
+)
 @pytest.mark.parametrize(
     ("queries", "keys", "is_causal"),
     [*slow((24, 24, False), (37, 37, False)), (19, 41, False), *slow((41, 19, False), (40, 40, True)), (53, 53, True)],

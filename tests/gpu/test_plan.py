@@ -73,7 +73,7 @@ def assert_same(one: AttentionPlan, other: AttentionPlan) -> None:
             assert mine.dtype == theirs.dtype, name
             assert torch.equal(mine, theirs), name
         # Of probed samples the kernels have the weights as logarithms in float32 alone.
-        tolerance = 1e-6 if one.params.sampling == "probed" else 0.0
+        tolerance = 1e-6 if one.params.uses_probes else 0.0
         torch.testing.assert_close(a.sample_weight, b.sample_weight, rtol=tolerance, atol=0.0)
         covered = torch.arange(a.query_order.shape[3], device=DEVICE) < a.tile_count.sum(3, keepdim=True)
         assert covered.sum() > 0

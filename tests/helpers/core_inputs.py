@@ -15,7 +15,7 @@ from hyperattn_core import AttentionPlan, HyperAttentionParams, make_plan
 from hyperattn_core.params import ROUTED_KEYS, ROUTED_QUERIES
 from tests.helpers.slow import slow
 
-SAMPLINGS = ("iid", "stratified", "probed")
+SAMPLINGS = ("iid", "stratified", "probed", "truncated")
 PAIRINGS = ("rank", "bucket")
 ALL_PAIRINGS = (*PAIRINGS, "routed")
 #: Samplings with pairings: the paper's, and others that have little in common with it or with each other.

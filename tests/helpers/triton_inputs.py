@@ -74,6 +74,11 @@ CALLS = {
     "plain": Call(),
     "probed": Call(heads=2, params={"sampling": "probed"}),
     "probed, causal": Call(is_causal=True, heads=4, kv_heads=2, scale=0.7, params={"sampling": "probed"}),
+    "truncated": Call(heads=2, params={"sampling": "truncated"}),
+    "truncated, causal": Call(is_causal=True, heads=4, kv_heads=2, scale=0.7, params={"sampling": "truncated"}),
+    "truncated, routed, causal": Call(
+        is_causal=True, heads=4, kv_heads=2, params={"sampling": "truncated", "pairing": "routed", "block_size": 64}
+    ),
     "routed": Call(queries=97, keys=131, heads=2, kv_heads=1, scale=-0.7, params={"pairing": "routed"}),
     "centred": Call(queries=131, keys=97, params={"hashing": "centred"}),
     "centred, causal": Call(is_causal=True, params={"hashing": "centred"}),

@@ -184,7 +184,7 @@ def calls(draw: st.DrawFn) -> Call:
             "num_projections": draw(st.integers(1, 9)),
             # Leaves of a few positions make many levels, which the interpreter is slow at.
             "min_seq_len": draw(st.integers(-(-keys // 8), 40)),
-            "sampling": draw(st.sampled_from(("iid", "stratified", "probed"))),
+            "sampling": draw(st.sampled_from(("iid", "stratified", "probed", "truncated"))),
             "num_probes": 1,
             "pairing": draw(st.sampled_from(("rank", "bucket"))),
         },

@@ -44,7 +44,7 @@ def assert_same_plan(plan: AttentionPlan, expected: AttentionPlan) -> None:
             mine, theirs = getattr(level, field.name), getattr(other, field.name)
             if field.name == "query_order":
                 mine, theirs = mine[covered(level)], theirs[covered(other)]
-            if field.name == "sample_weight" and plan.params.sampling == "probed":
+            if field.name == "sample_weight" and plan.params.uses_probes:
                 # The kernels have weights as logarithms in float32, and probed ones follow from nothing else.
                 torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=0)
                 continue
@@ -68,7 +68,7 @@ def test_the_sort_is_that_of_triton(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    "name", ["several sort tiles", "causal, prime length", "paper's choices", "probed, causal", "centred"]
+    "name", ["several sort tiles", "causal, prime length", "paper's choices", "truncated, causal", "centred"]
 )
 def test_packing_a_plan_gives_what_the_kernels_make(name: str) -> None:
     """So the kernels read the same from a plan made by PyTorch; queries that no tile covers aside."""
@@ -76,7 +76,7 @@ def test_packing_a_plan_gives_what_the_kernels_make(name: str) -> None:
     packed, mine = pack(other), pack(made)
     assert packed.settings == mine.settings
     # Probed weights are logarithms of what the kernels hold in float32.
-    tolerance = 1e-6 if made.params.sampling == "probed" else 0.0
+    tolerance = 1e-6 if made.params.uses_probes else 0.0
     torch.testing.assert_close(packed.weights, mine.weights, rtol=tolerance, atol=tolerance)
     where = geometry(made.shape, packed.settings)
     assert packed.data.numel() == mine.data.numel() == where.data_size

@@ -142,4 +142,5 @@ def draw_kernel(
         tl.store(drawn_index + to, slot, mask=drawn)
         unit = (tl.full((), 1, tl.int64) << unit_bits).to(tl.float64)
         probability = (tl.maximum(end - begin, 1).to(tl.float64) / unit).to(tl.float32)
-        tl.store(drawn_weight + to, -tl.log2(probability), mask=drawn)
+        log_weight = tl.minimum(-tl.log2(probability), field(table, level, "max_log_weight").to(tl.float32))
+        tl.store(drawn_weight + to, log_weight, mask=drawn)

@@ -59,7 +59,7 @@ class Hyper:
     def defaults(self) -> dict[str, Any]:
         """The value of every parameter that is not given; None for those of probes where these are not the default."""
         values = {**dataclasses.asdict(self._params), "seed": 0}
-        return values if self._params.sampling == "probed" else values | dict.fromkeys(_OF_PROBES)
+        return values if self._params.uses_probes else values | dict.fromkeys(_OF_PROBES)
 
     def check(self, hyper: dict[str, Any]) -> None:
         """Raise ValueError on a parameter out of its range."""

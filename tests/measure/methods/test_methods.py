@@ -116,7 +116,7 @@ def test_defaults_of_hyper_are_those_of_the_library() -> None:
     for name, params in (("hyper", HyperAttentionParams()), ("hyper_paper", HyperAttentionParams.paper())):
         method = registry.find(METHODS[name])
         values = {**dataclasses.asdict(params), "seed": 0}
-        if params.sampling != "probed":
+        if not params.uses_probes:
             values |= {"num_probes": None, "probe_floor": None}
         assert method.defaults() == values
         shipped = set(catalog.entries("method")[name]) - set(METHOD_KEYS)
