@@ -33,7 +33,10 @@ from hyperbench.store import provenance
 from hyperbench.store.schema import SCHEMA_VERSION
 
 #: Sampling and pairing of each setting; exact attention besides.
-SETTINGS = {"stratified": ("stratified", "bucket"), "probed": ("probed", "bucket"), "routed": ("probed", "routed")}
+SETTINGS = {
+    "stratified": ("stratified", "bucket"), "probed": ("probed", "bucket"), "truncated": ("truncated", "bucket"),
+    "routed": ("probed", "routed"), "routed, truncated": ("truncated", "routed"),
+}  # fmt: skip
 EXACT = "exact"
 #: The parts of a piece: a text once, and the readings of the same quarter before and after another half.
 ONCE, FIRST, FILLER, SECOND = "once", "first reading", "between", "second reading"
