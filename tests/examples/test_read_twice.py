@@ -62,7 +62,7 @@ def test_the_folder_holds_every_part(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert read_twice.main(["--out", str(tmp_path / "out"), *SIZES]) == 0
     with (tmp_path / "out" / "losses.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 4 * 4
+    assert len(rows) == 2 * (1 + len(read_twice.SETTINGS)) * 4
     assert {row["part"] for row in rows} == {"once", "first reading", "between", "second reading"}
     assert [int(row["tokens"]) for row in rows[:4]] == [63, 15, 32, 16]
     environment = json.loads((tmp_path / "out" / "environment.json").read_text())
