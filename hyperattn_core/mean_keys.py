@@ -8,6 +8,7 @@ else a query meets is a merge of two attentions.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from hyperattn_core.merge import merge_into
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.levels import LevelShape, level_shapes, node_rows
 from hyperattn_core.planning.plan import LevelPlan, plan_shape
+
+_DELTA_ROWS = 2**14
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def add_mean_key_gradients(
 
     As for every key, p = w exp(s - lse) and ds = p (grad_out.v - delta); an uncertain key has 1 / U of the mean's.
     """
-    dtype, delta = lse_dtype(inputs.q), inputs.delta()
+    dtype, delta = lse_dtype(inputs.q), _delta(inputs)
     dq, dk, dv = (grad.to(dtype) for grad in grads)
     for level in means:
         of_keys: list[tuple[Tensor, Tensor]] = []
@@ -116,6 +119,13 @@ def add_mean_key_gradients(
             _rows(grad, level.level).addcmul_(level.shares.unsqueeze(4), of_mean.unsqueeze(3))
     q, k, v = inputs.q, inputs.k, inputs.v
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _delta(inputs: BackwardInputs) -> Tensor:
+    """inputs.delta(), in slices: no product as large as the output is held."""
+    slices = (slice(i, i + _DELTA_ROWS) for i in range(0, inputs.q.shape[2], _DELTA_ROWS))
+    parts = (inputs.map(operator.itemgetter((slice(None), slice(None), rows))) for rows in slices)
+    return torch.cat([part.delta() for part in parts], dim=2)
 
 
 def _products(rows: Tensor, x: Tensor) -> Tensor:

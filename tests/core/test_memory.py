@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -58,3 +61,43 @@ def test_the_ledger_sees_a_square_tensor() -> None:
         ((q @ k.transpose(2, 3)).softmax(3) @ v).sum()
     assert ledger.largest_numel == 512 * 512
     assert ledger.peak_bytes >= 2 * 4 * 512 * 512
+
+
+RESIDENT = """
+import sys
+import torch
+from hyperattn_core import HyperAttentionParams, hyper_attention
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name)) * 1024
+
+def size_of_call(length):
+    inputs = [torch.randn(1, 1, length, 64, requires_grad=True) for _ in range(3)]
+    grad_out = torch.randn(1, 1, length, 64)
+    params = HyperAttentionParams(sampling=sys.argv[1])
+    out = hyper_attention(*inputs, is_causal=sys.argv[2] == "True", params=params)
+    return sum(x.nbytes for x in (*inputs, grad_out, out, *torch.autograd.grad(out, inputs, grad_out)))
+
+size_of_call(8192)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak begins anew
+before = status("VmRSS")
+size = size_of_call(131_072)
+print((status("VmHWM") - before) / size)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", ["probed", "truncated"])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_a_long_call_takes_half_as_much_again_as_its_inputs_outputs_and_gradients(
+    is_causal: bool, sampling: str
+) -> None:
+    """Of the resident set, at its peak: what kernels and NumPy hold is among it."""
+    command = [sys.executable, "-c", RESIDENT, sampling, str(is_causal)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "PermissionError" in done.stderr:
+        pytest.skip("this system does not let a process reset its peak of memory")
+    assert done.returncode == 0, done.stderr
+    assert 1.0 < float(done.stdout) < 1.5
