@@ -163,7 +163,7 @@ def make_plan(
         seed: seed of the projections and samples; the same seed gives the same plan on every device, but for
             projections within rounding of zero.
         is_causal: plan causal attention (Nq == Nk).
-        scale: factor of the logits, 1 / sqrt(D) if None; "probed" sampling and "routed" pairing alone ask for it.
+        scale: factor of the logits, 1 / sqrt(D) if None; probes and "routed" pairing alone ask for it.
         tile_size: most queries in a tile, a matter of speed; the backend's choice if None, 8 with "routed" pairing.
         backend: "torch", "triton" or "auto", as for hyper_attention; both make the same plan.
 
@@ -206,10 +206,11 @@ def attention_stages(
     hyper_attention to the last bit. After that each may be called again by itself, any number of times: it repeats its
     own work on the results of the stages before it. No stage records a gradient.
 
-    hash: ranks of queries and keys (projections, with "centred" hashing). probe, with "probed" sampling: how much the
+    hash: ranks of queries and keys (projections, with "centred" hashing). probe, where probes are used: how much the
     probes attend to each key. sort: the order, the pairing and the tiles. sample: the sampled keys. attend: the
     non-causal levels. leaves and merge, under a causal mask: exact attention on the diagonal, and the union of all
-    parts. A call that is exact attention has the one stage exact.
+    parts. mean_keys, with "truncated" sampling: the mean keys, and their union with the rest. A call that is exact
+    attention has the one stage exact.
 
     Args:
         q: queries (B, H, Nq, D).

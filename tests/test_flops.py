@@ -46,7 +46,10 @@ def executed(plan: AttentionPlan) -> float:
         return num_queries**2 / (2 if plan.is_causal else 1)
     pairs = 0.0
     for level in plan.levels:
-        pairs += int(level.tile_count.sum()) * (level.block_size + level.sample_index.shape[-1])
+        samples = level.sample_index.shape[-1]
+        # The mean of the keys that are not certain to be sampled.
+        has_mean = plan.params.sampling == "truncated" and 0 < samples < level.node_len
+        pairs += int(level.tile_count.sum()) * (level.block_size + samples + has_mean)
     if plan.leaf_len is not None:
         for start in range(0, num_queries, plan.leaf_len):
             pairs += min(plan.leaf_len, num_queries - start) ** 2 / 2
@@ -54,7 +57,7 @@ def executed(plan: AttentionPlan) -> float:
 
 
 @pytest.mark.parametrize("pairing", ["bucket", "rank"])
-@pytest.mark.parametrize("sampling", ["stratified", "iid"])
+@pytest.mark.parametrize("sampling", ["stratified", "iid", "truncated"])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("seq_len", [16, 17, 64, 100, 131, 256])
 @pytest.mark.parametrize(

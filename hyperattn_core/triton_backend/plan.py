@@ -86,7 +86,7 @@ class PlanWork:
         )  # fmt: skip
 
     def probe(self) -> None:
-        """With "probed" sampling: ranks, histograms and scores of the keys of all levels."""
+        """Ranks, histograms and scores of the keys of all levels, if probes are used."""
         if self.where.num_designs:
             directions = self._directions()
             self.probing.score(directions, self.ranks, self.histograms, self._hash_terms(directions))
@@ -149,7 +149,7 @@ class SortedInPyTorch(PlanWork):
         self.hashes = self.planner.hash()
 
     def probe(self) -> None:
-        """Scores of the keys of all levels, with "probed" sampling."""
+        """Scores of the keys of all levels, if probes are used."""
         self.scores = [self.planner.probe(level) for level in self.where.levels]
 
     def sort(self) -> None:

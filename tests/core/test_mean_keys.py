@@ -9,7 +9,7 @@ import torch
 
 from hyperattn_core import HyperAttentionParams, hyper_attention, make_plan, oracle_attention
 from hyperattn_core.functional import attention_stages
-from hyperattn_core.oracle import mean_key_matrices
+from hyperattn_core.oracle import weight_matrix
 from tests.helpers.core_inputs import (
     assert_close,
     normal,
@@ -57,16 +57,12 @@ def test_half_precision_is_rounded_at_the_end(dtype: torch.dtype, is_causal: boo
 
 
 def test_the_mean_key_stands_for_what_samples_lack_of_the_number_of_keys() -> None:
-    """Without logits the weights of a row add up to the number of keys, but for its own block and where it is met."""
-    q, k, _ = qkv(queries=400)
-    params = replace(PARAMS, block_size=1)
-    (level,) = (plan := make_plan(q, k, params)).levels
-    assert float(level.sample_weight.max()) == 4.0
-    averages, weights = mean_key_matrices(plan)
-    assert_close(averages.sum(3), torch.ones(1, 1, 1))
-    is_certain = level.sample_weight == 1.0
-    lack = 400 - int(is_certain.sum()) - float(level.sample_weight[~is_certain].sum())
-    assert_close(weights, torch.full((1, 1, 400, 1), lack * (1 - 1 / 400), dtype=torch.float64))
+    """Without logits the sum of a row's weights is the number of keys, up to a sample in its own block."""
+    q, k, v = torch.zeros(1, 1, 400, 8, dtype=torch.float64), *qkv(queries=400)[1:]
+    plan = make_plan(q, k, replace(PARAMS, block_size=1))
+    _, lse = hyper_attention(q, k, v, plan=plan, return_lse=True)
+    assert float(weight_matrix(plan).sum(3).max()) <= 1 + 4.0 * PARAMS.sample_size  # of 400, without the mean key
+    assert float((lse.exp() - 400).abs().max()) <= 4.0
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
