@@ -19,7 +19,6 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from hyperattn_core.exact import exact_backward, exact_forward
 from hyperattn_core.exact_aten import Attended, BackwardInputs, Gradients
-from hyperattn_core.mean_keys import MeanKeys, add_mean_key_gradients, mean_keys, merge_mean_keys
 from hyperattn_core.operators.autocast import outside_autocast
 from hyperattn_core.operators.implementations import implementation
 from hyperattn_core.planning.packed import Packed, Settings
@@ -86,9 +85,7 @@ def _attend(
             q, k, v = (x.contiguous() for x in (q, k, v))
             out, lse = exact_forward(q, k, v, packed.settings.is_causal, scale)
             return out.contiguous(), lse.contiguous().double()
-        attended = implementation(backend).forward(q, k, v, packed, scale)
-        means = _mean_keys(q, k, v, packed, backend)
-        return merge_mean_keys(q, attended, means, scale) if means else attended
+        return implementation(backend).forward(q, k, v, packed, scale)
 
 
 @torch.library.register_fake("hyperattn::attend")
@@ -104,18 +101,7 @@ def _attend_backward(*arguments: Any) -> Gradients:
         if data.numel() == 0:
             dq, dk, dv = exact_backward(inputs.map(torch.Tensor.contiguous), packed.settings.is_causal, scale)
             return dq.contiguous(), dk.contiguous(), dv.contiguous()
-        grads = implementation(backend).backward(inputs, packed, scale)
-        means = _mean_keys(inputs.q, inputs.k, inputs.v, packed, backend)
-        return add_mean_key_gradients(inputs, grads, means, scale) if means else grads
-
-
-def _mean_keys(q: Tensor, k: Tensor, v: Tensor, packed: Packed, backend: str) -> list[MeanKeys]:
-    """With "truncated" sampling what each node meets besides, whatever the backend; else nothing."""
-    params = packed.settings.params
-    if params.sampling != "truncated":
-        return []
-    levels = implementation(backend).unpack(packed, plan_shape(q, k), 0)
-    return mean_keys(q, k, v, levels, params, is_causal=packed.settings.is_causal)
+        return implementation(backend).backward(inputs, packed, scale)
 
 
 @torch.library.register_fake("hyperattn::attend_backward")

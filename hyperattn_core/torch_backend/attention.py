@@ -25,6 +25,7 @@ from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.plan import LevelPlan, plan_shape
 from hyperattn_core.torch_backend.batches import LevelBatches
 from hyperattn_core.torch_backend.fused import COLUMNS, fused_backward, fused_forward
+from hyperattn_core.torch_backend.mean_keys import add_mean_key_gradients, mean_keys, merge_mean_keys
 from hyperattn_core.torch_backend.packing import pack, plan_sizes, unpack
 from hyperattn_core.torch_backend.passes import level_forward, tiled_backward
 from hyperattn_core.torch_backend.plan import DEFAULT_TILE_SIZE, packed_plan
@@ -63,7 +64,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> At
     if q.device.type == "cpu" and not bool(out.sum().isfinite()) and (factor := range_factor(v)) != 1:
         out, lse = _forward(equally_wide(q, k, v * factor), levels, packed.settings, scale)
         out = out / factor
-    return own_columns(out.to(q.dtype), v), lse
+    means = mean_keys(q, k, v, levels, packed.settings.params, is_causal=packed.settings.is_causal)
+    return merge_mean_keys(q, (own_columns(out.to(q.dtype), v), lse), means, scale)
 
 
 def _forward(wide: Sequence[Tensor], levels: tuple[LevelPlan, ...], settings: Settings, scale: float) -> Attended:
@@ -90,7 +92,8 @@ def backward(inputs: BackwardInputs, packed: Packed, scale: float) -> Gradients:
         grads = _backward(replace(inputs, **wide), levels, packed.settings, scale, scratch)
     own = (inputs.q, inputs.k, inputs.v)
     dq, dk, dv = (own_columns(grad.to(x.dtype), x) for grad, x in zip(grads, own, strict=True))
-    return dq, dk, dv
+    means = mean_keys(*own, levels, packed.settings.params, is_causal=packed.settings.is_causal)
+    return add_mean_key_gradients(inputs, (dq, dk, dv), means, scale)
 
 
 def equally_wide(*tensors: Tensor) -> list[Tensor]:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from hyperattn_core.exact import exact_forward
 from hyperattn_core.exact_aten import lse_dtype
-from hyperattn_core.mean_keys import mean_keys, merge_mean_keys
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.levels import level_shapes
 from hyperattn_core.planning.nodes import Planner
@@ -23,6 +22,7 @@ from hyperattn_core.torch_backend.attention import (
     merge_level,
     own_columns,
 )
+from hyperattn_core.torch_backend.mean_keys import mean_keys, merge_mean_keys
 from hyperattn_core.torch_backend.plan import DEFAULT_TILE_SIZE
 from hyperattn_core.torch_backend.scratch import Buffers, kept_buffers
 

@@ -24,6 +24,7 @@ from hyperattn_core.triton_backend.geometry import (
 from hyperattn_core.triton_backend.kernels import key_grad, query_grad, sample_grad
 from hyperattn_core.triton_backend.kernels.common import LOG2_E
 from hyperattn_core.triton_backend.packing import dense_rows
+from hyperattn_core.triton_backend.sampling import MeanKeys
 from hyperattn_core.triton_backend.tuning.configs import BackwardConfig
 
 _ROWS = 64
@@ -43,6 +44,7 @@ def backward(inputs: BackwardInputs, packed: Packed, scale: float, config: Backw
     """
     work = BackwardWork(inputs, packed, scale, config)
     work.delta()
+    work.mean_keys()
     work.samples()
     if packed.settings.is_causal:
         work.leaves()
@@ -72,6 +74,8 @@ class BackwardWork:
         # Of a row in which one key outweighs all others this is that key's logit to the last bit: it weighs one.
         self.lse2 = torch.mul(self.inputs.lse, LOG2_E.value, out=torch.empty_like(self.deltas))
         self.sums = self._floats(where.drawn_size)
+        self.means = MeanKeys(self.k, self.v, packed, where)
+        self.mean_grads = self.means.floats(where.num_key_nodes)
         self.leaf_grads: list[list[tuple[slice, Tensor]]] = [[], [], []]
 
     def delta(self) -> None:
@@ -81,6 +85,10 @@ class BackwardWork:
             inputs.out, inputs.grad_out, inputs.lse if inputs.grad_lse is None else inputs.grad_lse, self.deltas, rows,
             **delta_constants(self.v.shape[3], inputs.grad_lse is not None), num_warps=4,
         )  # fmt: skip
+
+    def mean_keys(self) -> None:
+        """The mean keys of truncated samples, as the forward pass met them."""
+        self.means.make()
 
     def samples(self) -> None:
         """dk and dv of the sampled keys: parts of the queries, then their sum, over all levels at once."""
@@ -130,28 +138,33 @@ class BackwardWork:
         return total
 
     def queries(self, level: int, dq: Tensor) -> None:
-        """dq over the blocks and samples of one level: written where there are no leaves, else added."""
+        """dq over the keys of one level, written where there are no leaves, else added; and the gradients of its mean
+        keys."""
         sizes = self.where.levels[level]
         constants = self._constants(self.config.query_block_n)
         pieces = constants["SPLIT"] * sizes.num_tiles * sizes.num_nodes * self.where.sides[0].rows
+        parts = self.means.floats(pieces)
         query_grad.query_kernel[(pieces,)](
-            *self._rows(), self.packed.data, self.packed.weights, self.table, dq,
+            *self._rows(), self.packed.data, self.packed.weights, self.table, self.means.rows, parts, dq,
             *self._strides(), level, self.q.shape[1], self.q.shape[1] // self.k.shape[1], self.q.shape[2], self.scale,
-            ACCUMULATE=self.where.settings.is_causal, **constants,
+            ACCUMULATE=self.where.settings.is_causal, HAS_MEANS=self.means.exist, **constants,
             num_warps=self.config.num_warps, num_stages=self.config.num_stages,
             maxnreg=query_registers(self.where.settings),
         )  # fmt: skip
+        self.means.add_up(level, parts, self.mean_grads, constants["SPLIT"], constants["BLOCK_M"])
 
     def keys(self, level: int, dk: Tensor, dv: Tensor) -> None:
-        """dk and dv of one level, as queries does: every key of its nodes, with what it got as a sample."""
+        """dk and dv of one level, as queries does: every key of its nodes, with what it got as a sample or through the
+        mean."""
         sizes = self.where.levels[level]
         config = key_config(self.where.settings, self.config, max(self.q.shape[3], self.v.shape[3]))
         pieces = triton.cdiv(sizes.block_size, config.key_block_n) * sizes.num_blocks
         key_grad.key_kernel[(pieces * sizes.num_nodes * self.where.sides[1].rows,)](
-            *self._rows(), self.packed.data, self.table, *self.sums,
+            *self._rows(), self.packed.data, self.packed.weights, self.table, *self.sums, self.mean_grads,
             dk, dv, *self._strides(), level, self.k.shape[1], self.q.shape[1] // self.k.shape[1],
             self.q.shape[2], self.k.shape[2], self.scale,
-            ACCUMULATE=self.where.settings.is_causal, **self._constants(config.key_block_n),
+            ACCUMULATE=self.where.settings.is_causal, HAS_MEANS=self.means.exist,
+            **self._constants(config.key_block_n),
             num_warps=config.key_warps or config.num_warps, num_stages=config.key_stages or config.num_stages,
             maxnreg=KEY_REGISTERS,
         )  # fmt: skip

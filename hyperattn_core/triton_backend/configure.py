@@ -142,6 +142,7 @@ def _attended(device: torch.device, dtype: torch.dtype, head_dim: int, config: A
     q, k, v = _inputs(device, dtype, head_dim, 3)
     scale, settings = head_dim**-0.5, Settings(HyperAttentionParams(), False, config.tile_size)
     work = ForwardWork(q, k, v, packed_plan(q, k, 0, settings, scale), scale, config)
+    work.mean_keys()
     return work.attend, (work.out, work.lse)
 
 
@@ -152,9 +153,11 @@ def _gradients(device: torch.device, dtype: torch.dtype, head_dim: int, config: 
     scale, settings = head_dim**-0.5, Settings(HyperAttentionParams(), False, attend.tile_size)
     packed = packed_plan(q, k, 0, settings, scale)
     forward = ForwardWork(q, k, v, packed, scale, attend)
+    forward.mean_keys()
     forward.attend()
     work = BackwardWork(BackwardInputs(grad_out, None, q, k, v, forward.out, forward.lse), packed, scale, config)
     work.delta()
+    work.mean_keys()
     dq, dk, dv = (work.total(which) for which in range(3))
 
     def launch() -> None:

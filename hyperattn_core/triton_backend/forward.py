@@ -1,4 +1,4 @@
-"""The forward pass at a packed plan: attend, and under a causal mask the exact leaves and the merge."""
+"""The forward pass at a packed plan: mean keys, attend, and under a causal mask the exact leaves and the merge."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hyperattn_core.triton_backend.geometry import block_dim, blocks_per_tile, d
 from hyperattn_core.triton_backend.kernels import attend as kernels
 from hyperattn_core.triton_backend.leaves import Leaves, leaf_forward
 from hyperattn_core.triton_backend.packing import dense_rows
+from hyperattn_core.triton_backend.sampling import MeanKeys, has_means
 from hyperattn_core.triton_backend.tuning.configs import AttendConfig
 
 _MERGE_ELEMENTS = 4096
@@ -24,6 +25,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Nq, Dv) in the dtype of q and log-sum-exp (B, H, Nq) in float64, at a packed plan."""
     work = ForwardWork(q, k, v, packed, scale, config)
+    work.mean_keys()
     work.attend()
     if packed.settings.is_causal:
         work.leaves()
@@ -39,6 +41,7 @@ class ForwardWork:
         self.packed, self.scale, self.config = packed, scale, config
         self.where = geometry(plan_shape(q, k), packed.settings)
         self.table = level_table(self.where, str(q.device))
+        self.means = MeanKeys(self.k, self.v, packed, self.where)
 
         def results(*shape: int) -> tuple[Tensor, Tensor]:
             out = torch.empty(*shape, v.shape[3], dtype=q.dtype, device=q.device)
@@ -47,11 +50,15 @@ class ForwardWork:
         self.out, self.lse = results(*q.shape[:3])
         self.target = results(self.where.partial_rows) if packed.settings.is_causal else (self.out, self.lse)
 
+    def mean_keys(self) -> None:
+        """The mean keys of truncated samples, which attend meets."""
+        self.means.make()
+
     def attend(self) -> None:
         """Every tile of every level, in one launch."""
         q, k, v, where = self.q, self.k, self.v, self.where
         kernels.attend_kernel[(where.max_attend_tiles, len(where.levels))](
-            q, k, v, self.packed.data, self.packed.weights, self.table, *self.target,
+            q, k, v, self.packed.data, self.packed.weights, self.table, self.means.rows, *self.target,
             q.stride(0), q.stride(1), q.stride(2), k.stride(0), k.stride(1), k.stride(2),
             v.stride(0), v.stride(1), v.stride(2),
             q.shape[1], q.shape[1] // k.shape[1], where.sides[0].rows, q.shape[2], self.scale,
@@ -86,7 +93,7 @@ def attend_constants(head_dim: int, value_dim: int, settings: Settings, config: 
     tile = max(16, triton.next_power_of_2(settings.tile_size))
     sizes = dim_constants(head_dim, value_dim)
     blocks = {"PER_TILE": blocks_per_tile(settings), "BLOCK_M": tile, "BLOCK_N": config.block_n}
-    return {"IS_CAUSAL": settings.is_causal, **blocks, **sizes}
+    return {"IS_CAUSAL": settings.is_causal, "HAS_MEANS": has_means(settings), **blocks, **sizes}
 
 
 def merge_constants(value_dim: int) -> dict[str, int]:

@@ -32,7 +32,6 @@ DRAW_TILE = 1024
 BIAS_STEP = 64
 """The most keys of a step of the online softmax: rows of biases are a multiple of it."""
 
-
 _PAIR_ELEMENTS = 2048
 
 
@@ -96,7 +95,7 @@ class LevelGeometry(LevelShape):
     probe_norm: int
     classes: int
     class_tiles: int
-    designs: int
+    key_nodes: int
     draw_tiles: int
     draw_tile: int
     unit_bits: int
@@ -142,6 +141,7 @@ class Geometry:
     Attributes:
         data_size: int32 elements of the buffer that holds the plan.
         totals_rows: (row, node) pairs of all levels, queries then keys.
+        num_key_nodes: those of keys alone.
         drawn_size: samples of all levels, and so float32 elements of their log weights.
         partial_rows: rows of the partial outputs of all levels; 0 when not causal.
         sample_parts_size: rows of the partial sums of the samples' gradients.
@@ -151,7 +151,6 @@ class Geometry:
         probe_norms_size: probes of all levels.
         classes_size: keys of all levels.
         class_tiles: tiles of the keys of all levels, as the sort cuts them.
-        num_designs: (row, node) pairs of keys of all levels.
         draw_tiles: tiles of DRAW_TILE sorted keys of all levels.
     """
 
@@ -160,6 +159,7 @@ class Geometry:
     levels: tuple[LevelGeometry, ...]
     data_size: int
     totals_rows: int
+    num_key_nodes: int
     drawn_size: int
     partial_rows: int
     sample_parts_size: int
@@ -168,8 +168,12 @@ class Geometry:
     probe_norms_size: int
     classes_size: int
     class_tiles: int
-    num_designs: int
     draw_tiles: int
+
+    @property
+    def draws_probed(self) -> bool:
+        """True if the kernels draw probed samples."""
+        return self.probe_norms_size > 0
 
     @property
     def num_ranks(self) -> int:
@@ -206,36 +210,37 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
     shapes = level_shapes(shape, params, is_causal=is_causal)
     # The biases of all levels come first, so that each row begins at a multiple of its step.
     bias_sizes = [_bias_size(level, batch * kv_heads, settings) for level in shapes]
-    used = Counter(data=sum(bias_sizes))
+    used = Counter(data_size=sum(bias_sizes))
     for level, bias_size in zip(shapes, bias_sizes, strict=True):
         block_size, num_blocks, num_tiles, per_tile = settings.tiles(level)
         samples = sample_count(level.node_len, params)
         nodes = level.num_nodes
         query_rows, key_rows = batch * heads * nodes, batch * kv_heads * nodes
+        programs = -(-max(num_tiles, num_blocks + 1) // pair_tiles(params)) + 1
         probed = _probed(level, shape, settings)
         offsets: dict[str, Any] = {}
         for buffer, name, size in (
             ("bias", "bias", bias_size),
-            ("data", "query_order", query_rows * level.query_len),
-            ("data", "key_order", key_rows * level.node_len),
-            ("data", "sample_index", key_rows * samples),
-            ("data", "sample_position", key_rows * samples),
-            ("data", "tile_first", query_rows * num_tiles),
-            ("data", "tile_count", query_rows * num_tiles),
-            ("data", "tile_block", query_rows * num_tiles * per_tile),
-            ("data", "block_tile", query_rows * (num_blocks + 1)),
-            ("data", "block_entry", query_rows * num_tiles * per_tile if params.pairing == "routed" else 0),
-            ("totals", "totals", query_rows + key_rows),
-            ("drawn", "samples_drawn", key_rows * samples),
+            ("data_size", "query_order", query_rows * level.query_len),
+            ("data_size", "key_order", key_rows * level.node_len),
+            ("data_size", "sample_index", key_rows * samples),
+            ("data_size", "sample_position", key_rows * samples),
+            ("data_size", "tile_first", query_rows * num_tiles),
+            ("data_size", "tile_count", query_rows * num_tiles),
+            ("data_size", "tile_block", query_rows * num_tiles * per_tile),
+            ("data_size", "block_tile", query_rows * (num_blocks + 1)),
+            ("data_size", "block_entry", query_rows * num_tiles * per_tile if params.pairing == "routed" else 0),
+            ("totals_rows", "totals", query_rows + key_rows),
+            ("drawn_size", "samples_drawn", key_rows * samples),
             ("template", "template", nodes * (params.pairing == "rank") * (3 * num_tiles + num_blocks + 1)),
-            ("partial", "partial", query_rows * level.query_len if is_causal else 0),
-            ("pairs", "pair_programs", query_rows * (-(-max(num_tiles, num_blocks + 1) // pair_tiles(params)) + 1)),
-            ("parts", "sample_parts", query_rows * -(-num_tiles // TILES_PER_PART) * samples),
-            ("probe_parts", "probe_part", query_rows * probed["probe_tiles"] * probed["num_probes"]),
-            ("probe_norms", "probe_norm", query_rows * probed["num_probes"]),
-            ("classes", "classes", key_rows * level.node_len * (probed["num_probes"] > 0)),
+            ("partial_rows", "partial", query_rows * level.query_len if is_causal else 0),
+            ("pair_programs", "pair_programs", query_rows * programs),
+            ("sample_parts_size", "sample_parts", query_rows * -(-num_tiles // TILES_PER_PART) * samples),
+            ("probe_parts_size", "probe_part", query_rows * probed["probe_tiles"] * probed["num_probes"]),
+            ("probe_norms_size", "probe_norm", query_rows * probed["num_probes"]),
+            ("classes_size", "classes", key_rows * level.node_len * (probed["num_probes"] > 0)),
             ("class_tiles", "class_tiles", key_rows * probed["probe_tiles"]),
-            ("designs", "designs", key_rows * (probed["num_probes"] > 0)),
+            ("num_key_nodes", "key_nodes", key_rows),
             ("draw_tiles", "draw_tile", key_rows * probed["draw_tiles"]),
         ):
             offsets[name] = used[buffer]
@@ -243,23 +248,8 @@ def geometry(shape: CallShape, settings: Settings) -> Geometry:
         offsets |= {"block_size": block_size, "num_blocks": num_blocks, "num_tiles": num_tiles, "num_samples": samples}
         offsets |= {"blocks_per_tile": per_tile, **probed}
         levels.append(LevelGeometry(**vars(level), **offsets))
-    return Geometry(
-        shape,
-        settings,
-        tuple(levels),
-        data_size=used["data"],
-        totals_rows=used["totals"],
-        drawn_size=used["drawn"],
-        partial_rows=used["partial"],
-        sample_parts_size=used["parts"],
-        pair_programs=used["pairs"],
-        probe_parts_size=used["probe_parts"],
-        probe_norms_size=used["probe_norms"],
-        classes_size=used["classes"],
-        class_tiles=used["class_tiles"],
-        num_designs=used["designs"],
-        draw_tiles=used["draw_tiles"],
-    )
+    sizes = {f.name: used[f.name] for f in fields(Geometry)[3:]}
+    return Geometry(shape, settings, tuple(levels), **sizes)
 
 
 def _probed(level: LevelShape, shape: CallShape, settings: Settings) -> dict[str, int]:

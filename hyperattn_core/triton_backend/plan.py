@@ -74,7 +74,7 @@ class PlanWork:
         """Ranks of all queries and keys, and their histograms (Algorithm 1); keys that are probed come later."""
         q, k, where = self.q, self.k, self.where
         queries, keys = where.sides
-        rows = queries.rows + (0 if where.num_designs else keys.rows)
+        rows = queries.rows + (0 if where.draws_probed else keys.rows)
         directions = self._directions()
         grid = (triton.cdiv(max(queries.num_tiles, keys.num_tiles), HASH_TILES) * rows,)
         plan_kernels.hash_kernel[grid](
@@ -87,7 +87,7 @@ class PlanWork:
 
     def probe(self) -> None:
         """Ranks, histograms and scores of the keys of all levels, if probes are used."""
-        if self.where.num_designs:
+        if self.where.draws_probed:
             directions = self._directions()
             self.probing.score(directions, self.ranks, self.histograms, self._hash_terms(directions))
 
@@ -131,7 +131,7 @@ class PlanWork:
 
     def _samples(self, device: str) -> tuple[Tensor, Tensor]:
         """The samples of all levels, int32 flat, and the base-2 logarithms of their weights, float32 flat."""
-        if self.where.num_designs:
+        if self.where.draws_probed:
             return self.probing.draw(self.packed.data)
         return drawn_samples(self.where, self.seed, device), uniform_weights(self.where, device)
 

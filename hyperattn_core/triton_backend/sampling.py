@@ -1,4 +1,4 @@
-"""Samples by the kernels: uniform ones, and probed ones from the scores of all keys."""
+"""Samples by the kernels: uniform ones, probed ones by the scores of keys, and the mean keys of truncated ones."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import triton
 from torch import Tensor
 
 from hyperattn_core.planning.draws import SAMPLES, kept_on_device, probe_positions, sample_offsets, stream_key
+from hyperattn_core.planning.packed import Packed, Settings
 from hyperattn_core.planning.samples import NUM_CLASSES, unit
 from hyperattn_core.triton_backend.device_tables import level_table
-from hyperattn_core.triton_backend.geometry import DRAW_TILE, SORT_TILE, Geometry, block_dim
-from hyperattn_core.triton_backend.kernels import draw, probe, systematic
+from hyperattn_core.triton_backend.geometry import DRAW_TILE, SORT_TILE, Geometry, block_dim, dim_constants
+from hyperattn_core.triton_backend.kernels import draw, mean_keys, probe, systematic
 
 _DRAWS = 256
 NORM_TILES = 64
 DESIGN_TILES = 32
 SUM_TILES = 128
+MEANS_AT_ONCE = 32
 
 
 @kept_on_device(maxsize=64)
@@ -80,8 +82,8 @@ class Probing:
         """The samples of all levels from a sorted plan's data: places among the sorted keys, int32 flat, and the base-2
         logarithms of their weights, float32 flat."""
         where, device, rows = self.where, data.device, self.where.sides[1].rows
-        slopes = torch.empty(2, where.num_designs, dtype=torch.float64, device=device)
-        first_certain = torch.empty(where.num_designs, dtype=torch.int32, device=device)
+        slopes = torch.empty(2, where.num_key_nodes, dtype=torch.float64, device=device)
+        first_certain = torch.empty(where.num_key_nodes, dtype=torch.int32, device=device)
         sums = torch.empty(where.draw_tiles, dtype=torch.int64, device=device)
         index = torch.empty(where.drawn_size, dtype=torch.int32, device=device)
         weight = torch.empty(where.drawn_size, dtype=torch.float32, device=device)
@@ -97,6 +99,52 @@ class Probing:
             _points(where, self.seed, self.device), index, weight, rows, **constants, AT_ONCE=SUM_TILES, num_warps=4,
         )  # fmt: skip
         return index, weight
+
+
+class MeanKeys:
+    """The mean keys of all levels of a plan, by their nodes.
+
+    Attributes:
+        exist: False where sampling is not "truncated": nothing is done then, and the kernels read nothing.
+        dims: D and Dv.
+        rows: of each node the mean key, its value and two numbers, float32.
+    """
+
+    def __init__(self, k: Tensor, v: Tensor, packed: Packed, where: Geometry) -> None:
+        self.k, self.v, self.packed, self.where = k, v, packed, where
+        self.exist, self.dims = has_means(packed.settings), (k.shape[3], v.shape[3])
+        self.rows = self.floats(where.num_key_nodes, mean_keys.ENTRIES.value)
+
+    def make(self) -> None:
+        """Sums of tiles, then the means."""
+        if not self.exist:
+            return
+        k, v, keys = self.k, self.v, self.where.sides[1]
+        tiles = self.floats(keys.rows * keys.num_tiles)
+        strides = [x.stride(dim) for x in (k, v) for dim in range(3)]
+        mean_keys.tile_kernel[(keys.rows * keys.num_tiles,)](
+            k, v, tiles, *strides, k.shape[1], keys.length, keys.chunk_len, keys.num_tiles,
+            **tile_mean_constants(*self.dims), num_warps=4,
+        )  # fmt: skip
+        mean_keys.mean_kernel[(keys.rows * self.where.max_nodes, len(self.where.levels))](
+            k, v, self.packed.data, self.packed.weights, level_table(self.where, str(k.device)), tiles, self.rows,
+            *strides, k.shape[1], keys.rows, keys.chunk_len, keys.num_tiles, **mean_constants(*self.dims), num_warps=4,
+        )  # fmt: skip
+
+    def add_up(self, level: int, parts: Tensor, grads: Tensor, split: int, block_m: int) -> None:
+        """The gradients of each key through the mean key of its node, of one level, from the parts of pieces of queries."""
+        if not self.exist:
+            return
+        queries, keys = self.where.sides
+        mean_keys.mean_grad_kernel[(keys.rows * self.where.levels[level].num_nodes,)](
+            self.packed.data, level_table(self.where, str(parts.device)), self.rows, parts, grads,
+            level, queries.rows // keys.rows, **mean_grad_constants(*self.dims, split, block_m), num_warps=4,
+        )  # fmt: skip
+
+    def floats(self, rows: int, entries: int = 0) -> Tensor:
+        """Room for rows of a key and a value, float32, where there are mean keys."""
+        count = rows * (sum(self.dims) + entries) if self.exist else 1
+        return torch.empty(count, dtype=torch.float32, device=self.k.device)
 
 
 def probe_constants(head_dim: int, dtype: torch.dtype, where: Geometry) -> dict[str, int]:
@@ -126,6 +174,27 @@ def norm_constants(block_p: int) -> dict[str, int]:
 def systematic_constants(is_causal: bool) -> dict[str, int]:
     """The compile-time values that the sum and draw kernels share."""
     return {"IS_CAUSAL": is_causal, "TILE": DRAW_TILE}
+
+
+def has_means(settings: Settings) -> bool:
+    """True if nodes have mean keys."""
+    return settings.params.sampling == "truncated"
+
+
+def tile_mean_constants(head_dim: int, value_dim: int) -> dict[str, int]:
+    """The compile-time values of the kernel that sums up tiles of keys."""
+    return {"TILE": SORT_TILE, **dim_constants(head_dim, value_dim)}
+
+
+def mean_constants(head_dim: int, value_dim: int) -> dict[str, int]:
+    """The compile-time values of the kernel that makes mean keys."""
+    return {**tile_mean_constants(head_dim, value_dim), "AT_ONCE": MEANS_AT_ONCE}
+
+
+def mean_grad_constants(head_dim: int, value_dim: int, split: int, block_m: int) -> dict[str, int]:
+    """The compile-time values of the kernel that sums up the gradients of mean keys, by those of the query kernel."""
+    pieces = {"SPLIT": split, "BLOCK_M": block_m, "AT_ONCE": MEANS_AT_ONCE}
+    return {**pieces, **dim_constants(head_dim, value_dim)}
 
 
 def uniform_constants(sampling: str) -> dict[str, int]:

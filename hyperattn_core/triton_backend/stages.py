@@ -9,22 +9,21 @@ import torch
 from torch import Tensor
 
 from hyperattn_core.exact import exact_forward
-from hyperattn_core.mean_keys import mean_keys, merge_mean_keys
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.levels import level_shapes
 from hyperattn_core.planning.packed import Settings
 from hyperattn_core.planning.plan import plan_shape
 from hyperattn_core.stages import Stages, Step, chained
-from hyperattn_core.triton_backend.attention import unpack
 from hyperattn_core.triton_backend.configure import attend_config, default_tile_size
 from hyperattn_core.triton_backend.forward import ForwardWork
 from hyperattn_core.triton_backend.plan import RoutedWork, plan_work
+from hyperattn_core.triton_backend.sampling import has_means
 
 
 def triton_stages(
     q: Tensor, k: Tensor, v: Tensor, params: HyperAttentionParams, seed: int, is_causal: bool, scale: float
 ) -> Stages:
-    """hash; probe; sort (scan, scatter), or route; sample (and tiles of the pairing); attend; leaves, merge; means."""
+    """hash; probe; sort (scan, scatter), or route; sample, and tiles; mean keys; attend; leaves, merge."""
     q, k, v = q.detach(), k.detach(), v.detach()
     if not level_shapes(plan_shape(q, k), params, is_causal=is_causal):
         return chained({"exact": lambda done: exact_forward(q, k, v, is_causal, scale)[0]})
@@ -41,11 +40,6 @@ def triton_stages(
         work.merge()
         return work.out
 
-    def merge_means(done: object) -> Tensor:
-        levels = unpack(plan.packed, plan_shape(q, k), seed)
-        means = mean_keys(q, k, v, levels, params, is_causal=is_causal)
-        return merge_mean_keys(q, (work.out.clone(), work.lse.clone()), means, scale)[0]
-
     steps: dict[str, Step] = {}
     if not isinstance(plan, RoutedWork):
         steps["hash"] = lambda done: plan.hash()
@@ -55,11 +49,12 @@ def triton_stages(
         steps["route"] = lambda done: plan.sort()
     else:
         steps["sort"] = lambda done: plan.sort()
-    steps |= {"sample": lambda done: plan.pair(), "attend": attend}
+    steps["sample"] = lambda done: plan.pair()
+    if has_means(settings):
+        steps["mean_keys"] = lambda done: work.mean_keys()
+    steps["attend"] = attend
     if is_causal:
         steps |= {"leaves": lambda done: work.leaves(), "merge": merge}
-    if params.sampling == "truncated":
-        steps["mean_keys"] = merge_means
     return chained({name: _on_device_of(q, step) for name, step in steps.items()})
 
 

@@ -33,10 +33,11 @@ class Call:
     scale: float | None = None
     tile_size: int = 16
     transposed: bool = False
+    has_sink: bool = False
     params: dict[str, Any] = field(default_factory=dict)
 
     def inputs(self, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v; stored as (B, N, H, D) if transposed."""
+        """q, k and v; stored as (B, N, H, D) if transposed, with a key that draws all queries if has_sink."""
         keys = self.queries if self.keys is None else self.keys
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
         value_dim = self.dim if self.value_dim is None else self.value_dim
@@ -46,6 +47,8 @@ class Call:
             (self.batch, kv_heads, keys, value_dim),
         )
         q, k, v = (normal(*shape, seed=3 * seed + i, dtype=self.dtype) for i, shape in enumerate(shapes))
+        if self.has_sink:
+            q[..., 0], k[:, :, 2, 0] = 3.0, 9.0
         if self.transposed:
             q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
         return q, k, v
@@ -74,10 +77,28 @@ CALLS = {
     "plain": Call(),
     "probed": Call(heads=2, params={"sampling": "probed"}),
     "probed, causal": Call(is_causal=True, heads=4, kv_heads=2, scale=0.7, params={"sampling": "probed"}),
-    "truncated": Call(heads=2, params={"sampling": "truncated"}),
-    "truncated, causal": Call(is_causal=True, heads=4, kv_heads=2, scale=0.7, params={"sampling": "truncated"}),
+    "truncated": Call(heads=2, has_sink=True, params={"sampling": "truncated"}),
+    "truncated, causal": Call(
+        is_causal=True, heads=4, kv_heads=2, scale=0.7, has_sink=True, params={"sampling": "truncated"}
+    ),
     "truncated, routed, causal": Call(
-        is_causal=True, heads=4, kv_heads=2, params={"sampling": "truncated", "pairing": "routed", "block_size": 64}
+        is_causal=True,
+        heads=4,
+        kv_heads=2,
+        has_sink=True,
+        params={"sampling": "truncated", "pairing": "routed", "block_size": 64},
+    ),
+    "truncated, causal, odd sizes": Call(
+        queries=290,
+        is_causal=True,
+        batch=2,
+        dim=20,
+        value_dim=9,
+        tile_size=64,
+        params={"sampling": "truncated", "min_seq_len": 141},
+    ),
+    "truncated, bfloat16": Call(
+        queries=301, keys=389, dtype=torch.bfloat16, dim=64, has_sink=True, params={"sampling": "truncated"}
     ),
     "routed": Call(queries=97, keys=131, heads=2, kv_heads=1, scale=-0.7, params={"pairing": "routed"}),
     "centred": Call(queries=131, keys=97, params={"hashing": "centred"}),

@@ -21,7 +21,8 @@ GRADIENTS = [
     "odd block and samples", "one sample, block of one", "more samples than keys", "tile no power of two",
     "negative scale", "causal", "causal, prime length", "causal, grouped heads, batch", "causal, odd head sizes",
     "block larger than a node", "causal, stored by heads", "bfloat16", "bfloat16, causal", "float16", "routed",
-    "probed, causal", "probed, routed, causal",
+    "probed, causal", "probed, routed, causal", "truncated", "truncated, causal", "truncated, routed, causal",
+    "truncated, causal, odd sizes", "truncated, bfloat16",
 ]  # fmt: skip
 
 #: Like others of these, beside those of SLOW.

@@ -69,7 +69,7 @@ def forward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
     # Sampled rows are rows of the same keys: read by every program, from the cache; their indices are extra.
     attend_read = call.level_queries * (row + INDEX_BYTES) + call.level_keys * (row + value_row + INDEX_BYTES)
     pairs = call.block_pairs + call.sample_pairs
-    scores, draw = _probing_costs(call) if where.num_designs else ((), ())
+    scores, draw = _probing_costs(call) if where.draws_probed else ((), ())
     costs = [
         _hash_cost(call, "hash", call.queries if scores else tokens),
         *scores,
@@ -145,7 +145,7 @@ def _probing_costs(call: CallSizes) -> tuple[tuple[LaunchCost, ...], tuple[Launc
     parts, norms = where.probe_parts_size * 2 * FLOAT_BYTES, where.probe_norms_size * FLOAT_BYTES
     pairs = sum(level.num_nodes * level.node_len * level.num_probes * where.sides[0].rows for level in where.levels)
     flops, counts = 2 * pairs * call.head_dim, where.class_tiles * NUM_CLASSES
-    designs, sums = where.num_designs * (2 * DOUBLE_BYTES + INDEX_BYTES), where.draw_tiles * DOUBLE_BYTES
+    designs, sums = where.num_key_nodes * (2 * DOUBLE_BYTES + INDEX_BYTES), where.draw_tiles * DOUBLE_BYTES
     # Probes are few rows, which the cache holds.
     hashed = _hash_cost(call, "probe", call.keys)
     shares = where.classes_size * (INDEX_BYTES + 1) + designs

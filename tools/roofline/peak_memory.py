@@ -103,9 +103,9 @@ def _planning_bytes(call: CallSizes) -> int:
     tiles = sum(side.rows * side.num_tiles for side in where.sides)
     scanned = (len(where.levels) * tiles + where.totals_rows) * INDEX_BYTES
     sorting = (call.queries + call.keys) * call.rank_bytes + (tiles + scanned) * where.num_ranks
-    if not where.num_designs:
+    if not where.draws_probed:
         return sorting
     scoring = (2 * where.probe_parts_size + where.probe_norms_size) * FLOAT_BYTES
-    designs, sums = where.num_designs * (2 * DOUBLE_BYTES + INDEX_BYTES), where.draw_tiles * DOUBLE_BYTES
+    designs, sums = where.num_key_nodes * (2 * DOUBLE_BYTES + INDEX_BYTES), where.draw_tiles * DOUBLE_BYTES
     drawing = designs + sums + where.drawn_size * (INDEX_BYTES + FLOAT_BYTES)
     return sorting + where.classes_size + where.class_tiles * NUM_CLASSES + max(scoring, drawing)

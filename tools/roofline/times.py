@@ -163,7 +163,7 @@ def _rounds(call: CallSizes, arch: int) -> Iterator[tuple[str, Iterator[tuple[fl
     def levels(count: Callable[[LevelGeometry], tuple[float, float]]) -> Iterator[tuple[float, float]]:
         return (count(level) for level in where.levels)
 
-    hashed = queries.rows * queries.num_tiles if where.num_designs else tiles
+    hashed = queries.rows * queries.num_tiles if where.draws_probed else tiles
     yield "hash", iter([(hashed / HASH_TILES, HASH_TILES)])
     held = (call.level_queries + call.level_keys) / (call.queries + call.keys)
     yield "scatter", iter([(tiles, held)])

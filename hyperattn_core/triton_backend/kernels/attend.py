@@ -21,21 +21,23 @@ from hyperattn_core.triton_backend.kernels.common import (
     size,
     tile_queries,
 )
+from hyperattn_core.triton_backend.kernels.mean_keys import meet_mean
 
 
 @triton.jit(do_not_specialize=SIZES)
 def attend_kernel(
-    q, k, v, data, weights, table, out, lse,
+    q, k, v, data, weights, table, means, out, lse,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
     heads, group, query_rows, num_queries, scale,
-    IS_CAUSAL: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PER_TILE: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, HAS_MEANS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PER_TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries against its key blocks and then the samples, in one online softmax (Algorithm 3).
 
     num = sum of exp(s) v over the block's keys + sum of w exp(s) v over the sampled keys outside the block, den the
     same with v = 1; out = num / den, lse = log(den). Base 2 inside; log2(w) is added to the logit. Rows are gathered
     on load and scattered on store. A non-causal call writes its result, a causal one the partial result of its level.
+    If HAS_MEANS, the softmax begins with the mean key of the node.
     """
     level = tl.program_id(1)
     num_nodes, num_tiles = size(table, level, "num_nodes"), size(table, level, "num_tiles")
@@ -58,9 +60,16 @@ def attend_kernel(
             qk_scale = scale * LOG2_E
             # So much smaller, sums of exponentials and finite values do not overflow; float16 needs it not.
             room: tl.constexpr = 0.0 if v.dtype.element_ty == tl.float16 else 16.0
-            top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
-            total = tl.zeros((BLOCK_M,), tl.float32)
             acc = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
+            if HAS_MEANS:
+                _, mean_value, top = meet_mean(x, means, table, level, key_node_row, qk_scale, D, DV, BLOCK_D, BLOCK_DV)
+                # The weight of the largest term so far; where that is none, its decay is zero.
+                one: tl.constexpr = 2.0**-room
+                total = tl.full((BLOCK_M,), one, tl.float32)
+                acc += (mean_value * one)[None, :]
+            else:
+                top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+                total = tl.zeros((BLOCK_M,), tl.float32)
             for step in range(steps):
                 _, values, logits = meet_keys(
                     x, keys_at, values_at, qk_scale, block_steps, meets, step,

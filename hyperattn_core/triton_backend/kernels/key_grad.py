@@ -24,6 +24,7 @@ from hyperattn_core.triton_backend.kernels.common import (
     size,
     tile_queries,
 )
+from hyperattn_core.triton_backend.kernels.mean_keys import load_row
 
 
 @triton.jit
@@ -58,13 +59,16 @@ def sample_is(sampled, num_samples, sample, slot, valid):
 
 @triton.jit(do_not_specialize=SIZES)
 def key_kernel(
-    q, k, v, grad_out, lse2, delta, data, table, sums_k, sums_v, dk_out, dv_out,
+    q, k, v, grad_out, lse2, delta, data, weights, table, sums_k, sums_v, mean_grads, dk_out, dv_out,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
     level, kv_heads, group, num_queries, num_keys, scale,
-    ACCUMULATE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PER_TILE: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    ACCUMULATE: tl.constexpr, HAS_MEANS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PER_TILE: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of BLOCK_N keys of one block, over all queries that meet the block, and what they got as samples."""
+    """dk and dv of BLOCK_N keys of one block, over all queries that meet the block, and what they got as samples.
+
+    If HAS_MEANS, what each key gets through the mean key is added.
+    """
     num_nodes, node_len = size(table, level, "num_nodes"), size(table, level, "node_len")
     block_size, num_blocks = size(table, level, "block_size"), size(table, level, "num_blocks")
     pieces = tl.cdiv(block_size, BLOCK_N)
@@ -113,8 +117,17 @@ def key_kernel(
         num_samples = size(table, level, "num_samples")
         sampled = data + field(table, level, "sample_index") + key_node_row.to(tl.int64) * num_samples
         sums_at = field(table, level, "samples_drawn") + key_node_row.to(tl.int64) * num_samples
-        samples = sampled, num_samples, samples_before(sampled, num_samples, slot), slot, sums_at
+        sample = samples_before(sampled, num_samples, slot)
+        samples = sampled, num_samples, sample, slot, sums_at
         to = key_row.to(tl.int64) * num_keys + key
+        if HAS_MEANS:
+            # A sample that weighs one has no share in the mean.
+            is_sampled = sample_is(sampled, num_samples, sample, slot, met)
+            log_weight = tl.load(weights + sums_at + sample, mask=is_sampled, other=1.0)
+            has_share = (log_weight != 0.0)[:, None]
+            of_mean = mean_grads + (field(table, level, "key_nodes") + key_node_row) * (D + DV)
+            dk += tl.where(has_share, load_row(of_mean, D, BLOCK_D)[None, :], 0.0)
+            dv += tl.where(has_share, load_row(of_mean + D, DV, BLOCK_DV)[None, :], 0.0)
         store_grads(dv_out, dv, to, met, sums_v, samples, ACCUMULATE, DV, BLOCK_DV)
         store_grads(dk_out, dk * scale, to, met, sums_k, samples, ACCUMULATE, D, BLOCK_D)
 

@@ -26,6 +26,7 @@ from hyperattn_core.triton_backend.kernels.common import (
     size,
     tile_queries,
 )
+from hyperattn_core.triton_backend.kernels.mean_keys import meet_mean, store_row
 
 
 @triton.jit
@@ -47,15 +48,16 @@ def delta_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def query_kernel(
-    q, k, v, grad_out, lse2, delta, data, weights, table, dq,
+    q, k, v, grad_out, lse2, delta, data, weights, table, means, mean_parts, dq,
     q_stride_b, q_stride_h, q_stride_n, k_stride_b, k_stride_h, k_stride_n, v_stride_b, v_stride_h, v_stride_n,
     level, heads, group, num_queries, scale,
-    ACCUMULATE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PER_TILE: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    ACCUMULATE: tl.constexpr, HAS_MEANS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, PER_TILE: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """dq of one of the SPLIT pieces of a tile of queries, over its key blocks and the samples.
 
-    It is added to what is there if ACCUMULATE.
+    It is added to what is there if ACCUMULATE. If HAS_MEANS, the mean key of the node is one of the keys, and the
+    piece's part of its gradient and of its value's is written as well.
     """
     num_nodes, num_tiles = size(table, level, "num_nodes"), size(table, level, "num_tiles")
     skipped, tile = tl.program_id(0) % SPLIT * BLOCK_M, tl.program_id(0) // SPLIT % num_tiles
@@ -77,6 +79,16 @@ def query_kernel(
         )
         qk_scale = scale * LOG2_E
         acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+        if HAS_MEANS:
+            mean_key, mean_value, logits = meet_mean(
+                x, means, table, level, key_node_row, qk_scale, D, DV, BLOCK_D, BLOCK_DV
+            )
+            p = tl.exp2(logits - row_lse)
+            ds = p * (tl.sum(g.to(tl.float32) * mean_value[None, :], 1) - row_delta)
+            acc += ds[:, None] * mean_key[None, :]
+            to = mean_parts + tl.program_id(0).to(tl.int64) * (D + DV)
+            store_row(to, tl.sum(ds[:, None] * x.to(tl.float32), 0), D, BLOCK_D)
+            store_row(to + D, tl.sum(p[:, None] * g.to(tl.float32), 0), DV, BLOCK_DV)
         for step in range(steps):
             keys, values, logits = meet_keys(
                 x, keys_at, values_at, qk_scale, block_steps, meets, step, D, DV, BLOCK_N, BLOCK_D, BLOCK_DV, PER_TILE

@@ -50,7 +50,7 @@ def design_kernel(class_counts, table, slopes, offsets, first_certain, key_rows,
         drawn = num_samples - tl.sum(tl.where(is_uncertain, 0.0, counts), 0)
         shares = tl.sum(tl.where(is_uncertain, slope * counts * scores + base * counts, 0.0), 0)
         factor = tl.where(drawn > 0, drawn * unit / shares, 0.0)
-        to = field(table, level, "designs") + node_row
+        to = field(table, level, "key_nodes") + node_row
         tl.store(slopes + to, slope * factor)
         tl.store(offsets + to, base * factor)
         tl.store(first_certain + to, first)
@@ -86,7 +86,7 @@ def sum_kernel(data, classes, table, first_certain, sums, key_rows, IS_CAUSAL: t
     if (node_row < key_rows * num_nodes) & (size(table, level, "num_samples") > 0):
         slot = (tl.program_id(0) % num_tiles) * TILE + tl.arange(0, TILE)
         inside = slot < size(table, level, "node_len")
-        first = tl.load(first_certain + field(table, level, "designs") + node_row)
+        first = tl.load(first_certain + field(table, level, "key_nodes") + node_row)
         share = tile_shares(data, classes, table, level, node_row, slot, inside, first, IS_CAUSAL)
         tl.store(sums + field(table, level, "draw_tile") + tl.program_id(0), tl.sum(share, 0))
 
@@ -111,7 +111,7 @@ def draw_kernel(
     if (node_row < key_rows * num_nodes) & (num_samples > 0):
         slot = tile * TILE + tl.arange(0, TILE)
         inside = slot < size(table, level, "node_len")
-        design = field(table, level, "designs") + node_row
+        design = field(table, level, "key_nodes") + node_row
         slope, base, first = tl.load(slopes + design), tl.load(offsets + design), tl.load(first_certain + design)
         point, unit_bits = tl.load(points + design), field(table, level, "unit_bits")
         share = tile_shares(data, classes, table, level, node_row, slot, inside, first, IS_CAUSAL)

@@ -26,7 +26,7 @@ _DELTA_ROWS = 2**14
 
 @dataclass(frozen=True)
 class MeanKeys:
-    """The mean keys of a level. A NaN among the keys or values of a node makes its own NaN.
+    """The mean keys of a level, zero where the samples lack nothing; else a NaN of a node makes its own NaN.
 
     Attributes:
         level: its nodes.
@@ -53,7 +53,12 @@ class MeanKeys:
 def mean_keys(
     q: Tensor, k: Tensor, v: Tensor, levels: Sequence[LevelPlan], params: HyperAttentionParams, *, is_causal: bool
 ) -> list[MeanKeys]:
-    """Those of the levels of a plan that have samples; inputs are q (B, H, Nq, D), k (B, Hkv, Nk, D), v likewise."""
+    """Those of the levels of a plan that have samples; inputs are q (B, H, Nq, D), k (B, Hkv, Nk, D), v likewise.
+
+    With other sampling there are none.
+    """
+    if params.sampling != "truncated":
+        return []
     shapes = level_shapes(plan_shape(q, k), params, is_causal=is_causal)
     group = q.shape[1] // k.shape[1]
     # Where every key is sampled, or one block holds all, nothing is lacking.
@@ -76,7 +81,9 @@ def _level_mean_keys(
     shares = share.to(dtype).expand(*count.shape, shape.node_len).contiguous()
     sampled = level.key_order.gather(3, level.sample_index.long()).long() % shape.node_len
     shares.scatter_(3, sampled, torch.where(is_certain, 0.0, share).to(dtype))
-    means = (torch.matmul(shares.unsqueeze(3), _rows(x, shape).to(dtype)).squeeze(3) for x in (k, v))
+    sums = (torch.matmul(shares.unsqueeze(3), _rows(x, shape).to(dtype)).squeeze(3) for x in (k, v))
+    # What lacks nothing keeps a NaN to itself.
+    means = (x.masked_fill(log_weight.isneginf().unsqueeze(3), 0.0) for x in sums)
     per_head = (x.repeat_interleave(group, dim=1) for x in (log_weight, *means))
     return MeanKeys(shape, shares, *per_head)
 
@@ -88,6 +95,8 @@ def _rows(x: Tensor, level: LevelShape) -> Tensor:
 
 def merge_mean_keys(q: Tensor, attended: Attended, means: Sequence[MeanKeys], scale: float) -> Attended:
     """out (B, H, Nq, Dv) and lse (B, H, Nq) with the mean keys among what a query meets; they may be overwritten."""
+    if not means:
+        return attended
     out, lse = attended[0].to(lse_dtype(q)), attended[1]
     for level in means:
         for log_weight, key, value, q_rows, out_rows, lse_rows in level.parts(q, out, lse):
@@ -103,6 +112,8 @@ def add_mean_key_gradients(
 
     As for every key, p = w exp(s - lse) and ds = p (grad_out.v - delta); an uncertain key has 1 / U of the mean's.
     """
+    if not means:
+        return grads
     dtype, delta = lse_dtype(inputs.q), _delta(inputs)
     dq, dk, dv = (grad.to(dtype) for grad in grads)
     for level in means:
