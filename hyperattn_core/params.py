@@ -58,7 +58,7 @@ class HyperAttentionParams:
     sample_size: int = 256
     num_projections: int = 7
     min_seq_len: int = 2048
-    sampling: Sampling = "probed"
+    sampling: Sampling = "truncated"
     pairing: Pairing = "bucket"
     hashing: Hashing = "angular"
     num_probes: int = DEFAULT_PROBES

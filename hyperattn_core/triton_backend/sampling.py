@@ -17,7 +17,7 @@ _DRAWS = 256
 NORM_TILES = 64
 DESIGN_TILES = 32
 SUM_TILES = 128
-MEANS_AT_ONCE = 32
+_MEAN_ELEMENTS = 2048
 
 
 @kept_on_device(maxsize=64)
@@ -132,7 +132,7 @@ class MeanKeys:
         )  # fmt: skip
 
     def add_up(self, level: int, parts: Tensor, grads: Tensor, split: int, block_m: int) -> None:
-        """The gradients of each key through the mean key of its node, of one level, from the parts of pieces of queries."""
+        """The gradients of each key through the mean key of its node, for one level, from the parts of its queries."""
         if not self.exist:
             return
         queries, keys = self.where.sides
@@ -188,13 +188,18 @@ def tile_mean_constants(head_dim: int, value_dim: int) -> dict[str, int]:
 
 def mean_constants(head_dim: int, value_dim: int) -> dict[str, int]:
     """The compile-time values of the kernel that makes mean keys."""
-    return {**tile_mean_constants(head_dim, value_dim), "AT_ONCE": MEANS_AT_ONCE}
+    return {**tile_mean_constants(head_dim, value_dim), "AT_ONCE": _at_once(head_dim, value_dim)}
 
 
 def mean_grad_constants(head_dim: int, value_dim: int, split: int, block_m: int) -> dict[str, int]:
     """The compile-time values of the kernel that sums up the gradients of mean keys, by those of the query kernel."""
-    pieces = {"SPLIT": split, "BLOCK_M": block_m, "AT_ONCE": MEANS_AT_ONCE}
+    pieces = {"SPLIT": split, "BLOCK_M": block_m, "AT_ONCE": _at_once(head_dim, value_dim)}
     return {**pieces, **dim_constants(head_dim, value_dim)}
+
+
+def _at_once(head_dim: int, value_dim: int) -> int:
+    """Rows that a program adds up at once, few enough for no spills."""
+    return min(32, _MEAN_ELEMENTS // block_dim(max(head_dim, value_dim)))
 
 
 def uniform_constants(sampling: str) -> dict[str, int]:

@@ -16,7 +16,7 @@ from tools.kernels.table import SHARED_LIMIT, main
 
 KERNELS = {
     "project", "uniform", "hash", "probe", "norm", "score", "scan", "scatter", "design", "sum", "draw", "pair",
-    "attend", "merge", "delta", "queries", "keys", "samples", "reduce",
+    "attend", "merge", "delta", "queries", "keys", "samples", "reduce", "tiles", "means", "spread",
 }  # fmt: skip
 #: Kernels that are matrix products at d = 64.
 PRODUCTS = {"hash", "probe", "score", "attend", "queries", "keys", "samples"}

@@ -17,6 +17,7 @@ from hyperattn_core.triton_backend.kernels import (
     attend,
     draw,
     key_grad,
+    mean_keys,
     pair,
     probe,
     query_grad,
@@ -35,7 +36,7 @@ _TYPES = {
     "i64": ("key",),
     "*fp32": (
         "weights", "drawn_weight", "lse2", "delta", "leaf_lse", "parts_k", "parts_v", "sums_k", "sums_v",
-        "part_top", "part_total", "norms",
+        "part_top", "part_total", "norms", "tile_means", "means", "mean_parts", "mean_grads", "parts", "grads",
     ),
     "*fp64": ("lse", "grad_lse", "partial_lse", "slopes", "offsets"),
     "fp32": ("scale",),
@@ -43,7 +44,7 @@ _TYPES = {
 _IN_DTYPE = ("q", "k", "v", "split", "directions", "out", "grad_out", "leaf_out", "partial_out")
 _GRADIENTS = ("dq", "dk_out", "dv_out")
 #: "routed" pairing is compiled beside the default.
-ROUTED = HyperAttentionParams(sampling="probed", pairing="routed")
+ROUTED = HyperAttentionParams(pairing="routed")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ def builds(arch: int, dtype: torch.dtype, head_dim: int, *, every_candidate: boo
         settings = Settings(paired, True, default_config(arch, dtype, head_dim).tile_size)
         yield build("pair", pair.pair_kernel, f"causal {paired.pairing}", plan.pair_constants(settings))
     yield from _probing_builds(dtype, head_dim, terms)
+    dims = head_dim, head_dim
+    yield build("tiles", mean_keys.tile_kernel, shape, sampling.tile_mean_constants(*dims))
+    yield build("means", mean_keys.mean_kernel, shape, sampling.mean_constants(*dims))
     configs = candidates(arch, dtype, head_dim) if every_candidate else (default_config(arch, dtype, head_dim),)
     for config, of in [(config, of) for of in (params, ROUTED) for config in configs]:
         for causal in (False, True):
@@ -143,18 +147,22 @@ def _backward_builds(arch: int, dtype: torch.dtype, head_dim: int, params: Hyper
 
     def build(name: str, kernel: Any, label: str, constants: dict[str, Any], total: str = kind) -> Build:
         of_queries = kernel is query_grad.query_kernel
+        if name == "spread":
+            return Build(name, kernel, label, _types(kernel, kind, total), constants)
         warps = config.num_warps if of_queries else config.key_warps or config.num_warps
         limit = backward.query_registers(settings) if of_queries else None
         return Build(name, kernel, label, _types(kernel, kind, total), constants, warps, config.num_stages, limit)
 
     for causal in (False, True):
         total, mask = ("fp32", "causal") if causal else (kind, "non-causal")
-        added = {"ACCUMULATE": causal}
+        added = {"ACCUMULATE": causal, "HAS_MEANS": True}
         yield build("queries", query_grad.query_kernel, f"{query_label} {mask}", {**by_query, **added}, total)
         sizes, types = {**by_key, **added}, _types(key_grad.key_kernel, kind, total)
         warps, stages = of_keys.key_warps or of_keys.num_warps, of_keys.key_stages or of_keys.num_stages
         options = warps, stages, backward.KEY_REGISTERS
         yield Build("keys", key_grad.key_kernel, f"{key_label} {mask}", types, sizes, *options)
+    of_means = sampling.mean_grad_constants(head_dim, head_dim, by_query["SPLIT"], by_query["BLOCK_M"])
+    yield build("spread", mean_keys.mean_grad_kernel, query_label, of_means)
     yield build("samples", sample_grad.sample_kernel, sample_label, by_sample)
 
 

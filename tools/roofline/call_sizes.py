@@ -9,6 +9,7 @@ from functools import cached_property
 from hyperattn_core.params import HyperAttentionParams
 from hyperattn_core.planning.packed import Settings
 from hyperattn_core.triton_backend.geometry import Geometry, LevelGeometry, geometry
+from hyperattn_core.triton_backend.sampling import has_means
 
 INDEX_BYTES = 4
 FLOAT_BYTES = 4
@@ -97,6 +98,16 @@ class CallSizes:
     def sample_pairs(self) -> int:
         """Pairs of a query and a sample, of all levels."""
         return self._over_levels(lambda level: sum(level.query_counts) * level.num_samples)
+
+    @property
+    def has_means(self) -> bool:
+        """True if nodes have mean keys."""
+        return has_means(self.geometry.settings)
+
+    def node_tiles(self, level: LevelGeometry) -> int:
+        """Tiles, as the sort cuts them, of the keys of a node of a level."""
+        keys = self.geometry.sides[1]
+        return level.node_len // keys.chunk_len * keys.tiles_per_chunk
 
     @property
     def leaf_pairs(self) -> int:

@@ -77,6 +77,7 @@ def forward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
         LaunchCost("scatter", ranks + sorted_tiles * INDEX_BYTES + totals, sorted_tokens * INDEX_BYTES),
         *draw,
         LaunchCost("pair", totals + 2 * drawn, 3 * tiles * INDEX_BYTES + 2 * drawn + biases),
+        *_mean_costs(call),
         LaunchCost(
             "attend", attend_read + drawn + biases, call.level_queries * result_row, 2 * pairs * sum(call.dims), pairs
         ),
@@ -107,20 +108,29 @@ def backward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
     key_row = row + value_row + INDEX_BYTES
     read = query_read + call.level_keys * key_row
     # Levels of a causal call add to the gradients that are there, in float32.
+    tiles = where.sides[0].rows * sum(level.num_nodes * level.num_tiles for level in where.levels)
     before, after = (FLOAT_BYTES, FLOAT_BYTES) if call.is_causal else (0, call.itemsize)
     dq, dk_dv = call.level_queries * dim, call.level_keys * columns
     costs = [
         LaunchCost("lse2", call.queries * LSE_BYTES, call.queries * FLOAT_BYTES),
         LaunchCost("delta", call.queries * 2 * value_row, call.queries * FLOAT_BYTES),
     ]
+    costs += _mean_costs(call)
     if sums:
         sampled = query_read + where.drawn_size * key_row
         costs.append(LaunchCost("samples", sampled, parts, 4 * call.sample_pairs * columns, call.sample_pairs))
         costs.append(LaunchCost("reduce", parts, sums))
     if call.is_causal:
         costs.append(_leaves_cost(call))
+    # One part of the gradients of a mean key a tile.
+    mean_parts = call.has_means * tiles * columns * FLOAT_BYTES
+    mean_grads = call.has_means * where.num_key_nodes * columns * FLOAT_BYTES
+    costs.append(
+        LaunchCost("queries", read + dq * before, dq * after + mean_parts, 2 * pairs * (2 * dim + value_dim), pairs)
+    )
+    if call.has_means:
+        costs.append(LaunchCost("spread", mean_parts, mean_grads))
     costs += [
-        LaunchCost("queries", read + dq * before, dq * after, 2 * pairs * (2 * dim + value_dim), pairs),
         LaunchCost(
             "keys", read + dk_dv * before + sums, dk_dv * after, 4 * call.block_pairs * columns, call.block_pairs
         ),
@@ -130,6 +140,19 @@ def backward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
         rounded = (call.queries * dim + call.keys * columns) * (call.itemsize + FLOAT_BYTES)
         costs.append(LaunchCost("rounding", rounded, rounded))
     return tuple(costs)
+
+
+def _mean_costs(call: CallSizes) -> list[LaunchCost]:
+    """The launches that make mean keys; the certain keys that are taken off are few rows, which the cache holds."""
+    if not call.has_means:
+        return []
+    where, (row, value_row), keys = call.geometry, call.row_bytes, call.geometry.sides[1]
+    mean = sum(call.dims) * FLOAT_BYTES
+    read = keys.rows * sum(level.num_nodes * call.node_tiles(level) for level in where.levels) * mean
+    return [
+        LaunchCost("tiles", call.keys * (row + value_row), keys.rows * keys.num_tiles * mean),
+        LaunchCost("means", read + 2 * where.drawn_size * INDEX_BYTES, where.num_key_nodes * mean),
+    ]
 
 
 def _hash_cost(call: CallSizes, name: str, tokens: int) -> LaunchCost:

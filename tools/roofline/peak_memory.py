@@ -10,12 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hyperattn_core.planning.samples import NUM_CLASSES
+from hyperattn_core.triton_backend.kernels.mean_keys import ENTRIES
 from tools.roofline.call_sizes import DOUBLE_BYTES, FLOAT_BYTES, INDEX_BYTES, LSE_BYTES, CallSizes
 
 # FlashAttention-2 rounds lengths and head sizes up in what it keeps in float32.
 _FLASH_ROWS = 128
 _FLASH_COLUMNS = 32
 _WIDE_FLASH_COLUMNS = 64
+# Queries of a piece of a tile, as the usual configurations of the query kernel take it.
+_PIECE_QUERIES = 64
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,28 @@ def hyper_peak(call: CallSizes) -> PeakMemory:
     plan = where.data_size * INDEX_BYTES + where.drawn_size * FLOAT_BYTES
     partial = where.partial_rows * (value_dim * itemsize + LSE_BYTES)
     kept = plan + result
-    forward = max(plan + _planning_bytes(call), kept + partial + (leaves if call.is_causal else 0))
+    row = (head_dim + value_dim) * FLOAT_BYTES
+    means = call.has_means * where.num_key_nodes * (row + ENTRIES.value * FLOAT_BYTES)
+    tiles = call.has_means * where.sides[1].rows * where.sides[1].num_tiles * row
+    forward = max(
+        plan + _planning_bytes(call), kept + partial + means + max(tiles, leaves if call.is_causal else 0)
+    )  # fmt: skip
 
-    base = kept + queries * 2 * FLOAT_BYTES
-    sample_row = (head_dim + value_dim) * FLOAT_BYTES
-    parts, sums = where.sample_parts_size * sample_row, where.drawn_size * sample_row
+    base = kept + queries * 2 * FLOAT_BYTES + means + call.has_means * where.num_key_nodes * row
+    parts, sums = where.sample_parts_size * row, where.drawn_size * row
+    pieces = max(level.num_nodes * level.num_tiles for level in where.levels) * where.sides[0].rows
+    mean_parts = call.has_means * pieces * -(-call.tile_size // _PIECE_QUERIES) * row
     dq, dk, dv = queries * head_dim, keys * head_dim, keys * value_dim
     grads = (dq + dk + dv) * itemsize
     if not call.is_causal:
-        return PeakMemory(kept, forward, base + sums + max(parts, grads))
+        return PeakMemory(kept, forward, base + sums + max(parts, tiles, dq * itemsize + mean_parts, grads))
     rounded = itemsize if itemsize < FLOAT_BYTES else 0
     # Of out and its gradient, which are views of leaves.
     leaf_workspace = _flash_workspace(call) + queries * FLOAT_BYTES + 2 * _contiguous_copy(call)
     steps = (
         parts,
+        tiles,
+        (dk + dv) * itemsize + dq * FLOAT_BYTES + mean_parts,
         grads + leaf_workspace,
         grads + dq * FLOAT_BYTES,
         (dq + dk + dv) * itemsize + dk * FLOAT_BYTES,

@@ -13,16 +13,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 import triton
 
-from hyperattn_core.params import HyperAttentionParams
+from hyperattn_core.params import HyperAttentionParams, Sampling
 from hyperattn_core.triton_backend.backward import key_config, tile_constants
 from hyperattn_core.triton_backend.geometry import SORT_TILE, TILES_PER_PART, LevelGeometry
 from hyperattn_core.triton_backend.plan import HASH_TILES, SCAN_TILES
-from hyperattn_core.triton_backend.sampling import DESIGN_TILES, NORM_TILES
+from hyperattn_core.triton_backend.sampling import DESIGN_TILES, NORM_TILES, mean_constants, mean_grad_constants
 from hyperattn_core.triton_backend.support import interpreted
 from hyperattn_core.triton_backend.tuning.configs import default_backward_config, default_config
 from tools.kernels.builds import builds
@@ -204,6 +204,14 @@ def _rounds(call: CallSizes, arch: int) -> Iterator[tuple[str, Iterator[tuple[fl
         blocks = keys.rows * level.num_nodes * level.num_blocks
         return blocks * -(-level.block_size // of_keys.key_block_n), split * used(level) / blocks
 
+    yield "tiles", iter([(key_tiles, 0)])
+    means, spread = mean_constants(*call.dims), mean_grad_constants(*call.dims, split, config.block_m)
+
+    def mean_programs(level: LevelGeometry) -> tuple[float, float]:
+        return keys.rows * level.num_nodes, (call.node_tiles(level) + level.num_samples) / means["AT_ONCE"]
+
+    yield "means", levels(mean_programs)
+    yield "spread", levels(lambda x: (keys.rows * x.num_nodes, group * split * x.num_tiles / spread["AT_ONCE"]))
     yield "samples", levels(sample_programs)
     yield "keys", levels(key_programs)
     parts = [-(-level.num_tiles // TILES_PER_PART) for level in where.levels]
@@ -224,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seq-len", type=int, default=131072)
     parser.add_argument("--min-seq-len", type=int, default=HyperAttentionParams().min_seq_len)
     parser.add_argument("--causal", action="store_true")
-    parser.add_argument("--sampling", default=HyperAttentionParams().sampling, choices=("iid", "stratified", "probed"))
+    parser.add_argument("--sampling", default=HyperAttentionParams().sampling, choices=get_args(Sampling))
     given = parser.parse_args(arguments)
     if interpreted():
         # The decorated functions of this process are the interpreter's.

@@ -62,7 +62,8 @@ def attend_kernel(
             room: tl.constexpr = 0.0 if v.dtype.element_ty == tl.float16 else 16.0
             acc = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
             if HAS_MEANS:
-                _, mean_value, top = meet_mean(x, means, table, level, key_node_row, qk_scale, D, DV, BLOCK_D, BLOCK_DV)
+                of_mean = meet_mean(x, means, table, level, key_node_row, qk_scale, D, DV, BLOCK_D, BLOCK_DV)
+                mean_value, top = of_mean[1], of_mean[2]
                 # The weight of the largest term so far; where that is none, its decay is zero.
                 one: tl.constexpr = 2.0**-room
                 total = tl.full((BLOCK_M,), one, tl.float32)

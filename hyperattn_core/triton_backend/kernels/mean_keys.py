@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyperattn_core.triton_backend.kernels.common import SIZES, field, head_base, load_rows, size
+from hyperattn_core.triton_backend.kernels.common import SIZES, add_product, field, head_base, load_rows, product, size
 
 #: Behind a mean key and its value in their row: log2(w), and the share 1 / U that each of its U keys has in it.
 ENTRIES = tl.constexpr(2)
@@ -88,11 +88,15 @@ def mean_kernel(
             drawn = slot < num_samples
             log_weight = tl.load(weights + field(table, level, "samples_drawn") + at, mask=drawn, other=-float("inf"))
             is_certain = log_weight == 0.0
-            position = tl.load(data + field(table, level, "sample_position") + at, mask=is_certain, other=0)
-            part = 1.0 / node_len.to(tl.float32)
-            key -= tl.sum(load_rows(k_base, position, k_stride_n, is_certain, D, BLOCK_D).to(tl.float32) * part, 0)
-            value -= tl.sum(load_rows(v_base, position, v_stride_n, is_certain, DV, BLOCK_DV).to(tl.float32) * part, 0)
-            count -= tl.sum(is_certain.to(tl.int32), 0)
+            num_certain = tl.sum(is_certain.to(tl.int32), 0)
+            count -= num_certain
+            if num_certain > 0:
+                position = tl.load(data + field(table, level, "sample_position") + at, mask=is_certain, other=0)
+                part = 1.0 / node_len.to(tl.float32)
+                keys = load_rows(k_base, position, k_stride_n, is_certain, D, BLOCK_D).to(tl.float32)
+                values = load_rows(v_base, position, v_stride_n, is_certain, DV, BLOCK_DV).to(tl.float32)
+                key -= tl.sum(keys * part, 0)
+                value -= tl.sum(values * part, 0)
             weight += tl.sum(tl.where(is_certain, 0.0, tl.exp2(log_weight)), 0)
         # Where every key is sampled, or one block holds all, nothing is lacking.
         lacks = (num_samples > 0) & (num_samples < node_len)
@@ -109,6 +113,34 @@ def mean_kernel(
 
 
 @triton.jit
+def as_rows(row, dtype: tl.constexpr, TERMS: tl.constexpr):
+    """The 16 rows that tensor cores take at least; the first TERMS add up to a row of float32, the others are zero."""
+    rows = tl.arange(0, 16)[:, None]
+    term = row.to(dtype).to(tl.float32)
+    found = tl.where(rows == 0, term[None, :], 0.0)
+    for place in tl.static_range(1, TERMS):
+        # Of what is infinite nothing is left.
+        row = tl.where(tl.abs(term) < float("inf"), row - term, 0.0)
+        term = row.to(dtype).to(tl.float32)
+        found = tl.where(rows == place, term[None, :], found)
+    return found.to(dtype)
+
+
+@triton.jit
+def products(x, row):
+    """The inner product of each row of x with a row of float32."""
+    terms: tl.constexpr = 1 if x.dtype == tl.float32 else 3
+    return tl.sum(product(x, as_rows(row, x.dtype, terms)), 1)
+
+
+@triton.jit
+def weighted_sum(weights, x):
+    """The sum of the rows of x with weights, which are rounded to the dtype of x as those of other keys are."""
+    columns = tl.trans(as_rows(weights, x.dtype, 1))
+    return tl.sum(add_product(tl.trans(x), columns, tl.zeros((x.shape[1], 16), tl.float32)), 1)
+
+
+@triton.jit
 def meet_mean(
     x, means, table, level, key_node_row, qk_scale,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -116,8 +148,22 @@ def meet_mean(
     """The mean key of a node, its value, and its logits with queries x, to base 2 and with log2(w) added."""
     at = means + (field(table, level, "key_nodes") + key_node_row) * (D + DV + ENTRIES)
     key = load_row(at, D, BLOCK_D)
-    logits = tl.sum(x.to(tl.float32) * key[None, :], 1) * qk_scale + tl.load(at + (D + DV))
+    logits = products(x, key) * qk_scale + tl.load(at + (D + DV))
     return key, load_row(at + D, DV, BLOCK_DV), logits
+
+
+@triton.jit
+def through_mean(
+    x, g, row_lse, row_delta, means, table, level, key_node_row, qk_scale, part_at,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    """ds k of the mean key for some queries; what they add to ds^T q and to p^T grad_out is written at part_at."""
+    key, value, logits = meet_mean(x, means, table, level, key_node_row, qk_scale, D, DV, BLOCK_D, BLOCK_DV)
+    p = tl.exp2(logits - row_lse)
+    ds = p * (products(g, value) - row_delta)
+    store_row(part_at, weighted_sum(ds, x), D, BLOCK_D)
+    store_row(part_at + D, weighted_sum(p, g), DV, BLOCK_DV)
+    return ds[:, None] * key[None, :]
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -26,7 +26,7 @@ from hyperattn_core.triton_backend.kernels.common import (
     size,
     tile_queries,
 )
-from hyperattn_core.triton_backend.kernels.mean_keys import meet_mean, store_row
+from hyperattn_core.triton_backend.kernels.mean_keys import through_mean
 
 
 @triton.jit
@@ -80,15 +80,11 @@ def query_kernel(
         qk_scale = scale * LOG2_E
         acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
         if HAS_MEANS:
-            mean_key, mean_value, logits = meet_mean(
-                x, means, table, level, key_node_row, qk_scale, D, DV, BLOCK_D, BLOCK_DV
-            )
-            p = tl.exp2(logits - row_lse)
-            ds = p * (tl.sum(g.to(tl.float32) * mean_value[None, :], 1) - row_delta)
-            acc += ds[:, None] * mean_key[None, :]
-            to = mean_parts + tl.program_id(0).to(tl.int64) * (D + DV)
-            store_row(to, tl.sum(ds[:, None] * x.to(tl.float32), 0), D, BLOCK_D)
-            store_row(to + D, tl.sum(p[:, None] * g.to(tl.float32), 0), DV, BLOCK_DV)
+            part_at = mean_parts + tl.program_id(0).to(tl.int64) * (D + DV)
+            acc += through_mean(
+                x, g, row_lse, row_delta, means, table, level, key_node_row, qk_scale, part_at,
+                D, DV, BLOCK_D, BLOCK_DV,
+            )  # fmt: skip
         for step in range(steps):
             keys, values, logits = meet_keys(
                 x, keys_at, values_at, qk_scale, block_steps, meets, step, D, DV, BLOCK_N, BLOCK_D, BLOCK_DV, PER_TILE

@@ -63,11 +63,12 @@ class BackwardConfig:
 
 
 def candidates(arch: int, dtype: torch.dtype, head_dim: int) -> tuple[AttendConfig, ...]:
-    """The configurations worth trying, the default first, which does not spill with Triton 3.6.0 and the pinned one."""
+    """The configurations worth trying, the default first, which does not spill with Triton 3.6.0 and the pinned one, but
+    for rows of more than 128 numbers in float32."""
     if dtype == torch.float32:  # Products without tensor cores: registers decide.
         if head_dim <= 64:
             return (AttendConfig(32, 32, 4, 2), AttendConfig(64, 32, 8, 2))
-        return (AttendConfig(16, 16, 4, 1),)
+        return (AttendConfig(16, 16, 8, 1),)
     if head_dim <= 64:
         return (
             AttendConfig(128, 64, 4, 3),
@@ -94,7 +95,7 @@ def default_backward_config(arch: int, dtype: torch.dtype, head_dim: int) -> Bac
     """The configuration of the backward kernels, which do not spill with Triton 3.6.0 and the pinned one."""
     if dtype == torch.float32:
         if head_dim <= 128:
-            return BackwardConfig(16, 16, 16, 8 if arch >= 90 and head_dim > 64 else 4, 2)
+            return BackwardConfig(16, 16, 16, 8 if head_dim > 64 else 4, 2)
         return BackwardConfig(16, 16, 16, 8, 1 if arch >= 90 else 2)
     if head_dim <= 64:
         # A warp takes 16 keys: with 4 for 32 keys, or registers for 64, sm_80 would do work twice, or spill.
