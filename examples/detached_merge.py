@@ -26,12 +26,14 @@ class Part:
     Attributes:
         node_len: S; node g has the keys [2gS, 2gS + S) and the queries that follow them, a leaf both in [gS, gS + S).
         is_leaf: whether this is the exact part on the diagonal.
-        weights: (B or 1, H or 1, G or 1, S, S), 0 for a key that is not met.
+        weights: (B or 1, H or 1, G or 1, S, S), 0 for a key that is not met; (B, H, G, 1, 1) for a mean key.
+        shares: (B, H, G, 1, S), those of the keys in the mean key, None for another part.
     """
 
     node_len: int
     is_leaf: bool
     weights: Tensor
+    shares: Tensor | None = None
 
 
 def check_lengths(seq_len: int, min_seq_len: int) -> None:
@@ -66,7 +68,8 @@ def merged_parts(
 
 
 def parts_of(plan: AttentionPlan, dtype: torch.dtype = torch.float64) -> list[Part]:
-    """The leaves, and for each level the block part and the sampled part; no key is in two parts of a query."""
+    """The leaves, and for each level block, samples and, with "truncated" sampling, mean key: no key is in two parts of
+    a query but through the mean."""
     if plan.leaf_len is None:
         raise ValueError("plan must be causal and longer than min_seq_len: there is nothing to merge in another one")
     check_lengths(plan.shape[3], plan.leaf_len)
@@ -78,7 +81,18 @@ def parts_of(plan: AttentionPlan, dtype: torch.dtype = torch.float64) -> list[Pa
     for level in plan.levels:
         same_block, sampled = _level_weights(level, dtype)
         parts += [Part(level.node_len, False, weights) for weights in (same_block, sampled * (1 - same_block))]
+        if plan.params.sampling == "truncated":
+            parts.append(_mean_key(level, sampled, plan.params.block_size))
     return parts
+
+
+def _mean_key(level: LevelPlan, sampled: Tensor, block_size: int) -> Part:
+    """The part of a level's mean keys, from the weights of its samples (B, H, G, 1, S)."""
+    is_certain = sampled == 1.0
+    count = level.node_len - is_certain.sum(4, keepdim=True)
+    lack = count - sampled.masked_fill(is_certain, 0.0).sum(4, keepdim=True)
+    weights = lack.clamp(min=0.0) * max(0.0, 1.0 - block_size / level.node_len)
+    return Part(level.node_len, False, weights, (~is_certain).to(sampled.dtype) / count.clamp(min=1))
 
 
 def _level_weights(level: LevelPlan, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -104,6 +118,8 @@ def _attend(part: Part, q: Tensor, k: Tensor, v: Tensor, scale: float, detach: b
     else:
         halves = [x.unflatten(2, (-1, 2, part.node_len)) for x in (q, k, v)]
         q, k, v = halves[0][:, :, :, 1], halves[1][:, :, :, 0], halves[2][:, :, :, 0]
+    if part.shares is not None:
+        k, v = part.shares @ k, part.shares @ v
     logits = (scale * q) @ k.transpose(3, 4) + part.weights.log().clamp_(min=_ABSENT)
     out = logits.softmax(dim=4) @ v
     lse = (logits.detach() if detach else logits).logsumexp(dim=4)

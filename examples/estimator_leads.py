@@ -1,6 +1,6 @@
 """Error of variants of the estimator at equal work, by dense prototypes, on captured q, k and v and on Gaussian ones.
 
-The baseline is the library's own plan (causal, "probed", "bucket"). Each lead changes one thing, or joins two, with
+The baseline is a plan of the library (causal, "probed", "bucket"). Each lead changes one thing, or joins two, with
 sizes by which a query meets about as many keys; a centroid counts as a key, planning is not counted. The folder that
 is written holds errors.csv (a row for each head, size, seed and lead) and environment.json.
 """
@@ -233,7 +233,7 @@ def errors_of(name: str, q: Tensor, k: Tensor, v: Tensor) -> Iterator[dict[str, 
             yield {**told, "lead": RUNNING_MEAN, "seed": 0, "keys": 0.0, "error": relative_frobenius(mean, exact)}
             for lead in leads(leaf, block_size, sample_size, n):
                 b, m = lead.block_size or 1, lead.sample_size
-                params = HyperAttentionParams(b, m, min_seq_len=leaf, pairing=lead.pairing)
+                params = HyperAttentionParams(b, m, min_seq_len=leaf, sampling="probed", pairing=lead.pairing)
                 for seed in range(SEEDS):
                     plan = None if lead.flat else make_plan(q, k, params, seed, is_causal=True)
                     out, keys = estimate(head, nodes_of(head, plan, index, lead, leaf, seed), lead, leaf)

@@ -217,10 +217,9 @@ def _positions(where: Geometry, seed: int, device: str) -> Tensor:
 
 @kept_on_device(maxsize=64)
 def _points(where: Geometry, seed: int, device: str) -> Tensor:
-    """The first point of every node of every level with samples, in units, int64 flat."""
+    """The first point of every node of every level, in units, int64 flat."""
     parts = [
         (sample_offsets(level, where.shape, seed, device) * unit(level.num_samples)).floor().to(torch.int64).view(-1)
         for level in where.levels
-        if level.num_samples
     ]
-    return torch.cat(parts) if parts else torch.zeros(1, dtype=torch.int64, device=device)
+    return torch.cat(parts)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hyperattn_core import AttentionPlan, exact_attention, hyper_attention, make_plan
-from hyperattn_core.oracle import weight_matrix
+from hyperattn_core.oracle import mean_key_matrices, weight_matrix
 from hyperattn_core.planning.membership import membership
 from tests.helpers.core_inputs import CHOICES, PAIRINGS, Case, cases, qkv, small_params
 from tests.helpers.slow import slow
@@ -60,10 +60,13 @@ def check_value(out: Tensor, lse: Tensor, met: Tensor, column: int, near: Tensor
 def met_through_means(plan: AttentionPlan) -> Tensor:
     """Keys (B, H, Nq, Nk) that are in a node of the query, where the node has a mean key."""
     met = torch.zeros(*plan.shape[:2], *plan.shape[3:], dtype=torch.bool)
-    for level in plan.levels if plan.params.sampling == "truncated" else ():
-        if 0 < level.sample_index.shape[3] < level.node_len:
-            for b, h in itertools.product(range(met.shape[0]), range(met.shape[1])):
-                met[b, h] |= membership(plan, level, b, h).met(torch.arange(met.shape[2]))[1]
+    if plan.params.sampling != "truncated":
+        return met
+    has_weight = (mean_key_matrices(plan)[1] > 0).split([level.key_order.shape[2] for level in plan.levels], dim=3)
+    for level, of_level in zip(plan.levels, has_weight, strict=True):
+        for b, h in itertools.product(range(met.shape[0]), range(met.shape[1])):
+            in_node = membership(plan, level, b, h).met(torch.arange(met.shape[2]))[1]
+            met[b, h] |= in_node & of_level[b, h].any(1, keepdim=True)
     return met
 
 

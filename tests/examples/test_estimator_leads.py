@@ -35,7 +35,9 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 def estimate(inputs: tuple[Tensor, Tensor, Tensor], lead: Lead, index: int) -> tuple[Tensor, float]:
     """The estimate of one head by a lead."""
     q, k, v = inputs
-    params = HyperAttentionParams(lead.block_size or 1, lead.sample_size, min_seq_len=LEAF, pairing=lead.pairing)
+    params = HyperAttentionParams(
+        lead.block_size or 1, lead.sample_size, min_seq_len=LEAF, sampling="probed", pairing=lead.pairing
+    )
     plan = None if lead.flat else make_plan(q, k, params, 1, is_causal=True)
     head: Head = estimator_leads.head_of(q, k, v, index)
     return estimator_leads.estimate(head, estimator_leads.nodes_of(head, plan, index, lead, LEAF, 1), lead, LEAF)
@@ -44,7 +46,7 @@ def estimate(inputs: tuple[Tensor, Tensor, Tensor], lead: Lead, index: int) -> t
 @pytest.mark.parametrize("pairing", ["bucket", "routed"])
 def test_the_baseline_is_the_library(inputs: tuple[Tensor, Tensor, Tensor], pairing: str) -> None:
     lead = Lead("baseline", 32, 16, pairing=pairing)  # type: ignore[arg-type]
-    params = HyperAttentionParams(32, 16, min_seq_len=LEAF, pairing=lead.pairing)
+    params = HyperAttentionParams(32, 16, min_seq_len=LEAF, sampling="probed", pairing=lead.pairing)
     expected = hyper_attention(*inputs, is_causal=True, seed=1, params=params, enable_gqa=True)
     for index in (0, 3):
         out, keys = estimate(inputs, lead, index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -140,6 +141,27 @@ def test_probes_cost_one_more_reading_of_the_keys() -> None:
     assert keys < probed - plain < 1.2 * keys
 
 
+MEANS = ("tiles", "means")
+
+
+def test_mean_keys_take_two_launches_more_and_one_in_the_backward_pass() -> None:
+    probed, truncated = ([c.name for c in costs_of(131072, sampling=s)] for s in ("probed", "truncated"))
+    assert truncated == [*probed[:-1], *MEANS, "attend"]
+    backward = [c.name for c in costs_of(131072, costs=backward_costs, sampling="truncated")]
+    assert backward == ["lse2", "delta", *MEANS, "samples", "reduce", "queries", "spread", "keys"]
+
+
+@pytest.mark.parametrize("leaf", [None, 2048])
+@pytest.mark.parametrize("costs", [forward_costs, backward_costs])
+def test_mean_keys_cost_one_reading_of_keys_and_values(costs: Callable[..., Any], leaf: int | None) -> None:
+    """Their sums, and the parts of their gradients, are small besides."""
+    probed, truncated = (
+        total_cost(costs_of(131072, leaf=leaf, costs=costs, sampling=s)).bytes for s in ("probed", "truncated")
+    )
+    keys_and_values = 2 * 131072 * HEADS * HEAD_DIM * 2
+    assert keys_and_values < truncated - probed < 1.4 * keys_and_values
+
+
 @pytest.mark.parametrize("leaf", [1024, 2048, 4096])
 @pytest.mark.parametrize("card", [A100, H100])
 def test_a_causal_plan_takes_about_15_percent_of_a_forward_pass_at_most(leaf: int, card: dict[str, float]) -> None:
@@ -157,7 +179,7 @@ def test_exact_calls_have_no_launches(costs: Callable[..., tuple[LaunchCost, ...
 
 def test_no_samples_no_launch_for_them() -> None:
     """One block holds every key of a node."""
-    params = HyperAttentionParams(block_size=64, min_seq_len=64)
+    params = HyperAttentionParams(block_size=64, min_seq_len=64, sampling="probed")
     costs = backward_costs(CallSizes((1, 1, 1, 128, 128), 64, is_causal=True, params=params))
     assert [c.name for c in costs] == ["lse2", "delta", "leaves", "queries", "keys", "rounding"]
 
@@ -166,8 +188,9 @@ def test_the_table_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert model.main(["--seq-len", "8192", "--causal"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in table if line] == [
-        "forward", "hash", *PROBING[:3], "scan", "scatter", *PROBING[3:], "pair", "attend", "leaves", "merge", "all",
-        "backward", "lse2", "delta", "samples", "reduce", "leaves", "queries", "keys", "rounding", "all",
+        "forward", "hash", *PROBING[:3], "scan", "scatter", *PROBING[3:], "pair", *MEANS, "attend", "leaves", "merge",
+        "all", "backward", "lse2", "delta", *MEANS, "samples", "reduce", "leaves", "queries", "spread", "keys",
+        "rounding", "all",
         "peak", "hyper", "flash2",
     ]  # fmt: skip
 

@@ -26,9 +26,10 @@ PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 both_masks = pytest.mark.parametrize("is_causal", [*slow(False), True])
 
 
-def small_call(is_causal: bool) -> Call:
+def small_call(is_causal: bool, sampling: str = "truncated") -> Call:
     """A call of the fewest tokens that have levels."""
-    return Call(queries=40, is_causal=is_causal, params={"block_size": 8, "sample_size": 8, "min_seq_len": 17})
+    sizes = {"block_size": 8, "sample_size": 8, "min_seq_len": 17}
+    return Call(queries=40, is_causal=is_causal, params={**sizes, "sampling": sampling})
 
 
 class TestOperators:
@@ -110,12 +111,14 @@ class TestOperators:
 
 
 @both_masks
-def test_stages_give_the_output(is_causal: bool) -> None:
-    call = small_call(is_causal)
+@pytest.mark.parametrize("sampling", ["stratified", "truncated"])
+def test_stages_give_the_output(sampling: str, is_causal: bool) -> None:
+    call = small_call(is_causal, sampling)
     q, k, v = call.inputs()
     stages = attention_stages(q, k, v, is_causal=is_causal, params=call.parameters(), seed=2, backend="triton")
     expected = hyper_attention(q, k, v, is_causal=is_causal, params=call.parameters(), seed=2, backend="triton")
-    names = ["hash", "sort", "sample", "attend"]
+    drawn = {"stratified": ["sort", "sample"], "truncated": ["probe", "sort", "sample", "mean_keys"]}
+    names = ["hash", *drawn[sampling], "attend"]
     assert list(stages) == ([*names, "leaves", "merge"] if is_causal else names)
     for _ in range(2):
         for run in stages.values():

@@ -42,7 +42,7 @@ def test_flash_attention_2_is_counted_as_its_buffers_are() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampling", ["stratified", "probed"])
+@pytest.mark.parametrize("sampling", ["stratified", "probed", "truncated"])
 @pytest.mark.parametrize(
     ("is_causal", "heads", "kv_heads", "value_dim"),
     [pytest.param(False, 2, 1, 32, marks=pytest.mark.slow), (True, 1, 1, None)],

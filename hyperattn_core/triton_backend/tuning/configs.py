@@ -63,8 +63,10 @@ class BackwardConfig:
 
 
 def candidates(arch: int, dtype: torch.dtype, head_dim: int) -> tuple[AttendConfig, ...]:
-    """The configurations worth trying, the default first, which does not spill with Triton 3.6.0 and the pinned one, but
-    for rows of more than 128 numbers in float32."""
+    """The configurations worth trying, the default first, which does not spill with Triton 3.6.0 and the pinned one.
+
+    But for float32 with rows of more than 128 numbers.
+    """
     if dtype == torch.float32:  # Products without tensor cores: registers decide.
         if head_dim <= 64:
             return (AttendConfig(32, 32, 4, 2), AttendConfig(64, 32, 8, 2))

@@ -17,7 +17,7 @@ from hyperbench.measure.methods.windows.attention import window_attention
 from hyperbench.measure.methods.windows.band import Band
 from hyperbench.store.schema import Pass, Point
 
-_BLOCKS = HyperAttentionParams(sample_size=1)
+_BLOCKS = HyperAttentionParams(sample_size=1, sampling="stratified")
 
 
 class WindowSinks:
