@@ -209,8 +209,8 @@ def attention_stages(
     hash: ranks of queries and keys (projections, with "centred" hashing). probe, where probes are used: how much the
     probes attend to each key. sort: the order, the pairing and the tiles. sample: the sampled keys. attend: the
     non-causal levels. leaves and merge, under a causal mask: exact attention on the diagonal, and the union of all
-    parts. mean_keys, with "truncated" sampling: the mean keys, and their union with the rest. A call that is exact
-    attention has the one stage exact.
+    parts. mean_keys, with "truncated" sampling: the mean keys; in PyTorch, where it comes last, also their union with
+    the rest. A call that is exact attention has the one stage exact.
 
     Args:
         q: queries (B, H, Nq, D).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from tests.helpers.core_inputs import doubled, qkv, relative_error, with_gradien
 from tests.helpers.slow import slow
 
 PARAMS = HyperAttentionParams(block_size=16, sample_size=16, min_seq_len=32, sampling="stratified")
+TRUNCATED = replace(PARAMS, sampling="truncated")
 
 
+@pytest.mark.parametrize("params", [PARAMS, TRUNCATED])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "logit"),
@@ -25,12 +28,14 @@ PARAMS = HyperAttentionParams(block_size=16, sample_size=16, min_seq_len=32, sam
         *slow((torch.float32, 1.0), (torch.float32, 8e4), (torch.float32, 7.2e7), (torch.bfloat16, 8e4)),
     ],
 )
-def test_the_mean_of_equal_values_is_that_value(dtype: torch.dtype, logit: float, is_causal: bool) -> None:
+def test_the_mean_of_equal_values_is_that_value(
+    dtype: torch.dtype, logit: float, is_causal: bool, params: HyperAttentionParams
+) -> None:
     q = torch.full((1, 1, 150, 16), (logit / 4) ** 0.5, dtype=dtype)
     tolerance = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
     for value in (1.0, 0.98 * torch.finfo(dtype).max):
         v = torch.full_like(q, value)
-        out = hyper_attention(q, q, v, is_causal=is_causal, params=PARAMS, backend="triton")
+        out = hyper_attention(q, q, v, is_causal=is_causal, params=params, backend="triton")
         torch.testing.assert_close(out / v, torch.ones_like(out), rtol=0, atol=tolerance)
 
 

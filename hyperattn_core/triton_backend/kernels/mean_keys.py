@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from hyperattn_core.triton_backend.kernels.common import SIZES, add_product, field, head_base, load_rows, product, size
+from hyperattn_core.triton_backend.kernels.probe import tile_keys
 
 #: Behind a mean key and its value in their row: log2(w), and the share 1 / U that each of its U keys has in it.
 ENTRIES = tl.constexpr(2)
@@ -38,11 +39,7 @@ def tile_kernel(
     D: tl.constexpr, DV: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """1 / TILE of the sums of keys and values of each tile that the keys are cut into for the sort: (D + DV) floats."""
-    tile, row = tl.program_id(0) % key_tiles, tl.program_id(0) // key_tiles
-    per_chunk = tl.cdiv(key_chunk, TILE)
-    begin = tile // per_chunk * key_chunk
-    position = begin + tile % per_chunk * TILE + tl.arange(0, TILE)
-    valid = position < tl.minimum(begin + key_chunk, num_keys)
+    row, _, _, position, valid = tile_keys(key_tiles, key_chunk, num_keys, TILE)
     batch, head = row // kv_heads, row % kv_heads
     keys = load_rows(head_base(k, batch, head, k_stride_b, k_stride_h), position, k_stride_n, valid, D, BLOCK_D)
     values = load_rows(head_base(v, batch, head, v_stride_b, v_stride_h), position, v_stride_n, valid, DV, BLOCK_DV)
