@@ -29,7 +29,7 @@ HALF = (torch.float16, torch.bfloat16)
 DTYPES = (*HALF, torch.float32)
 CHOICES = (
     ("iid", "rank"), ("iid", "bucket"), ("stratified", "rank"), ("stratified", "bucket"), ("probed", "bucket"),
-    ("probed", "routed"), ("truncated", "bucket"),
+    ("probed", "routed"), ("truncated", "bucket"), ("truncated", "routed"),
 )  # fmt: skip
 #: How many times the error of plain PyTorch in the same precision is allowed; float32 has few bits to hide behind.
 ALLOWED = {torch.float16: 3.0, torch.bfloat16: 3.0, torch.float32: 5.0}

@@ -107,8 +107,8 @@ def backward_costs(call: CallSizes) -> tuple[LaunchCost, ...]:
     query_read = call.level_queries * (row + value_row + INDEX_BYTES + 2 * FLOAT_BYTES)
     key_row = row + value_row + INDEX_BYTES
     read = query_read + call.level_keys * key_row
-    # Levels of a causal call add to the gradients that are there, in float32.
     tiles = where.sides[0].rows * sum(level.num_nodes * level.num_tiles for level in where.levels)
+    # Levels of a causal call add to the gradients that are there, in float32.
     before, after = (FLOAT_BYTES, FLOAT_BYTES) if call.is_causal else (0, call.itemsize)
     dq, dk_dv = call.level_queries * dim, call.level_keys * columns
     costs = [
