@@ -25,7 +25,7 @@ from tests.helpers.made_runs import last_of
 
 STAGED = (*TINY, "method=[flash2,hyper]", "passes=[forward]", "stages=true")
 PLANNING = ["hash", "probe", "sort", "sample"]
-STAGES = {False: [*PLANNING, "attend"], True: [*PLANNING, "attend", "leaves", "merge"]}
+STAGES = {False: [*PLANNING, "attend", "mean_keys"], True: [*PLANNING, "attend", "leaves", "merge", "mean_keys"]}
 PASSES = {"forward", "backward", "forward_backward"}
 METRICS = {"out_rel_fro", "out_max_abs", "out_row_rel_p50", "dq_rel_fro", "dk_rel_fro", "dv_rel_fro", "out_rel_op"}
 
@@ -130,7 +130,7 @@ def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_p
     answer = call("run", *STAGED, "out=run", "--json")
     # A method that tells no stages is no failure.
     assert answer.code == 0, answer.err
-    assert json.loads(answer.out)["stages_now"] == {"ok": 24, "unsupported": 4}
+    assert json.loads(answer.out)["stages_now"] == {"ok": 28, "unsupported": 4}
     run = load_run(tmp_path / "run")
     for (_, is_causal), rows in run.stages[run.stages["method"] == "hyper"].groupby(["point_id", "is_causal"]):
         assert list(rows.sort_values("position")["stage"]) == STAGES[bool(is_causal)]
@@ -143,7 +143,7 @@ def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_p
     assert set(pd.read_parquet(tmp_path / "run" / "timings.parquet")["stage"]) == {"", *run.stages["stage"]}
     shown = call("show", "--run", "run")
     assert "stages of hyper, with causal masking" in shown.out
-    assert len(json.loads(call("show", "--run", "run", "--json").out)["stages"]) == 28
+    assert len(json.loads(call("show", "--run", "run", "--json").out)["stages"]) == 32
     (figure,) = json.loads(call("plot", "stages", "--run", "run", "--json").out)["paths"]
     assert (tmp_path / figure).stat().st_size > 1_000_000
     assert (
@@ -159,7 +159,7 @@ def test_stages_are_measured_shown_plotted_exported_and_not_measured_twice(tmp_p
     assert json.loads(again.out)["stages_now"] == Counter(record["status"] for record in lost), again.err
     assert json.loads(again.out)["measured_now"] == {}
     assert journal.read_bytes().startswith(b"".join(kept))
-    assert len(load_run(tmp_path / "run").stages) == 28
+    assert len(load_run(tmp_path / "run").stages) == 32
 
 
 @pytest.mark.slow

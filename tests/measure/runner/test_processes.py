@@ -193,9 +193,9 @@ def test_stages_that_take_their_process_along_leave_the_others_and_the_passes(tm
     run = load_run(done.folder)
     assert set(run.passes["status"]) == {"ok"}
     hyper = run.stages[run.stages["method"] == "hyper"].sort_values("position")
-    assert list(hyper["stage"]) == ["hash", "probe", "sort", "sample", "attend"]
+    assert list(hyper["stage"]) == ["hash", "probe", "sort", "sample", "attend", "mean_keys"]
     assert (hyper["median_ms"] > 0).all()
-    assert (hyper["num_stages"] == 5).all()
+    assert (hyper["num_stages"] == 6).all()
     dies = run.stages[run.stages["method"] == "dies"].set_index("stage")
     assert dies.loc["all", "status"] == "oom"
     assert "SIGKILL" in dies.loc["all", "message"]
