@@ -141,7 +141,7 @@ class BackwardWork:
         """dq over the keys of one level, written where there are no leaves, else added; and the gradients of its mean
         keys."""
         sizes = self.where.levels[level]
-        constants = self._constants(self.config.query_block_n)
+        constants = self._constants(query_keys(self.where.settings, self.config))
         pieces = constants["SPLIT"] * sizes.num_tiles * sizes.num_nodes * self.where.sides[0].rows
         parts = self.means.floats(pieces)
         query_grad.query_kernel[(pieces,)](
@@ -203,6 +203,11 @@ def tile_constants(head_dim: int, value_dim: int, settings: Settings, block_m: i
 def query_registers(settings: Settings) -> int | None:
     """The limit on registers of a thread of the query kernel."""
     return KEY_REGISTERS if settings.params.pairing == "routed" else None
+
+
+def query_keys(settings: Settings, config: BackwardConfig) -> int:
+    """Keys per step of the query kernel: fewer for routed tiles, whose lists take registers."""
+    return min(32, config.query_block_n) if settings.params.pairing == "routed" else config.query_block_n
 
 
 def key_config(settings: Settings, config: BackwardConfig, head_dim: int) -> BackwardConfig:

@@ -138,7 +138,7 @@ def _backward_builds(arch: int, dtype: torch.dtype, head_dim: int, params: Hyper
     of_keys = backward.key_config(settings, config, head_dim)
     by_query, by_key, by_sample = (
         backward.tile_constants(head_dim, head_dim, settings, config.block_m, block_n)
-        for block_n in (config.query_block_n, of_keys.key_block_n, config.key_block_n)
+        for block_n in (backward.query_keys(settings, config), of_keys.key_block_n, config.key_block_n)
     )
     shape, pairing = f"{kind} d={head_dim}", " routed" if params is ROUTED else ""
     query_label, key_label, sample_label = (

@@ -123,7 +123,10 @@ def with_tile(config: AttendConfig, tile_size: int) -> AttendConfig:
     if tile_size >= 64:
         return dataclasses.replace(config, tile_size=tile_size)
     # Fewer rows need fewer warps, no limit on what each of their threads holds, and leave room for keys of more steps.
-    stages = 5 if config.block_n == 64 else config.num_stages
+    # Lists of blocks, which tiles of routed queries have, take registers: fewer keys at a time leave some for them.
+    block_n = config.block_n if tile_size >= 16 else min(32, config.block_n)
+    stages = 5 if block_n == 64 else config.num_stages
     return dataclasses.replace(
-        config, tile_size=tile_size, num_warps=min(4, config.num_warps), num_stages=stages, max_registers=None
-    )
+        config, tile_size=tile_size, block_n=block_n, num_warps=min(4, config.num_warps), num_stages=stages,
+        max_registers=None,
+    )  # fmt: skip
